@@ -1,0 +1,46 @@
+"""Fast, exact, dependency-aware gene masking for single-cell foundation models.
+
+Public names load on first use, so that importing this package costs no more than importing NumPy.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_ROOMS = {
+    "AuditReport": "audit",
+    "Corpus": "corpus",
+    "CorpusDataset": "dataset",
+    "CorrMasker": "maskers",
+    "DataCollatorForCorrMask": "collator",
+    "DependencyGraph": "graph",
+    "InputError": "errors",
+    "MaskedBatch": "maskers",
+    "MissingExtraError": "errors",
+    "RaggedBatch": "dataset",
+    "Vocabulary": "vocabulary",
+    "audit_masking": "audit",
+    "build_dependency_graph": "graph_building",
+    "get_num_threads": "threads",
+    "read_corpus": "corpus_io",
+    "set_num_threads": "threads",
+    "tokenize_h5ad": "tokenizer",
+    "write_corpus": "corpus_io",
+}
+
+__all__ = sorted(_ROOMS)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ROOMS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_ROOMS[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

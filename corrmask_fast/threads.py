@@ -1,0 +1,65 @@
+"""One pool of threads over ranges of rows, safe under fork and in DataLoader workers.
+
+Kernels release the GIL and never use Numba's own parallel loops: those hang or abort in forked workers.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from corrmask_fast.errors import check_integer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+__all__ = ["get_num_threads", "set_num_threads"]
+
+_state: dict[str, Any] = {"threads": None, "pool": None, "pool_key": None}
+
+
+def set_num_threads(threads: int | None) -> None:
+    """Set how many CPU threads the kernels use (None: CORRMASK_NUM_THREADS, else all cores of this process)."""
+    _state["threads"] = None if threads is None else check_integer("threads", threads, 1)
+
+
+def get_num_threads() -> int:
+    """Return the number of threads in use: always 1 inside a DataLoader worker."""
+    torch_data = sys.modules.get("torch.utils.data")
+    if torch_data is not None and torch_data.get_worker_info() is not None:
+        return 1
+    if _state["threads"] is not None:
+        return _state["threads"]
+    if "CORRMASK_NUM_THREADS" in os.environ:
+        value = os.environ["CORRMASK_NUM_THREADS"]
+        return check_integer("CORRMASK_NUM_THREADS", int(value) if value.isdigit() else value, 1)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def thread_pool() -> ThreadPoolExecutor:
+    """Return the pool of this process, made anew after a fork or when the number of threads changed."""
+    key = (os.getpid(), get_num_threads())
+    if _state["pool_key"] != key:
+        _state["pool"] = ThreadPoolExecutor(key[1], thread_name_prefix="corrmask")
+        _state["pool_key"] = key
+    return _state["pool"]
+
+
+def run_ranges(function: Callable[[int, int], Any], n: int, smallest: int) -> list[Any]:
+    """Call ``function(begin, end)`` over [0, n) in at most one range a thread, none shorter than ``smallest``.
+
+    The calling thread takes the first range itself, so that a single range costs nothing extra.
+    """
+    parts = max(1, min(get_num_threads(), n // max(smallest, 1)))
+    if parts == 1:
+        return [function(0, n)]
+    bounds = [n * part // parts for part in range(parts + 1)]
+    futures = [thread_pool().submit(function, a, b) for a, b in zip(bounds[1:-1], bounds[2:], strict=True)]
+    return [function(0, bounds[1]), *(future.result() for future in futures)]
+
+
+def map_tasks(function: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterable[Any]:
+    """Yield ``function(task)`` for every task, in order, computed on the pool (in place with one thread)."""
+    return map(function, tasks) if get_num_threads() == 1 else thread_pool().map(function, tasks)

@@ -1,0 +1,96 @@
+"""Rows of a ragged corpus, gathered from the buffers they lie in.
+
+A corpus lies in one or more segments (record batches of a memory-mapped Arrow file, or one pair of arrays). Each has
+its own offsets and tokens; a kernel gets their addresses, so that rows from a thousand segments cost no Python.
+
+    segment s:   offsets[s] → | 0 | 3 | 5 | 9 |            cell i of the corpus is row i − first_cell[s] of its segment
+                 tokens[s]  → | a b c | d e | f g h i |
+
+Work split: one call copies any number of rows, in the order given. Assumed: rows lie in [0, first_cell[-1]).
+"""
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from .jit import inline, kernel
+
+OK, OUTSIDE, TWICE = 0, 1, 2  # what gather_rows found: all well, a token outside the vocabulary, a gene twice
+
+
+@intrinsic
+def load_at(typingctx, address, index, like):
+    """Return element ``index`` of the array of ``like``'s dtype that begins at the integer ``address``."""
+    if not isinstance(like, types.Array):
+        return None
+    signature = like.dtype(types.uint64, types.int64, like)
+
+    def codegen(context, builder, signature, args):
+        data_type = context.get_data_type(like.dtype)
+        pointer = builder.inttoptr(args[0], data_type.as_pointer())
+        # Arrow aligns buffers to 8 bytes at least, but a slice may begin anywhere.
+        return builder.load(cgutils.gep(builder, pointer, args[1]), align=1)
+
+    return signature, codegen
+
+
+@inline
+def segment_of(first_cell, cell):
+    """Index of the segment that holds a cell (binary search)."""
+    low, high = 0, first_cell.size - 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        if first_cell[middle] <= cell:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+@kernel
+def row_lengths(first_cell, offset_address, offsets_like, rows, out):
+    """out[k] = length of cell rows[k], as stored."""
+    for k in range(rows.size):
+        s = segment_of(first_cell, rows[k])
+        i = rows[k] - first_cell[s]
+        a = load_at(offset_address[s], i, offsets_like)
+        out[k] = load_at(offset_address[s], i + 1, offsets_like) - a
+
+
+@kernel
+def gather_rows(
+    first_cell, offset_address, token_address, offsets_like, tokens_like, rows, special, max_length, check, out_indptr, out
+):
+    """Copy rows without their special tokens, each cut to ``max_length`` genes, one behind the other into ``out``.
+
+    ``special`` is a bool per token id. Returns (what, k, token): OK, or what is wrong with which row and token.
+    With ``check``, a gene that stands twice in a cell is looked for too.
+    """
+    size = special.size
+    seen = np.full(size if check else 0, -1, np.int64)
+    n = 0
+    out_indptr[0] = 0
+    for k in range(rows.size):
+        s = segment_of(first_cell, rows[k])
+        i = rows[k] - first_cell[s]
+        a = np.int64(load_at(offset_address[s], i, offsets_like))
+        b = np.int64(load_at(offset_address[s], i + 1, offsets_like))
+        begin = n
+        for c in range(a, b):
+            token = np.int64(load_at(token_address[s], c, tokens_like))
+            if token < 0 or token >= size:
+                return OUTSIDE, k, token
+            if special[token]:
+                continue
+            if n - begin == max_length:
+                break
+            if check:
+                if seen[token] == k:
+                    return TWICE, k, token
+                seen[token] = k
+            out[n] = token
+            n += 1
+        out_indptr[k + 1] = n
+    return OK, 0, 0

@@ -1,0 +1,57 @@
+"""Shared fixtures. Set CORRMASK_DATA to a folder of real cells to run the tests that need them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+# Numba's cache does not see edits in files that a kernel imports: key its folder by the text of all kernels.
+# This must stand before the first import of Numba.
+_KERNELS = Path(__file__).resolve().parents[1] / "kernels"
+_TEXT = b"".join(path.read_bytes() for path in sorted(_KERNELS.glob("*.py")))
+os.environ["NUMBA_CACHE_DIR"] = str(
+    Path(tempfile.gettempdir()) / f"corrmask-numba-{os.getuid()}-{hashlib.sha256(_TEXT).hexdigest()[:16]}"
+)
+
+import numpy as np
+import pytest
+
+from corrmask_fast import Corpus, Vocabulary
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """Folder of real cells; the test is skipped where there is none."""
+    folder = Path(os.environ.get("CORRMASK_DATA", ""))
+    if not os.environ.get("CORRMASK_DATA") or not folder.is_dir():
+        pytest.skip("real cells: set CORRMASK_DATA to a folder with pbmc3k.h5ad and geneformer/ to run this")
+    return folder
+
+
+def make_vocabulary(n_genes: int, *, v2: bool = False) -> Vocabulary:
+    """A vocabulary of ``n_genes`` genes G0, G1, … behind the special tokens."""
+    special = ("<pad>", "<mask>", "<cls>", "<eos>") if v2 else ("<pad>", "<mask>")
+    return Vocabulary(special + tuple(f"G{i}" for i in range(n_genes)))
+
+
+def make_corpus(n_cells: int, n_genes: int, *, seed: int = 0, max_length: int | None = None) -> Corpus:
+    """Random cells of very different lengths over genes of very different abundance."""
+    rng = np.random.default_rng(seed)
+    vocabulary = make_vocabulary(n_genes)
+    weight = rng.gamma(0.5, size=n_genes) + 1e-6
+    module = rng.integers(0, 5, n_genes)
+    cells = []
+    for _ in range(n_cells):
+        strength = rng.gamma(weight) * np.where(module == rng.integers(5), 4.0, 1.0)
+        order = np.argsort(-strength, kind="stable")
+        cells.append(order[: rng.integers(0, n_genes + 1)] + 2)
+    indptr = np.concatenate([[0], np.cumsum([cell.size for cell in cells])])
+    return Corpus(indptr, np.concatenate(cells or [np.empty(0, np.int64)]), vocabulary, max_length=max_length)
+
+
+@pytest.fixture(scope="session")
+def vocabulary() -> Vocabulary:
+    """Thirty genes, V1."""
+    return make_vocabulary(30)
