@@ -103,9 +103,10 @@ class Corpus:
         self._segments = [segment for segment in segments if segment.offsets.size > 1] or segments[:1]
         self._order = order
         self._index_segments()
-        for name in self.obs:
-            if len(self.obs[name]) != self.n_cells:
-                raise InputError(f"obs column {name!r} has {len(self.obs[name])} values for {self.n_cells} cells")
+        if isinstance(self.obs, dict):  # a dataset's own columns are not read before they are asked for
+            for name, column in self.obs.items():
+                if len(column) != self.n_cells:
+                    raise InputError(f"obs column {name!r} has {len(column)} values for {self.n_cells} cells")
 
     def _index_segments(self) -> None:
         """Keep the addresses of all segments; offsets and tokens share one dtype over segments."""

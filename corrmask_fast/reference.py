@@ -1,0 +1,178 @@
+"""Algorithms 1 and 2 of the CorrMask paper (Hacohen et al. 2026, appendix A.4 and A.5) in plain Python.
+
+Slow and obvious on purpose: the oracle that every kernel must equal to the bit. Imports nothing from the fast path.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+__all__ = ["mask_row", "mix", "philox4x32", "row_content", "words"]
+
+MASK32, MASK64 = 2**32 - 1, 2**64 - 1
+GOLDEN = 0x9E3779B97F4A7C15
+
+
+# ---------------------------------------------------------------------------------------------------- randomness
+
+
+def philox4x32(counter: Sequence[int], key: Sequence[int]) -> tuple[int, int, int, int]:
+    """Philox4x32-10 (Salmon et al. 2011): four 32-bit words of a four-word counter and a two-word key."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        p0, p1 = 0xD2511F53 * c0, 0xCD9E8D57 * c2
+        c0, c1, c2, c3 = (p1 >> 32) ^ c1 ^ k0, p1 & MASK32, (p0 >> 32) ^ c3 ^ k1, p0 & MASK32
+        k0, k1 = (k0 + 0x9E3779B9) & MASK32, (k1 + 0xBB67AE85) & MASK32
+    return c0, c1, c2, c3
+
+
+def words(seed: int, draw_id: int, column: int, block: int) -> tuple[int, int, int, int]:
+    """Return the words w0 w1 w2 w3 of one column and block of a row's draw."""
+    draw_id &= MASK64
+    return philox4x32((column, block, draw_id & MASK32, draw_id >> 32), (seed & MASK32, seed >> 32))
+
+
+def mix(x: int) -> int:
+    """splitmix64's finaliser on 64 bits."""
+    x &= MASK64
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & MASK64
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & MASK64
+    return x ^ (x >> 31)
+
+
+def row_content(tokens: Mapping[int, int]) -> int:
+    """Return the content of a row's maskable tokens (column → token), the same however the row is padded."""
+    return sum(mix((column << 32) | (token & MASK32)) for column, token in tokens.items()) & MASK64
+
+
+def draw_id_of_epoch(content: int, epoch: int) -> int:
+    """Return the draw of a cell in an epoch."""
+    return mix(content + epoch * GOLDEN)
+
+
+# ------------------------------------------------------------------------------------------- Algorithm 2: masking
+
+
+class MaskedRow(NamedTuple):
+    """One masked row: tokens after replacement, labels (−100 where not masked), masked columns ascending."""
+
+    input_ids: list[int]
+    labels: list[int]
+    masked_positions: list[int]
+
+
+def maskable_columns(
+    tokens: Sequence[int],
+    *,
+    special_token_ids: Sequence[int],
+    pad_token_id: int,
+    attention_mask: Sequence[int] | None = None,
+    special_tokens_mask: Sequence[int] | None = None,
+) -> tuple[int, dict[int, int]]:
+    """Return the row's first non-padding column and its maskable tokens: column counted from there → token."""
+
+    def is_padding(c: int) -> bool:
+        return tokens[c] == pad_token_id if attention_mask is None else not attention_mask[c]
+
+    real = [c for c in range(len(tokens)) if not is_padding(c)]
+    first = real[0] if real else 0
+    protected = [False] * len(tokens) if special_tokens_mask is None else [bool(x) for x in special_tokens_mask]
+    return first, {c - first: tokens[c] for c in real if tokens[c] not in special_token_ids and not protected[c]}
+
+
+def mask_row(
+    tokens: Sequence[int],
+    neighbors: Mapping[int, Sequence[int]],
+    *,
+    vocab_size: int,
+    gene_range: tuple[int, int],
+    pad_token_id: int,
+    mask_token_id: int,
+    special_token_ids: Sequence[int],
+    seed: int,
+    draw_id: int | None = None,
+    epoch: int | None = None,
+    mlm_probability: float = 0.15,
+    structural_ratio: float = 0.5,
+    max_partners: int = 5,
+    mask_replace_prob: float = 0.8,
+    random_replace_prob: float = 0.1,
+    attention_mask: Sequence[int] | None = None,
+    special_tokens_mask: Sequence[int] | None = None,
+    validate: bool = True,
+) -> MaskedRow:
+    """Mask one row: Algorithm 2 with every open detail closed.
+
+    Parameters
+    ----------
+    tokens
+        The row, padding included.
+    neighbors
+        Gene → its neighbours in the dependency graph, ascending. Genes without any may be left out.
+    draw_id, epoch
+        One of them: the draw itself, or the epoch from which it follows together with the row's content.
+    validate
+        Raise ValueError for a token outside [0, vocab_size); else it counts as a gene without neighbours.
+    """
+    for column, token in enumerate(tokens):
+        if validate and not 0 <= token < vocab_size:
+            raise ValueError(f"token {token} in column {column} must be in [0, {vocab_size})")
+    first, maskable = maskable_columns(
+        tokens,
+        special_token_ids=special_token_ids,
+        pad_token_id=pad_token_id,
+        attention_mask=attention_mask,
+        special_tokens_mask=special_tokens_mask,
+    )
+    if draw_id is None:
+        assert epoch is not None, "give draw_id or epoch"
+        draw_id = draw_id_of_epoch(row_content(maskable), epoch)
+
+    def w(column: int) -> tuple[int, int, int, int]:
+        return words(seed, draw_id, column, 0)
+
+    n = len(maskable)
+    budget = math.floor(n * mlm_probability)
+    quota = math.floor(budget * structural_ratio)
+    position: dict[int, int] = {}  # gene → its first maskable column
+    for column, token in maskable.items():
+        position.setdefault(token, column)
+
+    # Structural expansion: seeds in random order, each with its sampled partners.
+    masked: set[int] = set()
+    seeds = [column for token, column in position.items() if neighbors.get(token)]
+    for column in sorted(seeds, key=lambda column: (w(column)[0], column)):
+        if len(masked) >= quota:
+            break
+        masked.add(column)
+        keyed = []
+        for j, gene in enumerate(neighbors[maskable[column]]):
+            if gene in position:
+                keyed.append((words(seed, draw_id, column, 1 + j // 4)[j % 4], j, position[gene]))
+        for _, _, partner in sorted(keyed)[:max_partners]:
+            if len(masked) >= quota:
+                break
+            masked.add(partner)
+
+    # Random top-up: the budget is always met.
+    rest = sorted((column for column in maskable if column not in masked), key=lambda column: (w(column)[1], column))
+    masked.update(rest[: budget - len(masked)])
+
+    # 80/10/10 replacement.
+    mask_below = math.floor(mask_replace_prob * 2**32)
+    random_below = math.floor((mask_replace_prob + random_replace_prob) * 2**32)
+    lo, hi = gene_range
+    out, labels = list(tokens), [-100] * len(tokens)
+    for column in masked:
+        _, _, w2, w3 = w(column)
+        labels[first + column] = tokens[first + column]
+        if w2 < mask_below:
+            out[first + column] = mask_token_id
+        elif w2 < random_below:
+            out[first + column] = lo + ((w3 * (hi - lo)) >> 32)
+    return MaskedRow(out, labels, sorted(first + column for column in masked))
