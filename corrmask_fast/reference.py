@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["mask_row", "mix", "philox4x32", "row_content", "words"]
+__all__ = ["audit_rows", "mask_row", "mix", "philox4x32", "row_content", "words"]
 
 MASK32, MASK64 = 2**32 - 1, 2**64 - 1
 GOLDEN = 0x9E3779B97F4A7C15
@@ -176,3 +176,68 @@ def mask_row(
         elif w2 < random_below:
             out[first + column] = lo + ((w3 * (hi - lo)) >> 32)
     return MaskedRow(out, labels, sorted(first + column for column in masked))
+
+
+# ----------------------------------------------------------------------------------------------------- the audit
+
+
+class AuditCounts(NamedTuple):
+    """What the audit counts over rows; its figures are quotients of these."""
+
+    maskable: int
+    masked: int
+    runs: int
+    judged: int
+    pairs: int
+    hits: int
+    all_pairs: int
+    hidden: int
+    shortcut_sum: float
+    times_masked: dict[int, int]
+    times_present: dict[int, int]
+
+
+def audit_rows(
+    rows: Sequence[tuple[Mapping[int, int], Sequence[int]]], neighbors: Mapping[int, Mapping[int, float]]
+) -> AuditCounts:
+    """Count what masks hide.
+
+    Parameters
+    ----------
+    rows
+        For each row its maskable tokens (column → token, columns ascending) and its masked columns.
+    neighbors
+        Gene → its neighbours in the dependency graph, with rho.
+    """
+    maskable = masked = runs = judged = pairs = hits = all_pairs = hidden = 0
+    shortcut_sum = 0.0
+    times_masked: dict[int, int] = {}
+    times_present: dict[int, int] = {}
+    for tokens, columns in rows:
+        position: dict[int, int] = {}
+        for column, token in tokens.items():
+            position.setdefault(token, column)
+        maskable += len(tokens)
+        masked += len(columns)
+        runs += sum(column - 1 not in columns for column in columns)
+        shortcut = 0.0
+        for column in sorted(columns):
+            gene = tokens[column]
+            partners = [other for other in neighbors.get(gene, {}) if other in position]
+            if position[gene] != column or not partners:
+                continue
+            hit = sum(position[other] in columns for other in partners)
+            judged += 1
+            pairs += len(partners)
+            hits += hit
+            all_pairs += len(neighbors[gene])
+            hidden += hit == len(partners)
+            visible = [abs(neighbors[gene][other]) for other in partners if position[other] not in columns]
+            shortcut += max(visible, default=0.0)
+        shortcut_sum += shortcut
+        for gene, column in position.items():
+            times_present[gene] = times_present.get(gene, 0) + 1
+            times_masked[gene] = times_masked.get(gene, 0) + (column in columns)
+    return AuditCounts(
+        maskable, masked, runs, judged, pairs, hits, all_pairs, hidden, shortcut_sum, times_masked, times_present
+    )

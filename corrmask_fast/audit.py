@@ -1,0 +1,368 @@
+"""What a mask hides: how often the correlated partners of a masked gene are masked with it, beside a control.
+
+The definitions are those of the project's audit (the paper's Table 3 leaves them open):
+
+=====================  ==========================================================================================
+hit rate               of the neighbours that stand in the cell beside a masked gene, the share that is masked too
+all-partner hit rate   the same over all neighbours of the gene, present in the cell or not
+hidden rate            share of masked genes all of whose present neighbours are masked
+residual shortcut      mean of the largest stored abs(rho) among a masked gene's visible neighbours (0 if none)
+mean span              mean length of runs of masked columns, in genes
+rate                   masked columns of all maskable columns
+coverage (of a gene)   times masked / times present
+=====================  ==========================================================================================
+
+The first four count masked genes with at least one neighbour in their cell. An empty sum is NaN.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from corrmask_fast.errors import InputError, check_integer
+from corrmask_fast.files import atomic_file
+from corrmask_fast.threads import run_ranges
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Mapping
+
+    from corrmask_fast.corpus import Corpus
+    from corrmask_fast.graph import DependencyGraph
+    from corrmask_fast.maskers import CorrMasker
+    from corrmask_fast.vocabulary import Vocabulary
+
+    # (indptr, tokens, epoch) -> masked columns of each row, (rows, k) int64, -1 behind a row's own
+    Masks = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
+
+__all__ = ["AuditReport", "StrategyAudit", "audit_masking", "audit_strategies"]
+
+CHUNK_CELLS = 1024  # cells masked at a time: bounds memory, changes no result
+CONTROL = "control (lambda = 0)"
+
+
+class Metric(NamedTuple):
+    """A figure of the audit: its attribute, the heading of its column, whether it is shown as a percentage."""
+
+    name: str
+    heading: str
+    percent: bool
+
+
+METRICS = (
+    Metric("hit_rate", "hit rate", True),
+    Metric("all_partner_hit_rate", "all-partner hit rate", True),
+    Metric("hidden_rate", "hidden rate", True),
+    Metric("residual_shortcut", "residual shortcut", False),
+    Metric("mean_span", "mean span", False),
+    Metric("rate", "rate", True),
+    Metric("genes_reached", "genes reached", True),
+)
+
+
+@dataclass(frozen=True)
+class StrategyAudit:
+    """One strategy's masks, counted over all rows; the figures are quotients of the counts.
+
+    Counts are exact integers; ``shortcut_sum`` is added up column by column, row by row, in order.
+    """
+
+    name: str
+    maskable: int
+    masked: int
+    runs: int
+    judged: int
+    """Masked columns that are their gene's position and have a neighbour in the row."""
+    pairs: int
+    """(judged column, neighbour in the row)."""
+    hits: int
+    """Of ``pairs``, those whose neighbour is masked."""
+    all_pairs: int
+    """(judged column, neighbour), in the row or not."""
+    hidden: int
+    """Judged columns all of whose neighbours in the row are masked."""
+    shortcut_sum: float
+    times_masked: np.ndarray = field(repr=False)
+    """(V,) int64: rows in which each gene was masked."""
+    times_present: np.ndarray = field(repr=False)
+    """(V,) int64: rows in which each gene stood."""
+
+    @property
+    def hit_rate(self) -> float:
+        """Share of present neighbours that are masked too."""
+        return _share(self.hits, self.pairs)
+
+    @property
+    def all_partner_hit_rate(self) -> float:
+        """Share of all neighbours, present or not, that are masked too."""
+        return _share(self.hits, self.all_pairs)
+
+    @property
+    def hidden_rate(self) -> float:
+        """Share of judged columns all of whose present neighbours are masked."""
+        return _share(self.hidden, self.judged)
+
+    @property
+    def residual_shortcut(self) -> float:
+        """Mean over judged columns of the largest stored abs(rho) among visible neighbours (0 if none)."""
+        return _share(self.shortcut_sum, self.judged)
+
+    @property
+    def mean_span(self) -> float:
+        """Mean length of maximal runs of masked columns, in genes."""
+        return _share(self.masked, self.runs)
+
+    @property
+    def rate(self) -> float:
+        """Masked columns of all maskable columns."""
+        return _share(self.masked, self.maskable)
+
+    @property
+    def coverage(self) -> np.ndarray:
+        """(V,) float64: times masked / times present of each gene, NaN for a gene that never stood in a cell."""
+        with np.errstate(invalid="ignore"):
+            return self.times_masked / self.times_present
+
+    @property
+    def genes_reached(self) -> float:
+        """Share of the genes that stood in a cell which were masked at least once."""
+        return _share(np.count_nonzero(self.times_masked), np.count_nonzero(self.times_present))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return figures and counts by name (coverage as its percentiles over genes)."""
+        figures: dict[str, Any] = {"strategy": self.name}
+        figures |= {metric.name: getattr(self, metric.name) for metric in METRICS}
+        counts = ("maskable", "masked", "runs", "judged", "pairs", "hits", "all_pairs", "hidden")
+        figures |= {name: getattr(self, name) for name in counts}
+        coverage = self.coverage[self.times_present > 0]
+        for percent in (5, 50, 95):
+            figures[f"coverage_p{percent:02}"] = float(np.percentile(coverage, percent)) if coverage.size else math.nan
+        return figures
+
+
+@dataclass(frozen=True)
+class AuditReport:
+    """Audits of one or more strategies on the same cells with the same draws: a row each.
+
+    ``report["CorrMask"]`` is the row of that name; iterating goes over the rows.
+    """
+
+    strategies: tuple[StrategyAudit, ...]
+    vocabulary: Vocabulary
+    n_cells: int
+    epochs: int
+
+    def __getitem__(self, name: str) -> StrategyAudit:
+        for strategy in self.strategies:
+            if strategy.name == name:
+                return strategy
+        raise KeyError(f"no strategy {name!r} in this report; it has {', '.join(s.name for s in self.strategies)}")
+
+    def __iter__(self) -> Any:
+        return iter(self.strategies)
+
+    def table(self) -> str:
+        """Return the report as an aligned text table, a line for each strategy."""
+        head = ["strategy", *(metric.heading for metric in METRICS)]
+        body = [[s.name, *(_format(getattr(s, m.name), m.percent) for m in METRICS)] for s in self.strategies]
+        lines = align([head, *body])
+        epochs = f"{self.epochs} epoch{'s' if self.epochs > 1 else ''}"
+        title = f"Masking audit: {self.n_cells:,} cells, {epochs}; the same draws in every line"
+        return "\n".join([title, lines[0], "-" * len(lines[0]), *lines[1:]])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as plain values, ready for JSON."""
+        rows = [strategy.to_dict() for strategy in self.strategies]
+        return {"n_cells": self.n_cells, "epochs": self.epochs, "strategies": rows}
+
+    def save_csv(self, path: str | os.PathLike[str]) -> None:
+        """Write one line a strategy: every figure, then the counts it was made of."""
+        rows = [strategy.to_dict() | {"n_cells": self.n_cells, "epochs": self.epochs} for strategy in self.strategies]
+        _write_csv(path, list(rows[0]), [list(row.values()) for row in rows])
+
+    def save_coverage_csv(self, path: str | os.PathLike[str]) -> None:
+        """Write one line a gene that stood in a cell: how often it was there, and how often each strategy masked it."""
+        head = ["gene", "symbol", "times_present", *(f"times_masked: {s.name}" for s in self.strategies)]
+        present = self.strategies[0].times_present
+        names = self.vocabulary.names
+        rows = [
+            [names[g], self.vocabulary.name_of(g), present[g], *(s.times_masked[g] for s in self.strategies)]
+            for g in np.flatnonzero(present)
+        ]
+        _write_csv(path, head, rows)
+
+
+def audit_masking(
+    masker: CorrMasker,
+    corpus: Corpus,
+    *,
+    epochs: int = 1,
+    n_cells: int | None = None,
+    progress: bool = True,
+) -> AuditReport:
+    """Mask a corpus as ``masker`` does, and count what stays visible, beside the control with lambda = 0.
+
+    Parameters
+    ----------
+    masker
+        The strategy and its graph.
+    corpus
+        The cells, of the same vocabulary.
+    epochs
+        How many epochs to mask: every cell is drawn anew in each.
+    n_cells
+        Audit a sample of this many cells; None: all.
+    progress
+        Show a progress bar.
+
+    Returns
+    -------
+    AuditReport
+        Two rows: the masker's, and the control's: the same draws (seed, cell, epoch) with ``structural_ratio=0``.
+
+    Raises
+    ------
+    InputError
+        If the corpus is empty or has another vocabulary than the graph.
+    """
+
+    def ours(indptr: np.ndarray, tokens: np.ndarray, epoch: int) -> np.ndarray:
+        return masker.mask_ragged(indptr, tokens, epoch=epoch).masked_positions
+
+    def control(indptr: np.ndarray, tokens: np.ndarray, epoch: int) -> np.ndarray:
+        return masker.mask_ragged(indptr, tokens, epoch=epoch, structural_ratio=0.0).masked_positions
+
+    strategies = {"CorrMask": ours, CONTROL: control}
+    return audit_strategies(
+        strategies, masker.graph, corpus, epochs=epochs, n_cells=n_cells, seed=masker.seed, progress=progress
+    )
+
+
+def audit_strategies(
+    strategies: Mapping[str, Masks],
+    graph: DependencyGraph,
+    corpus: Corpus,
+    *,
+    epochs: int = 1,
+    n_cells: int | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> AuditReport:
+    """Audit any number of strategies on the same cells against one graph.
+
+    Parameters
+    ----------
+    strategies
+        Name → function of ``(indptr, tokens, epoch)`` that returns the masked columns of each row, (rows, k) int64,
+        -1 behind a row's own. Rows hold genes only, as a corpus does.
+    graph
+        Whose neighbours count as partners.
+    seed
+        Of the sample of cells, where ``n_cells`` asks for one.
+    """
+    from tqdm.auto import tqdm
+
+    check_integer("epochs", epochs, 1)
+    graph.vocabulary.check_same(corpus.vocabulary, "the graph", "the corpus")
+    if corpus.n_cells == 0:
+        raise InputError("cannot audit an empty corpus; give at least one cell")
+    rows = np.arange(corpus.n_cells) if n_cells is None else corpus.sample_rows(n_cells, seed)
+    tallies = {name: _Tally(graph) for name in strategies}
+    starts = range(0, rows.size, CHUNK_CELLS)
+    with tqdm(total=rows.size * epochs, desc="audit", unit="cell", disable=not progress) as bar:
+        for epoch in range(epochs):
+            for start in starts:
+                indptr, tokens = corpus.gather(rows[start : start + CHUNK_CELLS])
+                for name, masks in strategies.items():
+                    tallies[name].add(indptr, tokens, masks(indptr, tokens, epoch))
+                bar.update(indptr.size - 1)
+    audits = tuple(tally.finish(name) for name, tally in tallies.items())
+    return AuditReport(audits, corpus.vocabulary, int(rows.size), epochs)
+
+
+class _Tally:
+    """Counts of one strategy, added to chunk by chunk."""
+
+    def __init__(self, graph: DependencyGraph) -> None:
+        from corrmask_fast.kernels.audit import N_COUNTS
+
+        self.indptr = np.ascontiguousarray(graph.indptr, np.int64)
+        self.indices = np.ascontiguousarray(graph.indices, np.int32)
+        self.strength = np.abs(np.ascontiguousarray(graph.rho, np.float32))
+        self.counts = np.zeros(N_COUNTS, np.int64)
+        self.shortcut_sum = 0.0
+        self.times_masked, self.times_present = np.zeros((2, graph.vocabulary.size), np.int64)
+
+    def add(
+        self,
+        indptr: np.ndarray,
+        tokens: np.ndarray,
+        masked_positions: np.ndarray,
+        maskable: np.ndarray | None = None,
+    ) -> None:
+        """Count ragged rows; ``maskable`` (nnz,) bool where not every column is."""
+        from corrmask_fast.kernels.audit import audit_rows
+
+        tokens = np.ascontiguousarray(tokens)
+        maskable = np.ones(tokens.size, np.bool_) if maskable is None else np.ascontiguousarray(maskable, np.bool_)
+        masked = np.zeros(tokens.size, np.bool_)
+        masked[(indptr[:-1, None] + masked_positions)[masked_positions >= 0]] = True
+        shortcut = np.empty(indptr.size - 1, np.float64)
+
+        def count(begin: int, end: int) -> tuple[np.ndarray, np.ndarray]:
+            counts, times = np.zeros_like(self.counts), np.zeros((2, self.times_masked.size), np.int64)
+            audit_rows(
+                indptr[begin : end + 1],
+                tokens,
+                maskable,
+                masked,
+                self.indptr,
+                self.indices,
+                self.strength,
+                counts,
+                shortcut[begin:end],
+                times[0],
+                times[1],
+            )
+            return counts, times
+
+        for counts, times in run_ranges(count, indptr.size - 1, smallest=16):
+            self.counts += counts
+            self.times_masked += times[0]
+            self.times_present += times[1]
+        # One row after the other, so that neither chunks nor threads change the last bit.
+        self.shortcut_sum = float(np.cumsum(np.concatenate([[self.shortcut_sum], shortcut]))[-1])
+
+    def finish(self, name: str) -> StrategyAudit:
+        return StrategyAudit(name, *map(int, self.counts), self.shortcut_sum, self.times_masked, self.times_present)
+
+
+def align(rows: list[list[str]]) -> list[str]:
+    """Return lines of aligned columns: the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *(text.rjust(w) for text, w in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    ]
+
+
+def _share(part: float, whole: float) -> float:
+    return float(part / whole) if whole else math.nan
+
+
+def _format(value: float, percent: bool) -> str:
+    if math.isnan(value):
+        return "-"
+    return f"{100 * value:.2f} %" if percent else f"{value:.3f}"
+
+
+def _write_csv(path: str | os.PathLike[str], head: list[str], rows: list[list[Any]]) -> None:
+    with atomic_file(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(head)
+        writer.writerows(rows)
