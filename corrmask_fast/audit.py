@@ -65,6 +65,10 @@ METRICS = (
 )
 
 
+# The counts of kernels/audit.py, in its order.
+COUNTS = ("maskable", "masked", "runs", "judged", "pairs", "hits", "all_pairs", "hidden")
+
+
 @dataclass(frozen=True)
 class StrategyAudit:
     """One strategy's masks, counted over all rows; the figures are quotients of the counts.
@@ -131,14 +135,13 @@ class StrategyAudit:
     @property
     def genes_reached(self) -> float:
         """Share of the genes that stood in a cell which were masked at least once."""
-        return _share(np.count_nonzero(self.times_masked), np.count_nonzero(self.times_present))
+        return _share(int(np.count_nonzero(self.times_masked)), int(np.count_nonzero(self.times_present)))
 
     def to_dict(self) -> dict[str, Any]:
         """Return figures and counts by name (coverage as its percentiles over genes)."""
         figures: dict[str, Any] = {"strategy": self.name}
         figures |= {metric.name: getattr(self, metric.name) for metric in METRICS}
-        counts = ("maskable", "masked", "runs", "judged", "pairs", "hits", "all_pairs", "hidden")
-        figures |= {name: getattr(self, name) for name in counts}
+        figures |= {name: getattr(self, name) for name in COUNTS}
         coverage = self.coverage[self.times_present > 0]
         for percent in (5, 50, 95):
             figures[f"coverage_p{percent:02}"] = float(np.percentile(coverage, percent)) if coverage.size else math.nan
@@ -192,7 +195,7 @@ class AuditReport:
         names = self.vocabulary.names
         rows = [
             [names[g], self.vocabulary.name_of(g), present[g], *(s.times_masked[g] for s in self.strategies)]
-            for g in np.flatnonzero(present)
+            for g in np.flatnonzero(present).tolist()
         ]
         _write_csv(path, head, rows)
 
@@ -339,7 +342,14 @@ class _Tally:
         self.shortcut_sum = float(np.cumsum(np.concatenate([[self.shortcut_sum], shortcut]))[-1])
 
     def finish(self, name: str) -> StrategyAudit:
-        return StrategyAudit(name, *map(int, self.counts), self.shortcut_sum, self.times_masked, self.times_present)
+        counts = dict(zip(COUNTS, self.counts.tolist(), strict=True))
+        return StrategyAudit(
+            name=name,
+            shortcut_sum=self.shortcut_sum,
+            times_masked=self.times_masked,
+            times_present=self.times_present,
+            **counts,
+        )
 
 
 def align(rows: list[list[str]]) -> list[str]:

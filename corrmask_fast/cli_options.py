@@ -1,0 +1,82 @@
+"""What the commands of the command line share: their parsers' look, and opening what they are given."""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+from corrmask_fast.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from corrmask_fast.corpus import Corpus
+    from corrmask_fast.graph import DependencyGraph
+    from corrmask_fast.vocabulary import Vocabulary
+
+PROGRAM = "corrmask-fast"
+
+
+def command(
+    commands: Any,
+    name: str,
+    run: Callable[[argparse.Namespace], None],
+    *,
+    summary: str,
+    text: str,
+    example: str,
+    computes: bool = True,
+) -> argparse.ArgumentParser:
+    """Add a command with its description, an example, and the options of every command that computes."""
+    parser = commands.add_parser(
+        name,
+        help=summary,
+        description=textwrap.fill(text, 100),
+        epilog=f"example:\n  {PROGRAM} {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    if computes:
+        parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores of this process)")
+        parser.add_argument("--no-progress", dest="progress", action="store_false", help="show no progress bar")
+    return parser
+
+
+def setting(parser: argparse.ArgumentParser, flag: str, default: float, metavar: str, text: str) -> None:
+    """Add a number with its default, which the help names."""
+    parser.add_argument(flag, type=type(default), default=default, metavar=metavar, help=f"{text} (default: {default})")
+
+
+def add_vocabulary_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options for a corpus that stores no vocabulary."""
+    parser.add_argument(
+        "--vocabulary",
+        metavar="DICT",
+        help="token dictionary (.pkl or .json) of a corpus that stores none, as Geneformer's do",
+    )
+    parser.add_argument("--symbols", metavar="FILE", help="symbol to gene id (.pkl or .json), for --vocabulary")
+
+
+def load_vocabulary(path: str, symbols: str | None) -> Vocabulary:
+    """Read a token dictionary, with symbols where given."""
+    from corrmask_fast.vocabulary import Vocabulary
+
+    return Vocabulary.load(path) if symbols is None else Vocabulary.from_token_dictionary(path, symbols)
+
+
+def open_corpus(arguments: argparse.Namespace) -> Corpus:
+    """Open ``CORPUS`` with the vocabulary that the options name, or its own."""
+    from corrmask_fast.corpus_io import read_corpus
+
+    if arguments.symbols and not arguments.vocabulary:
+        raise InputError("--symbols belongs to --vocabulary; give both, or neither")
+    vocabulary = load_vocabulary(arguments.vocabulary, arguments.symbols) if arguments.vocabulary else None
+    return read_corpus(arguments.corpus, vocabulary)
+
+
+def load_graph(path: str) -> DependencyGraph:
+    """Read a graph file."""
+    from corrmask_fast.graph import DependencyGraph
+
+    return DependencyGraph.load(path)
