@@ -223,6 +223,10 @@ class Corpus:
             )
         return indptr, tokens[: indptr[-1]]
 
+    def gather_for_training(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return ``(indptr, tokens)`` of a batch: like :meth:`gather`, with ``<cls>`` and ``<eos>`` put back (V2)."""
+        return with_special_tokens(*self.gather(rows, check=False), self.vocabulary)
+
     def take(self, rows: np.ndarray) -> Corpus:
         """Return the given cells, in that order, as a corpus in memory."""
         indptr, tokens = self.gather(rows)
@@ -252,6 +256,25 @@ class Corpus:
 
     def __repr__(self) -> str:
         return f"Corpus({self.n_cells} cells, {self.vocabulary!r})"
+
+
+def with_special_tokens(
+    indptr: np.ndarray, tokens: np.ndarray, vocabulary: Vocabulary
+) -> tuple[np.ndarray, np.ndarray]:
+    """Put ``<cls>`` before and ``<eos>`` behind every cell where the vocabulary has them (V2).
+
+    Genes that no longer fit the vocabulary's ``max_length`` are cut off.
+    """
+    cls, eos = (-1 if token is None else token for token in (vocabulary.cls_token_id, vocabulary.eos_token_id))
+    added = (cls >= 0) + (eos >= 0)
+    if not added:
+        return indptr, tokens
+    from corrmask_fast.kernels.ragged import surround_rows
+
+    out_indptr = np.empty_like(indptr)
+    out = np.empty(tokens.size + added * (indptr.size - 1), tokens.dtype)
+    surround_rows(indptr, tokens, cls, eos, vocabulary.max_length - added, out_indptr, out)
+    return out_indptr, out[: out_indptr[-1]]
 
 
 def _check_arrays(indptr: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from corrmask_fast.corpus import Corpus, Segment
+from corrmask_fast.corpus import Corpus, Segment, with_special_tokens
 from corrmask_fast.errors import InputError, import_extra
 from corrmask_fast.files import atomic_file, atomic_folder
 from corrmask_fast.vocabulary import Vocabulary
@@ -171,7 +171,7 @@ class _FolderSink:
 
     def write(self, indptr: np.ndarray, tokens: np.ndarray, obs: Mapping[str, Any]) -> None:
         pa = self.arrow
-        indptr, tokens = _with_special_tokens(np.asarray(indptr, np.int64), np.asarray(tokens), self.vocabulary)
+        indptr, tokens = with_special_tokens(np.asarray(indptr, np.int64), np.asarray(tokens), self.vocabulary)
         columns = {
             "input_ids": pa.LargeListArray.from_arrays(indptr, pa.array(tokens, pa.int32())).cast(pa.list_(pa.int32())),
             "length": pa.array(np.diff(indptr), pa.int32()),
@@ -210,22 +210,6 @@ class _FolderSink:
         }
         (self.folder / "state.json").write_text(json.dumps(state, indent=2))
         (self.folder / VOCABULARY_FILE).write_text(self.vocabulary.to_json())
-
-
-def _with_special_tokens(
-    indptr: np.ndarray, tokens: np.ndarray, vocabulary: Vocabulary
-) -> tuple[np.ndarray, np.ndarray]:
-    """Put ``<cls>`` before and ``<eos>`` behind every cell where the vocabulary has them (V2)."""
-    cls, eos = vocabulary.cls_token_id, vocabulary.eos_token_id
-    begins, ends = indptr[:-1], indptr[1:]
-    if cls is not None:
-        tokens = np.insert(tokens, begins, cls)
-        ends = ends + np.arange(1, ends.size + 1)
-        indptr = indptr + np.arange(indptr.size)
-    if eos is not None:
-        tokens = np.insert(tokens, ends, eos)
-        indptr = indptr + np.arange(indptr.size)
-    return indptr, tokens
 
 
 def _from_npz(path: Path, vocabulary: Vocabulary | None, max_length: int | None) -> Corpus:

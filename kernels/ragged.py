@@ -94,3 +94,21 @@ def gather_rows(
             n += 1
         out_indptr[k + 1] = n
     return OK, 0, 0
+
+
+@kernel
+def surround_rows(indptr, tokens, before, behind, longest, out_indptr, out):
+    """Copy rows, each cut to ``longest`` and put between the tokens ``before`` and ``behind`` (−1: none)."""
+    n = 0
+    out_indptr[0] = 0
+    for row in range(indptr.size - 1):
+        if before >= 0:
+            out[n] = before
+            n += 1
+        for c in range(indptr[row], min(indptr[row + 1], indptr[row] + longest)):
+            out[n] = tokens[c]
+            n += 1
+        if behind >= 0:
+            out[n] = behind
+            n += 1
+        out_indptr[row + 1] = n

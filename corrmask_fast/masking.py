@@ -1,0 +1,147 @@
+"""Masking of NumPy rows: output buffers, scratch memory and threads around the compiled kernels."""
+
+from __future__ import annotations
+
+import math
+import threading
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from corrmask_fast.errors import InputError
+from corrmask_fast.threads import run_ranges
+
+if TYPE_CHECKING:
+    from corrmask_fast.vocabulary import Vocabulary
+
+NOTHING = np.empty(0, np.uint8)
+NO_OUTPUT = np.empty((1, 0), np.int64)
+# Entries of ``settings`` and kinds of draws that are needed here; kernels/rows.py has them all.
+SIZE, DEGREE = 4, 8
+GIVEN, COUNTED, CONTENT = range(3)
+# A thread must have enough to do to be worth waking: about a tenth of a millisecond.
+TOKENS_A_THREAD = 32_768
+
+
+class Draws(NamedTuple):
+    """Where each row's draw_id comes from: ``mode`` is GIVEN, COUNTED or CONTENT of ``kernels/rows.py``."""
+
+    values: np.ndarray  # int64: (rows,) draw ids, or (1,) a counter, or (1,) the salt of the content
+    mode: int
+    offset: int = 0  # COUNTED: added to the counter (rank << 48)
+
+
+class RowRules(NamedTuple):
+    """Everything that decides a row's mask but its rates and its draw, as the kernels take it."""
+
+    indptr: np.ndarray  # (V + 1,) int32 or int64: the neighbour table
+    indices: np.ndarray  # int32
+    settings: np.ndarray  # int64, see kernels/rows.py
+    seed: np.ndarray  # (1,) int64, the bits of the seed
+
+    @staticmethod
+    def settings_of(
+        vocabulary: Vocabulary,
+        indptr: np.ndarray,
+        max_partners: int,
+        mask_replace_prob: float,
+        random_replace_prob: float,
+    ) -> list[int]:
+        """Return the integer constants of a masker in the order of ``kernels/rows.py``."""
+        lo, hi = vocabulary.gene_range
+        mask_below = math.floor(mask_replace_prob * 2**32)
+        random_below = math.floor((mask_replace_prob + random_replace_prob) * 2**32)
+        degree = int(np.diff(indptr).max(initial=0))
+        special = vocabulary.pad_token_id, vocabulary.mask_token_id
+        return [*special, lo, hi, vocabulary.size, max_partners, mask_below, random_below, degree]
+
+
+class _Scratch(threading.local):
+    """Memory that a thread keeps for its next rows."""
+
+    key: tuple[int, int, int] | None = None
+    base = 1
+    arrays: tuple[np.ndarray, ...] = ()
+
+    def ready(self, rules: RowRules, columns: int, rows: int) -> tuple[int, tuple[np.ndarray, ...]]:
+        """Return ``(base, arrays)`` for rows of up to ``columns`` columns."""
+        size, degree = int(rules.settings[SIZE]), int(rules.settings[DEGREE])
+        padded = -(-columns // 64) * 64 + 64
+        key = (size, padded, degree)
+        if self.key != key:
+            keys = max(padded, degree + 16, 192)
+            self.arrays = (
+                np.zeros(size, np.int32),  # pos
+                np.empty(padded, np.uint32),  # w0
+                np.empty(padded, np.uint32),  # w1
+                np.empty(padded // 64, np.uint64),  # pool
+                np.empty(padded // 64, np.uint64),  # masked
+                np.empty(3 * keys, np.uint64),  # keys
+                np.empty(keys + 64, np.int32),  # looked
+                np.empty(keys, np.int32),  # found
+                np.empty(keys, np.int32),  # column
+                np.empty(padded, np.int64),  # columns
+                np.empty(padded, np.int64),  # drawn
+            )
+            self.key, self.base = key, 1
+        if self.base + rows * columns > 2**30:
+            self.arrays[0].fill(0)
+            self.base = 1
+        return self.base, self.arrays
+
+
+_scratch = _Scratch()
+
+
+def mask_rows(
+    rules: RowRules,
+    rates: np.ndarray,
+    row_ptr: np.ndarray,
+    tokens: np.ndarray,
+    draws: Draws,
+    out: np.ndarray,
+    labels: np.ndarray,
+    positions: np.ndarray,
+    *,
+    seen: np.ndarray = NOTHING,
+    protected: np.ndarray = NOTHING,
+    attention: np.ndarray = NO_OUTPUT,
+) -> int:
+    """Mask rows into ``out``, ``labels``, ``positions`` (and ``attention``), all int64 (rows, columns).
+
+    Parameters
+    ----------
+    rates
+        (2,) float64: p and λ.
+    row_ptr, tokens
+        Row i is ``tokens[row_ptr[i]:row_ptr[i + 1]]``; it is padded on the right as it is written.
+    seen, protected
+        uint8, like ``tokens``: 1 where attended to, 1 where never to be masked. Empty: by the padding token; none.
+
+    Returns
+    -------
+    The first row that holds a token outside the vocabulary, or −1.
+    """
+    from corrmask_fast.kernels.corrmask import corrmask
+
+    rows, columns = out.shape
+
+    def work(begin: int, end: int) -> int:
+        base, arrays = _scratch.ready(rules, columns, end - begin)
+        bad, _scratch.base = corrmask(
+            begin, end, row_ptr, tokens, seen, protected, draws.values, draws.mode, draws.offset, rules.seed[0], rates,
+            rules.settings, rules.indptr, rules.indices, base, *arrays, out, attention, labels, positions,
+        )  # fmt: skip
+        return bad
+
+    bad_rows = [row for row in run_ranges(work, rows, -(-TOKENS_A_THREAD // max(columns, 1))) if row >= 0]
+    return min(bad_rows, default=-1)
+
+
+def raise_unknown_token(row: int, tokens: np.ndarray, size: int) -> None:
+    """Raise the error for the first token of a row that lies outside the vocabulary."""
+    column = int(np.flatnonzero((tokens < 0) | (tokens >= size))[0])
+    raise InputError(
+        f"token {tokens[column]} in row {row}, column {column} must be in [0, {size}), the vocabulary of the "
+        "graph; use the token dictionary that the graph was built with"
+    )

@@ -1,0 +1,112 @@
+"""``torch.library`` custom ops: what ``torch.compile`` sees of the engine. CPU tensors go to Numba."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from corrmask_fast.masking import NOTHING, SIZE, Draws, RowRules, mask_rows, raise_unknown_token
+
+__all__ = ["corrmask", "mask_on_cpu"]
+
+Result = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def mask_on_cpu(
+    rules: RowRules,
+    rates: np.ndarray,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    special_tokens_mask: torch.Tensor | None,
+    draws: Draws,
+    *,
+    max_probability: float,
+    validate: bool,
+) -> Result:
+    """Mask a padded batch of CPU tensors; return (input_ids, labels, masked_positions)."""
+    rows, columns = input_ids.shape
+    wide = input_ids.contiguous().to(torch.int64)
+    out, labels = torch.empty_like(wide), torch.empty_like(wide)
+    positions = wide.new_empty((rows, math.floor(columns * max_probability)))
+    tokens = wide.numpy().reshape(-1)
+    row_ptr = np.arange(rows + 1, dtype=np.int64) * columns
+    bad = -1
+    if rows:
+        bad = mask_rows(
+            rules,
+            rates,
+            row_ptr,
+            tokens,
+            draws,
+            out.numpy(),
+            labels.numpy(),
+            positions.numpy(),
+            seen=_as_bytes(attention_mask),
+            protected=_as_bytes(special_tokens_mask),
+        )
+    if bad >= 0 and validate:
+        raise_unknown_token(bad, tokens[row_ptr[bad] : row_ptr[bad + 1]], int(rules.settings[SIZE]))
+    return out.to(input_ids.dtype), labels, positions
+
+
+def _as_bytes(mask: torch.Tensor | None) -> np.ndarray:
+    if mask is None:
+        return NOTHING
+    return (mask if mask.dtype == torch.bool else mask != 0).contiguous().view(torch.uint8).numpy().reshape(-1)
+
+
+@torch.library.custom_op("corrmask_fast::corrmask", mutates_args=())
+def corrmask(
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    special_tokens_mask: torch.Tensor | None,
+    draws: torch.Tensor,
+    draw_mode: int,
+    draw_offset: int,
+    seed_bits: torch.Tensor,
+    rate_bits: torch.Tensor,
+    neighbor_indptr: torch.Tensor,
+    neighbor_indices: torch.Tensor,
+    settings: Sequence[int],
+    max_probability: float,
+    validate: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """CorrMask of a padded batch (SPEC 4): (input_ids, labels, masked_positions)."""
+    rules = RowRules(
+        neighbor_indptr.numpy(), neighbor_indices.numpy(), np.array(settings, np.int64), seed_bits.numpy()
+    )
+    return mask_on_cpu(
+        rules,
+        rate_bits.numpy().view(np.float64),
+        input_ids,
+        attention_mask,
+        special_tokens_mask,
+        Draws(draws.numpy(), draw_mode, draw_offset),
+        max_probability=max_probability,
+        validate=validate,
+    )
+
+
+@corrmask.register_fake
+def _(
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    special_tokens_mask: torch.Tensor | None,
+    draws: torch.Tensor,
+    draw_mode: int,
+    draw_offset: int,
+    seed_bits: torch.Tensor,
+    rate_bits: torch.Tensor,
+    neighbor_indptr: torch.Tensor,
+    neighbor_indices: torch.Tensor,
+    settings: Sequence[int],
+    max_probability: float,
+    validate: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    rows, columns = input_ids.shape
+    whole = torch.empty_like(input_ids, memory_format=torch.contiguous_format)
+    labels = torch.empty_like(whole, dtype=torch.int64)
+    return whole, labels, input_ids.new_empty((rows, math.floor(columns * max_probability)), dtype=torch.int64)
