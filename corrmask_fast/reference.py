@@ -241,3 +241,96 @@ def audit_rows(
     return AuditCounts(
         maskable, masked, runs, judged, pairs, hits, all_pairs, hidden, shortcut_sum, times_masked, times_present
     )
+
+
+# ---------------------------------------------------------------------------------- Algorithm 1: the dependency graph
+
+
+def sample_cells(n: int, n_cells: int, seed: int) -> list[int]:
+    """Return the indices, ascending, of ``n_cells`` of n cells drawn without replacement (all if there are no more)."""
+    keys = {i: words(seed, i, 2**32 - 1, 0)[:2] for i in range(n)}
+    return sorted(sorted(keys, key=lambda i: (keys[i], i))[:n_cells])
+
+
+def centred_ranks(values: Sequence[int]) -> list[int]:
+    """Return 2 · rank - (n + 1) of every value, with average ranks for ties: integers that sum to 0."""
+    count: dict[int, int] = {}
+    for value in values:
+        count[value] = count.get(value, 0) + 1
+    ranks, below = {}, 0
+    for value in sorted(count):
+        ranks[value] = 2 * below + count[value] + 1 - (len(values) + 1)
+        below += count[value]
+    return [ranks[value] for value in values]
+
+
+def rank_correlation(d_u: Sequence[int], d_v: Sequence[int]) -> float | None:
+    """Return the correlation of centred ranks; None where either is constant."""
+    product = sum(x * y for x, y in zip(d_u, d_v, strict=True))
+    squares_u, squares_v = sum(x * x for x in d_u), sum(x * x for x in d_v)
+    if squares_u == 0 or squares_v == 0:
+        return None
+    return float(product) / math.sqrt(float(squares_u) * float(squares_v))
+
+
+def build_dependency_graph(
+    cells: Sequence[Sequence[int]],
+    *,
+    n_cells: int = 100_000,
+    max_length: int = 2048,
+    n_neighbors: int = 50,
+    rho_min: float = 0.2,
+    min_cooccurrence: int = 200,
+    min_presence: int = 50,
+    max_genes: int | None = None,
+    seed: int = 0,
+) -> dict[int, dict[int, tuple[float, float]]]:
+    """Build the dependency graph: Algorithm 1 with every open detail closed.
+
+    Parameters
+    ----------
+    cells
+        Every cell as its gene tokens by falling expression, without special tokens.
+
+    Returns
+    -------
+    dict
+        Gene → neighbour → (rho over the cells that hold both, rho over all cells); both ascending, both directions
+        of every edge, genes without neighbours left out.
+    """
+    sample = [cells[i][:max_length] for i in sample_cells(len(cells), n_cells, seed)]
+    N = len(sample)
+
+    # X[g][i]: the value of gene g in cell i, 0 where absent. A gene in the last place has value 0 and is present.
+    X: dict[int, list[int]] = {}
+    present: dict[int, set[int]] = {}
+    for i, cell in enumerate(sample):
+        for pos, gene in enumerate(cell, start=1):
+            X.setdefault(gene, [0] * N)[i] = max_length - pos
+            present.setdefault(gene, set()).add(i)
+
+    genes = sorted(gene for gene in X if len(present[gene]) >= min_presence)
+    if max_genes is not None:
+        genes = sorted(sorted(genes, key=lambda gene: (-sum(X[gene]), gene))[:max_genes])
+    ranks = {gene: centred_ranks(X[gene]) for gene in genes}
+
+    edges: dict[tuple[int, int], tuple[float, float]] = {}
+    for u in genes:
+        rho = {v: rank_correlation(ranks[u], ranks[v]) for v in genes if v != u}
+        defined = {v: value for v, value in rho.items() if value is not None}
+        candidates = sorted(defined, key=lambda v: (-abs(defined[v]), v))[:n_neighbors]
+        for v in candidates:
+            if abs(defined[v]) < rho_min:
+                continue
+            overlap = sorted(present[u] & present[v])
+            if len(overlap) < min_cooccurrence:
+                continue
+            local = rank_correlation(
+                centred_ranks([X[u][i] for i in overlap]), centred_ranks([X[v][i] for i in overlap])
+            )
+            edges[u, v] = edges[v, u] = (local if local is not None else 0.0, defined[v])
+
+    graph: dict[int, dict[int, tuple[float, float]]] = {}
+    for u, v in sorted(edges):
+        graph.setdefault(u, {})[v] = edges[u, v]
+    return graph

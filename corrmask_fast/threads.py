@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from corrmask_fast.errors import check_integer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
+    from concurrent.futures import Future
 
 __all__ = ["get_num_threads", "set_num_threads"]
 
@@ -56,10 +59,27 @@ def run_ranges(function: Callable[[int, int], Any], n: int, smallest: int) -> li
     if parts == 1:
         return [function(0, n)]
     bounds = [n * part // parts for part in range(parts + 1)]
-    futures = [thread_pool().submit(function, a, b) for a, b in zip(bounds[1:-1], bounds[2:], strict=True)]
+    futures = [thread_pool().submit(function, a, b) for a, b in pairwise(bounds[1:])]
     return [function(0, bounds[1]), *(future.result() for future in futures)]
 
 
-def map_tasks(function: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterable[Any]:
-    """Yield ``function(task)`` for every task, in order, computed on the pool (in place with one thread)."""
-    return map(function, tasks) if get_num_threads() == 1 else thread_pool().map(function, tasks)
+def map_tasks(function: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[Any]:
+    """Yield ``function(task)`` for every task, in order, computed on the pool (in place with one thread).
+
+    Tasks are taken from ``tasks`` a few at a time, by the calling thread: results that wait to be used stay few.
+    """
+    threads = get_num_threads()
+    if threads == 1:
+        yield from map(function, tasks)
+        return
+    waiting: deque[Future[Any]] = deque()
+    try:
+        for task in tasks:
+            waiting.append(thread_pool().submit(function, task))
+            if len(waiting) > 2 * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()

@@ -1,0 +1,391 @@
+"""The dependency graph: which genes depend on each other, how strongly, and its file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from corrmask_fast.errors import InputError, check_number, import_extra
+from corrmask_fast.files import atomic_file
+from corrmask_fast.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable, Mapping
+
+__all__ = ["DependencyGraph"]
+
+FORMAT = "corrmask-fast dependency graph"
+FORMAT_VERSION = 1
+METADATA = "corrmask_fast"  # the entry of a file's metadata that holds the header
+TENSORS = ("indptr", "indices", "rho", "rho_global")
+
+
+class DependencyGraph:
+    """Genes and their neighbours, undirected, over the whole vocabulary.
+
+    Row g of the CSR arrays holds the neighbours of token g; special tokens have none.
+
+    Parameters
+    ----------
+    indptr
+        (V + 1,) int64: the neighbours of g are ``indices[indptr[g]:indptr[g + 1]]``.
+    indices
+        (2 · n_edges,) int32: token ids, ascending in each row.
+    rho
+        (2 · n_edges,) float32: weight of each edge. For a built graph Spearman's rho over the cells that hold both
+        genes.
+    vocabulary
+        Which id is which gene; its size is V.
+    params
+        How the graph was made: names and plain JSON values.
+    rho_global
+        (2 · n_edges,) float32: Spearman's rho over all cells, where known.
+
+    Attributes
+    ----------
+    indptr, indices, rho, rho_global, vocabulary, params
+        As given.
+
+    Raises
+    ------
+    InputError
+        If the arrays do not describe an undirected graph over the vocabulary's genes without loops.
+
+    Examples
+    --------
+    >>> genes = Vocabulary(("<pad>", "<mask>", "RPL3", "RPS6", "CD3D"))
+    >>> graph = DependencyGraph.from_edges([("RPL3", "RPS6", 0.7)], genes)
+    >>> graph
+    DependencyGraph(1 edge between 2 of 3 genes)
+    >>> graph.neighbors("RPS6")
+    (array([2], dtype=int32), array([0.7], dtype=float32))
+    """
+
+    def __init__(
+        self,
+        indptr: np.ndarray,
+        indices: np.ndarray,
+        rho: np.ndarray,
+        vocabulary: Vocabulary,
+        params: Mapping[str, Any] | None = None,
+        rho_global: np.ndarray | None = None,
+    ) -> None:
+        self.vocabulary = vocabulary
+        self.params = _plain(params or {})
+        self.indptr, self.indices = _check_structure(indptr, indices, vocabulary)
+        self.rho = _check_weights("rho", rho, self.indices.size)
+        self.rho_global = None if rho_global is None else _check_weights("rho_global", rho_global, self.indices.size)
+
+    # ----------------------------------------------------------------------------------------------------- looking
+
+    @property
+    def n_edges(self) -> int:
+        """Number of edges, each pair of genes counted once."""
+        return self.indices.size // 2
+
+    @property
+    def degrees(self) -> np.ndarray:
+        """(V,) int64: number of neighbours of each token."""
+        return np.diff(self.indptr)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of structure and vocabulary: equal exactly where masks come out equal."""
+        return _sha256(self.vocabulary.fingerprint.encode(), {"indptr": self.indptr, "indices": self.indices})
+
+    def neighbors(self, gene: str | int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the neighbours of a gene and their rho, strongest absolute rho first (ties: lower id).
+
+        Parameters
+        ----------
+        gene
+            Token id, name or symbol.
+
+        Returns
+        -------
+        ids
+            (degree,) int32 token ids.
+        rho
+            (degree,) float32.
+
+        Raises
+        ------
+        InputError
+            If there is no such gene.
+        """
+        token = self.vocabulary.id_of(gene)
+        row = slice(self.indptr[token], self.indptr[token + 1])
+        order = np.argsort(-np.abs(self.rho[row]), kind="stable")
+        return self.indices[row][order], self.rho[row][order]
+
+    def summary(self) -> dict[str, Any]:
+        """Return what ``graph info`` shows: sizes, degrees, quantiles of rho, and parameters."""
+        lo, hi = self.vocabulary.gene_range
+        degrees = self.degrees[lo:hi]
+        linked = degrees[degrees > 0]
+        hub = lo + int(degrees.argmax())
+        facts: dict[str, Any] = {
+            "genes": hi - lo,
+            "genes_with_neighbors": linked.size,
+            "edges": self.n_edges,
+            "mean_degree": float(linked.mean()) if linked.size else 0.0,  # of genes with neighbours
+            "median_degree": float(np.median(linked)) if linked.size else 0.0,
+            "max_degree": int(degrees.max()),
+            "hub": self.vocabulary.name_of(hub) if linked.size else None,
+        }
+        for name, values in (("rho", self.rho), ("rho_global", self.rho_global)):
+            if values is not None and values.size:
+                facts[f"{name}_quantiles"] = [float(q) for q in np.quantile(values, [0, 0.25, 0.5, 0.75, 1])]
+                facts[f"{name}_negative_share"] = float(np.mean(values < 0))
+        return {**facts, "params": self.params, "fingerprint": self.fingerprint}
+
+    def __repr__(self) -> str:
+        lo, hi = self.vocabulary.gene_range
+        edges = "1 edge" if self.n_edges == 1 else f"{self.n_edges} edges"
+        return f"DependencyGraph({edges} between {np.count_nonzero(self.degrees)} of {hi - lo} genes)"
+
+    # -------------------------------------------------------------------------------------------------- converting
+
+    def to_scipy(self, weights: Literal["rho", "rho_global"] | None = "rho") -> Any:
+        """Return a (V, V) ``scipy.sparse.csr_array`` of ``rho``, of ``rho_global``, or of ones (``weights=None``)."""
+        from scipy.sparse import csr_array
+
+        if weights not in {"rho", "rho_global", None}:
+            raise InputError(f"weights must be 'rho', 'rho_global' or None; got {weights!r}")
+        data = np.ones(self.indices.size, np.float32) if weights is None else getattr(self, weights)
+        if data is None:
+            raise InputError("this graph has no rho_global (it was not built from cells); use weights='rho'")
+        size = self.vocabulary.size
+        return csr_array((data.copy(), self.indices.copy(), self.indptr.copy()), shape=(size, size))
+
+    def to_networkx(self) -> Any:
+        """Return a ``networkx.Graph``: a node for every gene (by name), edges with ``rho`` (and ``rho_global``).
+
+        Nodes carry ``token`` and ``symbol`` (the name, where the vocabulary has no symbol).
+        """
+        networkx = import_extra("networkx", "dev")
+        graph = networkx.Graph()
+        lo, hi = self.vocabulary.gene_range
+        names = self.vocabulary.names
+        for token in range(lo, hi):
+            graph.add_node(names[token], token=token, symbol=self.vocabulary.name_of(token))
+        rows = np.repeat(np.arange(self.vocabulary.size), self.degrees)
+        weights = {"rho": self.rho, "rho_global": self.rho_global}
+        for k in np.flatnonzero(rows < self.indices):
+            known = {name: float(values[k]) for name, values in weights.items() if values is not None}
+            graph.add_edge(names[rows[k]], names[self.indices[k]], **known)
+        return graph
+
+    @classmethod
+    def from_edges(
+        cls,
+        pairs: Iterable[tuple[Any, ...]],
+        vocabulary: Vocabulary,
+        *,
+        unknown: Literal["error", "skip"] = "error",
+        params: Mapping[str, Any] | None = None,
+    ) -> DependencyGraph:
+        """Return a graph from elsewhere: protein interactions (STRING), shared GO terms, complexes.
+
+        Parameters
+        ----------
+        pairs
+            ``(gene, gene)`` or ``(gene, gene, weight)``: genes by token id, name or symbol; weight 1.0 if not given.
+            Each pair counts in both directions. Of repeated pairs the weight of largest absolute value stays; a gene
+            paired with itself is left out.
+        vocabulary
+            The vocabulary that the graph is for.
+        unknown
+            What to do with genes outside the vocabulary: ``"error"``, or ``"skip"`` their pairs.
+        params
+            What to note about the graph's origin.
+
+        Raises
+        ------
+        InputError
+            If a pair has neither two nor three parts, a weight is no finite number, or a gene is unknown.
+        """
+        if unknown not in {"error", "skip"}:
+            raise InputError(f"unknown must be 'error' or 'skip'; got {unknown!r}")
+        weights: dict[tuple[int, int], float] = {}
+        for number, pair in enumerate(pairs):
+            if isinstance(pair, str) or len(pair) not in {2, 3}:
+                raise InputError(f"pair {number} must be (gene, gene) or (gene, gene, weight); got {pair!r}")
+            try:
+                a, b = sorted(vocabulary.id_of(gene) for gene in pair[:2])
+            except (InputError, TypeError) as error:
+                if unknown == "skip":
+                    continue
+                raise InputError(f"pair {number}: {error}; unknown='skip' leaves such pairs out") from error
+            weight = 1.0
+            if len(pair) == 3:
+                weight = check_number(f"the weight of pair {number}", pair[2], -math.inf, math.inf, open_ends=True)
+            if a != b and ((a, b) not in weights or abs(weight) > abs(weights[a, b])):
+                weights[a, b] = weight
+        edges = np.array(list(weights), np.int64).reshape(-1, 2)
+        return graph_of_pairs(edges[:, 0], edges[:, 1], np.array(list(weights.values())), vocabulary, params)
+
+    # ------------------------------------------------------------------------------------------------ saving, loading
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the graph as one ``safetensors`` file; the same graph always gives the same bytes."""
+        from safetensors.numpy import save_file
+
+        header = self._header()
+        header["sha256"] = _sha256(_canonical(header), self._tensors())
+        with atomic_file(path) as temporary:
+            # One entry of metadata only: safetensors writes several in random order.
+            save_file(self._tensors(), temporary, {METADATA: _canonical(header).decode()})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> DependencyGraph:
+        """Read a graph that :meth:`save` wrote.
+
+        Raises
+        ------
+        InputError
+            If there is no such file, it is truncated, altered, of another format, or of a newer version.
+        """
+        header, tensors = _read(Path(path))
+        digest = header.pop("sha256", None)
+        if digest != _sha256(_canonical(header), tensors):
+            raise InputError(f"{path} was altered or damaged since it was saved (its SHA-256 differs); build it again")
+        vocabulary = Vocabulary.from_json(json.dumps(header["vocabulary"]))
+        return cls(**tensors, vocabulary=vocabulary, params=header["params"])  # type: ignore[arg-type]
+
+    def _header(self) -> dict[str, Any]:
+        vocabulary = json.loads(self.vocabulary.to_json())
+        return {"format": FORMAT, "version": FORMAT_VERSION, "params": self.params, "vocabulary": vocabulary}
+
+    def _tensors(self) -> dict[str, np.ndarray]:
+        tensors = {name: getattr(self, name) for name in TENSORS}
+        return {name: tensor for name, tensor in tensors.items() if tensor is not None}
+
+
+def graph_of_pairs(
+    a: np.ndarray,
+    b: np.ndarray,
+    rho: np.ndarray,
+    vocabulary: Vocabulary,
+    params: Mapping[str, Any] | None = None,
+    rho_global: np.ndarray | None = None,
+) -> DependencyGraph:
+    """Return the graph of pairs of tokens ``a`` and ``b`` (each pair once), in both directions."""
+    rows, others = np.concatenate([a, b]), np.concatenate([b, a])
+    order = np.lexsort((others, rows))
+
+    def both(values: np.ndarray) -> np.ndarray:
+        return np.concatenate([values, values])[order]
+
+    indptr = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=vocabulary.size))])
+    everywhere = None if rho_global is None else both(rho_global)
+    return DependencyGraph(indptr, others[order], both(rho), vocabulary, params, everywhere)
+
+
+def _check_structure(indptr: Any, indices: Any, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]:
+    """CSR arrays of an undirected graph over the vocabulary's genes, as int64 and int32."""
+    indptr, indices = np.asarray(indptr), np.asarray(indices)
+    for name, array in (("indptr", indptr), ("indices", indices)):
+        if array.ndim != 1 or array.dtype.kind not in "iu":
+            raise InputError(f"{name} must be a one-dimensional integer array; got {array.ndim}-d {array.dtype}")
+    size = vocabulary.size
+    if indptr.size != size + 1:
+        raise InputError(
+            f"indptr must have one entry more than the vocabulary has tokens, {size + 1}; got {indptr.size}; "
+            "give the vocabulary that the graph was made with"
+        )
+    indptr, indices = np.ascontiguousarray(indptr, np.int64), np.ascontiguousarray(indices, np.int64)
+    if indptr[0] != 0 or indptr[-1] != indices.size or np.any(np.diff(indptr) < 0):
+        raise InputError(f"indptr must rise from 0 to the number of indices, {indices.size}, and never fall")
+    rows = np.repeat(np.arange(size), np.diff(indptr))
+    lo, hi = vocabulary.gene_range
+
+    def check(wrong: np.ndarray, rule: str) -> None:
+        if wrong.any():
+            k = int(wrong.argmax())
+            raise InputError(f"{rule}; got neighbor {indices[k]} in row {rows[k]} (place {k} of indices)")
+
+    check((indices < lo) | (indices >= hi), f"neighbors must be gene tokens in [{lo}, {hi})")
+    check(rows == indices, "a gene cannot be its own neighbor")
+    check(np.diff(rows * size + indices, prepend=-1) <= 0, "neighbors must ascend in each row, each once")
+    # Ascending keys equal to the sorted keys of all edges turned round: every edge has its other direction.
+    turned = np.sort(indices * size + rows)
+    check(rows * size + indices != turned, "every edge must be there in both directions")
+    return indptr, indices.astype(np.int32)
+
+
+def _check_weights(name: str, weights: Any, size: int) -> np.ndarray:
+    weights = np.asarray(weights)
+    if weights.shape != (size,) or weights.dtype.kind not in "fiu":
+        raise InputError(f"{name} must hold one number for each of {size} indices; got {weights.dtype} {weights.shape}")
+    with np.errstate(over="ignore"):
+        weights = np.ascontiguousarray(weights, np.float32)
+    if not np.isfinite(weights).all():
+        raise InputError(f"{name} must be finite (in float32); got {weights[~np.isfinite(weights)][0]}")
+    return weights
+
+
+def _plain(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Take ``params`` through JSON, so that a loaded graph equals the saved one."""
+
+    def number(value: Any) -> Any:
+        if isinstance(value, np.generic):
+            return value.item()
+        raise TypeError(f"{value!r} is a {type(value).__name__}")
+
+    try:
+        return json.loads(json.dumps(dict(params), default=number, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"params must hold plain JSON values (numbers, text, lists, None): {error}") from error
+
+
+def _canonical(header: Mapping[str, Any]) -> bytes:
+    return json.dumps(header, sort_keys=True, ensure_ascii=True).encode()
+
+
+def _sha256(header: bytes, tensors: Mapping[str, np.ndarray]) -> str:
+    """Hash of a header and of named tensors with their dtypes and shapes."""
+    sha = hashlib.sha256(header)
+    for name in sorted(tensors):
+        tensor = np.ascontiguousarray(tensors[name])
+        sha.update(f"\n{name} {tensor.dtype.str} {tensor.shape}\n".encode())
+        sha.update(tensor.data)
+    return sha.hexdigest()
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Header and tensors of a graph file that this version can read."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise InputError(f"no graph file at {path}; build one with `corrmask-fast graph build`")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            text = (file.metadata() or {}).get(METADATA)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        header = None if text is None else json.loads(text)
+    except (SafetensorError, ValueError, OSError, TypeError, KeyError) as error:
+        raise InputError(
+            f"{path} is no readable graph file (truncated, damaged or of another kind): {error}"
+        ) from error
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise InputError(f"{path} is a safetensors file, but no dependency graph of this project")
+    version = header.get("version")
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise InputError(
+            f"{path} has format version {version}, and this version of corrmask-fast reads up to {FORMAT_VERSION}; "
+            "upgrade corrmask-fast"
+        )
+    if (
+        not {"indptr", "indices", "rho"} <= tensors.keys() <= set(TENSORS)
+        or not {"params", "vocabulary"} <= header.keys()
+    ):
+        raise InputError(f"{path} lacks a part of a graph: it was altered or damaged; build it again")
+    return header, tensors

@@ -1,0 +1,210 @@
+"""Building the dependency graph from a corpus: Algorithm 1 of the paper (appendix A.4), exact to the bit."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from corrmask_fast.errors import InputError, check_integer, check_number, check_seed
+from corrmask_fast.graph import DependencyGraph, graph_of_pairs
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from corrmask_fast.corpus import Corpus
+    from corrmask_fast.graph_stages import GeneColumns, Pairs, Sample
+    from corrmask_fast.vocabulary import Vocabulary
+
+__all__ = ["build_dependency_graph"]
+
+MOST_CELLS = 1_905_000  # 4/3 · cells³ < 2**63: every sum of ranks fits int64
+LONGEST_CELL = 65_535  # levels are kept in 16 bits
+
+
+@dataclass(frozen=True)
+class GraphParameters:
+    """What a graph depends on besides its corpus; see :func:`build_dependency_graph`."""
+
+    n_cells: int
+    max_length: int
+    n_neighbors: int
+    rho_min: float
+    min_cooccurrence: int
+    min_presence: int
+    max_genes: int | None
+    seed: int
+
+    def check_sample(self, n_cells: int) -> None:
+        """Raise InputError unless ``n_cells`` sampled cells can give a graph."""
+        for name in ("min_cooccurrence", "min_presence"):
+            if getattr(self, name) > n_cells:
+                raise InputError(
+                    f"{name} must be at most the number of cells that the graph is built from, here {n_cells}; "
+                    f"got {getattr(self, name)}; lower it, or bring more cells"
+                )
+        if n_cells > MOST_CELLS:
+            raise InputError(
+                f"a graph is exact for up to {MOST_CELLS} cells; got {n_cells}; lower n_cells (a sample will do)"
+            )
+
+
+def build_dependency_graph(
+    corpus: Corpus,
+    *,
+    n_cells: int = 100_000,
+    max_length: int | None = 2048,
+    n_neighbors: int = 50,
+    rho_min: float = 0.2,
+    min_cooccurrence: int = 200,
+    min_presence: int = 50,
+    max_genes: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    progress: bool = True,
+) -> DependencyGraph:
+    """Find which genes depend on each other in a corpus.
+
+    A gene at position pos (1-based) of a cell has the value ``max_length - pos``, an absent one 0. Genes whose values
+    correlate over all cells (Spearman's rho) become neighbours, and the edge carries their rho over the cells that
+    hold both. The result is a function of corpus and parameters alone, the same to the bit for any number of threads.
+
+    Parameters
+    ----------
+    corpus
+        Tokenised cells, in memory or on disk; only the sampled cells are held in memory.
+    n_cells
+        Cells sampled without replacement (N_sub); all, if the corpus has no more.
+    max_length
+        Cells are cut to their first so many genes (L_max, at most 65 535); None: the corpus's ``max_length``.
+    n_neighbors
+        Strongest partners, by absolute rho over all cells, that each gene proposes (N_neigh). Edges are the union of
+        what both sides propose, so a gene may have more neighbours.
+    rho_min
+        Smallest absolute rho over all cells, in [0, 1].
+    min_cooccurrence
+        Smallest number of cells that hold both genes (M_min). Applied after ``n_neighbors``.
+    min_presence
+        Smallest number of sampled cells that hold a gene.
+    max_genes
+        Keep only so many genes, those with the largest sum of values; None: all.
+    seed
+        Which cells are sampled; in [0, 2**64).
+    device
+        ``"cpu"``, or ``"auto"``: the fastest there is.
+    progress
+        Show progress bars on standard error.
+
+    Returns
+    -------
+    DependencyGraph
+        ``rho`` is Spearman's rho over the cells that hold both genes (0 where one is constant there), ``rho_global``
+        the one over all cells. A graph without edges comes with a warning that says which step dropped them.
+
+    Raises
+    ------
+    InputError
+        If a parameter is out of range, the corpus has no cells, or fewer than ``min_cooccurrence`` or
+        ``min_presence``; if a cell holds a token outside the vocabulary, or a gene twice.
+
+    Notes
+    -----
+    Hacohen et al. 2026, Algorithm 1. Time and memory follow the tokens: no genes by genes matrix is ever held.
+
+    Examples
+    --------
+    >>> from corrmask_fast import Corpus, Vocabulary
+    >>> genes = Vocabulary(("<pad>", "<mask>", "A", "B", "C"))
+    >>> corpus = Corpus(np.array([0, 3, 6, 9, 10]), np.array([2, 3, 4, 4, 2, 3, 2, 3, 4, 4]), genes)
+    >>> graph = build_dependency_graph(corpus, rho_min=0.5, min_cooccurrence=3, min_presence=1, progress=False)
+    >>> graph.neighbors("A")
+    (array([3], dtype=int32), array([1.], dtype=float32))
+    """
+    parameters = GraphParameters(
+        n_cells=check_integer("n_cells", n_cells, 1),
+        max_length=check_integer(
+            "max_length", corpus.max_length if max_length is None else max_length, 1, LONGEST_CELL
+        ),
+        n_neighbors=check_integer("n_neighbors", n_neighbors, 1),
+        rho_min=check_number("rho_min", rho_min, 0, 1),
+        min_cooccurrence=check_integer("min_cooccurrence", min_cooccurrence, 0),
+        min_presence=check_integer("min_presence", min_presence, 0),
+        max_genes=None if max_genes is None else check_integer("max_genes", max_genes, 1),
+        seed=check_seed(seed),
+    )
+    stages = _stages(device)
+    if corpus.n_cells == 0:
+        raise InputError("the corpus has no cells, and a graph needs some; check the file that it was read from")
+    parameters.check_sample(min(parameters.n_cells, corpus.n_cells))
+    bar = partial(_progress_bar, shown=progress)
+
+    rows = corpus.sample_rows(parameters.n_cells, parameters.seed)
+    sample = stages.read_sample(corpus, rows, parameters.max_length, bar)
+    columns = stages.make_columns(sample, _kept_genes(sample, corpus.vocabulary, parameters), parameters.max_length)
+    del sample  # its tokens are not needed again
+    ranks = stages.rank_genes(columns)
+    pairs = stages.strongest_pairs(columns, ranks, parameters.n_neighbors, parameters.rho_min, bar)
+    del ranks
+    overlap, rho = stages.correlate_pairs(columns, pairs, parameters.min_cooccurrence, bar)
+    kept = overlap >= parameters.min_cooccurrence
+    if not kept.any():
+        warnings.warn(_why_empty(columns, pairs, overlap, parameters), UserWarning, stacklevel=2)
+    return graph_of_pairs(
+        columns.genes[pairs.u[kept]],
+        columns.genes[pairs.v[kept]],
+        rho[kept],
+        corpus.vocabulary,
+        {**asdict(parameters), "n_cells_used": columns.n_cells, "n_genes_used": columns.genes.size},
+        pairs.rho[kept],
+    )
+
+
+def _stages(device: str) -> ModuleType:
+    """Return the module whose functions are the stages, for a device."""
+    if device in {"auto", "cpu"}:
+        from corrmask_fast import graph_stages
+
+        return graph_stages
+    if device == "cuda":
+        raise InputError("device='cuda': this version builds graphs on the CPU only; use device='auto' or 'cpu'")
+    raise InputError(f"device must be 'auto', 'cpu' or 'cuda'; got {device!r}")
+
+
+def _progress_bar(what: str, total: int, unit: str, *, shown: bool) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(desc=what, total=total, unit=unit, unit_scale=True, disable=not shown, file=sys.stderr, mininterval=0.5)
+
+
+def _kept_genes(sample: Sample, vocabulary: Vocabulary, parameters: GraphParameters) -> np.ndarray:
+    """Return the tokens, ascending, of the genes that the graph is built over."""
+    lo, hi = vocabulary.gene_range
+    genes = np.flatnonzero(sample.presence[:, lo:hi].sum(axis=0) >= parameters.min_presence) + lo
+    if parameters.max_genes is not None:
+        largest = np.argsort(-sample.value_sum[genes], kind="stable")[: parameters.max_genes]
+        genes = np.sort(genes[largest])
+    return genes
+
+
+def _why_empty(columns: GeneColumns, pairs: Pairs, overlap: np.ndarray, parameters: GraphParameters) -> str:
+    """Say which step left no edges."""
+    if columns.genes.size < 2:
+        few = f"{columns.genes.size} genes" if columns.genes.size != 1 else "1 gene"
+        why = f"{few} present in at least min_presence={parameters.min_presence} of {columns.n_cells} cells"
+        if parameters.max_genes is not None:
+            why += f" within max_genes={parameters.max_genes}"
+        return f"the graph has no edges: only {why}; lower min_presence, or bring more cells"
+    if pairs.u.size == 0:
+        return (
+            f"the graph has no edges: no pair of its {columns.genes.size} genes has an absolute rho of at least "
+            f"rho_min={parameters.rho_min}; lower rho_min, or bring more cells"
+        )
+    return (
+        f"the graph has no edges: of {pairs.u.size} correlated pairs none stands together in at least "
+        f"min_cooccurrence={parameters.min_cooccurrence} of {columns.n_cells} cells (at most {overlap.max()}); "
+        "lower min_cooccurrence, or bring more cells"
+    )

@@ -1,0 +1,190 @@
+"""Correlation of all pairs of genes, part by part, and the strongest partners of each (appendix A.4, lines 14 to 21).
+
+With e and m of kernels/ranks.py, and in 64-bit integers throughout,
+
+    sum d_u·d_v = sum e_u·e_v - n_cells · m_u · m_v          rho = sum d_u·d_v / sqrt(sum d_u² · sum d_v²)
+
+The first sum runs over the cells that hold both genes. Genes are ordered by presence. Pairs of rare genes go through
+tiles: both sides are kept cell by cell, and all products of a cell are scattered into a square of sums:
+
+    cell 7 of block I:  a c          sums   p  q  r  s
+    cell 7 of block J:  p s     →     a    +ap       +as
+                                      c    +cp       +cs
+
+Pairs with a common gene go through panels: LANES common genes side by side, dense, one row a cell. Each nonzero of a
+column multiplies one row, which runs in vectors; 4 rows at a time, so that the sums are loaded and stored less often:
+
+    column u:  cells 1 3 …  e 5 2 …     sums[u] += 5 · panel[1] + 2 · panel[3] + …
+
+Sums are turned into rho where they lie; only pairs that may still enter the list of one of their genes leave.
+
+Work split: a task is one tile (I, J), I <= J, or one panel against all genes up to its own; lists are merged by one
+thread. Assumed: no column of constant rank among those given; n_cells as in kernels/ranks.py.
+"""
+
+import numpy as np
+
+from .jit import inline, kernel, stage
+
+LANES = 64  # genes in a panel
+
+
+@kernel
+def rows_of_block(columns, indptr, cells, e, n_cells):
+    """Turn columns into rows: cell i holds ``(member[k], value[k])`` for k in [start[i], start[i + 1]).
+
+    ``member`` is the place in ``columns``, ascending in each cell; ``value`` is e. Cells where e is 0 are left out.
+    """
+    start = np.zeros(n_cells + 1, np.int32)
+    for column in columns:
+        for k in range(indptr[column], indptr[column + 1]):
+            start[cells[k] + 1] += e[k] != 0
+    for i in range(n_cells):
+        start[i + 1] += start[i]
+    member = np.empty(start[n_cells], np.uint16)
+    value = np.empty(start[n_cells], np.uint32)
+    for a in range(columns.size):
+        for k in range(indptr[columns[a]], indptr[columns[a] + 1]):
+            if e[k] != 0:
+                at = start[cells[k]]
+                member[at] = a
+                value[at] = e[k]
+                start[cells[k]] = at + 1
+    for i in range(n_cells, 0, -1):  # each start has moved to its cell's end
+        start[i] = start[i - 1]
+    start[0] = 0
+    return start, member, value
+
+
+@kernel
+def tile_products(rows_u, rows_v, same, sums):
+    """Add e_u·e_v of all cells to ``sums[member_u, member_v]`` (uint64; only member_u < member_v if ``same``)."""
+    start_u, member_u, value_u = rows_u
+    start_v, member_v, value_v = rows_v
+    for i in range(start_u.size - 1):
+        # Slices spare a look at the index's sign for every product.
+        of_u, of_v = member_u[start_u[i] : start_u[i + 1]], member_v[start_v[i] : start_v[i + 1]]
+        e_u, e_v = value_u[start_u[i] : start_u[i + 1]], value_v[start_v[i] : start_v[i + 1]]
+        for a in range(of_u.size):
+            row, x = sums[of_u[a]], np.uint64(e_u[a])
+            for b in range(a + 1 if same else 0, of_v.size):
+                row[of_v[b]] += x * np.uint64(e_v[b])
+
+
+@kernel
+def chunk_starts(indptr, cells, chunk_cells, begin, end, starts):
+    """starts[u, c] = where the cells of chunk c, or of later ones, begin in column u of [begin, end)."""
+    for u in range(begin, end):
+        k = indptr[u]
+        for c in range(starts.shape[1]):
+            while k < indptr[u + 1] and cells[k] < c * chunk_cells:
+                k += 1
+            starts[u, c] = k
+
+
+@kernel
+def fill_panel(columns, indptr, cells, e, panel):
+    """panel[cell, lane] = e of column ``columns[lane]``; ``panel`` (n_cells, LANES) uint32 comes zeroed."""
+    for lane in range(columns.size):
+        for k in range(indptr[columns[lane]], indptr[columns[lane] + 1]):
+            panel[cells[k], lane] = e[k]
+
+
+@kernel
+def panel_products(columns, starts, cells, e, panel, sums):
+    """Add e_u·e_v of all cells to ``sums[a, lane]`` (uint64) for u = ``columns[a]`` and the panel's genes v."""
+    for c in range(starts.shape[1] - 1):
+        for a in range(columns.size):
+            begin, end = starts[columns[a], c], starts[columns[a], c + 1]
+            at, value, out = cells[begin:end], e[begin:end], sums[a]
+            fours = 4 * (at.size // 4)
+            for k in range(0, fours, 4):
+                p0, p1, p2, p3 = panel[at[k]], panel[at[k + 1]], panel[at[k + 2]], panel[at[k + 3]]
+                x0, x1 = np.uint64(value[k]), np.uint64(value[k + 1])
+                x2, x3 = np.uint64(value[k + 2]), np.uint64(value[k + 3])
+                for j in range(LANES):
+                    out[j] += (
+                        x0 * np.uint64(p0[j]) + x1 * np.uint64(p1[j]) + x2 * np.uint64(p2[j]) + x3 * np.uint64(p3[j])
+                    )
+            for k in range(fours, at.size):
+                x0, p0 = np.uint64(value[k]), panel[at[k]]
+                for j in range(LANES):
+                    out[j] += x0 * np.uint64(p0[j])
+
+
+@kernel
+def select_pairs(sums, columns_u, columns_v, ahead, n_cells, n_positive, sum_squares, reach):
+    """Return (u, v, rho) of the pairs whose abs(rho) is at least ``reach`` of u or of v.
+
+    ``ahead`` is how far the first of ``columns_v`` lies behind the first of ``columns_u`` in the order of genes: of the
+    pairs (a, b) those with a < b + ahead count, so that each pair is seen once.
+    """
+    found_u, found_v = np.empty(sums.size, np.int32), np.empty(sums.size, np.int32)
+    found_rho = np.empty(sums.size, np.float64)
+    # A look without root and division first: 1e-12 is far above its rounding error.
+    slack = 1 - 1e-12
+    reach_v, scale_v = np.empty(columns_v.size), np.empty(columns_v.size)
+    for b in range(columns_v.size):
+        reach_v[b] = reach[columns_v[b]] * slack
+        scale_v[b] = 1 / np.sqrt(np.float64(sum_squares[columns_v[b]]))
+    n = 0
+    for a in range(columns_u.size):
+        u = columns_u[a]
+        reach_u = reach[u] * slack
+        scale_u = 1 / np.sqrt(np.float64(sum_squares[u]))
+        for b in range(max(0, a + 1 - ahead), columns_v.size):
+            v = columns_v[b]
+            product = np.float64(np.int64(sums[a, b]) - n_cells * n_positive[u] * n_positive[v])
+            if abs(product) * scale_u * scale_v[b] < min(reach_u, reach_v[b]):
+                continue
+            rho = product / np.sqrt(np.float64(sum_squares[u]) * np.float64(sum_squares[v]))
+            if abs(rho) >= min(reach[u], reach[v]):
+                found_u[n], found_v[n], found_rho[n] = u, v, rho
+                n += 1
+    return found_u[:n].copy(), found_v[:n].copy(), found_rho[:n].copy()
+
+
+@inline
+def weaker(rho_a, gene_a, rho_b, gene_b):
+    """Whether partner a comes after partner b: smaller abs(rho), then higher gene."""
+    return abs(rho_a) < abs(rho_b) or (abs(rho_a) == abs(rho_b) and gene_a > gene_b)
+
+
+@stage
+def offer(u, v, rho, n_kept, kept_gene, kept_rho, reach):
+    """Let v into u's list, a heap with the weakest partner at its root, if there is room or v is stronger."""
+    genes, rhos, size = kept_gene[u], kept_rho[u], n_kept[u]
+    if size < genes.size:
+        at = size
+        while at > 0 and weaker(rho, v, rhos[(at - 1) // 2], genes[(at - 1) // 2]):
+            genes[at], rhos[at] = genes[(at - 1) // 2], rhos[(at - 1) // 2]
+            at = (at - 1) // 2
+        size += 1
+        n_kept[u] = size
+    else:
+        if not weaker(rhos[0], genes[0], rho, v):
+            return
+        at = 0
+        while 2 * at + 1 < size:
+            child = 2 * at + 1
+            if child + 1 < size and weaker(rhos[child + 1], genes[child + 1], rhos[child], genes[child]):
+                child += 1
+            if not weaker(rhos[child], genes[child], rho, v):
+                break
+            genes[at], rhos[at] = genes[child], rhos[child]
+            at = child
+    genes[at], rhos[at] = v, rho
+    if size == genes.size:
+        reach[u] = abs(rhos[0])
+
+
+@kernel
+def keep_strongest(found, n_kept, kept_gene, kept_rho, reach):
+    """Offer pairs to both genes' lists (G, k); ``reach[u]`` rises to the weakest abs(rho) of a full list."""
+    found_u, found_v, found_rho = found
+    for i in range(found_u.size):
+        u, v, rho = found_u[i], found_v[i], found_rho[i]
+        if abs(rho) >= reach[u]:
+            offer(u, v, rho, n_kept, kept_gene, kept_rho, reach)
+        if abs(rho) >= reach[v]:
+            offer(v, u, rho, n_kept, kept_gene, kept_rho, reach)
