@@ -47,23 +47,22 @@ CONTROL = "control (lambda = 0)"
 
 
 class Metric(NamedTuple):
-    """A figure of the audit: its attribute, the heading of its column, whether it is shown as a percentage."""
+    """A figure of the audit: its attribute, the two lines above its column, whether it is shown as a percentage."""
 
     name: str
-    heading: str
+    heading: tuple[str, str]
     percent: bool
 
 
 METRICS = (
-    Metric("hit_rate", "hit rate", True),
-    Metric("all_partner_hit_rate", "all-partner hit rate", True),
-    Metric("hidden_rate", "hidden rate", True),
-    Metric("residual_shortcut", "residual shortcut", False),
-    Metric("mean_span", "mean span", False),
-    Metric("rate", "rate", True),
-    Metric("genes_reached", "genes reached", True),
+    Metric("hit_rate", ("", "hit rate"), percent=True),
+    Metric("all_partner_hit_rate", ("all-partner", "hit rate"), percent=True),
+    Metric("hidden_rate", ("hidden", "rate"), percent=True),
+    Metric("residual_shortcut", ("residual", "shortcut"), percent=False),
+    Metric("mean_span", ("mean", "span"), percent=False),
+    Metric("rate", ("", "rate"), percent=True),
+    Metric("genes_reached", ("genes", "reached"), percent=True),
 )
-
 
 # The counts of kernels/audit.py, in its order.
 COUNTS = ("maskable", "masked", "runs", "judged", "pairs", "hits", "all_pairs", "hidden")
@@ -171,12 +170,12 @@ class AuditReport:
 
     def table(self) -> str:
         """Return the report as an aligned text table, a line for each strategy."""
-        head = ["strategy", *(metric.heading for metric in METRICS)]
+        above, below = zip(("", "strategy"), *(metric.heading for metric in METRICS), strict=True)
         body = [[s.name, *(_format(getattr(s, m.name), m.percent) for m in METRICS)] for s in self.strategies]
-        lines = align([head, *body])
+        lines = align([list(above), list(below), *body])
         epochs = f"{self.epochs} epoch{'s' if self.epochs > 1 else ''}"
         title = f"Masking audit: {self.n_cells:,} cells, {epochs}; the same draws in every line"
-        return "\n".join([title, lines[0], "-" * len(lines[0]), *lines[1:]])
+        return "\n".join([title, *lines[:2], "-" * len(lines[0]), *lines[2:]])
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain values, ready for JSON."""
@@ -203,6 +202,7 @@ class AuditReport:
 def audit_masking(
     masker: CorrMasker,
     corpus: Corpus,
+    graph: DependencyGraph,
     *,
     epochs: int = 1,
     n_cells: int | None = None,
@@ -213,9 +213,11 @@ def audit_masking(
     Parameters
     ----------
     masker
-        The strategy and its graph.
+        The strategy.
     corpus
         The cells, of the same vocabulary.
+    graph
+        Whose neighbours count as partners: the masker's own graph as a rule (the masker itself keeps no rho).
     epochs
         How many epochs to mask: every cell is drawn anew in each.
     n_cells
@@ -231,8 +233,9 @@ def audit_masking(
     Raises
     ------
     InputError
-        If the corpus is empty or has another vocabulary than the graph.
+        If the corpus is empty, or corpus, graph and masker differ in their vocabularies.
     """
+    masker.vocabulary.check_same(graph.vocabulary, "the masker", "the graph")
 
     def ours(indptr: np.ndarray, tokens: np.ndarray, epoch: int) -> np.ndarray:
         return masker.mask_ragged(indptr, tokens, epoch=epoch).masked_positions
@@ -242,7 +245,7 @@ def audit_masking(
 
     strategies = {"CorrMask": ours, CONTROL: control}
     return audit_strategies(
-        strategies, masker.graph, corpus, epochs=epochs, n_cells=n_cells, seed=masker.seed, progress=progress
+        strategies, graph, corpus, epochs=epochs, n_cells=n_cells, seed=masker.seed, progress=progress
     )
 
 
@@ -262,7 +265,7 @@ def audit_strategies(
     ----------
     strategies
         Name → function of ``(indptr, tokens, epoch)`` that returns the masked columns of each row, (rows, k) int64,
-        -1 behind a row's own. Rows hold genes only, as a corpus does.
+        -1 behind a row's own. Rows come as they do to the collator, so that an epoch is audited as it is trained on.
     graph
         Whose neighbours count as partners.
     seed
@@ -276,13 +279,14 @@ def audit_strategies(
         raise InputError("cannot audit an empty corpus; give at least one cell")
     rows = np.arange(corpus.n_cells) if n_cells is None else corpus.sample_rows(n_cells, seed)
     tallies = {name: _Tally(graph) for name in strategies}
-    starts = range(0, rows.size, CHUNK_CELLS)
+    starts, (lo, hi) = range(0, rows.size, CHUNK_CELLS), corpus.vocabulary.gene_range
     with tqdm(total=rows.size * epochs, desc="audit", unit="cell", disable=not progress) as bar:
         for epoch in range(epochs):
             for start in starts:
-                indptr, tokens = corpus.gather(rows[start : start + CHUNK_CELLS])
+                indptr, tokens = corpus.gather_for_training(rows[start : start + CHUNK_CELLS])
+                maskable = (tokens >= lo) & (tokens < hi)
                 for name, masks in strategies.items():
-                    tallies[name].add(indptr, tokens, masks(indptr, tokens, epoch))
+                    tallies[name].add(indptr, tokens, maskable, masks(indptr, tokens, epoch))
                 bar.update(indptr.size - 1)
     audits = tuple(tally.finish(name) for name, tally in tallies.items())
     return AuditReport(audits, corpus.vocabulary, int(rows.size), epochs)
@@ -301,18 +305,11 @@ class _Tally:
         self.shortcut_sum = 0.0
         self.times_masked, self.times_present = np.zeros((2, graph.vocabulary.size), np.int64)
 
-    def add(
-        self,
-        indptr: np.ndarray,
-        tokens: np.ndarray,
-        masked_positions: np.ndarray,
-        maskable: np.ndarray | None = None,
-    ) -> None:
-        """Count ragged rows; ``maskable`` (nnz,) bool where not every column is."""
+    def add(self, indptr: np.ndarray, tokens: np.ndarray, maskable: np.ndarray, masked_positions: np.ndarray) -> None:
+        """Count ragged rows; ``maskable`` (nnz,) bool, ``masked_positions`` (rows, k) int64."""
         from corrmask_fast.kernels.audit import audit_rows
 
         tokens = np.ascontiguousarray(tokens)
-        maskable = np.ones(tokens.size, np.bool_) if maskable is None else np.ascontiguousarray(maskable, np.bool_)
         masked = np.zeros(tokens.size, np.bool_)
         masked[(indptr[:-1, None] + masked_positions)[masked_positions >= 0]] = True
         shortcut = np.empty(indptr.size - 1, np.float64)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,7 @@ BAD_INPUT, INTERRUPTED = 2, 130  # exit codes: what argparse uses, and 128 + SIG
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0, 2 for bad input, 130 if interrupted."""
     arguments = build_parser().parse_args(argv)
+    warnings.showwarning = _warn
     try:
         if getattr(arguments, "threads", None) is not None:
             from corrmask_fast.threads import set_num_threads
@@ -55,6 +57,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{PROGRAM}: interrupted", file=sys.stderr)
         return INTERRUPTED
     return 0
+
+
+def _warn(message: Warning | str, *_: object, **__: object) -> None:
+    """Show a warning as a line of our own, not with the place in the code that it came from."""
+    print(f"{PROGRAM}: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _fail(message: str) -> int:
@@ -157,15 +164,21 @@ def _audit(arguments: argparse.Namespace) -> None:
             check_output(path)  # before the work, not behind it
     if arguments.plot is not None:
         import_extra("matplotlib", "plot")
+    graph = load_graph(arguments.graph)
     masker = CorrMasker(
-        load_graph(arguments.graph),
+        graph,
         mlm_probability=arguments.mlm_probability,
         structural_ratio=arguments.structural_ratio,
         max_partners=arguments.max_partners,
         seed=arguments.seed,
     )
     report = audit_masking(
-        masker, open_corpus(arguments), epochs=arguments.epochs, n_cells=arguments.n_cells, progress=arguments.progress
+        masker,
+        open_corpus(arguments),
+        graph,
+        epochs=arguments.epochs,
+        n_cells=arguments.n_cells,
+        progress=arguments.progress,
     )
     print(report.table())
     if arguments.csv is not None:

@@ -85,8 +85,8 @@ def _graph_build(arguments: argparse.Namespace) -> None:
         progress=arguments.progress,
     )
     graph.save(arguments.output)
-    print(graph.summary())
-    print(f"saved: {arguments.output}")
+    print(summary_table(graph))
+    print(f"saved to {arguments.output}")
 
 
 def _graph_show(arguments: argparse.Namespace) -> None:
@@ -98,26 +98,47 @@ def _graph_show(arguments: argparse.Namespace) -> None:
 
 
 def _graph_info(arguments: argparse.Namespace) -> None:
-    print(load_graph(arguments.graph).summary())
+    print(summary_table(load_graph(arguments.graph)))
+
+
+def summary_table(graph: DependencyGraph) -> str:
+    """Return what a graph is, a line for each fact."""
+
+    def text(value: Any) -> str:
+        if isinstance(value, list):
+            return "  ".join(f"{quantile:+.3f}" for quantile in value) + "  (minimum, quartiles, maximum)"
+        return f"{value:,}" if isinstance(value, int) else f"{value:.3g}" if isinstance(value, float) else str(value)
+
+    facts = graph.summary()
+    parameters = facts.pop("params")
+    facts["built with"] = (
+        ", ".join(f"{name}={value}" for name, value in sorted(parameters.items())) or "no stated parameters"
+    )
+    width = max(map(len, facts))
+    return "\n".join(f"{name.replace('_', ' ').ljust(width)}  {text(value)}" for name, value in facts.items())
 
 
 def partner_table(graph: DependencyGraph, gene: str | int, limit: int | None = None) -> str:
     """Return a gene's partners, strongest first, as an aligned table of at most ``limit`` lines."""
     from corrmask_fast.audit import align
 
+    def label(token: int) -> str:
+        name, symbol = vocabulary.names[token], vocabulary.name_of(token)
+        return name if name == symbol else f"{symbol} ({name})"
+
     vocabulary = graph.vocabulary
     token = vocabulary.id_of(gene)
     ids, rho = graph.neighbors(token)
-    title = f"{vocabulary.name_of(token)} (token {token}, {vocabulary.names[token]}): {ids.size} partners"
+    title = f"{label(token)}, token {token}: {ids.size} partner{'' if ids.size == 1 else 's'}"
     if ids.size == 0:
         return f"{title}; no other gene passed the thresholds of this graph"
-    begin, end = graph.indptr[token], graph.indptr[token + 1]
-    overall = None
+    overall: dict[int, float] = {}
     if graph.rho_global is not None:
-        overall = dict(zip(graph.indices[begin:end].tolist(), graph.rho_global[begin:end].tolist(), strict=True))
-    rows = [["partner", "gene id", "rho", "rho, all cells"]]
+        row = slice(graph.indptr[token], graph.indptr[token + 1])
+        overall = dict(zip(graph.indices[row].tolist(), graph.rho_global[row].tolist(), strict=True))
+    rows = [["partner", "token", "rho", "rho, all cells"]]
     for other, value in zip(ids.tolist()[:limit], rho.tolist(), strict=False):
-        text = "-" if overall is None else f"{overall[other]:+.3f}"
-        rows.append([vocabulary.name_of(other), vocabulary.names[other], f"{value:+.3f}", text])
+        text = f"{overall[other]:+.3f}" if overall else "-"
+        rows.append([label(other), str(other), f"{value:+.3f}", text])
     rest = ids.size - (len(rows) - 1)
-    return "\n".join([title, *align(rows), *([f"… and {rest} more"] if rest else [])])
+    return "\n".join([title, *align(rows), *([f"... and {rest} more"] if rest else [])])

@@ -113,7 +113,7 @@ def plot_loss(
         axis.axhline(chance, color=GREY, linewidth=1, linestyle="--")
         axis.annotate("uniform\nguess", (steps[-1], chance), (6, 0), **_TEXT, color=GREY, va="center")
     _dress(axis, title=title, x="training step", y="loss at masked genes (nats)")
-    axis.set_xlim(0, values.size)
+    axis.set_xlim(0, values.size + 0.5)
     return _save(figure, path)
 
 

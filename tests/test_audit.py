@@ -57,8 +57,8 @@ def tally(graph, rows, name="ours"):
     counts.add(
         np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         np.array([token for tokens, _, _ in rows for token in tokens], np.int64),
-        positions,
         np.array([flag for _, maskable, _ in rows for flag in maskable], np.bool_),
+        positions,
     )
     return counts.finish(name)
 
@@ -231,8 +231,8 @@ def test_report_as_table_dict_and_csv(corpus, graph, tmp_path):
     lines = report.table().splitlines()
     assert lines[0].startswith("Masking audit: 300 cells, 1 epoch")
     assert len({len(line) for line in lines[1:]}) == 1
-    assert f"{100 * report['ours'].hit_rate:.2f} %" in lines[3]
-    assert lines[4].split()[:2] == ["nothing", "-"]
+    assert f"{100 * report['ours'].hit_rate:.2f} %" in lines[4]
+    assert lines[5].split()[:2] == ["nothing", "-"]
     json.dumps(report.to_dict())
 
     report.save_csv(tmp_path / "audit.csv")
