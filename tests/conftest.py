@@ -55,3 +55,9 @@ def make_corpus(n_cells: int, n_genes: int, *, seed: int = 0, max_length: int | 
 def vocabulary() -> Vocabulary:
     """Thirty genes, V1."""
     return make_vocabulary(30)
+
+
+@pytest.fixture(scope="session", name="make_corpus")
+def make_corpus_fixture():
+    """The function make_corpus (test files cannot import it)."""
+    return make_corpus
