@@ -1,0 +1,166 @@
+"""Rows of results: appended to one CSV, from which alone every table is made."""
+
+from __future__ import annotations
+
+import csv
+import importlib.metadata
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import contestants as c
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from timing import Contestant, Timing
+
+RESULTS = Path(__file__).with_name("results") / "masking.csv"
+README = Path(__file__).resolve().parents[1] / "README.md"
+BEGIN, END = (
+    "<!-- figures: written by bench/run.py --readme from the last rows of bench/results/masking.csv -->",
+    ("<!-- end of figures -->"),
+)
+PACKAGES = ("corrmask-fast", "numpy", "numba", "torch", "transformers", "datasets")
+Row = dict[str, Any]
+
+
+class Goal(NamedTuple):
+    """What is compared with what, and by how much it shall win."""
+
+    what: str
+    case: str
+    ours: str
+    theirs: tuple[str, ...]
+    at_least: float
+    smallest_batch: int = 0
+    largest_batch: int = 1_000_000
+
+
+GOALS = (
+    Goal("fetch and collate, our dataset and collator", "input", c.OURS, (c.STOCK, c.NEWEST), 60),
+    Goal("fetch and collate, our collator on their folder", "input", c.LISTS, (c.STOCK, c.NEWEST), 8),
+    Goal("mask a padded tensor", "masking", c.MASKER, (c.TORCH_MASK,), 8),
+    Goal("mask a padded tensor, draws from the epoch", "masking", c.MASKER_EPOCH, (c.TORCH_MASK,), 8),
+    Goal("mask a padded tensor", "reference", c.MASKER, (c.REFERENCE,), 1_000),
+    *(
+        Goal(what, f"threads, {name}", f"{name}, 2 threads", (f"{name}, 1 thread",), *limits)
+        for what, name in (("mask, 2 threads", c.MASKER), ("fetch and collate, 2 threads", c.OURS))
+        for limits in ((1.0, 0, 12), (1.8, 256))
+    ),
+)
+
+
+def conditions(described: Row, rounds: int, first_call_s: float) -> Row:
+    """Return what the figures of a run were measured with."""
+    versions = {name.replace("-", "_"): importlib.metadata.version(name) for name in PACKAGES}
+    return {
+        "run": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "commit": _commit(),
+        "device": _cpu(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "load": round(os.getloadavg()[0], 2),
+        "rounds": rounds,
+        "first_call_s": round(first_call_s, 2),
+        **described,
+        "python": platform.python_version(),
+        **versions,
+    }
+
+
+def rows_of_race(
+    case: str, batch: int, contestants: Iterable[Contestant], timings: dict[str, Timing], shared: Row
+) -> list[Row]:
+    """One row a contestant: times in microseconds a cell."""
+    return [
+        {"case": case, "contestant": one.name, "batch": batch, "threads": one.threads}
+        | {f"{name}_us": round(float(value), 3) for name, value in timings[one.name]._asdict().items()}
+        | shared
+        for one in contestants
+    ]
+
+
+def append(rows: Sequence[Row], path: Path = RESULTS) -> None:
+    """Append rows to a CSV file; its columns are those of its first row."""
+    path.parent.mkdir(exist_ok=True)
+    fresh = not path.exists()
+    if not fresh:
+        with path.open(newline="") as file:
+            assert next(csv.reader(file)) == list(rows[0]), f"{path} has other columns; begin a new file"
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        if fresh:
+            writer.writeheader()
+        writer.writerows(rows)
+
+
+def last_run(path: Path = RESULTS) -> list[Row]:
+    """Return the rows of the last run in a file."""
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [row for row in rows if row["run"] == rows[-1]["run"]]
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Return the comparisons as a Markdown table: each of ours beside each of theirs, the goal, and the floor."""
+    us = {(row["case"], row["contestant"], int(row["batch"])): float(row["p50_us"]) for row in rows}
+    lines = [["what", "against", "batch", "theirs, µs a cell", "ours, µs a cell", "ratio", "goal", "ours / floor"]]
+    for goal in GOALS:
+        for batch in sorted({int(row["batch"]) for row in rows if row["case"] == goal.case}):
+            for theirs in goal.theirs:
+                if goal.smallest_batch <= batch <= goal.largest_batch:
+                    ours = us[goal.case, goal.ours, batch]
+                    rival = us[goal.case, theirs, batch]
+                    floor = us.get((goal.case, c.COPY, batch), 0) + us.get((goal.case, c.PHILOX, batch), 0)
+                    times = [f"{rival:,.1f}", f"{ours:,.1f}", f"{rival / ours:,.4g}x", f"{goal.at_least:,g}x"]
+                    lines.append([goal.what, theirs, str(batch), *times, f"{ours / floor:.1f}" if floor else ""])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join(
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
+    )
+
+
+def said_conditions(rows: Sequence[Row]) -> str:
+    """Return the conditions of a run in a sentence or two."""
+    row = rows[0]
+    return (
+        f"Medians of {row['rounds']} rounds in turns, one thread against one thread unless said, on {row['cores']} "
+        f"cores of {row['device']} (load {row['load']}); cells of {row['columns']} genes, vocabulary "
+        f"{row['vocabulary']}, {float(row['with_neighbors']):.0%} of a cell's genes with neighbours, "
+        f"{row['mean_degree']} on average, {float(row['present_share']):.0%} of them in the cell. Python "
+        f"{row['python']}, NumPy {row['numpy']}, Numba {row['numba']}, PyTorch {row['torch']}, transformers "
+        f"{row['transformers']}, datasets {row['datasets']}; commit {row['commit']}, {row['run']}. "
+        "The floor moves the same bytes and computes the Philox words of all columns."
+    )
+
+
+def write_readme(rows: Sequence[Row], path: Path = README) -> None:
+    """Put a run's table and conditions between the marks in the README."""
+    before, rest = path.read_text().split(BEGIN)
+    after = rest.split(END)[1]
+    path.write_text(f"{before}{BEGIN}\n\n{table(rows)}\n\n{said_conditions(rows)}\n\n{END}{after}")
+
+
+def _commit() -> str:
+    """Return the short hash, with ``+`` where tracked files were changed."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], cwd=README.parent, capture_output=True, text=True, check=False
+        ).stdout.strip()
+
+    results = f":!{RESULTS.relative_to(README.parent)}"
+    return (git("rev-parse", "--short", "HEAD") or "unknown") + (
+        "+" if git("diff", "HEAD", "--stat", "--", ".", results) else ""
+    )
+
+
+def _cpu() -> str:
+    """Return the processor's name."""
+    info = Path("/proc/cpuinfo")
+    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    return names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine()
