@@ -1,0 +1,154 @@
+"""Checks of numbers, messages of missing packages, and files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import corrmask_fast
+from corrmask_fast import InputError, MissingExtraError
+from corrmask_fast.errors import check_integer, check_number, check_seed, import_extra
+from corrmask_fast.files import atomic_file, atomic_folder, check_output
+
+
+@pytest.mark.parametrize("value", [0, 1, 0.5, np.float32(0.25), np.int64(1), True])
+def test_numbers_in_range(value):
+    assert check_number("share", value, 0, 1) == float(value)
+
+
+@pytest.mark.parametrize("value", [-1e-300, 1.0000001, math.nan, math.inf, "a", None, [0.5], 1j])
+def test_numbers_out_of_range_name_value_and_rule(value):
+    with pytest.raises(InputError) as error:
+        check_number("share", value, 0, 1)
+    assert str(error.value) == f"share must be a number in [0, 1]; got {value!r}"
+
+
+def test_open_ends_are_out_of_range():
+    assert check_number("p", 1e-300, 0, 1, open_ends=True) == 1e-300
+    for value in (0, 1):
+        with pytest.raises(InputError, match=rf"p must be a number in \(0, 1\); got {value}"):
+            check_number("p", value, 0, 1, open_ends=True)
+
+
+@pytest.mark.parametrize("value", [3, np.int16(3), np.uint64(3)])
+def test_integers_in_range(value):
+    assert check_integer("count", value, 3, 3) == 3
+    assert type(check_integer("count", value, 0)) is int
+
+
+@pytest.mark.parametrize(
+    "value", [2, 4, 3.0, "3", None, True, np.float64(3), [3], np.array([3, 3]), np.bool_(True)], ids=str
+)
+def test_integers_out_of_range_name_value_and_rule(value):
+    with pytest.raises(InputError) as error:
+        check_integer("count", value, 3, 3)
+    assert str(error.value) == f"count must be an integer in [3, 3]; got {value!r}"
+
+
+def test_seeds_are_all_64_bits():
+    assert [check_seed(seed) for seed in (0, 2**64 - 1, np.uint64(2**63))] == [0, 2**64 - 1, 2**63]
+    for seed in (-1, 2**64, 0.0, None):
+        with pytest.raises(InputError, match="seed must be an integer in"):
+            check_seed(seed)
+
+
+def test_a_missing_package_names_the_extra():
+    with pytest.raises(MissingExtraError) as error:
+        import_extra("no_such_package.part", "hf")
+    assert "'no_such_package'" in str(error.value)
+    assert "pip install 'corrmask-fast[hf]'" in str(error.value)
+    assert isinstance(error.value, ImportError)
+    assert import_extra("math", "hf") is math
+
+
+def test_an_unknown_public_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="has no attribute 'CorrMaskar'"):
+        _ = corrmask_fast.CorrMaskar
+    assert not hasattr(corrmask_fast, "torch")
+
+
+# ------------------------------------------------------------------------------------------------------------ files
+
+
+def test_a_file_appears_whole(tmp_path):
+    path = tmp_path / "out.txt"
+    with atomic_file(path) as temporary:
+        temporary.write_text("new")
+        assert not path.exists()
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+    umask = os.umask(0)
+    os.umask(umask)
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask  # as any other file of this user
+
+
+@pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt])
+def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, failure):
+    path = tmp_path / "out.txt"
+    path.write_text("old")
+    with pytest.raises(failure), atomic_file(path) as temporary:  # noqa: PT012
+        temporary.write_text("half")
+        raise failure
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "out"
+    with pytest.raises(RuntimeError), atomic_folder(path) as temporary:  # noqa: PT012
+        (temporary / "part").write_text("half")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+    with atomic_folder(path) as temporary:
+        (temporary / "part").write_text("whole")
+        assert not path.exists()
+    assert (path / "part").read_text() == "whole"
+    with pytest.raises(InputError, match="exists already; remove it"), atomic_folder(path):
+        pass
+    assert (path / "part").read_text() == "whole"
+
+
+def test_outputs_that_cannot_be_written(tmp_path):
+    with pytest.raises(InputError, match=r"the folder .*nowhere does not exist; create it first"):
+        check_output(tmp_path / "nowhere" / "out.txt")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(InputError, match="exists already"):
+        check_output(tmp_path / "out", overwrite=False)
+
+
+def test_a_killed_writer_leaves_nothing_under_its_name(tmp_path):
+    script = (
+        "import sys, time; from corrmask_fast.files import atomic_file\n"
+        "with atomic_file(sys.argv[1]) as path:\n"
+        "    path.write_text('half'); print('writing', flush=True); time.sleep(60)"
+    )
+    path = tmp_path / "out.txt"
+    with subprocess.Popen([sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE) as writer:
+        assert writer.stdout.readline() == b"writing\n"
+        writer.send_signal(signal.SIGKILL)
+    assert not path.exists()
+    assert all(left.name.startswith(".out.txt.") for left in tmp_path.iterdir())  # hidden, and never mistaken for it
+
+
+def test_a_writer_that_is_interrupted_leaves_nothing_at_all(tmp_path):
+    script = (
+        "import sys, time; from corrmask_fast.files import atomic_folder\n"
+        "with atomic_folder(sys.argv[1]) as path:\n"
+        "    (path / 'part').write_text('half'); print('writing', flush=True); time.sleep(60)"
+    )
+    path = tmp_path / "out"
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as writer:
+        assert writer.stdout.readline() == b"writing\n"
+        time.sleep(0.05)
+        writer.send_signal(signal.SIGINT)
+    assert writer.returncode != 0
+    assert list(tmp_path.iterdir()) == []

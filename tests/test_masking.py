@@ -1,0 +1,465 @@
+"""Parity: the kernels give the bits of the plain-Python oracle, through every door, however a batch is laid out."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from corrmask_fast import (
+    CorrMasker,
+    DataCollatorForCorrMask,
+    DependencyGraph,
+    InputError,
+    Vocabulary,
+    masking,
+    reference,
+    set_num_threads,
+    torch_ops,
+)
+from corrmask_fast.maskers import epoch_salt
+from corrmask_fast.testing import (
+    LONG_PARAMETERS,
+    PARAMETERS,
+    Case,
+    assert_same,
+    cases,
+    draw_ids,
+    long_cases,
+    make_graph,
+    make_vocabulary,
+)
+
+CASES, LONG_CASES = cases(), long_cases()
+
+
+def tensors(case):
+    """The case as the module takes it; tensors never share the case's memory."""
+    arrays = (case.input_ids, case.attention_mask, case.special_tokens_mask)
+    return tuple(None if array is None else torch.from_numpy(array.copy()) for array in arrays)
+
+
+def make_masker(case, **parameters):
+    return CorrMasker(case.graph, validate=None if case.known else False, **parameters)
+
+
+def through_the_op(masker, case, draws):
+    return torch_ops.corrmask(
+        *tensors(case), torch.from_numpy(draws), masking.GIVEN, 0, masker.seed_bits, masker.rate_bits,
+        masker.neighbor_indptr, masker.neighbor_indices, masker._settings, masker.mlm_probability, case.known,
+    )  # fmt: skip
+
+
+def ragged(masker, case, **draw):
+    """The whole rows, padding included, through the ragged door."""
+    marks = {"seen": case.attention_mask, "protected": case.special_tokens_mask}
+    return masker.mask_ragged(
+        np.arange(case.rows + 1) * case.columns,
+        np.clip(case.input_ids, -(2**31), 2**31 - 1).reshape(-1),
+        columns=case.columns,
+        **{name: mask.reshape(-1) for name, mask in marks.items() if mask is not None},
+        **draw,
+    )
+
+
+def expected_of(case, **keywords):
+    """What the oracle says, and the same where tokens had to fit int32."""
+    narrow = case.astype(np.int32)
+    expected = case.expected(**keywords)
+    return expected, expected if case.known else narrow.expected(**keywords)
+
+
+def check_every_door(case, parameters):
+    """Module in both dtypes, ragged rows and op, by draw_ids and by epoch, against the oracle."""
+    masker, draws = make_masker(case, **parameters), draw_ids(case.rows, seed=7)
+    name = f"{case.name}, {parameters}"
+    wide, narrow = expected_of(case, draw_ids=draws, **parameters)
+    assert_same(wide, masker(*tensors(case), draw_ids=torch.from_numpy(draws)), f"{name}, int64")
+    masked = masker(*tensors(case.astype(np.int32)), draw_ids=torch.from_numpy(draws))
+    assert masked.input_ids.dtype == torch.int32
+    assert masked.labels.dtype == masked.masked_positions.dtype == torch.int64
+    assert_same(narrow, masked, f"{name}, int32")
+    assert_same(narrow, ragged(masker, case, draw_ids=draws), f"{name}, ragged")
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_equals_the_oracle_to_the_bit(case):
+    for parameters in PARAMETERS:
+        check_every_door(case, parameters)
+
+
+@pytest.mark.parametrize("case", LONG_CASES, ids=lambda case: case.name)
+def test_long_rows_equal_the_oracle_to_the_bit(case):
+    for parameters in LONG_PARAMETERS:
+        check_every_door(case, parameters)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_epochs_equal_the_oracle_to_the_bit(case):
+    parameters = {"mlm_probability": 0.35, "seed": 11}
+    masker = make_masker(case, **parameters)
+    for epoch in (0, 3, 2**63 - 1):
+        wide, narrow = expected_of(case, epoch=epoch, **parameters)
+        assert_same(wide, masker(*tensors(case), epoch=epoch), f"{case.name}, epoch {epoch}")
+        as_tensor = masker(*tensors(case), epoch=torch.tensor(epoch))
+        assert_same(wide, as_tensor, f"{case.name}, epoch {epoch} as tensor")
+        assert_same(narrow, ragged(masker, case, epoch=epoch), f"{case.name}, epoch {epoch}, ragged")
+        assert_same(narrow, ragged(masker, case, salt=epoch_salt(epoch)), f"{case.name}, epoch {epoch} as salt")
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_the_op_equals_the_module(case):
+    masker, draws = make_masker(case, structural_ratio=0.8), draw_ids(case.rows)
+    masked = masker(*tensors(case), draw_ids=torch.from_numpy(draws))
+    for a, b in zip(masked, through_the_op(masker, case, draws), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.rows and case.known], ids=lambda case: case.name)
+def test_the_collator_equals_the_oracle(case):
+    collator = DataCollatorForCorrMask(CorrMasker(case.graph, mlm_probability=0.4), return_masked_positions=True)
+    collator.set_epoch(5)
+    names = ("input_ids", "attention_mask", "special_tokens_mask")
+    features = [
+        {name: array[row] for name, array in zip(names, (case.input_ids, case.attention_mask, case.special_tokens_mask),
+                                                 strict=True) if array is not None}
+        for row in range(case.rows)
+    ]  # fmt: skip
+    batch = collator(features)
+    expected = case.expected(epoch=5, mlm_probability=0.4)
+    for name in expected._fields:
+        assert np.array_equal(batch[name].numpy(), getattr(expected, name)), name
+    pad = case.graph.vocabulary.pad_token_id
+    seen = case.input_ids != pad if case.attention_mask is None else case.attention_mask
+    assert np.array_equal(batch["attention_mask"].numpy(), seen)
+
+
+# ------------------------------------------------------------------------------------------------- made-up inputs
+
+SMALL = make_vocabulary(14, v2=True)
+TOKENS = st.one_of(st.integers(0, 17), st.integers(4, 17), st.integers(4, 8))
+
+
+@st.composite
+def made_cases(draw):
+    """Any graph over fourteen genes, any rows, masks and parameters."""
+    genes = st.integers(4, 17)
+    pairs = draw(st.lists(st.tuples(genes, genes), max_size=40))
+    columns, rows = draw(st.integers(0, 40)), draw(st.integers(1, 3))
+
+    def table(elements):
+        flat = draw(st.lists(elements, min_size=rows * columns, max_size=rows * columns))
+        return np.array(flat, np.int64).reshape(rows, columns)
+
+    bits = st.integers(0, 1)
+    attention = table(bits).astype(np.uint8) if draw(st.booleans()) else None
+    special = table(bits).astype(np.uint8) if draw(st.booleans()) else None
+    case = Case("made up", DependencyGraph.from_edges(pairs, SMALL), table(TOKENS), attention, special)
+    share = draw(st.floats(0, 1))
+    parameters = {
+        "mlm_probability": draw(st.floats(0, 1, exclude_min=True, exclude_max=True)),
+        "structural_ratio": draw(st.one_of(st.sampled_from([0.0, 0.5, 1.0]), st.floats(0, 1))),
+        "max_partners": draw(st.sampled_from([0, 1, 2, 5, 8, 9, 50])),
+        "mask_replace_prob": share,
+        "random_replace_prob": draw(st.floats(0, 1)) * (1 - share),
+        "seed": draw(st.integers(0, 2**64 - 1)),
+    }
+    draws = draw(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=rows, max_size=rows))
+    return case, parameters, np.array(draws, np.int64)
+
+
+@given(made_cases())
+@settings(max_examples=150, deadline=None, derandomize=True)
+def test_made_up_rows_equal_the_oracle_to_the_bit(made):
+    case, parameters, draws = made
+    masker, expected = CorrMasker(case.graph, **parameters), case.expected(draw_ids=draws, **parameters)
+    assert_same(expected, masker(*tensors(case), draw_ids=torch.from_numpy(draws)), "made up")
+    epoch = int(draws[0]) % 2**63
+    assert_same(case.expected(epoch=epoch, **parameters), ragged(masker, case, epoch=epoch), "made up, epoch")
+
+
+def test_many_random_shapes_equal_the_oracle_to_the_bit():
+    rng = np.random.default_rng(5)
+    graph = make_graph(make_vocabulary(90), degree=12, seed=9)
+    for _ in range(150):
+        columns = int(rng.integers(1, 140))
+        case = Case("random", graph, rng.integers(0, 92, (1, columns)))
+        parameters = {
+            "mlm_probability": float(rng.uniform(0.02, 0.98)),
+            "structural_ratio": float(rng.choice([0.2, 0.5, 0.9, 1.0])),
+            "max_partners": int(rng.choice([0, 1, 3, 5, 8, 9, 40])),
+            "seed": int(rng.integers(2**63)),
+        }
+        draws = draw_ids(1, seed=int(rng.integers(1000)))
+        got = CorrMasker(graph, **parameters)(*tensors(case), draw_ids=torch.from_numpy(draws))
+        assert_same(case.expected(draw_ids=draws, **parameters), got, f"{columns} columns, {parameters}")
+
+
+# ------------------------------------------------------------------------------------- nothing but the row matters
+
+
+@pytest.fixture(scope="module")
+def cells():
+    """Forty cells of 0 to 130 genes and a masker for them."""
+    rng = np.random.default_rng(2)
+    graph = make_graph(make_vocabulary(200), degree=10, seed=3)
+    lengths = rng.integers(0, 131, 40)
+    return [rng.choice(np.arange(2, 202), n, replace=False) for n in lengths], CorrMasker(graph, seed=4)
+
+
+def padded(rows, *, left=0, width=None):
+    """Rows as a tensor, each behind ``left`` padding tokens."""
+    width = left + max(map(len, rows)) if width is None else width
+    out = np.zeros((len(rows), width), np.int64)
+    for row, cell in enumerate(rows):
+        out[row, left : left + len(cell)] = cell
+    return torch.from_numpy(out)
+
+
+def test_padding_changes_nothing(cells):
+    rows, masker = cells
+    right = masker(padded(rows, width=130), epoch=1)
+    for left in (1, 63, 64, 65):
+        shifted = masker(padded(rows, left=left, width=left + 150), epoch=1)
+        assert torch.equal(shifted.input_ids[:, left : left + 130], right.input_ids)
+        assert torch.equal(shifted.labels[:, left : left + 130], right.labels)
+        for row in range(len(rows)):
+            positions = shifted.masked_positions[row]
+            wanted = right.masked_positions[row]
+            assert torch.equal(positions[positions >= 0] - left, wanted[wanted >= 0])
+
+
+@pytest.mark.parametrize("size", [1, 7, 39])
+def test_the_split_into_batches_changes_nothing(cells, size):
+    rows, masker = cells
+    whole = padded(rows)
+    draws = torch.from_numpy(draw_ids(len(rows)))
+    for options in ([{"epoch": 2}] * 6, [{"draw_ids": part} for part in draws.split(size)]):
+        parts = [masker(part, **option) for part, option in zip(whole.split(size), _repeat(options), strict=False)]
+        masked = masker(whole, **({"epoch": 2} if "epoch" in options[0] else {"draw_ids": draws}))
+        for field in ("input_ids", "labels", "masked_positions"):
+            assert torch.equal(torch.cat([getattr(part, field) for part in parts]), getattr(masked, field))
+
+
+def _repeat(options):
+    return options if "draw_ids" in options[0] else options * 100
+
+
+def test_the_order_of_rows_changes_nothing(cells):
+    rows, masker = cells
+    whole = padded(rows)
+    order = torch.from_numpy(np.random.default_rng(0).permutation(len(rows)))
+    assert torch.equal(masker(whole[order], epoch=9).labels, masker(whole, epoch=9).labels[order])
+
+
+def test_the_number_of_threads_changes_nothing(cells, monkeypatch):
+    rows, masker = cells
+    whole, draws = padded(rows), torch.from_numpy(draw_ids(len(rows)))
+    monkeypatch.setattr(masking, "TOKENS_A_THREAD", 1)  # else so few rows stay on one thread
+    results = []
+    try:
+        for threads in (1, 2, 3, 64):
+            set_num_threads(threads)
+            results.append([*masker(whole, draw_ids=draws), *masker(whole, epoch=1)])
+    finally:
+        set_num_threads(None)
+    for result in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
+
+
+def test_an_unknown_token_is_named_whatever_the_threads(cells, monkeypatch):
+    rows, masker = cells
+    whole = padded(rows)
+    whole[17, 4], whole[30, 2] = 202, -5
+    monkeypatch.setattr(masking, "TOKENS_A_THREAD", 1)
+    try:
+        for threads in (1, 3):
+            set_num_threads(threads)
+            with pytest.raises(InputError, match=r"token 202 in row 17, column 4 must be in \[0, 202\)"):
+                masker(whole, epoch=0)
+    finally:
+        set_num_threads(None)
+
+
+def test_earlier_batches_leave_nothing_behind(cells):
+    """The scratch memory of a thread is used again by batches of other widths, vocabularies and graphs."""
+    rows, masker = cells
+    other = make_masker(LONG_CASES[1])
+    first = masker(padded(rows), epoch=0)
+    for _ in range(3):
+        other(*tensors(LONG_CASES[1]), epoch=0)
+        CorrMasker(CASES[8].graph, structural_ratio=1.0)(*tensors(CASES[8]), epoch=0)
+        assert torch.equal(masker(padded(rows[:5]), epoch=0).labels[:, : first.labels.shape[1]],
+                           first.labels[:5, : padded(rows[:5]).shape[1]])  # fmt: skip
+        assert torch.equal(masker(padded(rows), epoch=0).labels, first.labels)
+
+
+def test_the_gene_table_starts_over_before_its_entries_overflow(cells):
+    rows, masker = cells
+    expected = masker(padded(rows), epoch=0)
+    masking._scratch.base = 2**30 - 3000  # as after a billion tokens
+    again = [masker(padded(rows), epoch=0) for _ in range(3)]
+    assert masking._scratch.base < 2**30 - 3000
+    assert all(torch.equal(masked.labels, expected.labels) for masked in again)
+
+
+def test_inputs_are_never_written_to():
+    for case in CASES:
+        if case.known:
+            given_tensors = tensors(case)
+            CorrMasker(case.graph, mlm_probability=0.9)(*given_tensors, epoch=1)
+            for tensor, array in zip(given_tensors, tensors(case), strict=True):
+                assert tensor is None or torch.equal(tensor, array)
+
+
+def test_tensors_need_not_be_contiguous(cells):
+    rows, masker = cells
+    whole = padded(rows)
+    attention = (whole != 0).to(torch.float32)
+    expected = masker(whole, epoch=0)
+    odd = masker(whole.T.contiguous().T, attention.T.contiguous().T, epoch=0)
+    doubled = torch.stack([whole, whole], 2)[:, :, 0]
+    assert torch.equal(odd.labels, expected.labels)
+    assert odd.input_ids.is_contiguous()
+    assert torch.equal(masker(doubled, attention.bool(), epoch=0).labels, expected.labels)
+    one = whole[3:4].expand(5, -1)
+    assert torch.equal(masker(one, epoch=0).labels, masker(one.contiguous(), epoch=0).labels)
+
+
+# ------------------------------------------------------------------------------------------------------- bad input
+
+BAD_PARAMETERS = [
+    ({"mlm_probability": 0}, "mlm_probability must be a number in (0, 1); got 0"),
+    ({"mlm_probability": 1}, "mlm_probability must be a number in (0, 1); got 1"),
+    ({"mlm_probability": 1.5}, "mlm_probability must be a number in (0, 1); got 1.5"),
+    ({"mlm_probability": float("nan")}, "mlm_probability must be a number in (0, 1); got nan"),
+    ({"mlm_probability": "much"}, "mlm_probability must be a number in (0, 1); got 'much'"),
+    ({"structural_ratio": -0.1}, "structural_ratio must be a number in [0, 1]; got -0.1"),
+    ({"structural_ratio": 1.01}, "structural_ratio must be a number in [0, 1]; got 1.01"),
+    ({"max_partners": -1}, "max_partners must be an integer >= 0; got -1"),
+    ({"max_partners": 2.5}, "max_partners must be an integer >= 0; got 2.5"),
+    ({"mask_replace_prob": -0.1}, "mask_replace_prob must be a number in [0, 1]; got -0.1"),
+    ({"random_replace_prob": 1.1}, "random_replace_prob must be a number in [0, 1]; got 1.1"),
+    ({"mask_replace_prob": 0.8, "random_replace_prob": 0.3}, "must be at most 1; got 0.8 + 0.3"),
+    ({"seed": -1}, f"seed must be an integer in [0, {2**64 - 1}]; got -1"),
+    ({"seed": 2**64}, f"got {2**64}"),
+    ({"seed": 1.0}, "got 1.0"),
+]
+
+
+@pytest.mark.parametrize(("parameters", "message"), BAD_PARAMETERS, ids=lambda value: str(value)[:60])
+def test_parameters_out_of_range(parameters, message):
+    with pytest.raises(InputError) as error:
+        CorrMasker(CASES[0].graph, **parameters)
+    assert message in str(error.value)
+
+
+GENES = torch.arange(2, 14).repeat(2, 1)
+BAD_BATCHES = [
+    ([GENES[0]], {}, "input_ids must be (rows, columns) of int32 or int64; got shape (12,) of torch.int64"),
+    ([GENES.float()], {}, "got shape (2, 12) of torch.float32"),
+    ([GENES.to(torch.int16)], {}, "got shape (2, 12) of torch.int16"),
+    ([[[2, 3]]], {}, "input_ids must be"),
+    ([GENES, torch.ones(2, 11)], {}, "attention_mask must have the shape (2, 12)"),
+    ([GENES, torch.ones(12)], {}, "attention_mask must have the shape (2, 12)"),
+    ([GENES, None, torch.ones(1, 12)], {}, "special_tokens_mask must have the shape (2, 12)"),
+    ([GENES.to("meta")], {}, "input_ids lies on meta, the masker on cpu"),
+    ([GENES], {"draw_ids": torch.zeros(3, dtype=torch.int64)}, "draw_ids must be (2,) int64 on cpu; got (3,)"),
+    ([GENES], {"draw_ids": torch.zeros(2, dtype=torch.int32)}, "got (2,) torch.int32"),
+    ([GENES], {"draw_ids": torch.zeros(2, dtype=torch.int64), "epoch": 0}, "draw_ids or epoch, not both"),
+    ([GENES], {"epoch": -1}, "epoch must be an integer in [0, "),
+    ([GENES], {"epoch": 1.5}, "got 1.5"),
+    ([GENES], {"epoch": torch.zeros(2, dtype=torch.int64)}, "an epoch tensor must be one int64"),
+    ([GENES], {"epoch": torch.zeros(1)}, "got torch.float32"),
+    ([torch.tensor([[2, 3, 99999, 4]])], {"epoch": 0}, "token 99999 in row 0, column 2 must be in [0, 202)"),
+    ([torch.tensor([[2, 3], [4, -1]])], {"epoch": 0}, "token -1 in row 1, column 1 must be in [0, 202)"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "options", "message"), BAD_BATCHES, ids=lambda value: str(value)[:40])
+def test_batches_that_do_not_fit(arguments, options, message):
+    masker = CorrMasker(CASES[0].graph)
+    with pytest.raises(InputError) as error:
+        masker(*arguments, **options)
+    assert message in str(error.value)
+    assert masker.draw_counter.item() == 0  # an error draws nothing
+
+
+@pytest.mark.parametrize("token", [-1, 202, 2**31 - 1, 2**31 + 5, 2**32 + 5, -(2**63)])
+@pytest.mark.parametrize("column", [0, 3, 70, 127])
+def test_tokens_outside_the_vocabulary_raise_wherever_they_stand(token, column):
+    batch = np.arange(2, 130).reshape(1, 128)
+    batch[0, column] = token
+    masker = CorrMasker(CASES[0].graph)
+    message = rf"token {token} in row 0, column {column} must be in \[0, 202\)"
+    with pytest.raises(InputError, match=message):
+        masker(torch.from_numpy(batch), epoch=0)
+    with pytest.raises(InputError, match=message.replace("row 0", "row 1")):
+        masker.mask_ragged(np.array([0, 0, 128]), batch[0], epoch=0)
+
+
+@pytest.mark.xfail(
+    reason="kernels/rows.py looks for unknown tokens between the ends of a row's padding only", strict=True
+)
+def test_a_masked_token_outside_the_vocabulary_raises_too():
+    """Attended to or not: a token that no dictionary has is a sign that the corpus is not the graph's."""
+    batch = torch.arange(2, 14).repeat(2, 1)
+    attention = torch.ones_like(batch)
+    for column in (0, 5, 11):
+        wrong, unseen = batch.clone(), attention.clone()
+        wrong[1, column], unseen[1, column] = 500, 0
+        with pytest.raises(InputError, match=f"token 500 in row 1, column {column}"):
+            CorrMasker(CASES[0].graph)(wrong, unseen, epoch=0)
+
+
+def test_mask_ragged_says_what_it_needs(cells):
+    _, masker = cells
+    indptr, tokens = np.array([0, 2, 5]), np.arange(2, 7)
+    with pytest.raises(InputError, match="needs one of draw_ids, epoch and salt"):
+        masker.mask_ragged(indptr, tokens)
+    with pytest.raises(InputError, match="needs one of"):
+        masker.mask_ragged(indptr, tokens, draw_ids=np.zeros(2, np.int64), epoch=1)
+    with pytest.raises(InputError, match=r"columns must be an integer >= 3; got 2"):
+        masker.mask_ragged(indptr, tokens, columns=2, epoch=1)
+    with pytest.raises(InputError, match=r"draw_ids must be \(2,\)"):
+        masker.mask_ragged(indptr, tokens, draw_ids=np.zeros(3, np.int64))
+    for name in ("seen", "protected"):
+        with pytest.raises(InputError, match=rf"{name} must be \(5,\)"):
+            masker.mask_ragged(indptr, tokens, epoch=1, **{name: np.ones(4, np.uint8)})
+    for ends in ([0, 2, 6], [0, 3, 2], [1, 2, 5], []):
+        with pytest.raises(InputError, match="indptr must rise from 0"):
+            masker.mask_ragged(np.array(ends, np.int64), tokens, epoch=1)
+
+
+# ------------------------------------------------------------------------------------------------------- real cells
+
+
+def test_real_cells_equal_the_oracle_to_the_bit(data_folder, tmp_path):
+    from corrmask_fast import build_dependency_graph, read_corpus, tokenize_h5ad
+
+    genes = Vocabulary.from_token_dictionary(data_folder / "geneformer" / "token_dictionary.pkl")
+    tokenize_h5ad(
+        data_folder / "pbmc3k.h5ad",
+        tmp_path / "cells.npz",
+        genes,
+        data_folder / "geneformer" / "gene_median_dictionary.pkl",
+    )
+    corpus = read_corpus(tmp_path / "cells.npz")
+    graph = build_dependency_graph(
+        corpus, n_cells=700, max_length=2048, n_neighbors=50, rho_min=0.2, min_cooccurrence=20, min_presence=50,
+        max_genes=600, progress=False,
+    )  # fmt: skip
+    indptr, tokens = corpus.gather(np.arange(0, 2700, 180))
+    rows = [tokens[a:b] for a, b in pairwise(indptr)]
+    case = Case("real cells", graph, padded(rows).numpy())
+    for parameters in LONG_PARAMETERS:
+        expected = case.expected(epoch=3, **parameters)
+        masker = CorrMasker(graph, **parameters)
+        assert_same(expected, masker(*tensors(case), epoch=3), f"real cells, {parameters}")
+        assert_same(expected, masker.mask_ragged(indptr, tokens, epoch=3), f"real cells, ragged, {parameters}")
+    assert (expected.masked_positions >= 0).sum() > 1000
+    assert reference.words(0, 0, 0, 0)  # the oracle stays importable alone
