@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import operator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -45,13 +46,18 @@ def check_number(name: str, value: Any, low: float, high: float, *, open_ends: b
     return number
 
 
+def as_integer(value: Any) -> int | None:
+    """Return ``value`` as an int if it is an integer of any kind (but no bool), else None."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None
+
+
 def check_integer(name: str, value: Any, low: int, high: int | None = None) -> int:
     """Return ``value`` as an int in [low, high] (``high=None``: no upper end)."""
-    try:
-        number = value.__index__()
-    except AttributeError:
-        number = None
-    if number is None or isinstance(value, bool) or number < low or (high is not None and number > high):
+    number = as_integer(value)
+    if number is None or number < low or (high is not None and number > high):
         rule = f">= {low}" if high is None else f"in [{low}, {high}]"
         raise InputError(f"{name} must be an integer {rule}; got {value!r}")
     return number

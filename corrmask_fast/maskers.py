@@ -235,30 +235,32 @@ class CorrMasker(nn.Module):
         rules, rates = self._rules_and_rates()
         if structural_ratio is not None:
             rates = np.array([rates[0], check_number("structural_ratio", structural_ratio, 0, 1)])
+        indptr, narrow, longest = _check_ragged(indptr, tokens, self.vocabulary.size)
         rows = indptr.size - 1
-        longest = int(np.diff(indptr).max(initial=0))
         columns = longest if columns is None else check_integer("columns", columns, longest)
+        if sum(given is not None for given in (draw_ids, epoch, salt)) != 1:
+            raise InputError("mask_ragged needs one of draw_ids, epoch and salt: each alone decides the draw")
         if draw_ids is not None:
-            draws = Draws(np.ascontiguousarray(draw_ids, np.int64), GIVEN)
-        elif epoch is not None or salt is not None:
-            draws = Draws(_int64_array(salt if salt is not None else epoch_salt(epoch)), CONTENT)
+            draws = Draws(_check_array("draw_ids", draw_ids, rows, np.int64), GIVEN)
         else:
-            raise InputError("mask_ragged needs draw_ids, epoch or salt; none was given")
+            draws = Draws(_int64_array(epoch_salt(epoch) if salt is None else salt), CONTENT)
         # torch's allocator keeps pages from one batch to the next; NumPy's would fault them in again.
         padded = [torch.empty((rows, columns), dtype=torch.int64).numpy() for _ in range(3)]
         positions = torch.empty((rows, math.floor(columns * self.mlm_probability)), dtype=torch.int64).numpy()
         out, attention, labels = padded
-        optional: dict[str, np.ndarray] = {}
-        if seen is not None:
-            optional["seen"] = seen
-        if protected is not None:
-            optional["protected"] = protected
-        narrow = np.ascontiguousarray(tokens, np.int32)
+        marks = {
+            name: _check_array(name, mark, narrow.size, np.uint8)
+            for name, mark in (("seen", seen), ("protected", protected))
+            if mark is not None
+        }
         bad = mask_rows(
-            rules, rates, indptr, narrow, draws, out, labels, positions, attention=attention, **optional
+            rules, rates, indptr, narrow, draws, out, labels, positions, attention=attention, **marks
         ) if rows else -1  # fmt: skip
         if bad >= 0 and self.validate is not False:
-            raise_unknown_token(bad, narrow[indptr[bad] : indptr[bad + 1]], self.vocabulary.size)
+            raise_unknown_token(bad, tokens[indptr[bad] : indptr[bad + 1]], self.vocabulary.size)
+        if seen is not None:  # what is given is not to be guessed from the padding token
+            attention[:] = 0
+            attention[np.arange(columns) < np.diff(indptr)[:, None]] = marks["seen"]
         return RaggedMasked(out, attention, labels, positions)
 
     def _draws(
@@ -276,7 +278,7 @@ class CorrMasker(nn.Module):
                 )
             return draw_ids.contiguous(), GIVEN, 0
         if epoch is None:
-            return self.draw_counter, COUNTED, _rank() << 48
+            return self.draw_counter, COUNTED, _signed((_rank() << 48) % 2**64)
         if isinstance(epoch, torch.Tensor):
             if epoch.numel() != 1 or epoch.dtype != torch.int64 or epoch.device != device:
                 raise InputError(f"an epoch tensor must be one int64 on {device}; got {epoch.dtype} on {epoch.device}")
@@ -336,6 +338,10 @@ def _check_batch(
     device: torch.device,
 ) -> None:
     """Raise InputError unless the batch has a shape, dtype and device that the kernels take."""
+    if not isinstance(input_ids, torch.Tensor):
+        raise InputError(
+            f"input_ids must be a tensor (rows, columns) of int32 or int64; got {type(input_ids).__name__}"
+        )
     if input_ids.dim() != 2 or input_ids.dtype not in {torch.int32, torch.int64}:
         raise InputError(
             "input_ids must be (rows, columns) of int32 or int64; "
@@ -351,6 +357,27 @@ def _check_batch(
                 f"{name} must have the shape {tuple(input_ids.shape)} and device {device} of input_ids; "
                 f"got {tuple(mask.shape)} on {mask.device}"
             )
+
+
+def _check_ragged(indptr: np.ndarray, tokens: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """Return (offsets as int64, tokens as int32, longest row)."""
+    indptr = np.ascontiguousarray(indptr, np.int64)
+    lengths = np.diff(indptr)
+    if not indptr.size or indptr[0] != 0 or indptr[-1] != tokens.size or lengths.min(initial=0) < 0:
+        raise InputError(f"indptr must rise from 0 to the number of tokens, {tokens.size}; got {indptr}")
+    if tokens.dtype.itemsize > 4 or tokens.dtype == np.uint32:  # must not wrap around to a token that is known
+        lost = (tokens < -(2**31)) | (tokens >= 2**31)
+        if lost.any():
+            row = int(np.searchsorted(indptr, lost.argmax(), side="right")) - 1
+            raise_unknown_token(row, tokens[indptr[row] : indptr[row + 1]], size)
+    return indptr, np.ascontiguousarray(tokens, np.int32), int(lengths.max(initial=0))
+
+
+def _check_array(name: str, array: np.ndarray, size: int, dtype: Any) -> np.ndarray:
+    """Return an array as the kernels take it: (size,) of ``dtype``."""
+    if array.shape != (size,) or array.dtype != dtype:
+        raise InputError(f"{name} must be ({size},) {np.dtype(dtype)}; got {array.shape} {array.dtype}")
+    return np.ascontiguousarray(array)
 
 
 def _rank() -> int:

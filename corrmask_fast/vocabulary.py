@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from corrmask_fast.errors import InputError
+from corrmask_fast.errors import InputError, as_integer
 from corrmask_fast.files import atomic_file
 
 if TYPE_CHECKING:
@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Vocabulary"]
 
+# What json and pickle raise on files that are broken, or made to break them.
+_UNREADABLE = (
+    ValueError, EOFError, pickle.UnpicklingError, AttributeError, IndexError, TypeError, KeyError, MemoryError,
+    OverflowError, RecursionError,
+)  # fmt: skip
 SPECIAL_TOKENS = ("<pad>", "<mask>", "<cls>", "<eos>")
 
 
@@ -102,6 +107,7 @@ class Vocabulary:
                 )
             names[token] = name
         table = {} if symbols is None else read_dictionary(symbols)
+        table = {key: value for key, value in table.items() if isinstance(key, str) and isinstance(value, str)}
         if not any(gene in ids for gene in table.values()):
             table = {symbol: gene for gene, symbol in table.items()}
         by_gene: dict[str, str] = {}
@@ -116,7 +122,8 @@ class Vocabulary:
 
     @cached_property
     def _ids_by_symbol(self) -> dict[str, int]:
-        return {symbol: self._ids[gene] for gene, symbol in self.symbols.items()}
+        here = {gene: symbol for gene, symbol in self.symbols.items() if gene in self._ids}
+        return {symbol: self._ids[gene] for gene, symbol in reversed(here.items())}  # of two genes the first has it
 
     @property
     def size(self) -> int:
@@ -167,7 +174,7 @@ class Vocabulary:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of all names in order of id: equal exactly where token ids mean the same."""
-        return hashlib.sha256("\n".join(self.names).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self.names).encode()).hexdigest()
 
     def id_of(self, gene: str | int) -> int:
         """Token id of a gene given by id, name or symbol.
@@ -179,10 +186,10 @@ class Vocabulary:
         """
         if isinstance(gene, str):
             token = self._ids.get(gene, self._ids_by_symbol.get(gene))
-            if token is None and gene.isdigit():
+            if token is None and gene.isdecimal():
                 token = int(gene)
         else:
-            token = int(gene)
+            token = as_integer(gene)
         lo, hi = self.gene_range
         if token is None or not lo <= token < hi:
             raise InputError(
@@ -254,7 +261,7 @@ def read_dictionary(source: str | os.PathLike[str] | Mapping[str, Any]) -> dict[
             content = json.load(file) if path.suffix == ".json" else _PlainUnpickler(file).load()
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
-        except (ValueError, EOFError, pickle.UnpicklingError, AttributeError, IndexError, TypeError, KeyError) as error:
+        except _UNREADABLE as error:
             raise InputError(f"{path} is not a readable {path.suffix} dictionary: {error!r}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} must hold a dictionary; it holds a {type(content).__name__}")
@@ -262,9 +269,10 @@ def read_dictionary(source: str | os.PathLike[str] | Mapping[str, Any]) -> dict[
 
 
 def _check_id(name: Any, value: Any) -> int:
-    if not isinstance(name, str) or isinstance(value, bool) or not isinstance(value, int):
+    token = as_integer(value)
+    if not isinstance(name, str) or token is None:
         raise InputError(f"a token dictionary maps names to integer ids; it has {name!r}: {value!r}")
-    return value
+    return token
 
 
 def _is_special(name: str) -> bool:
