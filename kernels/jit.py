@@ -1,8 +1,25 @@
 """How every Numba function here is compiled: without the GIL, with strict floating point, kernels cached on disk."""
 
+import hashlib
+from pathlib import Path
+
 from numba import njit
 
 # No parallel=True (unsafe in forked workers) and no fastmath (results are promised to the bit).
-kernel = njit(nogil=True, cache=True, error_model="numpy")  # called from Python
 stage = njit(nogil=True, error_model="numpy")  # a part of a kernel
 inline = njit(nogil=True, error_model="numpy", forceinline=True)  # must dissolve in the caller's loop to run in vectors
+
+_SOURCES = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))).digest()
+
+
+def kernel(function):
+    """Compile a function that is called from Python.
+
+    Numba's cache looks at the time of the function's own file, but a kernel holds what it calls from other files too:
+    here a cached kernel is as old as the text of all of them.
+    """
+    dispatcher = njit(nogil=True, cache=True, error_model="numpy")(function)
+    cache_file = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
+    if cache_file is not None:
+        cache_file._source_stamp = _SOURCES  # noqa: SLF001 (Numba offers no public way)
+    return dispatcher
