@@ -100,7 +100,7 @@ def test_only_present_neighbors_are_partners_but_all_count_for_the_keys(set_word
 
 def test_ties_go_to_the_earlier_neighbor_and_the_earlier_column(set_words):
     graph = {B: [A, C, D], A: [B], C: [B], D: [B]}
-    set_words({1: (0, 0, 0, 0), (1, 1): (5, 5, 5, 5), **{c: (7, 7, 0, 0) for c in (0, 2, 3, 4, 5, 6, 7)}})
+    set_words({1: (0, 0, 0, 0), (1, 1): (5, 5, 5, 5), **dict.fromkeys((0, 2, 3, 4, 5, 6, 7), (7, 7, 0, 0))})
     masked = mask(ROW, graph, mlm_probability=0.5, structural_ratio=0.5, max_partners=1)  # B = 4, Q = 2
     assert masked.masked_positions == [0, 1, 2, 3]  # B with A; then by column
     masked = mask(ROW, graph, mlm_probability=0.5, structural_ratio=1.0, max_partners=0)  # all four are seeds
