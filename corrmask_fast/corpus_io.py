@@ -140,7 +140,8 @@ class _NpzSink:
         self.tokens.append(np.asarray(tokens, self.vocabulary.token_dtype))
         for name, column in obs.items():
             values = np.asarray(column)
-            text = values.astype(str) if values.dtype == object else values
+            # NumPy text knows no missing value: an empty string stands for it.
+            text = np.array(["" if v is None else str(v) for v in values]) if values.dtype == object else values
             self.obs.setdefault(name, []).append(text)
 
     def close(self, *, complete: bool) -> None:

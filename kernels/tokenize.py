@@ -1,0 +1,182 @@
+"""Rank-value encoding (Theodoris et al. 2023, Geneformer): counts of a cell to its genes by falling expression.
+
+    value = ((count / total of the cell) * target_sum) / median of the gene        float64, in exactly this order
+    tokens of the cell: by falling value, ties by lower token
+
+The total is over all columns, also those of genes outside the vocabulary; columns of one gene are summed first (whole
+numbers below 2**53: exact in any order). Genes of count 0 have no place in the cell.
+
+    columns   c0 c1 c2 c3         token_of_column  7 -1 9 7        →  tokens (ascending) 7 9
+    counts     2  5  0  1                                             values             (3 / 8) * target_sum …
+
+``scale_rows`` makes that, ``rank_rows`` divides and sorts, and between them ``histogram_values`` and ``collect_values``
+find exact medians: float64 values above zero sort as their bits do (read as int64), so a gene's median is found by
+narrowing an interval of bits, pass by pass over the file.
+
+Work split: the first two take rows, the last two tokens; ranges of these may run on any number of threads.
+Assumed: column indices lie inside ``token_of_column``; medians are finite and above zero.
+"""
+
+import numpy as np
+
+from .bits import lowest_one
+from .jit import kernel, stage
+
+OK, NEGATIVE, FRACTIONAL, NOT_FINITE = 0, 1, 2, 3  # what scale_rows found
+
+DIGIT = 8  # bits that one pass of the radix sort looks at
+BUCKETS = 1 << DIGIT
+N_BINS = 1024  # bins of a histogram: each pass narrows a gene's interval by ten bits
+
+
+@stage
+def check_row(counts, begin, end):
+    """Return (code, position) of the first entry that is no count, or (OK, 0)."""
+    for k in range(begin, end):
+        count = counts[k]
+        if count < 0:
+            return NEGATIVE, k
+        if not count < np.inf:
+            return NOT_FINITE, k
+        if count != np.floor(count):
+            return FRACTIONAL, k
+    return OK, 0
+
+
+@kernel
+def scale_rows(
+    indptr, columns, counts, token_of_column, n_tokens, target_sum, out_lengths, out_tokens, out_values, first, last
+):
+    """Sum the columns of each gene and scale: rows [first, last) of a CSR matrix of float64 counts.
+
+    Row r's tokens, ascending, and values go to ``out_tokens`` and ``out_values`` from ``indptr[r]`` on, as many as
+    ``out_lengths[r]``. ``token_of_column`` is -1 for columns left out. Returns (code, row, position in ``counts``).
+    """
+    sums = np.zeros(n_tokens, np.float64)
+    seen = np.zeros(n_tokens // 64 + 1, np.uint64)  # a bit a token: reading it gives the tokens in order
+    one = np.uint64(1)
+    for r in range(first, last):
+        begin, end = indptr[r], indptr[r + 1]
+        code, position = check_row(counts, begin, end)
+        if code != OK:
+            return code, r, position
+        total = 0.0
+        for k in range(begin, end):
+            total += counts[k]
+            token = token_of_column[columns[k]]
+            if token >= 0 and counts[k] > 0:
+                sums[token] += counts[k]
+                seen[token >> 6] |= one << np.uint64(token & 63)
+        n = begin
+        for word in range(seen.size):
+            bits = seen[word]
+            seen[word] = 0
+            while bits != 0:
+                token = (word << 6) + lowest_one(bits)
+                bits &= bits - one
+                out_tokens[n] = token
+                out_values[n] = sums[token] / total * target_sum
+                sums[token] = 0.0
+                n += 1
+        out_lengths[r] = n - begin
+    return OK, 0, 0
+
+
+@stage
+def sort_by_key(keys, tokens, spare_keys, spare_tokens, n):
+    """Sort n pairs by key, ties as they stand (radix sort, least digit first); return where the tokens end up."""
+    count = np.zeros((64 // DIGIT, BUCKETS), np.int64)
+    low = np.uint64(BUCKETS - 1)
+    for i in range(n):
+        for digit in range(64 // DIGIT):
+            count[digit, np.int64((keys[i] >> np.uint64(DIGIT * digit)) & low)] += 1
+    for digit in range(64 // DIGIT):
+        shift = np.uint64(DIGIT * digit)
+        if count[digit, np.int64((keys[0] >> shift) & low)] == n:
+            continue  # the same digit everywhere
+        place = 0
+        for bucket in range(BUCKETS):
+            size = count[digit, bucket]
+            count[digit, bucket] = place
+            place += size
+        for i in range(n):
+            bucket = np.int64((keys[i] >> shift) & low)
+            place = count[digit, bucket]
+            count[digit, bucket] = place + 1
+            spare_keys[place] = keys[i]
+            spare_tokens[place] = tokens[i]
+        keys, spare_keys = spare_keys, keys
+        tokens, spare_tokens = spare_tokens, tokens
+    return tokens
+
+
+@kernel
+def rank_rows(indptr, lengths, tokens, values, median_of_token, out_indptr, out, first, last):
+    """out[out_indptr[r]:out_indptr[r + 1]] = the first tokens of row r by falling value / median, ties by lower token.
+
+    ``indptr``, ``lengths``, ``tokens`` and ``values`` are as ``scale_rows`` leaves them.
+    """
+    longest = 0
+    for r in range(first, last):
+        longest = max(longest, lengths[r])
+    ranked = np.empty(longest, np.float64)
+    keys = ranked.view(np.uint64)
+    spare_keys = np.empty(longest, np.uint64)
+    row_tokens, spare_tokens = np.empty(longest, np.int32), np.empty(longest, np.int32)
+    for r in range(first, last):
+        begin, n = indptr[r], lengths[r]
+        if n == 0:
+            continue
+        for i in range(n):
+            token = tokens[begin + i]
+            row_tokens[i] = token
+            ranked[i] = values[begin + i] / median_of_token[token]
+            keys[i] = ~keys[i]  # bits of floats above zero rise with them; turned round, the largest comes first
+        in_order = sort_by_key(keys, row_tokens, spare_keys, spare_tokens, n)
+        for i in range(out_indptr[r + 1] - out_indptr[r]):
+            out[out_indptr[r] + i] = in_order[i]
+
+
+@kernel
+def histogram_values(indptr, lengths, tokens, bits, low, shift, histogram, first_token, last_token):
+    """Count values of tokens [first_token, last_token) into N_BINS bins of 2**shift bits each.
+
+    ``bits`` (int64) are those of the values; ``low[token]`` is where the token's interval of bits begins. What lies
+    outside the interval is not counted.
+    """
+    for r in range(lengths.size):
+        for k in range(indptr[r], indptr[r] + lengths[r]):
+            token = tokens[k]
+            if first_token <= token < last_token:
+                offset = bits[k] - low[token]
+                if 0 <= offset < N_BINS << shift:
+                    histogram[token, offset >> shift] += 1
+
+
+@kernel
+def collect_values(indptr, lengths, tokens, bits, low, width, above, place, ends, out, first_token, last_token):
+    """Write the values inside each token's interval of ``width`` bits, and lower ``above`` to the least beyond it.
+
+    Values of a token go to ``out`` from ``place[token]``, which moves on, and never behind ``ends[token]``.
+    """
+    for r in range(lengths.size):
+        for k in range(indptr[r], indptr[r] + lengths[r]):
+            token = tokens[k]
+            if first_token <= token < last_token:
+                offset = bits[k] - low[token]
+                if offset >= width:
+                    above[token] = min(above[token], bits[k])
+                elif offset >= 0 and place[token] < ends[token]:
+                    out[place[token]] = bits[k]
+                    place[token] += 1
+
+
+@kernel
+def scatter_columns(indptr, rows, counts, first_column, place, out_columns, out_counts):
+    """Turn a block of CSC columns into CSR: entry of row i goes to ``place[i]``, which moves on."""
+    for j in range(indptr.size - 1):
+        for k in range(indptr[j], indptr[j + 1]):
+            p = place[rows[k]]
+            place[rows[k]] = p + 1
+            out_columns[p] = first_column + j
+            out_counts[p] = counts[k]
