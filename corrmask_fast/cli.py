@@ -37,7 +37,12 @@ BAD_INPUT, INTERRUPTED = 2, 130  # exit codes: what argparse uses, and 128 + SIG
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0, 2 for bad input, 130 if interrupted."""
     arguments = build_parser().parse_args(argv)
-    warnings.showwarning = _warn
+    with warnings.catch_warnings():
+        warnings.showwarning = _warn
+        return _run(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> int:
     try:
         if getattr(arguments, "threads", None) is not None:
             from corrmask_fast.threads import set_num_threads

@@ -6,15 +6,25 @@ import csv
 import json
 import math
 from itertools import pairwise
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from corrmask_fast import InputError, Vocabulary, read_corpus, reference, set_num_threads
-from corrmask_fast.audit import COUNTS, audit_strategies
+from corrmask_fast import (
+    CorpusDataset,
+    CorrMasker,
+    DataCollatorForCorrMask,
+    DependencyGraph,
+    InputError,
+    Vocabulary,
+    audit_masking,
+    read_corpus,
+    reference,
+    set_num_threads,
+)
+from corrmask_fast.audit import CONTROL, COUNTS, audit_strategies
 from corrmask_fast.audit import _Tally as Tally
 
 VOCABULARY = Vocabulary(("<pad>", "<mask>", "<cls>", "<eos>", *"ABCDEFGHIJKL"))
@@ -22,7 +32,7 @@ A, B, C, D, E = range(4, 9)
 
 
 def make_graph(edges, vocabulary=VOCABULARY):
-    """A graph as the audit reads it, of {(u, v): rho}; each direction has a value of its own."""
+    """A graph of {(u, v): rho}; a pair given in both directions has a value for each."""
     rows = {}
     for (u, v), rho in edges.items():
         rows.setdefault(u, {})[v] = np.float32(rho)
@@ -31,12 +41,8 @@ def make_graph(edges, vocabulary=VOCABULARY):
     for gene, partners in rows.items():
         indptr[gene + 1] = len(partners)
     order = [(gene, other) for gene in sorted(rows) for other in sorted(rows[gene])]
-    return SimpleNamespace(
-        indptr=np.cumsum(indptr),
-        indices=np.array([other for _, other in order], np.int32),
-        rho=np.array([rows[gene][other] for gene, other in order], np.float32),
-        vocabulary=vocabulary,
-    )
+    indices, rho = [other for _, other in order], [rows[gene][other] for gene, other in order]
+    return DependencyGraph(np.cumsum(indptr), np.array(indices, int), np.array(rho, np.float32), vocabulary)
 
 
 def oracle_graph(graph):
@@ -221,6 +227,32 @@ def test_bad_input_is_named(corpus, graph):
         audit(corpus, graph, epochs=0)
     with pytest.raises(KeyError, match="no strategy 'theirs' in this report; it has ours"):
         audit(corpus, graph)["theirs"]
+
+
+@pytest.mark.parametrize("special", [("<pad>", "<mask>"), ("<pad>", "<mask>", "<cls>", "<eos>")], ids=["V1", "V2"])
+def test_a_masker_is_audited_as_it_masks_in_training(special):
+    rng = np.random.default_rng(1)
+    vocabulary = Vocabulary((*special, *(f"G{i}" for i in range(60))))
+    lo, hi = vocabulary.gene_range
+    cells = [rng.permutation(np.arange(lo, hi))[: rng.integers(0, 61)] for _ in range(120)]
+    corpus = read_corpus(cells, vocabulary)
+    graph = make_graph({(lo + i, lo + (i + 7) % 60): 0.5 for i in range(60)}, vocabulary)
+    masker = CorrMasker(graph, mlm_probability=0.3, structural_ratio=0.8, seed=5)
+    report = audit_masking(masker, corpus, graph, epochs=2, progress=False)
+
+    for name, ratio in (("CorrMask", 0.8), (CONTROL, 0.0)):
+        collator = DataCollatorForCorrMask(CorrMasker(graph, mlm_probability=0.3, structural_ratio=ratio, seed=5))
+        dataset, rows = CorpusDataset(corpus), []
+        for epoch in range(2):
+            collator.set_epoch(epoch)
+            for i in range(corpus.n_cells):
+                labels = collator(dataset.__getitems__([i]))["labels"][0].tolist()
+                tokens = dataset[i]["input_ids"].tolist()
+                masked = {column for column, label in enumerate(labels) if label != -100}
+                rows.append((tokens, [lo <= token < hi for token in tokens], masked))
+        assert_equal(report[name], oracle(graph, rows))
+    assert report["CorrMask"].hit_rate > 1.5 * report[CONTROL].hit_rate
+    assert report["CorrMask"].masked == report[CONTROL].masked == 2 * sum(int(len(cell) * 0.3) for cell in cells)
 
 
 def test_report_as_table_dict_and_csv(corpus, graph, tmp_path):

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+import importlib.util
+import re
+import sys
 
 import numpy as np
 import pytest
 
-from corrmask_fast import InputError, Vocabulary
+from corrmask_fast import (
+    CorrMasker,
+    DependencyGraph,
+    InputError,
+    Vocabulary,
+    audit_masking,
+    build_dependency_graph,
+    read_corpus,
+    tokenize_h5ad,
+)
+from corrmask_fast.demo import DemoSize, run_demo
 from corrmask_fast.genesets import ribosomal_genes, set_cohesion
 from corrmask_fast.stock import StockPreCollator, stock_collator
 
@@ -15,10 +27,7 @@ VOCABULARY = Vocabulary(("<pad>", "<mask>", *(f"G{i}" for i in range(40))))
 
 
 def make_graph(pairs):
-    edges = sorted({edge for u, v in pairs for edge in ((int(u), int(v)), (int(v), int(u)))})
-    degrees = np.bincount([u for u, _ in edges], minlength=VOCABULARY.size)
-    indptr = np.concatenate([[0], np.cumsum(degrees)])
-    return SimpleNamespace(indptr=indptr, indices=np.array([v for _, v in edges], np.int32), vocabulary=VOCABULARY)
+    return DependencyGraph.from_edges([tuple(map(int, pair)) for pair in pairs], VOCABULARY)
 
 
 def test_cohesion_worked_by_hand():
@@ -78,3 +87,84 @@ def test_the_stock_path_is_the_stock_path():
     assert np.array_equal(labels[masked], original[masked])
     assert np.array_equal(ids[~masked], original[~masked])
     assert StockPreCollator(VOCABULARY).pad(cells, pad_to_multiple_of=64)["input_ids"].shape == (3, 64)
+
+
+SMALL = DemoSize(n_cells=600, n_genes=200, n_modules=4, compare_seconds=0.05, training_steps=40)
+
+
+@pytest.fixture
+def extras():
+    for module in ("anndata", "matplotlib"):
+        pytest.importorskip(module)
+
+
+def test_the_demo_end_to_end(extras, tmp_path, capsys):
+    pytest.importorskip("datasets")
+    pytest.importorskip("transformers")
+    folder = tmp_path / "new" / "demo"
+    report = run_demo(folder, progress=False, size=SMALL)
+    out = capsys.readouterr().out
+    text = report.read_text()
+    assert report == folder / "report.md"
+    for part in (
+        "exactly floor(n * 0.15) of n in 600 of 600 cells",
+        "loss at masked genes fell",
+        "control (lambda = 0)",
+    ):
+        assert part in text.lower()
+        assert part in " ".join(out.lower().split())
+    recall = re.search(r"stand in 60 cells or more .*: ([\d.]+) % are edges \(([\d.]+) % by chance", text)
+    assert float(recall[1]) > 5 * float(recall[2])
+    ratios = [float(ratio) for ratio in re.findall(r"our collator .* ([\d.]+)x", text)]
+    assert len(ratios) == 2
+    assert all(ratio > 1 for ratio in ratios)
+    for picture in re.findall(r"!\[.*\]\((.*)\)", text):
+        assert (folder / picture).read_bytes().startswith(b"\x89PNG")
+    graph = DependencyGraph.load(folder / "graph.safetensors")
+    assert f"edges                      {graph.n_edges:,}" in text
+    assert audit_masking(CorrMasker(graph), read_corpus(folder / "cells.dataset"), graph, progress=False)["CorrMask"]
+
+    # Once more into the same folder: what is there is of an earlier demo.
+    assert run_demo(folder, input_path=folder / "cells.h5ad", progress=False, size=SMALL) == report
+    again = report.read_text()
+    assert again.startswith("# CorrMask on cells.h5ad")
+    assert "Vocabulary: the genes of the file" in again
+    assert "Ribosomal" not in again
+
+
+def test_the_demo_without_hugging_face(extras, tmp_path, monkeypatch, capsys):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name, *rest: None if name == "datasets" else find_spec(name, *rest)
+    )
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    report = run_demo(tmp_path / "demo", progress=False, size=SMALL)
+    text = report.read_text()
+    assert "The comparison and the tiny BERT are left out: this needs 'transformers'" in text
+    assert "pip install 'corrmask-fast[hf]'" in text
+    assert (tmp_path / "demo" / "cells.npz").is_file()
+    assert "Masking audit" in text
+
+
+def test_the_demo_clears_no_folder_but_its_own(extras, tmp_path):
+    (tmp_path / "cells.dataset").mkdir()
+    with pytest.raises(InputError, match="not empty and not of an earlier demo; choose another folder with --out"):
+        run_demo(tmp_path, progress=False, size=SMALL)
+    assert [path.name for path in tmp_path.iterdir()] == ["cells.dataset"]
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="is a file; name a folder with --out"):
+        run_demo(tmp_path / "file", progress=False, size=SMALL)
+
+
+def test_ribosomal_genes_are_each_others_partners_in_blood_cells(extras, data_folder, tmp_path):
+    dictionaries = data_folder / "geneformer"
+    vocabulary = Vocabulary.from_token_dictionary(
+        dictionaries / "token_dictionary.pkl", dictionaries / "gene_name_id_dict.json"
+    )
+    medians = dictionaries / "gene_median_dictionary.pkl"
+    tokenize_h5ad(data_folder / "pbmc3k.h5ad", tmp_path / "cells.npz", vocabulary, medians, progress=False)
+    graph = build_dependency_graph(read_corpus(tmp_path / "cells.npz"), progress=False)
+    found = set_cohesion(graph, ribosomal_genes(vocabulary))
+    assert found.genes > 60
+    assert found.share > 0.5
+    assert found.enrichment > 2
