@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import chain, repeat
 from typing import TYPE_CHECKING, Any
 
+import goals
 import numpy as np
 import torch
 import transformers
@@ -14,25 +15,13 @@ from timing import Contestant
 from torch.utils.data import DataLoader
 
 from corrmask_fast import CorpusDataset, CorrMasker, DataCollatorForCorrMask, set_num_threads
-from corrmask_fast.reference import mask_row
 from corrmask_fast.stock import stock_collator
+from corrmask_fast.testing import Case
 
 if TYPE_CHECKING:
     from workload import Workload
 
-    from corrmask_fast import DependencyGraph, Vocabulary
-
-# Names as they stand in the results; ours in the four races.
-STOCK = "datasets folder, Geneformer-style collator"
-NEWEST = "datasets folder, newest collator with a fast tokenizer"
-LISTS = "datasets folder, our collator"
-OURS = "CorpusDataset, our collator"
-TORCH_MASK = "torch_mask_tokens (random masks)"
-REFERENCE = "pure-Python reference"
-MASKER = "CorrMasker"
-MASKER_EPOCH = "CorrMasker, draws from the epoch"
-COPY = "floor: copy of the same bytes"
-PHILOX = "floor: Philox words of all columns"
+    from corrmask_fast import Vocabulary
 
 
 def newest_collator(vocabulary: Vocabulary) -> Any:
@@ -53,10 +42,10 @@ def pipelines(workload: Workload) -> list[tuple[str, Any, Any]]:
     lists = load_from_disk(str(workload.folder)).select_columns(["input_ids"])
     ours = DataCollatorForCorrMask(CorrMasker(workload.graph))
     return [
-        (STOCK, lists, stock_collator(vocabulary)),
-        (NEWEST, lists, newest_collator(vocabulary)),
-        (LISTS, lists, ours),
-        (OURS, CorpusDataset(workload.corpus), ours),
+        (goals.STOCK, lists, stock_collator(vocabulary)),
+        (goals.NEWEST, lists, newest_collator(vocabulary)),
+        (goals.LISTS, lists, ours),
+        (goals.OURS, CorpusDataset(workload.corpus), ours),
     ]
 
 
@@ -67,7 +56,11 @@ def input_race(workload: Workload, batch: int) -> list[Contestant]:
         loader = DataLoader(dataset, batch, shuffle=True, drop_last=True, collate_fn=collator)
         entries.append(Contestant(name, chain.from_iterable(repeat(loader)).__next__, batch))
     shape = batch, workload.size.length
-    return [Contestant(COPY, copy_collated(*shape), batch), Contestant(PHILOX, philox_words(*shape), batch), *entries]
+    return [
+        Contestant(goals.COPY, copy_collated(*shape), batch),
+        Contestant(goals.PHILOX, philox_words(*shape), batch),
+        *entries,
+    ]
 
 
 def masking_race(workload: Workload, batch: int) -> list[Contestant]:
@@ -79,11 +72,11 @@ def masking_race(workload: Workload, batch: int) -> list[Contestant]:
     theirs, special = rows.clone(), torch.zeros(rows.shape, dtype=torch.bool)
     shape = batch, workload.size.length
     return [
-        Contestant(COPY, copy_masked(*shape), batch),
-        Contestant(PHILOX, philox_words(*shape), batch),
-        Contestant(TORCH_MASK, lambda: stock.torch_mask_tokens(theirs, special_tokens_mask=special), batch),
-        Contestant(MASKER_EPOCH, lambda: masker(rows, epoch=1), batch),
-        Contestant(MASKER, lambda: masker(rows), batch),
+        Contestant(goals.COPY, copy_masked(*shape), batch),
+        Contestant(goals.PHILOX, philox_words(*shape), batch),
+        Contestant(goals.TORCH_MASK, lambda: stock.torch_mask_tokens(theirs, special_tokens_mask=special), batch),
+        Contestant(goals.MASKER_EPOCH, lambda: masker(rows, epoch=1), batch),
+        Contestant(goals.MASKER, lambda: masker(rows), batch),
     ]
 
 
@@ -91,10 +84,10 @@ def reference_race(workload: Workload, batch: int) -> list[Contestant]:
     """Mask a padded tensor, and a few of its rows in plain Python."""
     rows = torch.from_numpy(workload.rows(batch))
     masker = CorrMasker(workload.graph)
-    few, settings = rows[:2].tolist(), reference_settings(workload.graph)
+    few = Case("bench", workload.graph, workload.rows(2))
     return [
-        Contestant(REFERENCE, lambda: [mask_row(row, draw_id=i, **settings) for i, row in enumerate(few)], len(few)),
-        Contestant(MASKER, lambda: masker(rows), batch),
+        Contestant(goals.REFERENCE, lambda: few.expected(draw_ids=np.arange(few.rows)), few.rows),
+        Contestant(goals.MASKER, lambda: masker(rows), batch),
     ]
 
 
@@ -104,25 +97,8 @@ def thread_race(workload: Workload, batch: int, *, ragged: bool) -> list[Contest
     if ragged:
         dataset, collator = CorpusDataset(workload.corpus), DataCollatorForCorrMask(masker)
         cells = (np.arange(batch) % len(dataset)).tolist()
-        name, run = OURS, lambda: collator(dataset.__getitems__(cells))
+        name, run = goals.OURS, lambda: collator(dataset.__getitems__(cells))
     else:
         rows = torch.from_numpy(workload.rows(batch))
-        name, run = MASKER, lambda: masker(rows)
-    return [
-        Contestant(f"{name}, {n} thread{'s' * (n > 1)}", run, batch, n, lambda n=n: set_num_threads(n)) for n in (1, 2)
-    ]
-
-
-def reference_settings(graph: DependencyGraph) -> dict[str, Any]:
-    """Return what the reference needs to know of a graph and its vocabulary."""
-    vocabulary = graph.vocabulary
-    ends = graph.indptr.tolist()
-    return {
-        "neighbors": {g: graph.indices[ends[g] : ends[g + 1]].tolist() for g in range(vocabulary.size)},
-        "vocab_size": vocabulary.size,
-        "gene_range": vocabulary.gene_range,
-        "pad_token_id": vocabulary.pad_token_id,
-        "mask_token_id": vocabulary.mask_token_id,
-        "special_token_ids": vocabulary.special_token_ids,
-        "seed": 0,
-    }
+        name, run = goals.MASKER, lambda: masker(rows)
+    return [Contestant(goals.with_threads(name, n), run, batch, n, lambda n=n: set_num_threads(n)) for n in (1, 2)]

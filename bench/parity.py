@@ -6,47 +6,43 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from contestants import pipelines, reference_settings
+from contestants import pipelines
 
-from corrmask_fast import CorrMasker, DataCollatorForCorrMask, set_num_threads
-from corrmask_fast.reference import mask_row
+from corrmask_fast import CorrMasker, DataCollatorForCorrMask, MaskedBatch, set_num_threads
+from corrmask_fast.testing import Case, assert_same
 
 if TYPE_CHECKING:
     from workload import Workload
 
-FEW = 3  # rows that the reference masks; it takes its time
+FEW = 3  # rows that the oracle masks; it takes its time
 
 
 def check_masker(workload: Workload, batch: int) -> None:
-    """The masker equals the reference to the bit, with one thread and with two, counted and by epoch."""
-    rows = torch.from_numpy(workload.rows(batch))
-    settings = reference_settings(workload.graph)
-    for epoch in (None, 1):
-        set_num_threads(2)
-        both = CorrMasker(workload.graph)(rows, epoch=epoch)
-        set_num_threads(1)
-        single = CorrMasker(workload.graph)(rows, epoch=epoch)
-        for one, two in zip(single, both, strict=True):
-            assert torch.equal(one, two), "one thread and two differ"
-        for i, row in enumerate(rows[:FEW].tolist()):
-            draw = {"draw_id": i} if epoch is None else {"epoch": epoch}
-            expected = mask_row(row, **draw, **settings)
-            found = [tensor[i].tolist() for tensor in single]
-            assert found == list(map(list, expected)), f"row {i} is not the reference's"
+    """The masker equals the oracle to the bit, with one thread and with two, counted and by epoch."""
+    rows = workload.rows(batch)
+    few = Case("bench", workload.graph, rows[:FEW])
+    for epoch, draw in ((None, {"draw_ids": np.arange(FEW)}), (1, {"epoch": 1})):
+        expected = few.expected(**draw)
+        results = []
+        for threads in (2, 1):
+            set_num_threads(threads)
+            results.append(CorrMasker(workload.graph)(torch.from_numpy(rows), epoch=epoch))
+            assert_same(expected, MaskedBatch(*(tensor[:FEW] for tensor in results[-1])), f"{threads} threads, {draw}")
+        assert_same(*results, "one thread beside two")
 
 
 def check_pipelines(workload: Workload, batch: int) -> None:
-    """Every pipeline delivers the same cells; both of ours the reference's masks."""
+    """Every pipeline delivers the same cells; both of ours the oracle's masks."""
     rows, cells = workload.rows(batch), list(range(batch))
-    expected = [mask_row(row, epoch=0, **reference_settings(workload.graph)) for row in rows[:FEW].tolist()]
+    expected = Case("bench", workload.graph, rows[:FEW]).expected(epoch=0)
     for name, dataset, collator in pipelines(workload):
-        if isinstance(collator, DataCollatorForCorrMask):
+        ours = isinstance(collator, DataCollatorForCorrMask)
+        if ours:
             collator.set_epoch(0)
+            collator.return_masked_positions = True
         found = collator(dataset.__getitems__(cells))
-        ids, labels = found["input_ids"].numpy(), found["labels"].numpy()
-        assert np.array_equal(np.where(labels == -100, ids, labels), rows), f"{name}: the cells are not the same"
+        ids, labels = found["input_ids"], found["labels"]
+        assert np.array_equal(torch.where(labels == -100, ids, labels), rows), f"{name}: the cells are not the same"
         assert found["attention_mask"].all(), f"{name}: padding in cells of one length"
-        if isinstance(collator, DataCollatorForCorrMask):
-            for i, row in enumerate(expected):
-                assert ids[i].tolist() == row.input_ids, f"{name}: row {i} is not the reference's"
-                assert labels[i].tolist() == row.labels, f"{name}: row {i} is not the reference's"
+        if ours:
+            assert_same(expected, MaskedBatch(ids[:FEW], labels[:FEW], found["masked_positions"][:FEW]), name)

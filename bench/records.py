@@ -11,47 +11,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import contestants as c
+from goals import COPY, GOALS, PHILOX
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from goals import Goal
     from timing import Contestant, Timing
 
 RESULTS = Path(__file__).with_name("results") / "masking.csv"
 README = Path(__file__).resolve().parents[1] / "README.md"
-BEGIN, END = (
-    "<!-- figures: written by bench/run.py --readme from the last rows of bench/results/masking.csv -->",
-    ("<!-- end of figures -->"),
-)
+BEGIN = "<!-- figures: written by bench/run.py --readme from the last rows of bench/results/masking.csv -->"
+END = "<!-- end of figures -->"
 PACKAGES = ("corrmask-fast", "numpy", "numba", "torch", "transformers", "datasets")
 Row = dict[str, Any]
-
-
-class Goal(NamedTuple):
-    """What is compared with what, and by how much it shall win."""
-
-    what: str
-    case: str
-    ours: str
-    theirs: tuple[str, ...]
-    at_least: float
-    smallest_batch: int = 0
-    largest_batch: int = 1_000_000
-
-
-GOALS = (
-    Goal("fetch and collate, our dataset and collator", "input", c.OURS, (c.STOCK, c.NEWEST), 60),
-    Goal("fetch and collate, our collator on their folder", "input", c.LISTS, (c.STOCK, c.NEWEST), 8),
-    Goal("mask a padded tensor", "masking", c.MASKER, (c.TORCH_MASK,), 8),
-    Goal("mask a padded tensor, draws from the epoch", "masking", c.MASKER_EPOCH, (c.TORCH_MASK,), 8),
-    Goal("mask a padded tensor", "reference", c.MASKER, (c.REFERENCE,), 1_000),
-    *(
-        Goal(what, f"threads, {name}", f"{name}, 2 threads", (f"{name}, 1 thread",), *limits)
-        for what, name in (("mask, 2 threads", c.MASKER), ("fetch and collate, 2 threads", c.OURS))
-        for limits in ((1.0, 0, 12), (1.8, 256))
-    ),
-)
 
 
 def conditions(described: Row, rounds: int, first_call_s: float) -> Row:
@@ -98,25 +71,53 @@ def append(rows: Sequence[Row], path: Path = RESULTS) -> None:
 
 
 def last_run(path: Path = RESULTS) -> list[Row]:
-    """Return the rows of the last run in a file."""
+    """Return the rows of the last run in a file that covers every case."""
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    return [row for row in rows if row["run"] == rows[-1]["run"]]
+    runs: dict[str, list[Row]] = {}
+    for row in rows:
+        runs.setdefault(row["run"], []).append(row)
+    cases = {goal.case for goal in GOALS}
+    return [run for run in runs.values() if cases <= {row["case"] for row in run}][-1]
 
 
-def table(rows: Sequence[Row]) -> str:
-    """Return the comparisons as a Markdown table: each of ours beside each of theirs, the goal, and the floor."""
+class Comparison(NamedTuple):
+    """One of ours beside one of theirs: microseconds a cell."""
+
+    goal: Goal
+    against: str
+    batch: int
+    theirs: float
+    ours: float
+    floor: float  # 0: none was measured beside it
+
+
+def comparisons(rows: Sequence[Row]) -> list[Comparison]:
+    """Return every comparison that the rows allow, in the order of the goals."""
     us = {(row["case"], row["contestant"], int(row["batch"])): float(row["p50_us"]) for row in rows}
-    lines = [["what", "against", "batch", "theirs, µs a cell", "ours, µs a cell", "ratio", "goal", "ours / floor"]]
+    found = []
     for goal in GOALS:
         for batch in sorted({int(row["batch"]) for row in rows if row["case"] == goal.case}):
-            for theirs in goal.theirs:
-                if goal.smallest_batch <= batch <= goal.largest_batch:
-                    ours = us[goal.case, goal.ours, batch]
-                    rival = us[goal.case, theirs, batch]
-                    floor = us.get((goal.case, c.COPY, batch), 0) + us.get((goal.case, c.PHILOX, batch), 0)
-                    times = [f"{rival:,.1f}", f"{ours:,.1f}", f"{rival / ours:,.4g}x", f"{goal.at_least:,g}x"]
-                    lines.append([goal.what, theirs, str(batch), *times, f"{ours / floor:.1f}" if floor else ""])
+            if goal.smallest_batch <= batch <= goal.largest_batch:
+                floor = us.get((goal.case, COPY, batch), 0.0) + us.get((goal.case, PHILOX, batch), 0.0)
+                ours = us[goal.case, goal.ours, batch]
+                found += [
+                    Comparison(goal, name, batch, us[goal.case, name, batch], ours, floor) for name in goal.theirs
+                ]
+    return found
+
+
+def table(rows: Sequence[Row], *, brief: bool = False) -> str:
+    """Return the comparisons as a Markdown table; ``brief``: at the largest batch only, without the goals."""
+    found = comparisons(rows)
+    largest = {(one.goal, one.against): one for one in found}
+    lines = [["what", "against", "batch", "theirs, µs a cell", "ours, µs a cell", "ratio", "ours / floor", "goal"]]
+    for one in largest.values() if brief else found:
+        times = [f"{one.theirs:,.1f}", f"{one.ours:,.1f}", f"{one.theirs / one.ours:,.4g}x"]
+        beyond = [f"{one.ours / one.floor:.1f}" if one.floor else "", f"{one.goal.at_least:,g}x"]
+        lines.append([one.goal.what, one.against, str(one.batch), *times, *beyond])
+    if brief:
+        lines = [line[:-1] for line in lines]
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     lines.insert(1, ["-" * width for width in widths])
     return "\n".join(
@@ -138,11 +139,15 @@ def said_conditions(rows: Sequence[Row]) -> str:
     )
 
 
+def figures(rows: Sequence[Row]) -> str:
+    """Return what stands between the marks in the README: a run's figures, and their conditions right below."""
+    return f"\n\n{table(rows, brief=True)}\n\n{said_conditions(rows)}\n\n"
+
+
 def write_readme(rows: Sequence[Row], path: Path = README) -> None:
-    """Put a run's table and conditions between the marks in the README."""
+    """Put a run's figures into the README."""
     before, rest = path.read_text().split(BEGIN)
-    after = rest.split(END)[1]
-    path.write_text(f"{before}{BEGIN}\n\n{table(rows)}\n\n{said_conditions(rows)}\n\n{END}{after}")
+    path.write_text(before + BEGIN + figures(rows) + END + rest.split(END)[1])
 
 
 def _commit() -> str:

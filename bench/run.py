@@ -12,7 +12,8 @@ from pathlib import Path
 
 import records
 import torch
-from contestants import MASKER, OURS, input_race, masking_race, reference_race, thread_race
+from contestants import input_race, masking_race, reference_race, thread_race
+from goals import MASKER, OURS
 from parity import check_masker, check_pipelines
 from timing import race
 from workload import SMOKE, Size, Workload, make_workload
@@ -75,7 +76,7 @@ def _measure(case: str, workload: Workload, rounds: int, shared: records.Row) ->
             for name in (MASKER, OURS):
                 contestants = thread_race(workload, batch, ragged=name == OURS)
                 timings = race(contestants, rounds=rounds)
-                rows += records.rows_of_race(f"threads, {name}", batch, contestants, timings, shared)
+                rows += records.rows_of_race(f"threads: {name}", batch, contestants, timings, shared)
             set_num_threads(1)
             continue
         if case == "input":

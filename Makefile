@@ -1,0 +1,48 @@
+# On a fresh clone `make demo` and `make test` first make a virtual environment in .venv; from then on they are quick.
+# Another Python: make test PYTHON=python3.12. A CPU build of PyTorch where pip would take CUDA's:
+# PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make test
+
+VENV ?= .venv
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c '$(SUPPORTED)' 2>/dev/null && echo $$p && break; done)
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench bench-smoke clean
+
+help:
+	@echo "make demo         counts to graph, masks, audit, speed and a tiny BERT, in about three minutes"
+	@echo "make test         the tests (CORRMASK_DATA=folder adds those on real cells)"
+	@echo "make lint         format, lint, types"
+	@echo "make bench        time it against Hugging Face's collator; appends to bench/results"
+	@echo "make bench-smoke  does the bench run, and agree?"
+	@echo "make clean        remove the environment and everything built"
+
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "needs Python 3.11, 3.12 or 3.13; name one: make test PYTHON=python3.12" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: $(READY)
+	$(BIN)/corrmask-fast demo
+
+test: $(READY)
+	$(BIN)/pytest
+
+lint: $(READY)
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+
+bench: $(READY)
+	$(BIN)/python bench/run.py
+
+bench-smoke: $(READY)
+	$(BIN)/pytest --quiet bench
+	$(BIN)/python bench/run.py --smoke --keep build/bench-smoke
+
+clean:
+	rm -rf $(VENV) build dist demo-output *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
