@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
+from collections.abc import Iterable
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from corrmask_fast.errors import InputError, check_number, import_extra
-from corrmask_fast.files import atomic_file
-from corrmask_fast.vocabulary import Vocabulary
+from corrmask_fast.graph_file import hash_tensors, plain_params, read_graph, write_graph
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
+
+    from corrmask_fast.vocabulary import Vocabulary
 
 __all__ = ["DependencyGraph"]
-
-FORMAT = "corrmask-fast dependency graph"
-FORMAT_VERSION = 1
-METADATA = "corrmask_fast"  # the entry of a file's metadata that holds the header
-TENSORS = ("indptr", "indices", "rho", "rho_global")
 
 
 class DependencyGraph:
@@ -60,6 +54,7 @@ class DependencyGraph:
 
     Examples
     --------
+    >>> from corrmask_fast import Vocabulary
     >>> genes = Vocabulary(("<pad>", "<mask>", "RPL3", "RPS6", "CD3D"))
     >>> graph = DependencyGraph.from_edges([("RPL3", "RPS6", 0.7)], genes)
     >>> graph
@@ -78,7 +73,7 @@ class DependencyGraph:
         rho_global: np.ndarray | None = None,
     ) -> None:
         self.vocabulary = vocabulary
-        self.params = _plain(params or {})
+        self.params = plain_params(params or {})
         self.indptr, self.indices = _check_structure(indptr, indices, vocabulary)
         self.rho = _check_weights("rho", rho, self.indices.size)
         self.rho_global = None if rho_global is None else _check_weights("rho_global", rho_global, self.indices.size)
@@ -98,7 +93,7 @@ class DependencyGraph:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of structure and vocabulary: equal exactly where masks come out equal."""
-        return _sha256(self.vocabulary.fingerprint.encode(), {"indptr": self.indptr, "indices": self.indices})
+        return hash_tensors(self.vocabulary.fingerprint.encode(), {"indptr": self.indptr, "indices": self.indices})
 
     def neighbors(self, gene: str | int) -> tuple[np.ndarray, np.ndarray]:
         """Return the neighbours of a gene and their rho, strongest absolute rho first (ties: lower id).
@@ -216,17 +211,18 @@ class DependencyGraph:
             raise InputError(f"unknown must be 'error' or 'skip'; got {unknown!r}")
         weights: dict[tuple[int, int], float] = {}
         for number, pair in enumerate(pairs):
-            if isinstance(pair, str) or len(pair) not in {2, 3}:
+            parts = () if isinstance(pair, str) or not isinstance(pair, Iterable) else tuple(pair)
+            if len(parts) not in {2, 3}:
                 raise InputError(f"pair {number} must be (gene, gene) or (gene, gene, weight); got {pair!r}")
             try:
-                a, b = sorted(vocabulary.id_of(gene) for gene in pair[:2])
+                a, b = sorted(vocabulary.id_of(gene) for gene in parts[:2])
             except (InputError, TypeError) as error:
                 if unknown == "skip":
                     continue
                 raise InputError(f"pair {number}: {error}; unknown='skip' leaves such pairs out") from error
             weight = 1.0
-            if len(pair) == 3:
-                weight = check_number(f"the weight of pair {number}", pair[2], -math.inf, math.inf, open_ends=True)
+            if len(parts) == 3:
+                weight = check_number(f"the weight of pair {number}", parts[2], -math.inf, math.inf, open_ends=True)
             if a != b and ((a, b) not in weights or abs(weight) > abs(weights[a, b])):
                 weights[a, b] = weight
         edges = np.array(list(weights), np.int64).reshape(-1, 2)
@@ -236,13 +232,10 @@ class DependencyGraph:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the graph as one ``safetensors`` file; the same graph always gives the same bytes."""
-        from safetensors.numpy import save_file
-
-        header = self._header()
-        header["sha256"] = _sha256(_canonical(header), self._tensors())
-        with atomic_file(path) as temporary:
-            # One entry of metadata only: safetensors writes several in random order.
-            save_file(self._tensors(), temporary, {METADATA: _canonical(header).decode()})
+        tensors = {"indptr": self.indptr, "indices": self.indices, "rho": self.rho}
+        if self.rho_global is not None:
+            tensors["rho_global"] = self.rho_global
+        write_graph(path, tensors, self.vocabulary, self.params)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> DependencyGraph:
@@ -253,20 +246,8 @@ class DependencyGraph:
         InputError
             If there is no such file, it is truncated, altered, of another format, or of a newer version.
         """
-        header, tensors = _read(Path(path))
-        digest = header.pop("sha256", None)
-        if digest != _sha256(_canonical(header), tensors):
-            raise InputError(f"{path} was altered or damaged since it was saved (its SHA-256 differs); build it again")
-        vocabulary = Vocabulary.from_json(json.dumps(header["vocabulary"]))
-        return cls(**tensors, vocabulary=vocabulary, params=header["params"])  # type: ignore[arg-type]
-
-    def _header(self) -> dict[str, Any]:
-        vocabulary = json.loads(self.vocabulary.to_json())
-        return {"format": FORMAT, "version": FORMAT_VERSION, "params": self.params, "vocabulary": vocabulary}
-
-    def _tensors(self) -> dict[str, np.ndarray]:
-        tensors = {name: getattr(self, name) for name in TENSORS}
-        return {name: tensor for name, tensor in tensors.items() if tensor is not None}
+        tensors, vocabulary, params = read_graph(path)
+        return cls(**tensors, vocabulary=vocabulary, params=params)  # type: ignore[arg-type]
 
 
 def graph_of_pairs(
@@ -330,62 +311,3 @@ def _check_weights(name: str, weights: Any, size: int) -> np.ndarray:
     if not np.isfinite(weights).all():
         raise InputError(f"{name} must be finite (in float32); got {weights[~np.isfinite(weights)][0]}")
     return weights
-
-
-def _plain(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Take ``params`` through JSON, so that a loaded graph equals the saved one."""
-
-    def number(value: Any) -> Any:
-        if isinstance(value, np.generic):
-            return value.item()
-        raise TypeError(f"{value!r} is a {type(value).__name__}")
-
-    try:
-        return json.loads(json.dumps(dict(params), default=number, allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise InputError(f"params must hold plain JSON values (numbers, text, lists, None): {error}") from error
-
-
-def _canonical(header: Mapping[str, Any]) -> bytes:
-    return json.dumps(header, sort_keys=True, ensure_ascii=True).encode()
-
-
-def _sha256(header: bytes, tensors: Mapping[str, np.ndarray]) -> str:
-    """Hash of a header and of named tensors with their dtypes and shapes."""
-    sha = hashlib.sha256(header)
-    for name in sorted(tensors):
-        tensor = np.ascontiguousarray(tensors[name])
-        sha.update(f"\n{name} {tensor.dtype.str} {tensor.shape}\n".encode())
-        sha.update(tensor.data)
-    return sha.hexdigest()
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Header and tensors of a graph file that this version can read."""
-    from safetensors import SafetensorError, safe_open
-
-    if not path.is_file():
-        raise InputError(f"no graph file at {path}; build one with `corrmask-fast graph build`")
-    try:
-        with safe_open(path, framework="numpy") as file:
-            text = (file.metadata() or {}).get(METADATA)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        header = None if text is None else json.loads(text)
-    except (SafetensorError, ValueError, OSError, TypeError, KeyError) as error:
-        raise InputError(
-            f"{path} is no readable graph file (truncated, damaged or of another kind): {error}"
-        ) from error
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise InputError(f"{path} is a safetensors file, but no dependency graph of this project")
-    version = header.get("version")
-    if isinstance(version, int) and version > FORMAT_VERSION:
-        raise InputError(
-            f"{path} has format version {version}, and this version of corrmask-fast reads up to {FORMAT_VERSION}; "
-            "upgrade corrmask-fast"
-        )
-    if (
-        not {"indptr", "indices", "rho"} <= tensors.keys() <= set(TENSORS)
-        or not {"params", "vocabulary"} <= header.keys()
-    ):
-        raise InputError(f"{path} lacks a part of a graph: it was altered or damaged; build it again")
-    return header, tensors

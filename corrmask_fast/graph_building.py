@@ -122,7 +122,7 @@ def build_dependency_graph(
     >>> corpus = Corpus(np.array([0, 3, 6, 9, 10]), np.array([2, 3, 4, 4, 2, 3, 2, 3, 4, 4]), genes)
     >>> graph = build_dependency_graph(corpus, rho_min=0.5, min_cooccurrence=3, min_presence=1, progress=False)
     >>> graph.neighbors("A")
-    (array([3], dtype=int32), array([1.], dtype=float32))
+    (array([3, 4], dtype=int32), array([ 1., -1.], dtype=float32))
     """
     parameters = GraphParameters(
         n_cells=check_integer("n_cells", n_cells, 1),

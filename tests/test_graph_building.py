@@ -154,6 +154,8 @@ def test_max_genes_keeps_the_largest_sums_and_the_lower_tokens():
     cells = [[A, B], [B, A], [D, C], [C, D], [A], [B, E]]  # sums of X with max_length 3: 5 5 3 3 1
     for max_genes, kept in ((1, set()), (2, {A, B}), (3, {A, B, C}), (4, {A, B, C, D}), (9, {A, B, C, D, E})):
         assert set(check(corpus_of(cells), max_length=3, max_genes=max_genes, **LOOSE)) == kept
+    # Sums, not presence: A stands in two cells but low in both (1), B in one but first (2).
+    assert set(check(corpus_of([[B, A], [C, D, A], [C], [C]]), max_length=3, max_genes=2, **LOOSE)) == {B, C}
 
 
 # ------------------------------------------------------------------------------------ parity, over odd and random cells
