@@ -142,6 +142,8 @@ def run_demo(
         Without the extra ``anndata``, or ``plot``. Without ``hf`` the steps that need it are left out, and say so.
     """
     import_extra("matplotlib", "plot")
+    if symbols is not None and tokens is None:
+        raise InputError("symbols name the genes of a token dictionary; give tokens (--tokens) with them, or neither")
     size = size or DemoSize()
     journal = Journal(_claim(Path(folder)), progress)
     print(f"corrmask-fast demo → {journal.folder}")
@@ -350,7 +352,7 @@ def _compare_speed(journal: Journal, masker: CorrMasker, corpus: Corpus, size: D
         journal.show(throughput_table(rows))
         journal.say(
             f"DataLoader without workers, one thread each, batches of {BATCH} cells of {np.mean(corpus.lengths):.0f} "
-            "genes on average, all in this run; longer cells gain more."
+            "genes on average, all in this run."
         )
 
 
