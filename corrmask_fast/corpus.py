@@ -67,7 +67,8 @@ class Corpus:
         indptr, tokens = _check_arrays(indptr, tokens)
         self._setup([Segment(indptr, tokens)], vocabulary, max_length, obs)
         clean = self.take(np.arange(self.n_cells))
-        self._setup([Segment(clean.indptr, clean.tokens)], vocabulary, max_length, obs)
+        self._setup(clean._segments, vocabulary, max_length, obs)
+        self._clean = True
 
     @classmethod
     def from_segments(
@@ -102,6 +103,7 @@ class Corpus:
         self.obs: Mapping[str, np.ndarray] = {} if obs is None else obs
         self._segments = [segment for segment in segments if segment.offsets.size > 1] or segments[:1]
         self._order = order
+        self._clean = False  # whether the one segment holds the cells stripped, cut and checked
         self._index_segments()
         if isinstance(self.obs, dict):  # a dataset's own columns are not read before they are asked for
             for name, column in self.obs.items():
@@ -138,7 +140,7 @@ class Corpus:
     @property
     def in_memory(self) -> bool:
         """Whether ``indptr`` and ``tokens`` lie ready in memory, checked and cut."""
-        return self._order is None and len(self._segments) == 1 and self._segments[0].tokens.dtype == self.token_dtype
+        return self._clean
 
     @property
     def token_dtype(self) -> np.dtype[Any]:
@@ -172,9 +174,9 @@ class Corpus:
         return out
 
     def _load(self) -> None:
-        if not self.in_memory:
+        if not self._clean:
             clean = self.take(np.arange(self.n_cells))
-            self._segments, self._order = clean._segments, None
+            self._segments, self._order, self._clean = clean._segments, None, True
             self._index_segments()
 
     def _stored_rows(self, rows: np.ndarray) -> np.ndarray:
@@ -230,7 +232,9 @@ class Corpus:
     def take(self, rows: np.ndarray) -> Corpus:
         """Return the given cells, in that order, as a corpus in memory."""
         indptr, tokens = self.gather(rows)
-        return Corpus.from_segments([Segment(indptr, tokens)], self.vocabulary, max_length=self.max_length)
+        corpus = Corpus.from_segments([Segment(indptr, tokens)], self.vocabulary, max_length=self.max_length)
+        corpus._clean = True
+        return corpus
 
     def chunks(self, n_cells: int) -> Iterator[Corpus]:
         """Yield the corpus in order as corpora in memory of ``n_cells`` cells (the last may have fewer)."""
@@ -288,4 +292,4 @@ def _check_arrays(indptr: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, n
             f"indptr must rise from 0 to the number of tokens ({tokens.size}); "
             f"it has {indptr.size} entries, from {indptr[:1]} to {indptr[-1:]}"
         )
-    return np.ascontiguousarray(indptr, np.int64), np.ascontiguousarray(tokens)
+    return np.ascontiguousarray(indptr, np.int64), np.ascontiguousarray(tokens, tokens.dtype.newbyteorder("="))
