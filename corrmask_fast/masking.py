@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import threading
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -59,31 +60,29 @@ class RowRules(NamedTuple):
 class _Scratch(threading.local):
     """Memory that a thread keeps for its next rows."""
 
-    key: tuple[int, int, int] | None = None
+    sizes: tuple[int, int, int] = (0, 0, 0)
     base = 1
     arrays: tuple[np.ndarray, ...] = ()
 
     def ready(self, rules: RowRules, columns: int, rows: int) -> tuple[int, tuple[np.ndarray, ...]]:
-        """Return ``(base, arrays)`` for rows of up to ``columns`` columns."""
-        size, degree = int(rules.settings[SIZE]), int(rules.settings[DEGREE])
-        padded = -(-columns // 64) * 64 + 64
-        key = (size, padded, degree)
-        if self.key != key:
-            keys = max(padded, degree + 16, 192)
+        """Return ``(base, arrays)`` for rows of up to ``columns`` columns; memory only ever grows."""
+        needed = int(rules.settings[SIZE]), -(-columns // 64) * 64 + 64, -(-int(rules.settings[DEGREE]) // 64) * 64
+        if any(map(operator.lt, self.sizes, needed)):
+            self.sizes = genes, padded, entries = tuple(map(max, self.sizes, needed))
             self.arrays = (
-                np.zeros(size, np.int32),  # pos
+                np.zeros(genes, np.int32),  # pos
                 np.empty(padded, np.uint32),  # w0
                 np.empty(padded, np.uint32),  # w1
                 np.empty(padded // 64, np.uint64),  # pool
                 np.empty(padded // 64, np.uint64),  # masked
-                np.empty(3 * keys, np.uint64),  # keys
-                np.empty(keys + 64, np.int32),  # looked
-                np.empty(keys, np.int32),  # found
-                np.empty(keys, np.int32),  # column
+                np.empty(padded, np.uint64),  # seed_keys
+                np.empty(entries, np.int32),  # looked
+                np.empty(entries, np.uint32),  # keys
+                np.empty(max(padded, entries, 128), np.uint64),  # order
                 np.empty(padded, np.int64),  # columns
                 np.empty(padded, np.int64),  # drawn
             )
-            self.key, self.base = key, 1
+            self.base = 1
         if self.base + rows * columns > 2**30:
             self.arrays[0].fill(0)
             self.base = 1

@@ -12,13 +12,14 @@ Work split: one call takes a range of rows. Assumed: arrays contiguous, the scra
 
 import numpy as np
 
-from .bits import lowest_one, ones_below, ones_inside, prefetch
+from .bits import count_ones, lowest_one, ones_below, ones_inside, prefetch
 from .jit import inline, kernel, stage
 from .philox import LOW, S32, philox
 from .rows import (
     ALL,
     PAD,
     PARTNERS,
+    S6,
     U0,
     U1,
     column_words,
@@ -32,23 +33,10 @@ from .rows import (
     write_row,
 )
 
-AHEAD = 4  # seeds whose neighbours are asked for before their turn
+AHEAD = 256  # neighbours of a seed that are asked for before its turn
+TOP = np.uint32(0xFFFFFFFF)
+SIZE_MAX = 2**62
 EVERY_COLUMN = 2**30  # base + column never reaches further above base than this
-
-
-@stage
-def place_genes(tokens, first, span, maskable, known, base, pos):
-    """pos[gene] = base + its first maskable column: written from the last column to the first, so the first stays."""
-    for i in range(words_for(span) - 1, -1, -1):
-        bits = maskable[i]
-        if bits == ALL and known:
-            for r in range(64 * i + 63, 64 * i - 1, -1):
-                pos[np.uint64(tokens[first + r])] = base + r
-        else:
-            for r in range(min(64 * i + 63, span - 1), 64 * i - 1, -1):
-                token = tokens[first + r]
-                if (bits >> np.uint64(r & 63)) & U1 and 0 <= token < pos.size:
-                    pos[token] = base + r
 
 
 @inline
@@ -61,110 +49,184 @@ def add_column(masked, r):
 
 
 @stage
-def find_present(begin, end, indices, base, pos, looked, found, column):
-    """List the neighbours that are in the cell: found[i] is their place j in the CSR row; return how many there are."""
-    n = np.int64(end) - np.int64(begin)
-    for j in range(n):
-        looked[j] = pos[np.uint64(indices[begin + j])]
-    k = 0
-    for i in range(words_for(n)):
-        bits = ones_inside(looked, 64 * i, base, EVERY_COLUMN)
-        if 64 * i + 64 > n:
-            bits &= (U1 << np.uint64(n & 63)) - U1
-        while bits != U0:
-            j = 64 * i + lowest_one(bits)
-            bits &= bits - U1
-            found[k] = j
-            column[k] = looked[j] - base
-            k += 1
-    return k
+def place_genes(tokens, first, span, pool, known, base, pos):
+    """pos[gene] = base + its first maskable column: written from the last column to the first, so the first stays."""
+    for i in range(words_for(span) - 1, -1, -1):
+        bits = pool[i]
+        if bits == ALL and known:
+            for r in range(64 * i + 63, 64 * i - 1, -1):
+                pos[np.uint64(tokens[first + r])] = base + r
+        else:
+            for r in range(min(64 * i + 63, span - 1), 64 * i - 1, -1):
+                token = tokens[first + r]
+                if (bits >> np.uint64(r & 63)) & U1 and 0 <= token < pos.size:
+                    pos[np.uint64(token)] = base + r
 
 
 @stage
-def choose_partners(seed_column, k, most, draw, seed, found, keys, buffer):
-    """Bring the ``most`` of the k present neighbours with the smallest (key, j) to the front of ``keys``.
+def collect_seeds(tokens, first, span, pool, w0, low, high, indptr, indices, base, pos, keys):
+    """List the seeds with w0 in [low, high) by (w0, column); return how many there are."""
+    seeds = 0
+    for i in range(words_for(span)):
+        bits = pool[i]
+        if high <= LOW:
+            bits &= ones_below(w0, 64 * i, high)
+        if low > U0:
+            bits &= ~ones_below(w0, 64 * i, low)
+        while bits != U0:
+            r = 64 * i + lowest_one(bits)
+            bits &= bits - U1
+            token = tokens[first + r]
+            if 0 <= token < indptr.size - 1 and pos[token] == base + r and indptr[token] < indptr[token + 1]:
+                keys[seeds] = (np.uint64(w0[r]) << S32) | np.uint64(r)
+                seeds += 1
+                # The neighbour table is far larger than the cache: ask for it before it is needed.
+                for j in range(indptr[token], min(indptr[token + 1], indptr[token] + AHEAD), 16):
+                    prefetch(indices, j)
+    return seeds
 
-    Neighbour j of the CSR row has the key words(…, seed_column, 1 + j div 4)[j mod 4].
+
+@stage
+def key_neighbors(r, begin, n, indices, draw, seed, base, pos, looked, keys):
+    """Look up the n neighbours of the seed in column r, and key them; return how many are in the cell.
+
+    Neighbour j has the entry (j mod 4)·quarter + j div 4, so that the four words of a block go to four rows:
+
+        j     0  4  8 …   1  5  9 …   2  6 10 …   3  7 11 …       keys[entry] = words(…, r, 1 + j div 4)[j mod 4]
+        word  w0 ………     w1 ………      w2 ………      w3 ………         looked[entry] = pos of the gene
+
+    A neighbour that is not in the cell (looked < base) has the key TOP. Entries fill a multiple of 64.
     """
     d0, d1, k0, k1 = draw & LOW, draw >> S32, seed & LOW, seed >> S32
-    c0 = np.uint64(seed_column)
-    for i in range((k + 7) // 8 * 8):  # whole vectors; found has room behind k
-        j = np.uint64(found[i]) & LOW
-        a, b, c, d = philox(c0, U1 + (j >> np.uint64(2)), d0, d1, k0, k1)
-        word = j & np.uint64(3)
-        low = a if word == U0 else b
-        high = c if word == np.uint64(2) else d
-        keys[i] = ((low if word < np.uint64(2) else high) << S32) | np.uint64(i)
-    if most > 8:
-        keys[:k].sort()
-        return
-    for i in range(k, (k + 7) // 8 * 8):
-        keys[i] = ALL
-    after = U0
-    for m in range(min(most, k)):  # the smallest key, then the smallest behind it, …: short loops without a branch
-        least = ALL
-        for i in range((k + 7) // 8 * 8):
-            least = min(least, keys[i] - after)  # wraps around for keys that are out already
-        buffer[m] = least + after
-        after = buffer[m] + U1
-    for m in range(min(most, k)):
-        keys[m] = buffer[m]
+    c0 = np.uint64(r)
+    quarter = np.uint64(16 * words_for(n))
+    size = 64 * words_for(n)
+    for e in range(size):
+        looked[e] = 0
+    first = np.uint64(begin)
+    for j in range(np.uint64(n)):
+        looked[(j & np.uint64(3)) * quarter + (j >> np.uint64(2))] = pos[np.uint64(indices[first + j])]
+    for b in range(quarter):
+        w0, w1, w2, w3 = philox(c0, U1 + b, d0, d1, k0, k1)
+        keys[b] = np.uint32(w0)
+        keys[quarter + b] = np.uint32(w1)
+        keys[quarter + quarter + b] = np.uint32(w2)
+        keys[quarter + quarter + quarter + b] = np.uint32(w3)
+    k = 0
+    for e in range(size):
+        present = looked[e] >= base
+        keys[e] = keys[e] if present else TOP
+        k += np.int64(present)
+    return k
+
+
+@inline
+def count_keys_below(keys, size, bound):
+    """Number of the first ``size`` keys that lie below a bound."""
+    inside = 0
+    for i in range(0, size, 64):
+        inside += count_ones(ones_below(keys, i, np.uint64(bound)))
+    return inside
+
+
+@stage
+def bound_of_smallest(keys, size, k, most):
+    """Return a bound below which exactly ``most`` of the k keys lie, or 0 where equal keys leave none.
+
+    A guess lets the expected number in; then the next key is let in, or the last one out, until the number is right.
+    """
+    bound = np.uint32(4294967295.0 * (most + 0.5) / k)
+    inside = count_keys_below(keys, size, bound)
+    while inside < most:
+        least = TOP
+        for e in range(size):
+            least = min(least, keys[e] if keys[e] >= bound else TOP)
+        if least == TOP:
+            return U0
+        bound = least + np.uint32(1)
+        inside += 1
+    while inside > most:
+        largest = np.uint32(0)
+        for e in range(size):
+            largest = max(largest, keys[e] if keys[e] < bound else np.uint32(0))
+        bound = largest
+        inside -= 1
+    return np.uint64(bound) if count_keys_below(keys, size, bound) == most else U0
+
+
+@stage
+def add_partners(n, k, most, base, masked, looked, keys, order):
+    """Add the partners of a seed, none of which the quota cuts off: their order is no matter."""
+    size = 64 * words_for(n)
+    bound = U0
+    if k > most:
+        bound = bound_of_smallest(keys, size, k, most)
+        if bound == U0:
+            add_in_order(n, most, SIZE_MAX, base, masked, looked, keys, order)
+            return
+    for i in range(0, size, 64):
+        bits = ones_below(keys, i, bound) if k > most else ones_inside(looked, i, base, EVERY_COLUMN)
+        while bits != U0:
+            r = np.uint64(looked[i + lowest_one(bits)] - base)
+            bits &= bits - U1
+            masked[r >> S6] |= U1 << (r & np.uint64(63))
+
+
+@stage
+def add_in_order(n, most, room, base, masked, looked, keys, order):
+    """Add the partners of a seed by (key, j) until ``room`` new columns are in; return how many are."""
+    k, quarter = 0, 16 * words_for(n)
+    for j in range(n):
+        entry = (j & 3) * quarter + (j >> 2)
+        if looked[entry] >= base:
+            order[k] = (np.uint64(keys[entry]) << S32) | np.uint64(j)
+            k += 1
+    order[:k].sort()
+    new = 0
+    for i in range(min(k, most)):
+        if new == room:
+            break
+        j = np.int64(order[i] & LOW)
+        new += add_column(masked, np.int64(looked[(j & 3) * quarter + (j >> 2)] - base))
+    return new
 
 
 @stage
 def expand_seeds(
-    tokens, first, span, maskable, masked, w0, n, quota, draw, seed, indptr, indices, partners, base, pos, looked, found, column, keys
-):
+    tokens, first, span, pool, masked, w0, maskable, quota, draw, seed, indptr, indices, most,
+    base, pos, seed_keys, looked, keys, order,
+):  # fmt: skip
     """Add seeds and partners to ``masked`` until ``quota`` columns are in; return how many are.
 
-    Seeds are taken in waves: a wave holds the columns with w0 in [low, high), sorted; most rows need one.
+    Seeds are sorted in waves, those with w0 in [low, high) at a time; most rows need one.
     """
     count = 0
     low = U0
-    per_wave = 12.0 + 1.1 * quota / (1.0 + min(partners, 4))
-    width = np.uint64(min(4294967296.0, 4294967296.0 * per_wave / n))
-    drawn, buffer = keys[keys.size // 3 : 2 * (keys.size // 3)], keys[2 * (keys.size // 3) :]
+    width = np.uint64(min(4294967296.0, 4294967296.0 * (12.0 + 1.1 * quota / (1.0 + min(most, 4))) / maskable))
     while count < quota and low <= LOW:
         high = low + width
-        seeds = 0
-        for i in range(words_for(span)):
-            bits = maskable[i]
-            if high <= LOW:
-                bits &= ones_below(w0, 64 * i, high)
-            if low > U0:
-                bits &= ~ones_below(w0, 64 * i, low)
-            while bits != U0:
-                r = 64 * i + lowest_one(bits)
-                bits &= bits - U1
-                token = tokens[first + r]
-                if 0 <= token < pos.size and pos[token] == base + r and indptr[token] < indptr[token + 1]:
-                    keys[seeds] = (np.uint64(w0[r]) << S32) | np.uint64(r)
-                    seeds += 1
-        sort_keys(keys, seeds, buffer)
-        for s in range(seeds):
-            if s + AHEAD < seeds:  # the neighbour table is far larger than the cache
-                ahead = tokens[first + np.int64(keys[s + AHEAD] & LOW)]
-                for j in range(indptr[ahead], indptr[ahead + 1], 16):
-                    prefetch(indices, j)
-            r = np.int64(keys[s] & LOW)
-            count += add_column(masked, r)
-            if count == quota or partners == 0:
-                if count == quota:
-                    break
-                continue
-            token = tokens[first + r]
-            k = find_present(indptr[token], indptr[token + 1], indices, base, pos, looked, found, column)
-            if k <= partners and count + k <= quota:  # all are taken and none is cut off: their order is no matter
-                for i in range(k):
-                    count += add_column(masked, column[i])
-            else:
-                choose_partners(r, k, partners, draw, seed, found, drawn, buffer)
-                for i in range(min(k, partners)):
-                    count += add_column(masked, column[np.int64(drawn[i] & LOW)])
-                    if count == quota:
-                        break
-            if count == quota:
-                break
+        seeds = collect_seeds(tokens, first, span, pool, w0, low, high, indptr, indices, base, pos, seed_keys)
+        sort_keys(seed_keys, seeds, order)
+        s = 0
+        while s < seeds and count < quota:
+            whole = (quota - count) // (1 + most)  # so many seeds are not cut off, whatever they bring
+            for i in range(s, min(s + max(whole, 1), seeds)):
+                r = np.int64(seed_keys[i] & LOW)
+                count += add_column(masked, r)
+                if most == 0:
+                    continue
+                gene = tokens[first + r]
+                n = np.int64(indptr[gene + 1]) - np.int64(indptr[gene])
+                k = key_neighbors(r, indptr[gene], n, indices, draw, seed, base, pos, looked, keys)
+                if whole > 0:
+                    add_partners(n, k, most, base, masked, looked, keys, order)
+                else:
+                    count += add_in_order(n, most, quota - count, base, masked, looked, keys, order)
+            s += max(whole, 1)
+            if whole > 0:
+                count = 0
+                for i in range(words_for(span)):
+                    count += count_ones(masked[i])
         low = high
         width *= np.uint64(4)
     return count
@@ -173,7 +235,7 @@ def expand_seeds(
 @kernel
 def corrmask(
     begin, end, row_ptr, tokens, seen, protected, draws, mode, offset, seed, rates, settings, indptr, indices,
-    base, pos, w0, w1, pool, masked, keys, looked, found, column, columns, drawn, out, attention, labels, positions,
+    base, pos, w0, w1, pool, masked, seed_keys, looked, keys, order, columns, drawn, out, attention, labels, positions,
 ):  # fmt: skip
     """Mask the rows [begin, end) of a batch.
 
@@ -183,7 +245,6 @@ def corrmask(
     """
     key = np.uint64(seed)
     bad = -1
-    third = keys.size // 3
     for row in range(begin, end):
         here = slice(row_ptr[row], row_ptr[row + 1])
         cell, visible, fixed = tokens[here], seen[here], protected[here]
@@ -204,11 +265,11 @@ def corrmask(
                 place_genes(cell, first, span, pool, known, base, pos)
                 count = expand_seeds(
                     cell, first, span, pool, masked, w0, n, quota, draw, key, indptr, indices, settings[PARTNERS],
-                    base, pos, looked, found, column, keys,
+                    base, pos, seed_keys, looked, keys, order,
                 )  # fmt: skip
             for i in range(words_for(span)):
                 pool[i] &= ~masked[i]
-            take_smallest(w1, pool, span, n - count, budget - count, masked, keys, keys[third:])
+            take_smallest(w1, pool, span, n - count, budget - count, masked, seed_keys, order)
             k = draw_replacements(masked, span, draw, key, settings, columns, drawn)
         write_row(
             cell, first, k, columns, drawn, settings[PAD], out[row], labels[row],

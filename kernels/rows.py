@@ -59,39 +59,48 @@ def padding_ends(tokens, attention, pad):
     return first, end
 
 
+@inline
+def nonzero_flags(flags, begin, end):
+    """Bit b: flags[begin + b] != 0, for the up to 64 columns [begin, end)."""
+    if begin + 64 <= end:
+        return ones_unequal(flags, begin, 0)
+    bits = U0
+    for c in range(begin, end):
+        bits |= np.uint64(flags[c] != 0) << np.uint64(c - begin)
+    return bits
+
+
 @stage
 def find_maskable(tokens, attention, protected, first, end, settings, maskable):
     """Fill the bits of maskable columns; return their number and whether all tokens lie in the vocabulary.
 
     A token outside the vocabulary counts as a gene (without neighbours): whether that is an error is not decided here.
     """
-    lo, width = settings[LO], settings[HI] - settings[LO]
-    span = end - first
+    lo, hi, size = settings[LO], settings[HI], settings[SIZE]
     n, known = 0, True
-    for i in range(words_for(span)):
+    for i in range(words_for(end - first)):
         begin = first + 64 * i
+        stop = min(begin + 64, end)
         if begin + 64 <= end:
-            genes = ones_inside(tokens, begin, lo, width)
+            genes = ones_inside(tokens, begin, lo, hi - lo)
         else:
             genes = U0
-            for c in range(begin, end):
-                if lo <= tokens[c] < settings[HI]:
-                    genes |= U1 << np.uint64(c - begin)
+            for c in range(begin, stop):
+                genes |= np.uint64(lo <= tokens[c] < hi) << np.uint64(c - begin)
         if genes != ALL:
-            for c in range(begin, min(begin + 64, end)):
-                if tokens[c] < 0 or tokens[c] >= settings[SIZE]:
+            for c in range(begin, stop):
+                if tokens[c] < 0 or tokens[c] >= size:
                     known = False
                     genes |= U1 << np.uint64(c - begin)
         if attention.size:
-            for c in range(begin, min(begin + 64, end)):
-                if attention[c] == 0:
-                    genes &= ~(U1 << np.uint64(c - begin))
+            genes &= nonzero_flags(attention, begin, stop)
         if protected.size:
-            for c in range(begin, min(begin + 64, end)):
-                if protected[c] != 0:
-                    genes &= ~(U1 << np.uint64(c - begin))
+            genes &= ~nonzero_flags(protected, begin, stop)
         maskable[i] = genes
         n += count_ones(genes)
+    if attention.size:  # what is not attended to may be anything but padding, at the row's ends too
+        for c in range(tokens.size):
+            known &= 0 <= tokens[c] < size
     return n, known
 
 

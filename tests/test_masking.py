@@ -402,9 +402,6 @@ def test_tokens_outside_the_vocabulary_raise_wherever_they_stand(token, column):
         masker.mask_ragged(np.array([0, 0, 128]), batch[0], epoch=0)
 
 
-@pytest.mark.xfail(
-    reason="kernels/rows.py looks for unknown tokens between the ends of a row's padding only", strict=True
-)
 def test_a_masked_token_outside_the_vocabulary_raises_too():
     """Attended to or not: a token that no dictionary has is a sign that the corpus is not the graph's."""
     batch = torch.arange(2, 14).repeat(2, 1)
