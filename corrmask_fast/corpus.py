@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -79,7 +79,7 @@ class Corpus:
         max_length: int | None = None,
         obs: Mapping[str, np.ndarray] | None = None,
         order: np.ndarray | None = None,
-    ) -> Corpus:
+    ) -> Self:
         """Return a corpus over buffers that stay where they are (memory-mapped files); nothing is read yet.
 
         Cells are stripped, cut and checked whenever they are read. ``order`` gives the stored row of each cell

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import zipfile
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -62,16 +63,25 @@ def read_corpus(path_or_cells: Any, vocabulary: Vocabulary | None = None, *, max
         raise InputError("cells in memory carry no vocabulary; give vocabulary=Vocabulary.from_token_dictionary(…)")
     if hasattr(path_or_cells, "features") and hasattr(path_or_cells, "data"):
         return _from_dataset(path_or_cells, vocabulary, max_length)
+    if not isinstance(path_or_cells, Iterable):
+        kind = type(path_or_cells).__name__
+        raise InputError(f"cells must be a path, a datasets.Dataset, or a list of cells; got {kind}")
     indptr, tokens = flatten(list(path_or_cells))
     return Corpus(indptr, tokens, vocabulary, max_length=max_length)
 
 
 def flatten(cells: list[Any]) -> tuple[np.ndarray, np.ndarray]:
     """Return ``(indptr, tokens)`` of a list of lists or arrays of token ids."""
-    arrays = [np.asarray(cell) for cell in cells]
-    for i, array in enumerate(arrays):
+    arrays = []
+    for i, cell in enumerate(cells):
+        try:
+            array = np.asarray(cell)
+        except ValueError as error:
+            raise InputError(f"cell {i} must be a list of integer token ids; {error}") from error
         if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
             raise InputError(f"cell {i} must be a list of integer token ids; got {array.ndim}-d {array.dtype}")
+        # Beside int64, NumPy would turn uint64 into floats; what int64 does not hold is no token anyway.
+        arrays.append(array.astype(np.int64) if array.dtype == np.uint64 else array)
     indptr = np.zeros(len(arrays) + 1, np.int64)
     np.cumsum([array.size for array in arrays], out=indptr[1:])
     filled = [array for array in arrays if array.size]
@@ -102,18 +112,28 @@ class CorpusWriter(AbstractContextManager["CorpusWriter"]):
     def __init__(self, path: str | os.PathLike[str], vocabulary: Vocabulary) -> None:
         self.path, self.vocabulary = Path(path), vocabulary
         self._exit = ExitStack()
+        self._columns: set[str] | None = None
         self._sink: _NpzSink | _FolderSink
 
-    def __enter__(self) -> CorpusWriter:
-        if self.path.suffix == ".npz":
-            self._sink = _NpzSink(self._exit.enter_context(atomic_file(self.path)), self.vocabulary)
-        else:
-            self._sink = _FolderSink(self._exit.enter_context(atomic_folder(self.path)), self.vocabulary)
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:  # nothing may stay behind if the sink cannot be made (a missing extra)
+            if self.path.suffix == ".npz":
+                self._sink = _NpzSink(stack.enter_context(atomic_file(self.path)), self.vocabulary)
+            else:
+                self._sink = _FolderSink(stack.enter_context(atomic_folder(self.path)), self.vocabulary)
+            self._exit = stack.pop_all()
         return self
 
     def write(self, indptr: np.ndarray, tokens: np.ndarray, obs: Mapping[str, Any] | None = None) -> None:
         """Append cells: ``tokens[indptr[i]:indptr[i + 1]]`` and one value of each obs column a cell."""
-        self._sink.write(indptr, tokens, obs or {})
+        obs = obs or {}
+        for name, column in obs.items():
+            if len(column) != len(indptr) - 1:
+                raise InputError(f"obs column {name!r} has {len(column)} values for {len(indptr) - 1} cells")
+        if self._columns is not None and self._columns != set(obs):
+            raise InputError(f"obs columns must be the same in every chunk; got {self._columns} and {set(obs)}")
+        self._columns = set(obs)
+        self._sink.write(indptr, tokens, obs)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -200,7 +220,7 @@ class _FolderSink:
             return
         features = self.datasets.Features.from_arrow_schema(self.writer_schema)
         self.datasets.DatasetInfo(features=features).write_to_directory(str(self.folder))
-        state = {
+        state: dict[str, Any] = {
             "_data_files": [{"filename": self.file_name}],
             "_fingerprint": self.vocabulary.fingerprint[:16],
             "_format_columns": None,
@@ -215,9 +235,12 @@ class _FolderSink:
 
 def _from_npz(path: Path, vocabulary: Vocabulary | None, max_length: int | None) -> Corpus:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            columns = dict(file)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        columns: dict[str, np.ndarray] = {}
+        file = np.load(path, allow_pickle=False)
+        if isinstance(file, np.lib.npyio.NpzFile):
+            with file:
+                columns = dict(file)
+    except (ValueError, OSError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path} is not a readable .npz file: {error}") from error
     missing = {"indptr", "tokens"} - set(columns)
     if missing:
@@ -255,7 +278,7 @@ def _no_vocabulary(path: Path) -> str:
     )
 
 
-def _from_dataset(dataset: Any, vocabulary: Vocabulary, max_length: int | None) -> Corpus:
+def _from_dataset(dataset: Any, vocabulary: Vocabulary, max_length: int | None) -> _DatasetCorpus:
     """Corpus over the Arrow buffers of a ``datasets.Dataset``; nothing is copied."""
     pa = import_extra("pyarrow", "hf")
     if "input_ids" not in dataset.column_names:
@@ -275,7 +298,18 @@ def _from_dataset(dataset: Any, vocabulary: Vocabulary, max_length: int | None) 
     indices = getattr(dataset, "_indices", None)  # set by select, shuffle and filter
     order = None if indices is None else np.asarray(indices.column(0)).astype(np.int64)
     obs = _DatasetColumns(dataset)
-    return Corpus.from_segments(segments, vocabulary, max_length=max_length, obs=obs, order=order)
+    corpus = _DatasetCorpus.from_segments(segments, vocabulary, max_length=max_length, obs=obs, order=order)
+    corpus.dataset = dataset
+    return corpus
+
+
+class _DatasetCorpus(Corpus):
+    """A corpus over a dataset's buffers: goes to worker processes as the dataset does, by the paths of its files."""
+
+    dataset: Any
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _from_dataset, (self.dataset, self.vocabulary, self.max_length)
 
 
 class _DatasetColumns(Mapping[str, np.ndarray]):
