@@ -298,6 +298,23 @@ def test_earlier_batches_leave_nothing_behind(cells):
         assert torch.equal(masker(padded(rows), epoch=0).labels, first.labels)
 
 
+def test_a_larger_vocabulary_before_does_not_widen_a_smaller_one():
+    """Tokens behind a small vocabulary must not be looked up in tables that a large one has left."""
+    large = next(case for case in CASES if "70 000" in case.name)
+    for case in CASES:
+        if case.graph.vocabulary.size > 1000:
+            continue
+        size = case.graph.vocabulary.size
+        tokens = case.input_ids.copy()
+        tokens[:, ::3] = np.where(tokens[:, ::3] > 1, tokens[:, ::3] + size, tokens[:, ::3])
+        strange = Case(case.name, case.graph, tokens, case.attention_mask, case.special_tokens_mask, known=False)
+        make_masker(large)(*tensors(large), epoch=0)
+        for parameters in (PARAMETERS[2], PARAMETERS[5]):
+            masker, draws = make_masker(strange, **parameters), draw_ids(strange.rows)
+            masked = masker(*tensors(strange), draw_ids=torch.from_numpy(draws))
+            assert_same(strange.expected(draw_ids=draws, **parameters), masked, case.name)
+
+
 def test_the_gene_table_starts_over_before_its_entries_overflow(cells):
     rows, masker = cells
     expected = masker(padded(rows), epoch=0)
