@@ -293,9 +293,11 @@ class CorrMasker(nn.Module):
                     f"this masker lies on {self.neighbor_indptr.device}; masking on the CPU needs masker.to('cpu') "
                     "(a collator masks on the CPU: give it a masker of its own)"
                 )
+            # Half the bytes, where they suffice: the table is far larger than the cache.
+            narrow = np.uint16 if self.vocabulary.size <= 2**16 else np.int32
             rules = RowRules(
                 self.neighbor_indptr.numpy(),
-                self.neighbor_indices.numpy(),
+                self.neighbor_indices.numpy().astype(narrow),
                 np.array(self._settings, np.int64),
                 self.seed_bits.numpy(),
             )

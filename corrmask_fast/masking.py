@@ -36,7 +36,7 @@ class RowRules(NamedTuple):
     """Everything that decides a row's mask but its rates and its draw, as the kernels take it."""
 
     indptr: np.ndarray  # (V + 1,) int32 or int64: the neighbour table
-    indices: np.ndarray  # int32
+    indices: np.ndarray  # uint16 or int32
     settings: np.ndarray  # int64, see kernels/rows.py
     seed: np.ndarray  # (1,) int64, the bits of the seed
 
@@ -58,35 +58,34 @@ class RowRules(NamedTuple):
 
 
 class _Scratch(threading.local):
-    """Memory that a thread keeps for its next rows."""
+    """Memory that a thread keeps for its next rows; it only ever grows."""
 
     sizes: tuple[int, int, int] = (0, 0, 0)
-    base = 1
+    base = 1  # entries of the gene table below this are left from earlier rows
     arrays: tuple[np.ndarray, ...] = ()
 
-    def ready(self, rules: RowRules, columns: int, rows: int) -> tuple[int, tuple[np.ndarray, ...]]:
-        """Return ``(base, arrays)`` for rows of up to ``columns`` columns; memory only ever grows."""
+    def ready(self, rules: RowRules, columns: int) -> tuple[np.ndarray, ...]:
+        """Return the arrays for rows of up to ``columns`` columns, in the kernel's order."""
         needed = int(rules.settings[SIZE]), -(-columns // 64) * 64 + 64, -(-int(rules.settings[DEGREE]) // 64) * 64
         if any(map(operator.lt, self.sizes, needed)):
             self.sizes = genes, padded, entries = tuple(map(max, self.sizes, needed))
+            # The smaller the gene table, the more of it stays in the first cache.
+            entry = np.uint16 if padded < 2**16 else np.int32
             self.arrays = (
-                np.zeros(genes, np.int32),  # pos
+                np.zeros(genes, entry),  # pos
                 np.empty(padded, np.uint32),  # w0
                 np.empty(padded, np.uint32),  # w1
                 np.empty(padded // 64, np.uint64),  # pool
                 np.empty(padded // 64, np.uint64),  # masked
                 np.empty(padded, np.uint64),  # seed_keys
-                np.empty(entries, np.int32),  # looked
+                np.empty(entries, entry),  # looked
                 np.empty(entries, np.uint32),  # keys
                 np.empty(max(padded, entries, 128), np.uint64),  # order
                 np.empty(padded, np.int64),  # columns
                 np.empty(padded, np.int64),  # drawn
             )
             self.base = 1
-        if self.base + rows * columns > 2**30:
-            self.arrays[0].fill(0)
-            self.base = 1
-        return self.base, self.arrays
+        return self.arrays
 
 
 _scratch = _Scratch()
@@ -126,10 +125,10 @@ def mask_rows(
     rows, columns = out.shape
 
     def work(begin: int, end: int) -> int:
-        base, arrays = _scratch.ready(rules, columns, end - begin)
+        arrays = _scratch.ready(rules, columns)
         bad, _scratch.base = corrmask(
             begin, end, row_ptr, tokens, seen, protected, draws.values, draws.mode, draws.offset, rules.seed[0], rates,
-            rules.settings, rules.indptr, rules.indices, base, *arrays, out, attention, labels, positions,
+            rules.settings, rules.indptr, rules.indices, _scratch.base, *arrays, out, attention, labels, positions,
         )  # fmt: skip
         return bad
 

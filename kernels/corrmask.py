@@ -36,7 +36,6 @@ from .rows import (
 AHEAD = 256  # neighbours of a seed that are asked for before its turn
 TOP = np.uint32(0xFFFFFFFF)
 SIZE_MAX = 2**62
-EVERY_COLUMN = 2**30  # base + column never reaches further above base than this
 
 
 @inline
@@ -46,6 +45,12 @@ def add_column(masked, r):
     new = np.int64((masked[word] & bit) == U0)
     masked[word] |= bit
     return new
+
+
+@inline
+def largest_entry(pos):
+    """Return what an entry of the gene table may not exceed: it is uint16, or int32 for very long rows."""
+    return 0xFFFF if pos.itemsize == 2 else 0x7FFFFFFF
 
 
 @stage
@@ -122,7 +127,7 @@ def key_neighbors(r, begin, n, indices, draw, seed, base, pos, looked, keys):
 
 @inline
 def count_keys_below(keys, size, bound):
-    """Number of the first ``size`` keys that lie below a bound."""
+    """Count the first ``size`` keys that lie below a bound."""
     inside = 0
     for i in range(0, size, 64):
         inside += count_ones(ones_below(keys, i, np.uint64(bound)))
@@ -155,7 +160,7 @@ def bound_of_smallest(keys, size, k, most):
 
 
 @stage
-def add_partners(n, k, most, base, masked, looked, keys, order):
+def add_partners(n, k, most, base, above, masked, looked, keys, order):
     """Add the partners of a seed, none of which the quota cuts off: their order is no matter."""
     size = 64 * words_for(n)
     bound = U0
@@ -165,7 +170,7 @@ def add_partners(n, k, most, base, masked, looked, keys, order):
             add_in_order(n, most, SIZE_MAX, base, masked, looked, keys, order)
             return
     for i in range(0, size, 64):
-        bits = ones_below(keys, i, bound) if k > most else ones_inside(looked, i, base, EVERY_COLUMN)
+        bits = ones_below(keys, i, bound) if k > most else ones_inside(looked, i, base, above)
         while bits != U0:
             r = np.uint64(looked[i + lowest_one(bits)] - base)
             bits &= bits - U1
@@ -201,6 +206,7 @@ def expand_seeds(
     Seeds are sorted in waves, those with w0 in [low, high) at a time; most rows need one.
     """
     count = 0
+    above = largest_entry(pos) - base  # entries of this row lie in [base, base + above)
     low = U0
     width = np.uint64(min(4294967296.0, 4294967296.0 * (12.0 + 1.1 * quota / (1.0 + min(most, 4))) / maskable))
     while count < quota and low <= LOW:
@@ -219,7 +225,7 @@ def expand_seeds(
                 n = np.int64(indptr[gene + 1]) - np.int64(indptr[gene])
                 k = key_neighbors(r, indptr[gene], n, indices, draw, seed, base, pos, looked, keys)
                 if whole > 0:
-                    add_partners(n, k, most, base, masked, looked, keys, order)
+                    add_partners(n, k, most, base, above, masked, looked, keys, order)
                 else:
                     count += add_in_order(n, most, quota - count, base, masked, looked, keys, order)
             s += max(whole, 1)
@@ -262,6 +268,9 @@ def corrmask(
             column_words(w0, w1, span, draw, key)
             count = 0
             if quota > 0:
+                if base + span > largest_entry(pos):
+                    pos[:] = 0
+                    base = 1
                 place_genes(cell, first, span, pool, known, base, pos)
                 count = expand_seeds(
                     cell, first, span, pool, masked, w0, n, quota, draw, key, indptr, indices, settings[PARTNERS],
