@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import contextmanager
 from itertools import chain, repeat
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,6 +15,7 @@ from corrmask_fast.errors import import_extra
 from corrmask_fast.threads import get_num_threads, set_num_threads
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from corrmask_fast.corpus import Corpus
@@ -37,7 +39,6 @@ def compare_collators(
 
     ``folder`` is the datasets folder that ``corpus`` was read from.
     """
-    import torch
     from torch.utils.data import DataLoader
 
     from corrmask_fast.collator import DataCollatorForCorrMask
@@ -51,12 +52,21 @@ def compare_collators(
         ("datasets folder, our collator", dataset, ours),
         ("CorpusDataset, our collator", CorpusDataset(corpus), ours),
     ]
+    loaders = {name: DataLoader(cells, batch_size, shuffle=True, collate_fn=c) for name, cells, c in pipelines}
+    with one_thread():
+        return [Throughput(name, _cells_per_second(loader, seconds)) for name, loader in loaders.items()]
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let PyTorch and our kernels use one thread each."""
+    import torch
+
     threads, torch_threads = get_num_threads(), torch.get_num_threads()
     set_num_threads(1)
     torch.set_num_threads(1)
     try:
-        loaders = {name: DataLoader(cells, batch_size, shuffle=True, collate_fn=c) for name, cells, c in pipelines}
-        return [Throughput(name, _cells_per_second(loader, seconds)) for name, loader in loaders.items()]
+        yield
     finally:
         set_num_threads(threads)
         torch.set_num_threads(torch_threads)
@@ -120,12 +130,13 @@ def train_tiny_bert(folder: Path, masker: CorrMasker, *, steps: int, progress: b
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     batches = chain.from_iterable(loader for epoch in _epochs(collator))
     losses = np.empty(steps)
-    for step in trange(steps, desc="train", unit="step", disable=not progress):
-        loss = model(**next(batches)).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses[step] = loss.item()
+    with one_thread():  # layers this small lose more by waiting for other threads than they gain
+        for step in trange(steps, desc="train", unit="step", disable=not progress):
+            loss = model(**next(batches)).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses[step] = loss.item()
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return Training(
         f"BertForMaskedLM, 2 layers of width 64 ({parameters:,} parameters), {steps} steps of {batch_size} cells, "
