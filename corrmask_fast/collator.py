@@ -75,8 +75,11 @@ class DataCollatorForCorrMask:
         Raises
         ------
         InputError
-            If the batch is empty, a feature has no ``input_ids``, or a token lies outside the vocabulary.
+            If the batch is empty, a feature has no ``input_ids``, a token lies outside the vocabulary, or the cells
+            come from a corpus of another vocabulary.
         """
+        if isinstance(features, RaggedBatch) and features.vocabulary is not None:
+            features.vocabulary.check_same(self.masker.vocabulary, "the corpus", "the masker's graph")
         indptr, tokens, marks = _ragged(features)
         width = int(np.diff(indptr).max(initial=0))
         multiple = self.pad_to_multiple_of or 1
@@ -128,7 +131,7 @@ def _ragged(features: Any) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray
     if isinstance(features, Mapping):
         names = list(features)
         features = [dict(zip(names, row, strict=True)) for row in zip(*features.values(), strict=True)]
-    if not isinstance(features, Sequence) or not len(features):
+    if not isinstance(features, Sequence) or not features:
         raise InputError(f"a batch must be a non-empty list of features; got {features!r}")
     rows = [{"input_ids": row} if not isinstance(row, Mapping) else row for row in features]
     for i, row in enumerate(rows):
@@ -148,7 +151,10 @@ def _ragged(features: Any) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray
 def _concatenate(cells: list[Any], name: str) -> tuple[np.ndarray, np.ndarray]:
     """Concatenate lists, arrays or tensors of integers."""
     indptr = np.zeros(len(cells) + 1, np.int64)
-    np.cumsum([len(cell) for cell in cells], out=indptr[1:])
+    try:
+        np.cumsum([len(cell) for cell in cells], out=indptr[1:])
+    except TypeError as error:
+        raise InputError(f"{name} must be a list, array or tensor of integers in each row: {error}") from error
     tokens = np.empty(int(indptr[-1]), np.int32)
     for i, cell in enumerate(cells):
         here = tokens[indptr[i] : indptr[i + 1]]
@@ -161,7 +167,9 @@ def _concatenate(cells: list[Any], name: str) -> tuple[np.ndarray, np.ndarray]:
         else:
             array = np.asarray(cell)
             if array.ndim != 1 or array.dtype.kind not in "iub":
-                raise InputError(f"{name} of row {i} must be one-dimensional integers; got {array.ndim}-d {array.dtype}")
+                raise InputError(
+                    f"{name} of row {i} must be one-dimensional integers; got {array.ndim}-d {array.dtype}"
+                )
             if array.size and array.dtype.itemsize > 2 and not -(2**31) <= array.min() <= array.max() < 2**31:
                 raise InputError(f"{name} of row {i} must fit int32; it reaches from {array.min()} to {array.max()}")
             here[:] = array

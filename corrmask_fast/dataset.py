@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from corrmask_fast.corpus import Corpus
+    from corrmask_fast.vocabulary import Vocabulary
 
 __all__ = ["CorpusDataset", "RaggedBatch"]
 
@@ -22,10 +23,11 @@ class RaggedBatch(Sequence[dict[str, np.ndarray]]):
     A sequence of ``{"input_ids": array}`` too, so that any collator can read it; ours takes the buffers as they are.
     """
 
-    __slots__ = ("indptr", "tokens")
+    __slots__ = ("indptr", "tokens", "vocabulary")
 
-    def __init__(self, indptr: np.ndarray, tokens: np.ndarray) -> None:
+    def __init__(self, indptr: np.ndarray, tokens: np.ndarray, vocabulary: Vocabulary | None = None) -> None:
         self.indptr, self.tokens = indptr, tokens
+        self.vocabulary = vocabulary  # so that a collator can tell a corpus that is not its graph's
 
     def __len__(self) -> int:
         return self.indptr.size - 1
@@ -66,4 +68,5 @@ class CorpusDataset(Dataset[dict[str, np.ndarray]]):
 
     def __getitems__(self, indices: Sequence[int]) -> RaggedBatch:
         """Return the cells of a batch; DataLoader calls this once for each."""
-        return RaggedBatch(*self.corpus.gather_for_training(np.asarray(indices, np.int64)))
+        cells = self.corpus.gather_for_training(np.asarray(indices, np.int64))
+        return RaggedBatch(*cells, self.corpus.vocabulary)
