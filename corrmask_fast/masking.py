@@ -62,6 +62,7 @@ class _Scratch(threading.local):
 
     sizes: tuple[int, int, int] = (0, 0, 0)
     base = 1  # entries of the gene table below this are left from earlier rows
+    pace = 2.0  # columns masked for each one looked at as a seed, in the rows before
     arrays: tuple[np.ndarray, ...] = ()
 
     def ready(self, rules: RowRules, columns: int) -> tuple[np.ndarray, ...]:
@@ -126,9 +127,9 @@ def mask_rows(
 
     def work(begin: int, end: int) -> int:
         arrays = _scratch.ready(rules, columns)
-        bad, _scratch.base = corrmask(
+        bad, _scratch.base, _scratch.pace = corrmask(
             begin, end, row_ptr, tokens, seen, protected, draws.values, draws.mode, draws.offset, rules.seed[0], rates,
-            rules.settings, rules.indptr, rules.indices, _scratch.base, *arrays, out, attention, labels, positions,
+            rules.settings, rules.indptr, rules.indices, _scratch.base, _scratch.pace, *arrays, out, attention, labels, positions,
         )  # fmt: skip
         return bad
 

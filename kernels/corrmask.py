@@ -199,16 +199,18 @@ def add_in_order(n, most, room, base, masked, looked, keys, order):
 @stage
 def expand_seeds(
     tokens, first, span, pool, masked, w0, maskable, quota, draw, seed, indptr, indices, most,
-    base, pos, seed_keys, looked, keys, order,
+    base, pos, pace, seed_keys, looked, keys, order,
 ):  # fmt: skip
-    """Add seeds and partners to ``masked`` until ``quota`` columns are in; return how many are.
+    """Add seeds and partners to ``masked`` until ``quota`` columns are in; return how many are, and the new ``pace``.
 
-    Seeds are sorted in waves, those with w0 in [low, high) at a time; most rows need one.
+    Seeds are sorted in waves, those with w0 in [low, high) at a time; most rows need one. ``pace`` is how many columns
+    came in for each one looked at in the rows before: it decides the width of a wave, never the result.
     """
     count = 0
     above = largest_entry(pos) - base  # entries of this row lie in [base, base + above)
     low = U0
-    width = np.uint64(min(4294967296.0, 4294967296.0 * (12.0 + 1.1 * quota / (1.0 + min(most, 4))) / maskable))
+    width = np.uint64(min(4294967296.0, 4294967296.0 * (1.15 * quota / pace + 8.0) / maskable))
+    reached = U0
     while count < quota and low <= LOW:
         high = low + width
         seeds = collect_seeds(tokens, first, span, pool, w0, low, high, indptr, indices, base, pos, seed_keys)
@@ -217,6 +219,7 @@ def expand_seeds(
         while s < seeds and count < quota:
             whole = (quota - count) // (1 + most)  # so many seeds are not cut off, whatever they bring
             for i in range(s, min(s + max(whole, 1), seeds)):
+                reached = seed_keys[i] >> S32
                 r = np.int64(seed_keys[i] & LOW)
                 count += add_column(masked, r)
                 if most == 0:
@@ -233,21 +236,25 @@ def expand_seeds(
                 count = 0
                 for i in range(words_for(span)):
                     count += count_ones(masked[i])
+        if count < quota:
+            reached = high
         low = high
-        width *= np.uint64(4)
-    return count
+        width *= np.uint64(2)
+    looked_at = maskable * (np.float64(reached) + 1.0) / 4294967296.0
+    return count, max(0.05, 0.75 * pace + 0.25 * count / looked_at)
 
 
 @kernel
 def corrmask(
     begin, end, row_ptr, tokens, seen, protected, draws, mode, offset, seed, rates, settings, indptr, indices,
-    base, pos, w0, w1, pool, masked, seed_keys, looked, keys, order, columns, drawn, out, attention, labels, positions,
+    base, pace, pos, w0, w1, pool, masked, seed_keys, looked, keys, order, columns, drawn, out, attention, labels, positions,
 ):  # fmt: skip
     """Mask the rows [begin, end) of a batch.
 
     Row i is tokens[row_ptr[i]:row_ptr[i + 1]], written into row i of the outputs, padded on the right. ``seen`` and
     ``protected`` (1: attended to, 1: never masked) lie like ``tokens``; both, and the output ``attention``, may be
-    empty. Returns (row, base): the first row that holds a token outside the vocabulary, or −1.
+    empty. Returns (row, base, pace): the first row that holds a token outside the vocabulary, or −1, and what the next
+    call takes as ``base`` and ``pace``.
     """
     key = np.uint64(seed)
     bad = -1
@@ -272,9 +279,9 @@ def corrmask(
                     pos[:] = 0
                     base = 1
                 place_genes(cell, first, span, pool, known, base, pos)
-                count = expand_seeds(
+                count, pace = expand_seeds(
                     cell, first, span, pool, masked, w0, n, quota, draw, key, indptr, indices, settings[PARTNERS],
-                    base, pos, seed_keys, looked, keys, order,
+                    base, pos, pace, seed_keys, looked, keys, order,
                 )  # fmt: skip
             for i in range(words_for(span)):
                 pool[i] &= ~masked[i]
@@ -285,4 +292,4 @@ def corrmask(
             attention[row] if attention.size else attention[0], positions[row],
         )  # fmt: skip
         base += span
-    return bad, base
+    return bad, base, pace
