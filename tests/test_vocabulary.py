@@ -63,7 +63,7 @@ def test_real_dictionary(data_folder):
     folder = data_folder / "geneformer"
     symbols = folder / "gene_name_id_dict.json"
     from_pickle = Vocabulary.from_token_dictionary(folder / "token_dictionary.pkl", symbols)
-    from_json = Vocabulary.from_token_dictionary(folder / "token_dictionary.json", folder / "gene_name_id_dict.pkl")
+    from_json = Vocabulary.from_token_dictionary(folder / "token_dictionary.json", folder / "gene_name_id_dict.json")
     assert (from_pickle.size, from_pickle.gene_range) == (25426, (2, 25426))
     assert from_pickle.names == from_json.names
     assert from_pickle.fingerprint == from_json.fingerprint
