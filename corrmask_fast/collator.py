@@ -161,7 +161,7 @@ def _concatenate(cells: list[Any], name: str) -> tuple[np.ndarray, np.ndarray]:
         if isinstance(cell, list | tuple):
             # struct is the fastest way from Python integers to memory, twice as fast as NumPy.
             try:
-                struct.pack_into(f"{len(cell)}i", here, 0, *cell)
+                struct.pack_into(f"{len(cell)}i", here, 0, *cell)  # type: ignore[arg-type]
             except struct.error as error:
                 raise InputError(f"{name} of row {i} must be integers that fit int32: {error}") from error
         else:

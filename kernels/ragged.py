@@ -10,7 +10,6 @@ Work split: one call copies any number of rows, in the order given. Assumed: row
 """
 
 import numpy as np
-from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -61,8 +60,9 @@ def row_lengths(first_cell, offset_address, offsets_like, rows, out):
 
 @kernel
 def gather_rows(
-    first_cell, offset_address, token_address, offsets_like, tokens_like, rows, special, max_length, check, out_indptr, out
-):
+    first_cell, offset_address, token_address, offsets_like, tokens_like, rows, special, max_length, check,
+    out_indptr, out,
+):  # fmt: skip
     """Copy rows without their special tokens, each cut to ``max_length`` genes, one behind the other into ``out``.
 
     ``special`` is a bool per token id. Returns (what, k, token): OK, or what is wrong with which row and token.
