@@ -29,6 +29,8 @@ def check_output(path: str | os.PathLike[str], *, overwrite: bool = True) -> Pat
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a temporary path beside ``path``; rename it to ``path`` if the block succeeds, else remove it."""
     path = check_output(path)
+    if path.is_dir():
+        raise InputError(f"cannot write {path}: it is a folder; give the name of a file")
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(handle)
     temporary = Path(name)

@@ -17,7 +17,9 @@ from corrmask_fast import (
     DataCollatorForCorrMask,
     InputError,
     RaggedBatch,
+    masking,
     read_corpus,
+    set_num_threads,
     write_corpus,
 )
 from corrmask_fast.testing import Case, assert_same, make_graph, make_vocabulary
@@ -266,6 +268,19 @@ def test_any_number_of_workers_and_batch_size_gives_the_same_masks(collator):
         assert masks_of(batches) == expected
 
 
+def test_workers_do_not_hang_where_the_parent_used_threads(collator, monkeypatch):
+    """Parallel loops of Numba or OpenMP would: a forked child has none of its parent's threads."""
+    monkeypatch.setattr(masking, "TOKENS_A_THREAD", 1)
+    try:
+        set_num_threads(3)
+        collator.set_epoch(4)
+        expected = masks_of(load(collator, batch_size=40))  # three threads in this process
+        torch.ones(500, 500) @ torch.ones(500, 500)
+        assert masks_of(load(collator, workers=2, batch_size=20, context="fork", timeout=120)) == expected
+    finally:
+        set_num_threads(None)
+
+
 @pytest.mark.parametrize("context", ["fork", "spawn"])
 def test_running_workers_hear_of_a_new_epoch(collator, context):
     loader = load(collator, workers=2, context=context, persistent_workers=True)
@@ -324,6 +339,10 @@ def test_copies_have_an_epoch_of_their_own(collator, copied):
     assert twin._epoch.is_shared()  # its own workers must hear of its epochs
     collator.set_epoch(4)
     assert_equal(twin(CELLS), collator(CELLS))
+
+
+def test_trainer_finds_no_tokenizer_to_save(collator):
+    assert not hasattr(collator, "tokenizer")
 
 
 def test_a_masker_on_a_device_cannot_go_to_workers(collator):

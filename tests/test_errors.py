@@ -121,6 +121,8 @@ def test_outputs_that_cannot_be_written(tmp_path):
     (tmp_path / "out").mkdir()
     with pytest.raises(InputError, match="exists already"):
         check_output(tmp_path / "out", overwrite=False)
+    with pytest.raises(InputError, match="it is a folder; give the name of a file"), atomic_file(tmp_path / "out"):
+        pass
 
 
 def test_a_killed_writer_leaves_nothing_under_its_name(tmp_path):
