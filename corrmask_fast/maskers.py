@@ -295,12 +295,8 @@ class CorrMasker(nn.Module):
                 )
             # Half the bytes, where they suffice: the table is far larger than the cache.
             narrow = np.uint16 if self.vocabulary.size <= 2**16 else np.int32
-            rules = RowRules(
-                self.neighbor_indptr.numpy(),
-                self.neighbor_indices.numpy().astype(narrow),
-                np.array(self._settings, np.int64),
-                self.seed_bits.numpy(),
-            )
+            indices = self.neighbor_indices.numpy().astype(narrow)
+            rules = RowRules.make(self.neighbor_indptr.numpy(), indices, self._settings, self.seed_bits.numpy())
             self._cpu_rules = rules, self.rate_bits.numpy().view(np.float64)
         return self._cpu_rules
 

@@ -13,6 +13,8 @@ from corrmask_fast.errors import InputError
 from corrmask_fast.threads import run_ranges
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from corrmask_fast.vocabulary import Vocabulary
 
 NOTHING = np.empty(0, np.uint8)
@@ -35,10 +37,19 @@ class Draws(NamedTuple):
 class RowRules(NamedTuple):
     """Everything that decides a row's mask but its rates and its draw, as the kernels take it."""
 
+    connected: np.ndarray  # (V / 64 rounded up,) uint64: a bit for each gene that has neighbours
     indptr: np.ndarray  # (V + 1,) int32 or int64: the neighbour table
     indices: np.ndarray  # uint16 or int32
     settings: np.ndarray  # int64, see kernels/rows.py
     seed: np.ndarray  # (1,) int64, the bits of the seed
+
+    @classmethod
+    def make(cls, indptr: np.ndarray, indices: np.ndarray, settings: Sequence[int], seed: np.ndarray) -> RowRules:
+        """Collect the rules of a neighbour table."""
+        flags = np.zeros(-(-(indptr.size - 1) // 64) * 64, np.bool_)
+        flags[: indptr.size - 1] = indptr[1:] > indptr[:-1]
+        connected = np.packbits(flags, bitorder="little").view(np.uint64)
+        return cls(connected, indptr, indices, np.array(settings, np.int64), seed)
 
     @staticmethod
     def settings_of(
@@ -82,6 +93,7 @@ class _Scratch(threading.local):
                 np.empty(entries, entry),  # looked
                 np.empty(entries, np.uint32),  # keys
                 np.empty(max(padded, entries, 128), np.uint64),  # order
+                np.empty(max(padded, entries, 128), np.uint64),  # spare
                 np.empty(padded, np.int64),  # columns
                 np.empty(padded, np.int64),  # drawn
             )
@@ -129,7 +141,8 @@ def mask_rows(
         arrays = _scratch.ready(rules, columns)
         bad, _scratch.base, _scratch.pace = corrmask(
             begin, end, row_ptr, tokens, seen, protected, draws.values, draws.mode, draws.offset, rules.seed[0], rates,
-            rules.settings, rules.indptr, rules.indices, _scratch.base, _scratch.pace, *arrays, out, attention, labels, positions,
+            rules.settings, rules.connected, rules.indptr, rules.indices, _scratch.base, _scratch.pace, *arrays,
+            out, attention, labels, positions,
         )  # fmt: skip
         return bad
 

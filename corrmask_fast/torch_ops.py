@@ -75,7 +75,7 @@ def corrmask(
     validate: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """CorrMask of a padded batch (SPEC 4): (input_ids, labels, masked_positions)."""
-    rules = RowRules(neighbor_indptr.numpy(), neighbor_indices.numpy(), np.array(settings, np.int64), seed_bits.numpy())
+    rules = RowRules.make(neighbor_indptr.numpy(), neighbor_indices.numpy(), settings, seed_bits.numpy())
     return mask_on_cpu(
         rules,
         rate_bits.numpy().view(np.float64),

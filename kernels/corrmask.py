@@ -33,7 +33,6 @@ from .rows import (
     write_row,
 )
 
-AHEAD = 256  # neighbours of a seed that are asked for before its turn
 TOP = np.uint32(0xFFFFFFFF)
 SIZE_MAX = 2**62
 
@@ -69,8 +68,8 @@ def place_genes(tokens, first, span, pool, known, base, pos):
 
 
 @stage
-def collect_seeds(tokens, first, span, pool, w0, low, high, indptr, indices, base, pos, keys):
-    """List the seeds with w0 in [low, high) by (w0, column); return how many there are."""
+def collect_seeds(tokens, first, span, pool, w0, low, high, connected, indptr, indices, base, pos, keys):
+    """List the seeds with w0 in [low, high), as (w0 << 32) | column; return how many there are."""
     seeds = 0
     for i in range(words_for(span)):
         bits = pool[i]
@@ -81,13 +80,14 @@ def collect_seeds(tokens, first, span, pool, w0, low, high, indptr, indices, bas
         while bits != U0:
             r = 64 * i + lowest_one(bits)
             bits &= bits - U1
-            token = tokens[first + r]
-            if 0 <= token < indptr.size - 1 and pos[token] == base + r and indptr[token] < indptr[token + 1]:
-                keys[seeds] = (np.uint64(w0[r]) << S32) | np.uint64(r)
-                seeds += 1
-                # The neighbour table is far larger than the cache: ask for it before it is needed.
-                for j in range(indptr[token], min(indptr[token + 1], indptr[token] + AHEAD), 16):
-                    prefetch(indices, j)
+            gene = np.uint64(min(np.uint64(tokens[first + r]), np.uint64(64 * connected.size - 1)))
+            keys[seeds] = (np.uint64(w0[r]) << S32) | np.uint64(r)  # written over by the next if it is no seed
+            is_seed = (connected[gene >> S6] >> (gene & np.uint64(63))) & np.uint64(pos[gene] == base + r)
+            seeds += np.int64(is_seed & U1)
+    for s in range(seeds):  # the neighbour table is far larger than the cache: ask for it before it is needed
+        gene = np.uint64(tokens[first + np.int64(keys[s] & LOW)])
+        for line in range(4):
+            prefetch(indices, indptr[gene] + 32 * line)
     return seeds
 
 
@@ -160,14 +160,14 @@ def bound_of_smallest(keys, size, k, most):
 
 
 @stage
-def add_partners(n, k, most, base, above, masked, looked, keys, order):
+def add_partners(n, k, most, base, above, masked, looked, keys, order, spare):
     """Add the partners of a seed, none of which the quota cuts off: their order is no matter."""
     size = 64 * words_for(n)
     bound = U0
     if k > most:
         bound = bound_of_smallest(keys, size, k, most)
         if bound == U0:
-            add_in_order(n, most, SIZE_MAX, base, masked, looked, keys, order)
+            add_in_order(n, most, SIZE_MAX, base, masked, looked, keys, order, spare)
             return
     for i in range(0, size, 64):
         bits = ones_below(keys, i, bound) if k > most else ones_inside(looked, i, base, above)
@@ -178,15 +178,14 @@ def add_partners(n, k, most, base, above, masked, looked, keys, order):
 
 
 @stage
-def add_in_order(n, most, room, base, masked, looked, keys, order):
+def add_in_order(n, most, room, base, masked, looked, keys, order, spare):
     """Add the partners of a seed by (key, j) until ``room`` new columns are in; return how many are."""
     k, quarter = 0, 16 * words_for(n)
     for j in range(n):
         entry = (j & 3) * quarter + (j >> 2)
-        if looked[entry] >= base:
-            order[k] = (np.uint64(keys[entry]) << S32) | np.uint64(j)
-            k += 1
-    order[:k].sort()
+        order[k] = (np.uint64(keys[entry]) << S32) | np.uint64(j)
+        k += np.int64(looked[entry] >= base)
+    sort_keys(order, k, spare)
     new = 0
     for i in range(min(k, most)):
         if new == room:
@@ -198,8 +197,8 @@ def add_in_order(n, most, room, base, masked, looked, keys, order):
 
 @stage
 def expand_seeds(
-    tokens, first, span, pool, masked, w0, maskable, quota, draw, seed, indptr, indices, most,
-    base, pos, pace, seed_keys, looked, keys, order,
+    tokens, first, span, pool, masked, w0, maskable, quota, draw, seed, connected, indptr, indices, most,
+    base, pos, pace, seed_keys, looked, keys, order, spare,
 ):  # fmt: skip
     """Add seeds and partners to ``masked`` until ``quota`` columns are in; return how many are, and the new ``pace``.
 
@@ -213,7 +212,9 @@ def expand_seeds(
     reached = U0
     while count < quota and low <= LOW:
         high = low + width
-        seeds = collect_seeds(tokens, first, span, pool, w0, low, high, indptr, indices, base, pos, seed_keys)
+        seeds = collect_seeds(
+            tokens, first, span, pool, w0, low, high, connected, indptr, indices, base, pos, seed_keys
+        )
         sort_keys(seed_keys, seeds, order)
         s = 0
         while s < seeds and count < quota:
@@ -228,9 +229,9 @@ def expand_seeds(
                 n = np.int64(indptr[gene + 1]) - np.int64(indptr[gene])
                 k = key_neighbors(r, indptr[gene], n, indices, draw, seed, base, pos, looked, keys)
                 if whole > 0:
-                    add_partners(n, k, most, base, above, masked, looked, keys, order)
+                    add_partners(n, k, most, base, above, masked, looked, keys, order, spare)
                 else:
-                    count += add_in_order(n, most, quota - count, base, masked, looked, keys, order)
+                    count += add_in_order(n, most, quota - count, base, masked, looked, keys, order, spare)
             s += max(whole, 1)
             if whole > 0:
                 count = 0
@@ -246,8 +247,9 @@ def expand_seeds(
 
 @kernel
 def corrmask(
-    begin, end, row_ptr, tokens, seen, protected, draws, mode, offset, seed, rates, settings, indptr, indices,
-    base, pace, pos, w0, w1, pool, masked, seed_keys, looked, keys, order, columns, drawn, out, attention, labels, positions,
+    begin, end, row_ptr, tokens, seen, protected, draws, mode, offset, seed, rates, settings,
+    connected, indptr, indices, base, pace, pos, w0, w1, pool, masked, seed_keys, looked, keys, order, spare,
+    columns, drawn, out, attention, labels, positions,
 ):  # fmt: skip
     """Mask the rows [begin, end) of a batch.
 
@@ -280,8 +282,8 @@ def corrmask(
                     base = 1
                 place_genes(cell, first, span, pool, known, base, pos)
                 count, pace = expand_seeds(
-                    cell, first, span, pool, masked, w0, n, quota, draw, key, indptr, indices, settings[PARTNERS],
-                    base, pos, pace, seed_keys, looked, keys, order,
+                    cell, first, span, pool, masked, w0, n, quota, draw, key, connected, indptr, indices,
+                    settings[PARTNERS], base, pos, pace, seed_keys, looked, keys, order, spare,
                 )  # fmt: skip
             for i in range(words_for(span)):
                 pool[i] &= ~masked[i]
