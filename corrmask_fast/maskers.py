@@ -201,7 +201,7 @@ class CorrMasker(nn.Module):
                 validate,
             )
         if mode == COUNTED:
-            self.draw_counter += input_ids.shape[0]
+            self.draw_counter.add_(input_ids.shape[0])  # += would register the buffer anew, at twenty times the cost
         return MaskedBatch(*result)
 
     def mask_ragged(

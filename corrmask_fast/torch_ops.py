@@ -28,7 +28,8 @@ def mask_on_cpu(
 ) -> Result:
     """Mask a padded batch of CPU tensors; return (input_ids, labels, masked_positions)."""
     rows, columns = input_ids.shape
-    wide = input_ids.contiguous().to(torch.int64)
+    whole = input_ids.contiguous()
+    wide = whole if whole.dtype == torch.int64 else whole.to(torch.int64)
     out, labels = torch.empty_like(wide), torch.empty_like(wide)
     positions = wide.new_empty((rows, math.floor(columns * max_probability)))
     tokens = wide.numpy().reshape(-1)
@@ -49,7 +50,7 @@ def mask_on_cpu(
         )
     if bad >= 0 and validate:
         raise_unknown_token(bad, tokens[row_ptr[bad] : row_ptr[bad + 1]], int(rules.settings[SIZE]))
-    return out.to(input_ids.dtype), labels, positions
+    return out if whole is wide else out.to(whole.dtype), labels, positions
 
 
 def _as_bytes(mask: torch.Tensor | None) -> np.ndarray:
