@@ -78,7 +78,7 @@ class _Scratch(threading.local):
 
     def ready(self, rules: RowRules, columns: int) -> tuple[np.ndarray, ...]:
         """Return the arrays for rows of up to ``columns`` columns, in the kernel's order."""
-        needed = int(rules.settings[SIZE]), -(-columns // 64) * 64 + 64, -(-int(rules.settings[DEGREE]) // 64) * 64
+        needed = 64 * rules.connected.size, -(-columns // 64) * 64 + 64, -(-int(rules.settings[DEGREE]) // 64) * 64
         if any(map(operator.lt, self.sizes, needed)):
             self.sizes = genes, padded, entries = tuple(map(max, self.sizes, needed))
             # The smaller the gene table, the more of it stays in the first cache.
