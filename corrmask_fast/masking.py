@@ -71,7 +71,7 @@ class RowRules(NamedTuple):
 class _Scratch(threading.local):
     """Memory that a thread keeps for its next rows; it only ever grows."""
 
-    sizes: tuple[int, int, int] = (0, 0, 0)
+    sizes: tuple[int, ...] = (0, 0, 0)
     base = 1  # entries of the gene table below this are left from earlier rows
     pace = 2.0  # columns masked for each one looked at as a seed, in the rows before
     arrays: tuple[np.ndarray, ...] = ()
