@@ -200,8 +200,6 @@ class Corpus:
         row_lengths(self._first_cell, self._offset_address, offsets, stored, lengths)
         indptr = np.empty(rows.size + 1, np.int64)
         tokens = np.empty(int(np.minimum(lengths, self.max_length).sum()), self.token_dtype)
-        special = np.zeros(self.vocabulary.size, np.bool_)
-        special[list(self.vocabulary.special_token_ids)] = True
         what, k, token = gather_rows(
             self._first_cell,
             self._offset_address,
@@ -209,7 +207,8 @@ class Corpus:
             offsets,
             segment.tokens[:0],
             stored,
-            special,
+            self.vocabulary.size,
+            *self.vocabulary.gene_range,
             self.max_length,
             check,
             indptr,
