@@ -208,7 +208,7 @@ def expand_seeds(
     count = 0
     above = largest_entry(pos) - base  # entries of this row lie in [base, base + above)
     low = U0
-    width = np.uint64(min(4294967296.0, 4294967296.0 * (1.15 * quota / pace + 8.0) / maskable))
+    width = np.uint64(min(4294967296.0, 4294967296.0 * (1.06 * quota / pace + 6.0) / maskable))
     reached = U0
     while count < quota and low <= LOW:
         high = low + width
