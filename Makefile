@@ -1,6 +1,5 @@
 # On a fresh clone `make demo` and `make test` first make a virtual environment in .venv; from then on they are quick.
-# Another Python: make test PYTHON=python3.12. A CPU build of PyTorch where pip would take CUDA's:
-# PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make test
+# Another Python: make test PYTHON=python3.12.
 
 VENV ?= .venv
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
