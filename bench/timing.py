@@ -32,7 +32,7 @@ class Timing(NamedTuple):
     p80: float
 
 
-def race(contestants: Sequence[Contestant], *, rounds: int, sample_ms: float = 2.0) -> dict[str, Timing]:
+def race(contestants: Sequence[Contestant], *, rounds: int, sample_ms: float = 50.0) -> dict[str, Timing]:
     """Time every contestant once in each round; a sample lasts at least ``sample_ms``, or one call."""
     repeats = [_repeats(contestant, sample_ms) for contestant in contestants]
     samples = np.empty((len(contestants), rounds))

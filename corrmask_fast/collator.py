@@ -81,12 +81,10 @@ class DataCollatorForCorrMask:
         if isinstance(features, RaggedBatch) and features.vocabulary is not None:
             features.vocabulary.check_same(self.masker.vocabulary, "the corpus", "the masker's graph")
         indptr, tokens, marks = _ragged(features)
-        width = int(np.diff(indptr).max(initial=0))
-        multiple = self.pad_to_multiple_of or 1
         epoch = int(self._epoch[0])
         draw = {"epoch": epoch} if epoch >= 0 else {"salt": self._fresh_salt()}
-        columns = -(-width // multiple) * multiple
-        masked = self.masker.mask_ragged(indptr, tokens, columns=columns, **draw, **marks)  # type: ignore[arg-type]
+        multiple = self.pad_to_multiple_of or 1
+        masked = self.masker.mask_ragged(indptr, tokens, multiple_of=multiple, **draw, **marks)  # type: ignore[arg-type]
         batch = {
             "input_ids": torch.from_numpy(masked.input_ids),
             "attention_mask": torch.from_numpy(masked.attention_mask),

@@ -210,6 +210,7 @@ class CorrMasker(nn.Module):
         tokens: np.ndarray,
         *,
         columns: int | None = None,
+        multiple_of: int = 1,
         draw_ids: np.ndarray | None = None,
         epoch: int | None = None,
         salt: int | None = None,
@@ -224,7 +225,7 @@ class CorrMasker(nn.Module):
         indptr, tokens
             Row i is ``tokens[indptr[i]:indptr[i + 1]]``.
         columns
-            Width of the batch; None: the longest row.
+            Width of the batch; None: the longest row, rounded up to a multiple of ``multiple_of``.
         draw_ids, epoch, salt
             One of them: (rows,) int64 draws; the epoch; or what is added to a row's content in place of the epoch.
         structural_ratio
@@ -237,7 +238,9 @@ class CorrMasker(nn.Module):
             rates = np.array([rates[0], check_number("structural_ratio", structural_ratio, 0, 1)])
         indptr, narrow, longest = _check_ragged(indptr, tokens, self.vocabulary.size)
         rows = indptr.size - 1
-        columns = longest if columns is None else check_integer("columns", columns, longest)
+        columns = (
+            -(-longest // multiple_of) * multiple_of if columns is None else check_integer("columns", columns, longest)
+        )
         if sum(given is not None for given in (draw_ids, epoch, salt)) != 1:
             raise InputError("mask_ragged needs one of draw_ids, epoch and salt: each alone decides the draw")
         if draw_ids is not None:
@@ -245,9 +248,8 @@ class CorrMasker(nn.Module):
         else:
             draws = Draws(_int64_array(epoch_salt(epoch) if salt is None else salt), CONTENT)
         # torch's allocator keeps pages from one batch to the next; NumPy's would fault them in again.
-        padded = [torch.empty((rows, columns), dtype=torch.int64).numpy() for _ in range(3)]
+        out, attention, labels = torch.empty((3, rows, columns), dtype=torch.int64).numpy()
         positions = torch.empty((rows, math.floor(columns * self.mlm_probability)), dtype=torch.int64).numpy()
-        out, attention, labels = padded
         marks = {
             name: _check_array(name, mark, narrow.size, np.uint8)
             for name, mark in (("seen", seen), ("protected", protected))
@@ -359,16 +361,18 @@ def _check_batch(
 
 def _check_ragged(indptr: np.ndarray, tokens: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, int]:
     """Return (offsets as int64, tokens as int32, longest row)."""
+    from corrmask_fast.kernels.ragged import longest_row
+
     indptr = np.ascontiguousarray(indptr, np.int64)
-    lengths = np.diff(indptr)
-    if not indptr.size or indptr[0] != 0 or indptr[-1] != tokens.size or lengths.min(initial=0) < 0:
+    longest = longest_row(indptr, tokens.size)
+    if longest < 0:
         raise InputError(f"indptr must rise from 0 to the number of tokens, {tokens.size}; got {indptr}")
     if tokens.dtype.itemsize > 4 or tokens.dtype == np.uint32:  # must not wrap around to a token that is known
         lost = (tokens < -(2**31)) | (tokens >= 2**31)
         if lost.any():
             row = int(np.searchsorted(indptr, lost.argmax(), side="right")) - 1
             raise_unknown_token(row, tokens[indptr[row] : indptr[row + 1]], size)
-    return indptr, np.ascontiguousarray(tokens, np.int32), int(lengths.max(initial=0))
+    return indptr, np.ascontiguousarray(tokens, np.int32), longest
 
 
 def _check_array(name: str, array: np.ndarray, size: int, dtype: Any) -> np.ndarray:

@@ -59,6 +59,20 @@ def row_lengths(first_cell, offset_address, offsets_like, rows, out):
 
 
 @kernel
+def longest_row(indptr, n_tokens):
+    """Return the length of the longest row, or −1 if ``indptr`` does not rise from 0 to ``n_tokens``."""
+    if indptr.size == 0 or indptr[0] != 0 or indptr[-1] != n_tokens:
+        return -1
+    longest = 0
+    for row in range(indptr.size - 1):
+        length = indptr[row + 1] - indptr[row]
+        if length < 0:
+            return -1
+        longest = max(longest, length)
+    return longest
+
+
+@kernel
 def gather_rows(
     first_cell, offset_address, token_address, offsets_like, tokens_like, rows, size, lo, hi, max_length, check,
     out_indptr, out,
