@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import os
+import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 # Numba's cache does not see edits in files that a kernel imports: key its folder by the text of all kernels.
 # This must stand before the first import of Numba.
@@ -61,3 +64,17 @@ def vocabulary() -> Vocabulary:
 def make_corpus_fixture():
     """The function make_corpus (test files cannot import it)."""
     return make_corpus
+
+
+@pytest.fixture(scope="session")
+def cuda_host() -> SimpleNamespace:
+    """CUDA kernels on the CPU: the modules of tests/cuda_host; the test is skipped where they cannot run."""
+    folder = Path(__file__).parent / "cuda_host"
+    sys.path.insert(0, str(folder))
+    try:
+        found = {name: importlib.import_module(name) for name in ("launch", "masking", "sanitize")}
+    finally:
+        sys.path.remove(str(folder))
+    if reason := found["launch"].missing():
+        pytest.skip(reason)
+    return SimpleNamespace(folder=folder, **found)

@@ -1,0 +1,344 @@
+// CorrMask: correlated genes of a cell are masked together (Hacohen et al. 2026, Algorithm 2; SPEC 4).
+//
+//   seeds      columns whose gene has neighbours, in random order (w0, column)
+//   partners   of a seed: its neighbours in the cell, the max_partners first by (key, j); neighbour j of the CSR row
+//              has the key words(seed, draw, column, 1 + j div 4)[j mod 4]
+//   masked     the quota Q = floor(B·λ) of columns first hit in the order  seed, its partners, seed, its partners, …;
+//              then a random top-up to B = floor(n·p)
+//
+// Present genes: one bit a gene of the vocabulary, and for each present one its first maskable column:
+//
+//   gene       0 1 2 3 4 5 6 7 …     present   0 0 1 0 0 1 0 1        before (of a word of them)  0
+//   position   by rank of its bit              [ 4,    0,  2 ]        gene 5 has rank 1: column 0
+//
+// Work split: block = row, a wave of seeds at a time; warp = seed, lane = neighbour; warp 0 = the order of first hits.
+// Partners do not depend on what is masked already, so the seeds of a wave are expanded in any order, and a wave may be
+// longer than needed: the quota cuts it.
+// Twin of kernels/corrmask.py. Assumed: see rows.cuh; neighbours in [0, vocab_size).
+
+#include "rows.cuh"
+
+constexpr u32 MAX_THREADS = 32 * MAX_WARPS;
+constexpr u32 NO_COLUMN = 0xFFFFFFFFu;
+constexpr u64 LAST_KEY = ~0ull;
+constexpr u32 POOL = 32;               // neighbours that a warp ranks at a time, one a lane
+constexpr u32 ROUND = POOL / 2;        // partners that it keeps of them: there must be room for others
+constexpr float FIRST_YIELD = 0.8f;    // partners that a seed is expected to add, of max_partners
+constexpr float WAVE_MARGIN = 4.0f;    // seeds that a wave takes beyond those expected to fill the quota
+constexpr float WAVE_FILLING = 0.75f;  // of its list: chance must not make it overflow often
+
+struct Graph {
+  const void* indptr;  // (vocab_size + 1,) int32 or int64
+  int indptr_bytes;    // of one element
+  const int* indices;
+  u32 max_partners;
+};
+
+struct Genes {
+  RankedWord* present;  // (words,) one bit a token of the vocabulary
+  u32* position;        // by rank
+  u32 words;
+};
+
+struct Seed {
+  u64 key;    // (w0, column)
+  i64 begin;  // of its neighbours
+  u32 degree;
+  u32 order;  // its place in the wave
+};
+
+struct Pool {
+  u32 key[POOL], j[POOL];  // of neighbour j of the CSR row
+  u32 pending[2 * POOL];   // neighbours in the cell that have no key yet
+};
+
+static_assert(sizeof(Seed) == 24 && sizeof(Pool) == 512, "corrmask_fast/cuda.py counts on it");
+
+struct Wave {
+  Pool* pools;     // (warps,)
+  Seed* seeds;     // (capacity,)
+  u32* proposals;  // (capacity, stride) columns: a seed, then its partners, then NO_COLUMN
+  u32 capacity, stride;
+};
+
+// The first maskable column of each gene. A token is read by the thread that will draw the words of its pair: no
+// barrier at the end.
+__device__ __forceinline__ void place_genes(const Row& row, const Genes& genes) {
+  rank_words(genes.present, genes.words, row.state->warp_sums);
+#pragma unroll 1
+  for (u32 c = 2 * threadIdx.x; c < row.width; c += 2 * blockDim.x) {
+    const uint2 token = pair_of(row.token, c);
+    if (token.x < STRAY_TOKEN) atomicMin(&genes.position[rank_in(genes.present[token.x >> 5], token.x)], c);
+    if (token.y < STRAY_TOKEN) atomicMin(&genes.position[rank_in(genes.present[token.y >> 5], token.y)], c + 1);
+  }
+}
+
+__device__ __forceinline__ u32 column_of(const Genes& genes, u32 gene) {
+  const RankedWord word = genes.present[gene >> 5];
+  return has_bit(word.bits, gene) ? genes.position[rank_in(word, gene)] : NO_COLUMN;
+}
+
+// Lists the maskable columns with low <= (w0, column) < high; returns high, lowered until the list holds them all.
+__device__ __forceinline__ u64 list_wave(const Row& row, const Wave& wave, u64 low, u64 high) {
+  while (true) {
+#pragma unroll 1
+    for (u32 c = 2 * threadIdx.x; c < row.width; c += 2 * blockDim.x) {
+      const uint2 w0 = pair_of(row.w0, c), maskable = pair_of(row.maskable, word_of(c));
+#pragma unroll
+      for (u32 k = 0; k < 2; ++k) {
+        const u64 key = (u64)(k ? w0.y : w0.x) << 32 | (c + k);
+        if (!has_bit(k ? maskable.y : maskable.x, lane_id()) || key - low >= high - low) continue;
+        const u32 i = atomicAdd(&row.state->listed, 1u);
+        if (i < wave.capacity) wave.seeds[i].key = key;
+      }
+    }
+    __syncthreads();
+    if (row.state->listed <= wave.capacity) return high;
+    __syncthreads();
+    if (threadIdx.x == 0) row.state->listed = 0;
+    high = low + (high - low) / 2;
+    __syncthreads();
+  }
+}
+
+__device__ __forceinline__ i64 neighbours_begin(const Graph& graph, i64 gene) {
+  return graph.indptr_bytes == 8 ? ((const i64*)graph.indptr)[gene] : ((const int*)graph.indptr)[gene];
+}
+
+// Finds each listed column's place in the order and its neighbours: none if it is no seed.
+__device__ __forceinline__ void look_up_seeds(const Batch& batch, const Row& row, const Genes& genes,
+                                              const Graph& graph, const Wave& wave, u32 listed) {
+  for (u32 i = threadIdx.x; i < listed; i += blockDim.x) {
+    const u64 key = wave.seeds[i].key;
+    u32 order = 0;
+    for (u32 k = 0; k < listed; ++k) order += wave.seeds[k].key < key;
+    wave.seeds[i].order = order;
+    wave.seeds[i].begin = wave.seeds[i].degree = 0;
+    const i64 token = input_token(batch, row.start + (u32)key);
+    if ((u64)token >= batch.vocab_size || column_of(genes, token) != (u32)key) continue;
+    const i64 begin = neighbours_begin(graph, token);
+    wave.seeds[i].begin = begin;
+    wave.seeds[i].degree = neighbours_begin(graph, token + 1) - begin;
+  }
+  __syncthreads();
+}
+
+// How many of a pool's keys come before the caller's. Equal keys are rare (one pool in some ten million): whether they
+// count, those of earlier slots, is asked only then.
+__device__ __forceinline__ u32 rank_in_pool(const Pool& pool, u32 total, u32 key, bool equal_too) {
+  u32 rank = 0;
+#pragma unroll 1
+  for (u32 i = 0; i < total; i += 4) {
+    const uint4 other = *(const uint4*)(pool.key + i);
+    rank += (other.x < key) + (other.y < key) + (other.z < key) + (other.w < key);
+  }
+#pragma unroll 1
+  for (u32 i = 0; equal_too && i < min(total, lane_id()); ++i) rank += pool.key[i] == key;
+  return rank;
+}
+
+// Takes `count` pending neighbours into the best so far and keeps `take` of all; lane l < found holds the l-th best of
+// them as (key, j). Only (key, j) >= after count: those below are partners already. For one warp.
+__device__ __forceinline__ void rank_pending(const Row& row, const Seed& seed, Pool& pool, const u32* pending,
+                                             u32 count, u64 after, u32 take, u32& found, u32& key, u32& j) {
+  const u32 lane = lane_id(), worst = __shfl_sync(FULL_WARP, key, take - 1);
+  const bool best = lane < found, fresh = !best && lane < found + count;
+  if (fresh) j = pending[lane - found];
+  const uint4 w = row_words(row, (u32)seed.key, 1 + j / 4);
+  if (fresh) key = j & 2 ? (j & 1 ? w.w : w.z) : (j & 1 ? w.y : w.x);
+  const bool enters = fresh && ((u64)key << 32 | j) >= after && (found < take || key < worst);
+  const u32 entering = __ballot_sync(FULL_WARP, enters), total = found + __popc(entering);
+  __syncwarp();  // all have read `pending` before it changes
+  if (!entering) return;
+  // Slots: the best so far, then those that enter in the order of j, so that of equal keys the smaller j comes first.
+  const u32 slot = best ? lane : found + votes_before(entering);
+  if (lane >= total) pool.key[lane] = 0xFFFFFFFFu;
+  if (best || enters) {
+    pool.key[slot] = key;
+    pool.j[slot] = j;
+  }
+  __syncwarp();
+  key = pool.key[lane];
+  j = pool.j[lane];
+  u32 rank = rank_in_pool(pool, total, key, false);
+  bool wins = lane < total && rank < take;
+  __syncwarp();
+  if (wins) atomicExch(&pool.j[rank], j);  // equal keys have equal ranks: one of them will miss its j
+  __syncwarp();
+  if (__any_sync(FULL_WARP, wins && pool.j[rank] != j)) {
+    rank = rank_in_pool(pool, total, key, true);
+    wins = lane < total && rank < take;
+    __syncwarp();
+    if (wins) pool.j[rank] = j;
+  }
+  if (wins) pool.key[rank] = key;
+  __syncwarp();
+  key = pool.key[lane];
+  j = pool.j[lane];
+  found = min(total, take);
+}
+
+// Writes the seed's partners to out[0 … max_partners), NO_COLUMN behind them: ROUND at a time. For one warp.
+__device__ __forceinline__ void choose_partners(const Row& row, const Genes& genes, const Graph& graph,
+                                                const Seed& seed, Pool& pool, u32* out) {
+  const int* neighbours = graph.indices + seed.begin;
+  u64 after = 0;
+  for (u32 chosen = 0; chosen < graph.max_partners; chosen += ROUND) {
+    const u32 take = min(ROUND, graph.max_partners - chosen), lane = lane_id();
+    u32 key = 0, j = 0, found = 0, pending = 0;
+    const u32 degree = after == LAST_KEY ? 0 : seed.degree;
+#pragma unroll 1
+    for (u32 begin = 0; begin < degree; begin += 32) {
+      const u32 gene = begin + lane < degree ? neighbours[begin + lane] : 0;
+      const bool present = begin + lane < degree && has_bit(genes.present[gene >> 5].bits, gene);
+      const u32 votes = __ballot_sync(FULL_WARP, present);
+      if (present) pool.pending[pending + votes_before(votes)] = begin + lane;
+      __syncwarp();
+      pending += __popc(votes);
+      u32 used = 0;
+      while (pending >= used + POOL - found || (begin + 32 >= degree && pending > used)) {
+        const u32 count = min(pending - used, POOL - found);
+        rank_pending(row, seed, pool, pool.pending + used, count, after, take, found, key, j);
+        used += count;
+      }
+      pending -= used;
+      if (used == 0 || begin + 32 >= degree) continue;
+      const u32 left = lane < pending ? pool.pending[used + lane] : 0;  // fewer than POOL
+      __syncwarp();
+      pool.pending[lane] = left;
+      __syncwarp();
+    }
+    if (lane < take) out[chosen + lane] = lane < found ? column_of(genes, neighbours[j]) : NO_COLUMN;
+    after = found < take ? LAST_KEY : __shfl_sync(FULL_WARP, ((u64)key << 32 | j) + 1, take - 1);
+  }
+}
+
+__device__ __forceinline__ void expand_wave(const Row& row, const Genes& genes, const Graph& graph, const Wave& wave,
+                                            u32 listed) {
+  for (u32 i = warp_id(); i < listed; i += warp_count()) {
+    const Seed seed = wave.seeds[i];
+    u32* proposals = wave.proposals + seed.order * wave.stride;
+    if (lane_id() == 0) proposals[0] = seed.degree ? (u32)seed.key : NO_COLUMN;
+    choose_partners(row, genes, graph, seed, wave.pools[warp_id()], proposals + 1);
+  }
+  __syncthreads();
+}
+
+// Adds the proposed columns in their order, each once, while fewer than the quota are in. For warp 0.
+__device__ __forceinline__ void accept_wave(const Row& row, const Wave& wave, u32 listed, u32 count) {
+  const u32 proposed = listed * wave.stride, quota = row.state->quota;
+  for (u32 begin = 0; begin < proposed && count < quota; begin += 32) {
+    const u32 i = begin + lane_id(), column = i < proposed ? wave.proposals[i] : NO_COLUMN;
+    const bool fresh = column != NO_COLUMN && !has_bit(row.masked[word_of(column)], bit_of(column));
+    const u32 same = __match_any_sync(FULL_WARP, fresh ? column : NO_COLUMN - lane_id());
+    const bool leads = fresh && __ffs(same) - 1 == (int)lane_id();
+    const u32 leaders = __ballot_sync(FULL_WARP, leads);
+    __syncwarp();  // all have looked before one writes
+    if (leads && count + votes_before(leaders) < quota)
+      atomicOr(&row.masked[word_of(column)], 1u << bit_of(column));
+    count = min(quota, count + __popc(leaders));
+    __syncwarp();
+  }
+  if (lane_id() == 0) {
+    row.state->masked = count;
+    row.state->listed = 0;
+  }
+}
+
+// Puts seeds and partners into `masked` until the quota is reached or no seed is left.
+__device__ __forceinline__ void expand_seeds(const Batch& batch, const Row& row, const Genes& genes, const Graph& graph,
+                                             const Wave& wave) {
+  u32 count = 0, seen = 0;
+  float yield = 1.0f + FIRST_YIELD * graph.max_partners;
+  u64 low = 0;
+  while (count < row.state->quota && low != LAST_KEY) {
+    // Any bound is right; this one lets the wave hold about as many seeds as the quota still needs.
+    const float wanted = min((row.state->quota - count) / yield + WAVE_MARGIN, WAVE_FILLING * wave.capacity);
+    const float share = wanted / row.state->n;
+    const u64 width = share < 1.0f ? (u64)(share * 18446744073709551616.0f) : LAST_KEY;
+    low = list_wave(row, wave, low, width < LAST_KEY - low ? low + width : LAST_KEY);
+    const u32 listed = row.state->listed;
+    look_up_seeds(batch, row, genes, graph, wave, listed);
+    expand_wave(row, genes, graph, wave, listed);
+    if (warp_id() == 0) accept_wave(row, wave, listed, count);
+    __syncthreads();
+    count = row.state->masked;
+    seen += listed;
+    yield = max(0.25f, (float)count / max(seen, 1u));
+  }
+}
+
+__device__ __forceinline__ void mask_row(const Batch& batch, const Graph& graph, uint4* arena, u32 wave_capacity,
+                                         i64 index) {
+  const Row row = row_in_arena(batch, arena, index);
+  Pool* pools = (Pool*)row.end;
+  RankedWord* present = (RankedWord*)(pools + warp_count());
+  const Genes genes = {present, row.own, (batch.vocab_size + 63) / 64 * 2};  // fill() takes two
+  Seed* seeds = (Seed*)(present + genes.words);
+  const Wave wave = {pools, seeds, (u32*)(seeds + wave_capacity), wave_capacity, 1 + graph.max_partners};
+
+  clear_row(batch, row);
+  fill((u32*)genes.present, 2 * genes.words, 0);
+  fill(genes.position, row.width, NO_COLUMN);
+  __syncthreads();
+  read_row(batch, row, true, genes.present);
+  draw_row(batch, row);
+  if (row.state->quota) place_genes(row, genes);
+  if (row.state->budget) draw_words(row);
+  if (row.state->quota) expand_seeds(batch, row, genes, graph, wave);
+  finish_row(batch, row);
+}
+
+// The kernels: tokens of int32 or int64; the arena in shared memory or, where that is too small (a huge vocabulary,
+// long rows on a small card), in global memory: scratch_size elements for each block, and a block takes rows in turn.
+
+// At 48 registers five blocks of 256 threads live on a multiprocessor. A Turing has room for four, whatever they need;
+// compilers before 12.4 cannot be told.
+#if __CUDA_ARCH__ >= 800 && __CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__ >= 1204
+#define FIVE_BLOCKS __maxnreg__(48)
+#else
+#define FIVE_BLOCKS __launch_bounds__(MAX_THREADS)
+#endif
+
+#define CORRMASK_PARAMETERS(Token)                                                                                     \
+  const Token *__restrict__ input_ids, const void *__restrict__ attention_mask,                                        \
+      const void *__restrict__ special_tokens_mask, int attention_bytes, int special_bytes, i64 rows, u32 columns,     \
+      const i64 *__restrict__ draws, int draw_mode, u64 draw_offset, const u64 *__restrict__ seed,                     \
+      const double *__restrict__ rates, const void *__restrict__ indptr, int indptr_bytes,                             \
+      const int *__restrict__ indices,                                                                                 \
+      u32 vocab_size, u32 gene_lo, u32 gene_hi, u32 pad_token, u32 mask_token, u32 max_partners, u64 mask_below,       \
+      u64 random_below, Token *__restrict__ out_ids, i64 *__restrict__ labels, i64 *__restrict__ masked_positions,     \
+      i64 max_masked, u32 wave_capacity
+
+#define CORRMASK_BATCH(wide)                                                                                           \
+  const Batch batch = {input_ids, wide, attention_mask, special_tokens_mask, attention_bytes, special_bytes, rows,     \
+                       columns, draws, draw_mode, draw_offset, seed, rates, vocab_size, gene_lo, gene_hi, pad_token,   \
+                       mask_token, mask_below, random_below, out_ids, labels, masked_positions, max_masked,            \
+                       columns % 2 == 0 && (((u64)input_ids | (u64)out_ids | (u64)labels) & 15) == 0};                 \
+  const Graph graph = {indptr, indptr_bytes, indices, max_partners}
+
+extern "C" __global__ void FIVE_BLOCKS corrmask_i32(CORRMASK_PARAMETERS(int)) {
+  CORRMASK_BATCH(false);
+  SHARED_ARENA(arena);
+  mask_row(batch, graph, arena, wave_capacity, blockIdx.x);
+}
+
+extern "C" __global__ void FIVE_BLOCKS corrmask_i64(CORRMASK_PARAMETERS(i64)) {
+  CORRMASK_BATCH(true);
+  SHARED_ARENA(arena);
+  mask_row(batch, graph, arena, wave_capacity, blockIdx.x);
+}
+
+extern "C" __global__ void __launch_bounds__(MAX_THREADS)
+corrmask_i32_scratch(CORRMASK_PARAMETERS(int), uint4* scratch, i64 scratch_size) {
+  CORRMASK_BATCH(false);
+  for (i64 index = blockIdx.x; index < rows; index += gridDim.x)
+    mask_row(batch, graph, scratch + blockIdx.x * scratch_size, wave_capacity, index);
+}
+
+extern "C" __global__ void __launch_bounds__(MAX_THREADS)
+corrmask_i64_scratch(CORRMASK_PARAMETERS(i64), uint4* scratch, i64 scratch_size) {
+  CORRMASK_BATCH(true);
+  for (i64 index = blockIdx.x; index < rows; index += gridDim.x)
+    mask_row(batch, graph, scratch + blockIdx.x * scratch_size, wave_capacity, index);
+}

@@ -1,0 +1,60 @@
+"""Run kernels under a sanitizer: started in a process of its own, with the sanitizer's library preloaded.
+
+LD_PRELOAD=$(g++ -print-file-name=libtsan.so) python sanitize.py thread selftest fault_plain_increment
+LD_PRELOAD=$(g++ -print-file-name=libasan.so) python sanitize.py address corrmask [number of the barrier to leave out]
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+
+import numpy as np
+
+
+def selftest(sanitizer: str, name: str) -> None:
+    """One block of 64 threads of a kernel of selftest.cu."""
+    from launch import HERE, Guarded, HostModule, poisoned
+
+    module = HostModule((HERE / "selftest.cu").read_text(), sanitizer=sanitizer)
+    out = Guarded(poisoned((64,), np.int32), guard_bytes=0)
+    module.launch(name, (1,), (64,), [out.buffer.address], shared_bytes=64 * 4)
+
+
+def corrmask(sanitizer: str, left_out: str = "") -> None:
+    """The masking kernels on a batch that reaches most of their code; ``left_out``: a barrier, as "syncthreads 3"."""
+    from launch import RANDOM, REVERSE, HostModule
+    from masking import emulate, with_ties
+
+    from corrmask_fast.cuda import Arena, kernel_source
+    from corrmask_fast.testing import Case, draw_ids, make_graph, make_vocabulary
+
+    source = without_barrier(with_ties(kernel_source("corrmask.cu")), *left_out.split())
+    module = HostModule(source, sanitizer=sanitizer)
+    graph = make_graph(make_vocabulary(400), degree=30, seed=1)
+    rng = np.random.default_rng(0)
+    ids = np.stack([rng.permutation(400)[:300] + 2 for _ in range(3)])
+    ids[1, 250:] = graph.vocabulary.pad_token_id
+    ids[2] = rng.integers(0, 405, 300)
+    masks = (ids != 0).astype(np.uint8), rng.choice([0, 1], ids.shape, p=[0.9, 0.1])
+    plain, masked = Case("plain", graph, ids, known=False), Case("masks", graph, ids, *masks, known=False)
+    draws = {"draw_ids": draw_ids(3), "mlm_probability": 0.4, "guard_bytes": 0}
+    small = Arena.make(300, graph.vocabulary.size, 5, 96)._replace(wave_capacity=4)  # waves overflow, and are many
+    emulate(module, plain, **draws, threads=128, schedule=REVERSE)
+    emulate(module, masked, **draws, threads=96, arena=small, schedule=RANDOM, preempt_percent=20)
+    emulate(module, masked, epoch=3, mlm_probability=0.4, guard_bytes=0, threads=64, schedule=RANDOM, schedule_seed=2)
+    emulate(module, plain, **draws, threads=64, scratch_blocks=2, max_partners=40, structural_ratio=1.0)
+
+
+def without_barrier(source: str, kind: str = "", number: str = "0") -> str:
+    """Return the source without its number-th ``__<kind>();``."""
+    if not kind:
+        return source
+    found = [match.span() for match in re.finditer(re.escape(f"__{kind}();"), source)]
+    begin, end = found[int(number)]
+    return f"{source[:begin]};{source[end:]}"
+
+
+if __name__ == "__main__":
+    sanitizer, what, *rest = sys.argv[1:]
+    {"selftest": selftest, "corrmask": corrmask}[what](sanitizer, *rest)

@@ -1,0 +1,535 @@
+"""CUDA masking: the kernels, emulated on the CPU, give the bits of the oracle; so does a device, where there is one."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import resource
+import signal
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from corrmask_fast import (
+    CorrMasker,
+    InputError,
+    MissingExtraError,
+    Vocabulary,
+    build_dependency_graph,
+    cuda,
+    read_corpus,
+    reference,
+    tokenize_h5ad,
+)
+from corrmask_fast.masking import CONTENT, COUNTED, GIVEN
+from corrmask_fast.testing import (
+    LONG_PARAMETERS,
+    PARAMETERS,
+    Case,
+    assert_same,
+    cases,
+    draw_ids,
+    long_cases,
+    make_graph,
+    make_vocabulary,
+)
+
+CASES, LONG_CASES = cases(), long_cases()
+SOURCE = cuda.kernel_source("corrmask.cu")
+FORWARD, REVERSE, RANDOM = range(3)
+MIXED = Case(
+    "hub, repeats, padding",
+    make_graph(make_vocabulary(500), degree=40, seed=3),
+    np.where(np.arange(400) < [[400], [333], [70]], np.random.default_rng(1).integers(2, 502, (3, 400)), 0),
+)
+
+
+@pytest.fixture(scope="module")
+def module(cuda_host):
+    return cuda_host.launch.HostModule(SOURCE)
+
+
+@pytest.fixture(scope="module", name="check")
+def check_fixture(cuda_host, module):
+    """Emulate a case and compare it with the oracle."""
+
+    def check(case, parameters, *, of=module, epoch=None, **how):
+        draws = {"epoch": epoch} if epoch is not None else {"draw_ids": draw_ids(case.rows, seed=7)}
+        got = cuda_host.masking.emulate(of, case, **draws, **parameters, **how)
+        assert_same(case.expected(**draws, **parameters), got, f"{case.name}, {parameters}, {how}")
+
+    return check
+
+
+# ------------------------------------------------------------------------------------------------ the kernels, emulated
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_equals_the_oracle_to_the_bit(check, case):
+    for number, parameters in enumerate(PARAMETERS):
+        check(case, parameters, schedule=RANDOM, schedule_seed=number, preempt_percent=20)
+        check(case.astype(np.int32), parameters, schedule=REVERSE)
+
+
+@pytest.mark.parametrize("case", LONG_CASES, ids=lambda case: case.name)
+def test_long_rows_equal_the_oracle_to_the_bit(check, case):
+    for parameters in LONG_PARAMETERS:
+        check(case, parameters, schedule=RANDOM, schedule_seed=1)
+    check(case.astype(np.int32), {})
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_epochs_equal_the_oracle_to_the_bit(check, case):
+    for epoch in (0, 3, 2**63 - 1):
+        check(case, {"mlm_probability": 0.35, "seed": 11}, epoch=epoch, schedule=RANDOM)
+
+
+@pytest.mark.parametrize("threads", [32, 64, 96, 160, 224, 416, 992, 1024])
+@pytest.mark.parametrize("schedule", [FORWARD, REVERSE, RANDOM])
+def test_any_block_and_any_order_of_threads(check, threads, schedule):
+    parameters = {"mlm_probability": 0.4, "structural_ratio": 0.9}
+    check(MIXED, parameters, threads=threads, schedule=schedule, schedule_seed=threads, preempt_percent=30)
+
+
+@pytest.mark.parametrize("max_partners", [0, 1, 15, 16, 17, 33, 50, 499])
+def test_any_number_of_partners_of_a_hub(check, max_partners):
+    check(MIXED, {"max_partners": max_partners, "structural_ratio": 1.0, "mlm_probability": 0.6})
+
+
+def test_a_hub_with_thousands_of_neighbors(check):
+    graph = make_graph(make_vocabulary(9000), degree=3, seed=2)
+    assert graph.degrees.max() > 8000
+    ids = np.random.default_rng(0).permutation(9000)[None, :1500] + 2
+    ids[0, 700] = 2 if 2 not in ids else ids[0, 700]
+    for max_partners in (5, 40):
+        check(Case("hub", graph, ids), {"max_partners": max_partners, "structural_ratio": 1.0, "mlm_probability": 0.9})
+
+
+@pytest.mark.parametrize("capacity", [1, 3, 7])
+def test_waves_that_overflow_their_list(check, capacity):
+    """Seeds are then expanded in many waves, each halved until it fits."""
+    for partners in (0, 5):
+        arena = cuda.Arena.make(MIXED.columns, MIXED.graph.vocabulary.size, partners, 256)
+        parameters = {"max_partners": partners, "structural_ratio": 1.0, "mlm_probability": 0.3}
+        check(MIXED, parameters, arena=arena._replace(wave_capacity=capacity), schedule=RANDOM)
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 3])
+def test_kernels_that_work_in_device_memory(check, blocks):
+    for case in (MIXED, MIXED.astype(np.int32), *(case for case in CASES if case.rows > 2)):
+        check(case, {"mlm_probability": 0.3}, scratch_blocks=min(blocks, case.rows), schedule=RANDOM)
+
+
+@pytest.mark.parametrize("mask_dtype", [np.bool_, np.int8, np.int32, np.int64])
+def test_masks_of_any_width(check, mask_dtype):
+    """An element is nonzero also where its low bytes are zero."""
+    for case in CASES:
+        if case.attention_mask is None and case.special_tokens_mask is None:
+            continue
+        check(case, {}, mask_dtype=mask_dtype)
+        if np.dtype(mask_dtype).itemsize > 1:
+            big = [
+                None if mask is None else mask.astype(mask_dtype) << (8 * np.dtype(mask_dtype).itemsize - 2)
+                for mask in (case.attention_mask, case.special_tokens_mask)
+            ]
+            check(Case(case.name, case.graph, case.input_ids, *big, known=case.known), {}, mask_dtype=mask_dtype)
+
+
+@pytest.mark.parametrize(("dtype", "offset"), [(np.int64, 8), (np.int32, 4), (np.int32, 8)])
+def test_tensors_that_start_anywhere(check, dtype, offset):
+    check(MIXED.astype(dtype), {}, offset=offset)
+
+
+@pytest.mark.parametrize("indptr_dtype", [np.int32, np.int64])
+def test_neighbor_tables_of_both_widths(check, indptr_dtype):
+    check(MIXED, {"structural_ratio": 1.0}, indptr_dtype=indptr_dtype)
+
+
+def test_the_running_counter(cuda_host, module):
+    """Row r draws counter + offset + r, modulo 2**64."""
+    for counter, offset in ((0, 0), (41, 3 << 48), (2**63 - 2, -(1 << 48))):
+        draws = np.array([(counter + offset + row) % 2**64 for row in range(MIXED.rows)], np.uint64).view(np.int64)
+        got = cuda_host.masking.emulate(module, MIXED, draws=(np.array([counter]), COUNTED, offset))
+        assert_same(MIXED.expected(draw_ids=draws), got, f"{counter}, {offset}")
+
+
+@pytest.fixture
+def oracle_with_ties(cuda_host, monkeypatch):
+    def words(*counter):
+        return tuple(word & cuda_host.masking.TIE_BITS for word in right(*counter))
+
+    right = reference.words
+    monkeypatch.setattr(reference, "words", words)
+
+
+def test_equal_keys_are_settled_as_the_oracle_does(cuda_host, check, oracle_with_ties):
+    """Seeds by (w0, column), partners by (key, j), top-up by (w1, column): words of eight bits are equal often."""
+    ties = cuda_host.launch.HostModule(cuda_host.masking.with_ties(SOURCE))
+    for case in (MIXED, *CASES):
+        for number, parameters in enumerate(PARAMETERS):
+            check(case, parameters, of=ties, schedule=RANDOM, schedule_seed=number)
+    check(LONG_CASES[4], LONG_PARAMETERS[1], of=ties)
+
+
+def test_a_radix_search_of_all_bytes(cuda_host, check, oracle_with_ties):
+    """The top-up goes down to the columns, the last bytes of the key, where it may leave one tie at most."""
+    source = cuda_host.masking.with_ties(SOURCE)
+    assert source.count("inside > MAX_TIES") == 1
+    deep = cuda_host.launch.HostModule(source.replace("inside > MAX_TIES", "inside > 1"))
+    for case in (MIXED, LONG_CASES[3]):
+        check(case, {"structural_ratio": 0.3}, of=deep)
+
+
+@pytest.mark.parametrize("rates", [(np.nan, np.nan), (2.0, 2.0), (-1.0, 0.5), (0.5, -3.0), (np.inf, np.inf)])
+def test_rates_that_a_device_cannot_refuse_do_no_harm(cuda_host, module, rates):
+    """No memory but the outputs is written (the guards hold), and what is masked has its label."""
+    got = cuda_host.masking.emulate(module, MIXED, draw_ids=draw_ids(3), rates=np.array(rates), schedule=RANDOM)
+    labelled = got.labels != -100
+    assert (got.labels[labelled] == MIXED.input_ids[labelled]).all()
+    assert (got.input_ids[~labelled] == MIXED.input_ids[~labelled]).all()
+
+
+def test_made_up_rows_equal_the_oracle_to_the_bit(check):
+    rng = np.random.default_rng(8)
+    graph = make_graph(make_vocabulary(90), degree=12, seed=9)
+    for number in range(150):
+        columns = int(rng.integers(1, 140))
+        parameters = {
+            "mlm_probability": float(rng.uniform(0.02, 0.98)),
+            "structural_ratio": float(rng.choice([0.2, 0.5, 0.9, 1.0])),
+            "max_partners": int(rng.choice([0, 1, 3, 5, 8, 9, 40])),
+            "seed": int(rng.integers(2**63)),
+        }
+        case = Case("random", graph, rng.integers(0, 92, (1, columns)))
+        check(case, parameters, schedule=RANDOM, schedule_seed=number, threads=int(rng.choice([32, 64, 96])))
+
+
+def test_real_cells_equal_the_oracle_to_the_bit(data_folder, tmp_path, check):
+    genes = Vocabulary.from_token_dictionary(data_folder / "geneformer" / "token_dictionary.pkl")
+    medians = data_folder / "geneformer" / "gene_median_dictionary.pkl"
+    tokenize_h5ad(data_folder / "pbmc3k.h5ad", tmp_path / "cells.npz", genes, medians)
+    corpus = read_corpus(tmp_path / "cells.npz")
+    graph = build_dependency_graph(corpus, n_cells=700, min_cooccurrence=20, max_genes=600, progress=False)
+    indptr, tokens = corpus.gather(np.arange(0, 2700, 450))
+    ids = np.full((6, np.diff(indptr).max()), genes.pad_token_id)
+    ids[np.arange(ids.shape[1]) < np.diff(indptr)[:, None]] = tokens
+    for parameters in LONG_PARAMETERS:
+        check(Case("real cells", graph, ids), parameters, epoch=3, schedule=RANDOM)
+
+
+# ------------------------------------------------------------------------------------------------ planted faults
+
+FAULTS = {
+    "a barrier is missing (ranks of genes)": ("    before += __popc(words[i].bits);\n  }\n  __syncthreads();", ""),
+    "a barrier is missing (seeds)": ("neighbours_begin(graph, token + 1) - begin;\n  }\n  __syncthreads();", ""),
+    "a barrier is missing (waves)": ("wave.pools[warp_id()], proposals + 1);\n  }\n  __syncthreads();", ""),
+    "a syncwarp is missing (pools)": ("pool.j[slot] = j;\n  }\n  __syncwarp();", ""),
+    "first columns are not kept": ("token.x < STRAY_TOKEN) atomicMin", "token.x < STRAY_TOKEN) atomicExch"),
+    "an overrun of the arena": ("  row.end = row.masked", "  row.end = 1024 + row.masked"),
+    "an overrun of the labels": ("      if (c + k >= batch.columns) break;", "      "),
+    "an input is written": ("batch.labels[at + k] = label[k];", "((i64*)batch.input_ids)[at + k] = 0;"),
+}
+
+
+def fails(function, error):
+    """Whether a function raises the error, or crashes, in a process of its own."""
+    child = os.fork()
+    if child == 0:
+        faulthandler.disable()  # a crash is no news
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        signal.alarm(60)
+        status = 2
+        try:
+            function()
+            status = 0
+        except error:
+            status = 1
+        finally:
+            os._exit(status)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert status in {0, 1, -signal.SIGSEGV, -signal.SIGBUS, -signal.SIGABRT}, status
+    return status != 0
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_planted_faults_are_found(cuda_host, check, name):
+    """By results that differ under random schedules, by guards, or by the emulation itself."""
+    right, wrong = FAULTS[name]
+    assert SOURCE.count(right) == 1
+    wrong = wrong or right.replace("__syncthreads();", "").replace("__syncwarp();", "")
+    broken = cuda_host.launch.HostModule(SOURCE.replace(right, wrong))
+    odd = Case("odd columns", MIXED.graph, MIXED.input_ids[:, :397])
+
+    def run():
+        for seed in range(10):
+            check(odd, {"mlm_probability": 0.4}, of=broken, schedule=RANDOM, schedule_seed=seed, preempt_percent=50)
+
+    assert fails(run, (AssertionError, cuda_host.launch.LaunchError))
+
+
+# ------------------------------------------------------------------------------------------------ the loader
+
+
+class FakeCuPy:
+    """CuPy's calling convention in front of the emulation, so that the loader runs from end to end."""
+
+    def __init__(self, launch):
+        self.launches, self.compiled, self.limits = [], [], []
+        fake = self
+
+        class RawModule:
+            def __init__(self, *, code, options):
+                assert "-std=c++17" in options
+                fake.compiled.append(code)
+                self.host = launch.HostModule(code)
+
+            def get_function(self, name):
+                return Kernel(self.host, name)
+
+        class Kernel:
+            def __init__(self, host, name):
+                self.host, self.name = host, name
+
+            @property
+            def kernel(self):
+                def run(grid, block, args, shared_bytes, stream):
+                    fake.launches.append((self.name, grid, block, shared_bytes, stream.ptr))
+                    self.host.launch(self.name, grid, block, args, shared_bytes=shared_bytes)
+
+                return run
+
+            def __setattr__(self, name, value):
+                if name == "max_dynamic_shared_size_bytes":
+                    fake.limits.append(value)
+                super().__setattr__(name, value)
+
+        attributes = {"MaxSharedMemoryPerBlockOptin": 227 * 1024, "MultiProcessorCount": 2}
+        self.RawModule = RawModule
+        self.cuda = SimpleNamespace(Device=lambda _: SimpleNamespace(attributes=attributes))
+
+
+@pytest.fixture
+def fake(cuda_host, monkeypatch):
+    """A device that is the CPU: CPU tensors go where CUDA tensors would."""
+    fake = FakeCuPy(cuda_host.launch)
+    monkeypatch.setitem(sys.modules, "cupy", fake)
+    monkeypatch.setattr(torch.cuda, "device", lambda _: pytest.MonkeyPatch.context())
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: 1000 + index, raising=False)
+    device = cuda.CudaDevice(3)
+    monkeypatch.setattr(cuda, "open_device", lambda _: device)
+    fake.device = device
+    return fake
+
+
+def arguments(case, *, draws=None, mode=GIVEN, offset=0, **parameters):
+    """What torch_ops hands to corrmask_cuda for a case."""
+    masker = CorrMasker(case.graph, **parameters)
+    given = torch.from_numpy(draw_ids(case.rows, seed=7)) if draws is None else draws
+    masks = [
+        None if mask is None else torch.from_numpy(mask) for mask in (case.attention_mask, case.special_tokens_mask)
+    ]
+    return [
+        torch.from_numpy(case.input_ids), *masks, given, mode, offset, masker.seed_bits, masker.rate_bits,
+        masker.neighbor_indptr, masker.neighbor_indices, masker._settings, masker.mlm_probability,
+    ]  # fmt: skip
+
+
+def as_result(tensors):
+    return SimpleNamespace(**dict(zip(("input_ids", "labels", "masked_positions"), tensors, strict=True)))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("dtype", [np.int32, np.int64])
+def test_the_loader_equals_the_oracle_to_the_bit(fake, case, dtype):
+    case = case.astype(dtype)
+    out, labels, positions = cuda.corrmask_cuda(*arguments(case, mlm_probability=0.3))
+    assert (out.dtype, labels.dtype, positions.dtype) == (torch.from_numpy(case.input_ids).dtype, *[torch.int64] * 2)
+    expected = case.expected(draw_ids=draw_ids(case.rows, seed=7), mlm_probability=0.3)
+    assert_same(expected, as_result((out, labels, positions)), case.name)
+    if case.input_ids.size == 0:
+        assert not fake.launches
+        return
+    name, grid, block, _, stream = fake.launches[0]
+    assert (name, grid, block) == (f"corrmask_i{8 * dtype().itemsize}", (case.rows,), (256,))
+    assert stream == 1003
+
+
+def test_the_module_is_compiled_once_and_gets_all_shared_memory(fake):
+    for case in (MIXED, MIXED.astype(np.int32), MIXED):
+        cuda.corrmask_cuda(*arguments(case))
+    assert fake.compiled == [SOURCE]
+    assert set(fake.limits) == {227 * 1024}
+
+
+def test_a_row_too_long_for_shared_memory_takes_device_memory(fake):
+    fake.device.shared_limit = 8_000
+    case = Case("rows", MIXED.graph, np.concatenate([MIXED.input_ids] * 3))
+    got = cuda.corrmask_cuda(*arguments(case))
+    assert fake.launches[0][:2] == ("corrmask_i64_scratch", (4,))  # two blocks a multiprocessor
+    assert_same(case.expected(draw_ids=draw_ids(case.rows, seed=7)), as_result(got), "scratch")
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int16, torch.float32, torch.int64, torch.uint8])
+def test_masks_of_any_dtype_and_layout(fake, dtype):
+    case = next(case for case in CASES if case.name == "holes in attention_mask")
+    args = arguments(case)
+    args[0] = args[0].T.contiguous().T  # strided
+    args[1] = args[1].to(dtype).repeat_interleave(2, dim=1)[:, ::2]
+    before = [args[0].clone(), args[1].clone()]
+    expected = case.expected(draw_ids=draw_ids(case.rows, seed=7))
+    assert_same(expected, as_result(cuda.corrmask_cuda(*args)), str(dtype))
+    assert all(torch.equal(a, b) for a, b in zip(args, before, strict=False))
+
+
+def test_counter_and_epoch_through_the_loader(fake):
+    got = cuda.corrmask_cuda(*arguments(MIXED, draws=torch.tensor([5]), mode=COUNTED, offset=-(1 << 63)))
+    draws = np.array([-(1 << 63) + 5 + row for row in range(3)])
+    assert_same(MIXED.expected(draw_ids=draws), as_result(got), "counter")
+    salt = torch.from_numpy(np.array([7 * 0x9E3779B97F4A7C15 % 2**64], np.uint64).view(np.int64))
+    got = cuda.corrmask_cuda(*arguments(MIXED, draws=salt, mode=CONTENT))
+    assert_same(MIXED.expected(epoch=7), as_result(got), "epoch")
+
+
+def replaced(index, change):
+    args = arguments(next(case for case in CASES if case.name == "holes in attention_mask"))
+    args[index] = change(args[index])
+    return args
+
+
+@pytest.mark.parametrize(
+    ("index", "change", "message"),
+    [
+        (0, lambda t: t[0], r"input_ids must be \(rows, columns\) of int32 or int64; got"),
+        (0, lambda t: t.float(), r"of int32 or int64; got \(\d+, \d+\) torch.float32"),
+        (1, lambda t: t[:, :3], "attention_mask must have the shape of input_ids"),
+        (1, lambda t: t.to("meta"), "attention_mask is on meta, input_ids on cpu; move both to one device"),
+        (8, lambda t: t.to("meta"), "indptr is on meta"),
+        (3, lambda t: t.int(), "draws must be of torch.int64; got torch.int32"),
+        (9, lambda t: t.long(), "indices must be of torch.int32; got torch.int64"),
+    ],
+)
+def test_bad_tensors_are_refused(fake, index, change, message):
+    with pytest.raises(InputError, match=message):
+        cuda.corrmask_cuda(*replaced(index, change))
+    assert not fake.launches
+
+
+def test_a_kernel_cannot_be_loaded_while_a_graph_is_captured(fake, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(InputError, match=r"corrmask_i64 is not loaded yet.* before the capture"):
+        cuda.corrmask_cuda(*arguments(MIXED))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    cuda.corrmask_cuda(*arguments(MIXED))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    cuda.corrmask_cuda(*arguments(MIXED.astype(np.int32)))  # of the same file
+
+
+def test_cpu_tensors_are_refused():
+    with pytest.raises(InputError, match="CUDA kernels need tensors on a CUDA device; got one on cpu"):
+        cuda.corrmask_cuda(*arguments(MIXED))
+
+
+def test_without_cupy_the_error_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    with pytest.raises(MissingExtraError, match=r"corrmask-fast\[cuda1\d\]"):
+        cuda.CudaDevice(0)
+
+
+def test_includes_are_pasted_with_their_lines():
+    """The whole text, each header once; a message of the compiler points at the file's own line."""
+    assert "#include" not in SOURCE
+    assert SOURCE.count("philox_words(u64 seed") == 1
+    lines = SOURCE.split("\n")
+    shown = {}
+    for line in lines:
+        if line.startswith("#line"):
+            number, name = int(line.split()[1]), line.split('"')[1]
+        else:
+            shown[name, number] = line
+            number += 1
+    for name in ("corrmask.cu", "rows.cuh", "block.cuh", "philox.cuh"):
+        text = cuda.resources.files("corrmask_fast.kernels").joinpath(name).read_text().split("\n")
+        here = {number: line for (file, number), line in shown.items() if file == name}
+        assert here == {i: line for i, line in enumerate(text, 1) if not line.startswith("#include")}
+
+
+# ------------------------------------------------------------------------------------------------ a device
+
+
+@pytest.fixture(scope="module")
+def gpu():
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device: the kernels were only emulated")
+    pytest.importorskip("cupy", reason="CuPy is not installed: pip install 'corrmask-fast[cuda13]'")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def on_device(args, device):
+    return [arg.to(device) if isinstance(arg, torch.Tensor) else arg for arg in args]
+
+
+def assert_on_device(case, got, **parameters):
+    expected = case.expected(draw_ids=draw_ids(case.rows, seed=7), **parameters)
+    assert_same(expected, as_result(tensor.cpu() for tensor in got), f"{case.name}, {parameters}")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", [MIXED, *CASES, *LONG_CASES], ids=lambda case: case.name)
+def test_device_equals_the_oracle_to_the_bit(gpu, case):
+    for parameters in PARAMETERS if case.columns < 500 else LONG_PARAMETERS:
+        for narrow in (case, case.astype(np.int32)):
+            got = cuda.corrmask_cuda(*on_device(arguments(narrow, **parameters), gpu))
+            assert_on_device(narrow, got, **parameters)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("threads", [32, 96, 416, 1024])
+def test_device_takes_any_block(gpu, threads):
+    got = cuda.corrmask_cuda(*on_device(arguments(MIXED), gpu), threads=threads)
+    assert_on_device(MIXED, got)
+
+
+@pytest.mark.gpu
+def test_device_works_on_a_side_stream(gpu):
+    args = on_device(arguments(MIXED), gpu)
+    stream = torch.cuda.Stream(gpu)
+    stream.wait_stream(torch.cuda.current_stream(gpu))
+    with torch.cuda.stream(stream):
+        args[0] = args[0] * 1  # not ready on the default stream
+        got = cuda.corrmask_cuda(*args)
+    stream.synchronize()
+    assert_on_device(MIXED, got)
+
+
+@pytest.mark.gpu
+def test_device_graph_replays_follow_the_counter(gpu):
+    counter = torch.zeros(1, dtype=torch.int64, device=gpu)
+    args = on_device(arguments(MIXED, draws=counter, mode=COUNTED), gpu)
+    args[3] = counter
+    cuda.corrmask_cuda(*args)  # loads the kernel
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = cuda.corrmask_cuda(*args)
+        counter += MIXED.rows
+    for replay in range(3):
+        graph.replay()
+        torch.cuda.synchronize()
+        expected = MIXED.expected(draw_ids=np.arange(3) + 3 * replay)
+        assert_same(expected, as_result(tensor.cpu() for tensor in got), f"replay {replay}")
+
+
+@pytest.mark.gpu
+def test_device_masks_a_hundred_thousand_rows(gpu):
+    """Every row with its own draw: the same as row by row, for rows from all over the batch."""
+    rows = 100_000
+    ids = np.tile(MIXED.input_ids[:1, :64], (rows, 1))
+    draws = np.arange(rows)
+    args = arguments(Case("many", MIXED.graph, ids), draws=torch.from_numpy(draws), structural_ratio=1.0)
+    got = [tensor.cpu() for tensor in cuda.corrmask_cuda(*on_device(args, gpu))]
+    some = np.array([0, 1, 65_535, 65_536, rows - 1])
+    expected = Case("some", MIXED.graph, ids[some]).expected(draw_ids=draws[some], structural_ratio=1.0)
+    assert_same(expected, as_result(tensor[some] for tensor in got), "many rows")

@@ -1,0 +1,104 @@
+"""Every kernels/*.cu compiles for every architecture, without a GPU, and stays within its budget of registers."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+from corrmask_fast import cuda
+
+KERNELS = sorted(path.name for path in (Path(__file__).parents[1] / "kernels").glob("*.cu"))
+ARCHITECTURES = (75, 80, 90, 100)
+REGISTERS = {"corrmask_i32": 48, "corrmask_i64": 48, "corrmask_i32_scratch": 64, "corrmask_i64_scratch": 64}
+REGISTERS_ON_SM_75 = 64  # all that 1 024 threads, the most of a multiprocessor, can have
+SM_90 = {"registers": 65536, "shared_bytes": 228 * 1024, "shared_of_block": 227 * 1024, "reserved_of_block": 1024}
+
+
+@functools.cache
+def nvrtc():
+    """The library of the wheel nvidia-cuda-nvrtc, or None."""
+    spec = importlib.util.find_spec("nvidia")
+    for root in spec.submodule_search_locations if spec else ():
+        for library in sorted(Path(root).glob("*/lib/libnvrtc.so.*"), reverse=True):
+            for builtins in library.parent.glob("libnvrtc-builtins.so.*"):
+                ctypes.CDLL(str(builtins), mode=ctypes.RTLD_GLOBAL)  # it does not find them by itself
+            return ctypes.CDLL(str(library))
+    return None
+
+
+@functools.cache
+def compiled(name: str, arch: int) -> tuple[bytes, str]:
+    """Compile a kernel file as CuPy would; return the machine code and the compiler's log."""
+    library = nvrtc()
+    if library is None:
+        pytest.skip("no NVRTC here: pip install nvidia-cuda-nvrtc")
+    program = ctypes.c_void_p()
+    source = cuda.kernel_source(name).encode()
+    assert library.nvrtcCreateProgram(ctypes.byref(program), source, name.encode(), 0, None, None) == 0
+    options = [*cuda.OPTIONS, f"-arch=sm_{arch}", "--ptxas-options=-v", "-ftz=true"]  # the last is CuPy's own
+    failed = library.nvrtcCompileProgram(
+        program, len(options), (ctypes.c_char_p * len(options))(*map(str.encode, options))
+    )
+    log = result_of(library, program, "ProgramLog").decode().strip("\0\n ")
+    assert not failed, log
+    return result_of(library, program, "CUBIN"), log
+
+
+def result_of(library, program, what):
+    size = ctypes.c_size_t()
+    assert getattr(library, f"nvrtcGet{what}Size")(program, ctypes.byref(size)) == 0
+    text = ctypes.create_string_buffer(size.value)
+    assert getattr(library, f"nvrtcGet{what}")(program, text) == 0
+    return text.raw
+
+
+def properties(log):
+    """Kernel → (registers, spilled bytes, static shared bytes), as ptxas tells them."""
+    found = {}
+    for part in log.split("Function properties for ")[1:]:
+        name = part.split()[0]
+        numbers = {
+            key: int(value) for value, key in re.findall(r"(\d+) (bytes spill stores|registers|bytes smem)", part)
+        }
+        found[name] = (numbers["registers"], numbers["bytes spill stores"], numbers.get("bytes smem", 0))
+    return found
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("name", KERNELS)
+def test_compiles_without_a_warning(name, arch):
+    binary, log = compiled(name, arch)
+    assert binary[:4] == b"\x7fELF"
+    said = [line for line in log.splitlines() if line and not line.startswith("ptxas")]
+    assert not said, log
+    assert "warning" not in log.lower()
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_registers_stay_within_budget(arch):
+    for name in KERNELS:
+        found = properties(compiled(name, arch)[1])
+        assert set(found) == set(cuda.kernel_names(cuda.kernel_source(name)))
+        for kernel, (registers, spills, shared) in found.items():
+            most = REGISTERS_ON_SM_75 if arch == 75 else REGISTERS[kernel]
+            assert registers <= most, f"{kernel} on sm_{arch}: {registers} registers"
+            assert spills == 0, f"{kernel} on sm_{arch}: {spills} bytes of registers are spilled"
+            assert shared == 0, "shared memory is the arena's alone"
+
+
+@pytest.mark.parametrize("vocab_size", [25_426, 20_275])
+def test_five_rows_of_2048_genes_live_on_a_multiprocessor_at_a_time(vocab_size):
+    """By registers and by shared memory, on an H100 or H200."""
+    arena = cuda.Arena.make(2048, vocab_size, 5, cuda.THREADS)
+    assert SM_90["registers"] // (REGISTERS["corrmask_i64"] * cuda.THREADS) >= 5
+    assert SM_90["shared_bytes"] // (arena.bytes + SM_90["reserved_of_block"]) >= 5
+
+
+@pytest.mark.parametrize(("columns", "vocab_size"), [(8192, 25_426), (8192, 65_536), (2048, 500_000)])
+def test_long_rows_and_large_vocabularies_fit_shared_memory(columns, vocab_size):
+    assert cuda.Arena.make(columns, vocab_size, 5, cuda.THREADS).bytes <= SM_90["shared_of_block"]
