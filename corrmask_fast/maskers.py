@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from corrmask_fast import torch_ops
+from corrmask_fast.buffers import empty
 from corrmask_fast.errors import InputError, check_integer, check_number, check_seed
 from corrmask_fast.masking import CONTENT, COUNTED, GIVEN, Draws, RowRules, mask_rows, raise_unknown_token
 
@@ -247,9 +248,8 @@ class CorrMasker(nn.Module):
             draws = Draws(_check_array("draw_ids", draw_ids, rows, np.int64), GIVEN)
         else:
             draws = Draws(_int64_array(epoch_salt(epoch) if salt is None else salt), CONTENT)
-        # torch's allocator keeps pages from one batch to the next; NumPy's would fault them in again.
-        out, attention, labels = torch.empty((3, rows, columns), dtype=torch.int64).numpy()
-        positions = torch.empty((rows, math.floor(columns * self.mlm_probability)), dtype=torch.int64).numpy()
+        out, attention, labels = (empty((rows, columns)) for _ in range(3))
+        positions = empty((rows, math.floor(columns * self.mlm_probability)))
         marks = {
             name: _check_array(name, mark, narrow.size, np.uint8)
             for name, mark in (("seen", seen), ("protected", protected))

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["get_num_threads", "set_num_threads"]
 
+RANGES_A_THREAD = 4
+
 _state: dict[str, Any] = {"threads": None, "pool": None, "pool_key": None}
 
 
@@ -51,16 +53,35 @@ def thread_pool() -> ThreadPoolExecutor:
 
 
 def run_ranges(function: Callable[[int, int], Any], n: int, smallest: int) -> list[Any]:
-    """Call ``function(begin, end)`` over [0, n) in at most one range a thread, none shorter than ``smallest``.
+    """Call ``function(begin, end)`` over [0, n), cut into ranges not shorter than ``smallest``; return its results.
 
-    The calling thread takes the first range itself, so that a single range costs nothing extra.
+    Each thread takes the next range when it is done with one, so that a busy core delays nobody. The calling thread
+    works too: a single range costs nothing extra.
     """
-    parts = max(1, min(get_num_threads(), n // max(smallest, 1)))
-    if parts == 1:
+    threads = get_num_threads()
+    parts = max(1, min(RANGES_A_THREAD * threads, n // max(smallest, 1)))
+    if parts == 1 or threads == 1:
         return [function(0, n)]
     bounds = [n * part // parts for part in range(parts + 1)]
-    futures = [thread_pool().submit(function, a, b) for a, b in pairwise(bounds[1:])]
-    return [function(0, bounds[1]), *(future.result() for future in futures)]
+    waiting = deque(pairwise(bounds))
+    results = []
+
+    def work() -> None:
+        while True:
+            try:
+                begin, end = waiting.popleft()
+            except IndexError:
+                return
+            results.append(function(begin, end))
+
+    helpers = [thread_pool().submit(work) for _ in range(min(threads, parts) - 1)]
+    try:
+        work()
+    finally:
+        waiting.clear()  # after an error nobody begins another range
+        for helper in helpers:
+            helper.result()
+    return results
 
 
 def map_tasks(function: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[Any]:

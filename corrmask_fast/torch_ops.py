@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from corrmask_fast.buffers import empty
 from corrmask_fast.masking import NOTHING, SIZE, Draws, RowRules, mask_rows, raise_unknown_token
 
 __all__ = ["corrmask", "mask_on_cpu"]
@@ -28,29 +29,22 @@ def mask_on_cpu(
 ) -> Result:
     """Mask a padded batch of CPU tensors; return (input_ids, labels, masked_positions)."""
     rows, columns = input_ids.shape
-    whole = input_ids.contiguous()
-    wide = whole if whole.dtype == torch.int64 else whole.to(torch.int64)
-    out, labels = torch.empty_like(wide), torch.empty_like(wide)
-    positions = wide.new_empty((rows, math.floor(columns * max_probability)))
-    tokens = wide.numpy().reshape(-1)
+    out, labels = empty((rows, columns)), empty((rows, columns))
+    positions = empty((rows, math.floor(columns * max_probability)))
+    tokens = input_ids.contiguous().numpy().astype(np.int64, copy=False).reshape(-1)
     row_ptr = np.arange(rows + 1, dtype=np.int64) * columns
+    seen, protected = _as_bytes(attention_mask), _as_bytes(special_tokens_mask)
     bad = -1
     if rows:
-        bad = mask_rows(
-            rules,
-            rates,
-            row_ptr,
-            tokens,
-            draws,
-            out.numpy(),
-            labels.numpy(),
-            positions.numpy(),
-            seen=_as_bytes(attention_mask),
-            protected=_as_bytes(special_tokens_mask),
-        )
+        bad = mask_rows(rules, rates, row_ptr, tokens, draws, out, labels, positions, seen=seen, protected=protected)
     if bad >= 0 and validate:
         raise_unknown_token(bad, tokens[row_ptr[bad] : row_ptr[bad + 1]], int(rules.settings[SIZE]))
-    return out if whole is wide else out.to(whole.dtype), labels, positions
+    masked = torch.from_numpy(out)
+    return (
+        masked if input_ids.dtype == torch.int64 else masked.to(input_ids.dtype),
+        torch.from_numpy(labels),
+        torch.from_numpy(positions),
+    )
 
 
 def _as_bytes(mask: torch.Tensor | None) -> np.ndarray:

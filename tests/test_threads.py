@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from corrmask_fast import InputError, get_num_threads, set_num_threads
-from corrmask_fast.threads import map_tasks, run_ranges
+from corrmask_fast.threads import RANGES_A_THREAD, map_tasks, run_ranges
 
 
 @pytest.fixture(autouse=True)
@@ -60,9 +60,24 @@ def test_map_tasks_stops_at_an_error(threads):
 def test_run_ranges_covers_every_row_once(threads, n):
     set_num_threads(threads)
     ranges = run_ranges(lambda begin, end: (begin, end), n, 4)
-    assert [row for begin, end in ranges for row in range(begin, end)] == list(range(n))
-    assert len(ranges) <= threads
+    assert [row for begin, end in sorted(ranges) for row in range(begin, end)] == list(range(n))
+    assert len(ranges) <= RANGES_A_THREAD * threads
     assert all(end - begin >= 4 for begin, end in ranges) or len(ranges) == 1
+
+
+@pytest.mark.parametrize("threads", [2, 5])
+def test_run_ranges_stops_at_an_error(threads):
+    set_num_threads(threads)
+    begun = []
+
+    def work(begin, end):
+        begun.append(begin)
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        run_ranges(work, 1000, 1)
+    assert len(begun) <= threads
+    assert run_ranges(lambda begin, end: end - begin, 9, 9) == [9]  # the pool still works
 
 
 def test_number_of_threads(monkeypatch):
