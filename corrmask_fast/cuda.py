@@ -25,7 +25,7 @@ __all__ = ["CudaDevice", "corrmask_cuda", "kernel_source", "open_device"]
 THREADS = 256  # of a block
 OPTIONS = ("-std=c++17", "-lineinfo")
 # Sizes in bytes of structures in kernels/rows.cuh and kernels/corrmask.cu, which assert them.
-ROW_STATE, SEED, POOL = 1472, 24, 512
+ROW_STATE, SEED, POOL = 1472, 24, 640
 # Entries of ``settings`` that are needed here; kernels/rows.py has them all.
 SIZE, PARTNERS = 4, 5
 DTYPES = {"indptr": ("torch.int32", "torch.int64"), "indices": ("torch.int32",)}  # the others: int64

@@ -285,7 +285,8 @@ class CorrMasker(nn.Module):
             if epoch.numel() != 1 or epoch.dtype != torch.int64 or epoch.device != device:
                 raise InputError(f"an epoch tensor must be one int64 on {device}; got {epoch.dtype} on {epoch.device}")
             return epoch.reshape(1) * _signed(GOLDEN), CONTENT, 0
-        return torch.from_numpy(_int64_array(epoch_salt(epoch))).to(device), CONTENT, 0
+        # Filled in where it is used: a copy from the host would wait, and could not be captured in a CUDA graph.
+        return torch.full((1,), _signed(epoch_salt(epoch)), dtype=torch.int64, device=device), CONTENT, 0
 
     def _rules_and_rates(self) -> tuple[RowRules, np.ndarray]:
         """Return the constants as the CPU kernels take them: views of the buffers, made once."""

@@ -1,4 +1,4 @@
-"""``torch.library`` custom ops: what ``torch.compile`` sees of the engine. CPU tensors go to Numba."""
+"""``torch.library`` custom ops, what ``torch.compile`` sees: CPU tensors go to Numba, CUDA tensors to CuPy."""
 
 from __future__ import annotations
 
@@ -80,6 +80,45 @@ def corrmask(
         Draws(draws.numpy(), draw_mode, draw_offset),
         max_probability=max_probability,
         validate=validate,
+    )
+
+
+@corrmask.register_kernel("cuda")
+def _(
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    special_tokens_mask: torch.Tensor | None,
+    draws: torch.Tensor,
+    draw_mode: int,
+    draw_offset: int,
+    seed_bits: torch.Tensor,
+    rate_bits: torch.Tensor,
+    neighbor_indptr: torch.Tensor,
+    neighbor_indices: torch.Tensor,
+    settings: Sequence[int],
+    max_probability: float,
+    validate: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    from corrmask_fast.cuda import corrmask_cuda
+
+    if validate:  # waits for the device; without it such a token counts as a gene without neighbours
+        rows = ((input_ids < 0) | (input_ids >= settings[SIZE])).any(dim=1).nonzero()
+        if rows.numel():
+            row = int(rows[0])
+            raise_unknown_token(row, input_ids[row].cpu().numpy(), settings[SIZE])
+    return corrmask_cuda(
+        input_ids,
+        attention_mask,
+        special_tokens_mask,
+        draws,
+        draw_mode,
+        draw_offset,
+        seed_bits,
+        rate_bits,
+        neighbor_indptr,
+        neighbor_indices,
+        settings,
+        max_probability,
     )
 
 

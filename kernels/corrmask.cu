@@ -23,6 +23,8 @@ constexpr u32 NO_COLUMN = 0xFFFFFFFFu;
 constexpr u64 LAST_KEY = ~0ull;
 constexpr u32 POOL = 32;               // neighbours that a warp ranks at a time, one a lane
 constexpr u32 ROUND = POOL / 2;        // partners that it keeps of them: there must be room for others
+constexpr u32 PASS = 64;               // neighbours that it looks up at a time
+constexpr u32 SMALL_KEY = 3u << 29;    // three in eight are smaller
 constexpr float FIRST_YIELD = 0.8f;    // partners that a seed is expected to add, of max_partners
 constexpr float WAVE_MARGIN = 4.0f;    // seeds that a wave takes beyond those expected to fill the quota
 constexpr float WAVE_FILLING = 0.75f;  // of its list: chance must not make it overflow often
@@ -49,10 +51,10 @@ struct Seed {
 
 struct Pool {
   u32 key[POOL], j[POOL];  // of neighbour j of the CSR row
-  u32 pending[2 * POOL];   // neighbours in the cell that have no key yet
+  u32 pending[POOL + PASS];  // neighbours in the cell that have no key yet
 };
 
-static_assert(sizeof(Seed) == 24 && sizeof(Pool) == 512, "corrmask_fast/cuda.py counts on it");
+static_assert(sizeof(Seed) == 24 && sizeof(Pool) == 640, "corrmask_fast/cuda.py counts on it");
 
 struct Wave {
   Pool* pools;     // (warps,)
@@ -146,8 +148,15 @@ __device__ __forceinline__ void rank_pending(const Row& row, const Seed& seed, P
   if (fresh) j = pending[lane - found];
   const uint4 w = row_words(row, (u32)seed.key, 1 + j / 4);
   if (fresh) key = j & 2 ? (j & 1 ? w.w : w.z) : (j & 1 ? w.y : w.x);
-  const bool enters = fresh && ((u64)key << 32 | j) >= after && (found < take || key < worst);
-  const u32 entering = __ballot_sync(FULL_WARP, enters), total = found + __popc(entering);
+  bool enters = fresh && ((u64)key << 32 | j) >= after && (found < take || key < worst);
+  u32 entering = __ballot_sync(FULL_WARP, enters);
+  // Where small keys suffice, the others need not be ranked.
+  const u32 small = __ballot_sync(FULL_WARP, (best || enters) && key < SMALL_KEY);
+  if ((u32)__popc(small) >= take) {
+    entering &= small;
+    enters = has_bit(entering, lane);
+  }
+  const u32 total = found + __popc(entering);
   __syncwarp();  // all have read `pending` before it changes
   if (!entering) return;
   // Slots: the best so far, then those that enter in the order of j, so that of equal keys the smaller j comes first.
@@ -188,21 +197,24 @@ __device__ __forceinline__ void choose_partners(const Row& row, const Genes& gen
     u32 key = 0, j = 0, found = 0, pending = 0;
     const u32 degree = after == LAST_KEY ? 0 : seed.degree;
 #pragma unroll 1
-    for (u32 begin = 0; begin < degree; begin += 32) {
-      const u32 gene = begin + lane < degree ? neighbours[begin + lane] : 0;
-      const bool present = begin + lane < degree && has_bit(genes.present[gene >> 5].bits, gene);
-      const u32 votes = __ballot_sync(FULL_WARP, present);
-      if (present) pool.pending[pending + votes_before(votes)] = begin + lane;
+    for (u32 begin = 0; begin < degree; begin += PASS) {
+#pragma unroll
+      for (u32 neighbour = begin + lane; neighbour < begin + PASS + lane; neighbour += 32) {
+        const u32 gene = neighbour < degree ? neighbours[neighbour] : 0;
+        const bool present = neighbour < degree && has_bit(genes.present[gene >> 5].bits, gene);
+        const u32 votes = __ballot_sync(FULL_WARP, present);
+        if (present) pool.pending[pending + votes_before(votes)] = neighbour;
+        pending += __popc(votes);
+      }
       __syncwarp();
-      pending += __popc(votes);
       u32 used = 0;
-      while (pending >= used + POOL - found || (begin + 32 >= degree && pending > used)) {
+      while (pending >= used + POOL - found || (begin + PASS >= degree && pending > used)) {
         const u32 count = min(pending - used, POOL - found);
         rank_pending(row, seed, pool, pool.pending + used, count, after, take, found, key, j);
         used += count;
       }
       pending -= used;
-      if (used == 0 || begin + 32 >= degree) continue;
+      if (used == 0 || begin + PASS >= degree) continue;
       const u32 left = lane < pending ? pool.pending[used + lane] : 0;  // fewer than POOL
       __syncwarp();
       pool.pending[lane] = left;

@@ -308,3 +308,8 @@ def test_a_masker_on_a_device_does_not_mask_on_the_cpu(masker):
         masker.mask_ragged(np.array([0, 2]), np.array([2, 3]), epoch=0)
     with pytest.raises(InputError, match=r"input_ids lies on cpu, the masker on meta; use masker.to"):
         masker(batch(), epoch=0)
+
+
+def test_cuda_tensors_have_a_kernel_of_their_own():
+    """Not the one for any device, which would read device memory from the host."""
+    assert torch._C._dispatch_has_kernel_for_dispatch_key("corrmask_fast::corrmask", "CUDA")
