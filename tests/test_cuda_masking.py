@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import os
 import resource
@@ -316,7 +317,7 @@ def fake(cuda_host, monkeypatch):
     """A device that is the CPU: CPU tensors go where CUDA tensors would."""
     fake = FakeCuPy(cuda_host.launch)
     monkeypatch.setitem(sys.modules, "cupy", fake)
-    monkeypatch.setattr(torch.cuda, "device", lambda _: pytest.MonkeyPatch.context())
+    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: 1000 + index, raising=False)
     device = cuda.CudaDevice(3)
