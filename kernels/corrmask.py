@@ -92,7 +92,7 @@ def collect_seeds(tokens, first, span, pool, w0, low, high, connected, indptr, i
 
 
 @stage
-def key_neighbors(r, begin, n, indices, draw, seed, base, pos, looked, keys):
+def key_neighbors(r, begin, n, indices, draw, seed, base, above, pos, looked, keys):
     """Look up the n neighbours of the seed in column r, and key them; return how many are in the cell.
 
     Neighbour j has the entry (j mod 4)·quarter + j div 4, so that the four words of a block go to four rows:
@@ -117,11 +117,11 @@ def key_neighbors(r, begin, n, indices, draw, seed, base, pos, looked, keys):
         keys[quarter + b] = np.uint32(w1)
         keys[quarter + quarter + b] = np.uint32(w2)
         keys[quarter + quarter + quarter + b] = np.uint32(w3)
-    k = 0
     for e in range(size):
-        present = looked[e] >= base
-        keys[e] = keys[e] if present else TOP
-        k += np.int64(present)
+        keys[e] = keys[e] if looked[e] >= base else TOP
+    k = 0
+    for i in range(0, size, 64):
+        k += count_ones(ones_inside(looked, i, base, above))
     return k
 
 
@@ -227,7 +227,7 @@ def expand_seeds(
                     continue
                 gene = tokens[first + r]
                 n = np.int64(indptr[gene + 1]) - np.int64(indptr[gene])
-                k = key_neighbors(r, indptr[gene], n, indices, draw, seed, base, pos, looked, keys)
+                k = key_neighbors(r, indptr[gene], n, indices, draw, seed, base, above, pos, looked, keys)
                 if whole > 0:
                     add_partners(n, k, most, base, above, masked, looked, keys, order, spare)
                 else:
