@@ -108,6 +108,8 @@ class CorrMasker(nn.Module):
         validate: bool | None = None,
     ) -> None:
         super().__init__()
+        if not hasattr(graph, "fingerprint"):
+            raise InputError(f"graph must be a DependencyGraph; got {graph!r}; DependencyGraph.load(path) reads a file")
         self.mlm_probability = check_number("mlm_probability", mlm_probability, 0, 1, open_ends=True)
         self.structural_ratio = check_number("structural_ratio", structural_ratio, 0, 1)
         self.max_partners = check_integer("max_partners", max_partners, 0)

@@ -478,3 +478,8 @@ def test_real_cells_equal_the_oracle_to_the_bit(data_folder, tmp_path):
         assert_same(expected, masker.mask_ragged(indptr, tokens, epoch=3), f"real cells, ragged, {parameters}")
     assert (expected.masked_positions >= 0).sum() > 1000
     assert reference.words(0, 0, 0, 0)  # the oracle stays importable alone
+
+
+def test_a_path_is_no_graph():
+    with pytest.raises(InputError, match=r"graph must be a DependencyGraph; got 'graph.safetensors'; .*load"):
+        CorrMasker("graph.safetensors")
