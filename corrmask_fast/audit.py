@@ -7,12 +7,17 @@ hit rate               of the neighbours that stand in the cell beside a masked 
 all-partner hit rate   the same over all neighbours of the gene, present in the cell or not
 hidden rate            share of masked genes all of whose present neighbours are masked
 residual shortcut      mean of the largest stored abs(rho) among a masked gene's visible neighbours (0 if none)
+shortcut, same genes   the same, each gene's mean weighted as often as the control judged that gene
 mean span              mean length of runs of masked columns, in genes
 rate                   masked columns of all maskable columns
 coverage (of a gene)   times masked / times present
 =====================  ==========================================================================================
 
-The first four count masked genes with at least one neighbour in their cell. An empty sum is NaN.
+The first five count masked genes with at least one neighbour in their cell. An empty sum is NaN.
+
+CorrMask masks hubs more often than the control does, so the first four are over another mix of genes in each line; a
+hub has strong partners, and its weight can raise the mean although each gene's own shortcut falls (Simpson's paradox).
+*Shortcut, same genes* takes that out.
 """
 
 from __future__ import annotations
@@ -44,6 +49,10 @@ __all__ = ["AuditReport", "StrategyAudit", "audit_masking", "audit_strategies"]
 
 CHUNK_CELLS = 1024  # cells masked at a time: bounds memory, changes no result
 CONTROL = "control (lambda = 0)"
+NOTE = (
+    "Hit, hidden and residual figures are over the masked genes that have a partner in the cell, another mix of genes\n"
+    "in each line: CorrMask masks hubs more often. 'Shortcut, same genes' weighs each gene as the control does."
+)
 
 
 class Metric(NamedTuple):
@@ -59,6 +68,7 @@ METRICS = (
     Metric("all_partner_hit_rate", ("all-partner", "hit rate"), percent=True),
     Metric("hidden_rate", ("hidden", "rate"), percent=True),
     Metric("residual_shortcut", ("residual", "shortcut"), percent=False),
+    Metric("residual_shortcut_same_genes", ("shortcut,", "same genes"), percent=False),
     Metric("mean_span", ("mean", "span"), percent=False),
     Metric("rate", ("", "rate"), percent=True),
     Metric("genes_reached", ("genes", "reached"), percent=True),
@@ -72,7 +82,7 @@ COUNTS = ("maskable", "masked", "runs", "judged", "pairs", "hits", "all_pairs", 
 class StrategyAudit:
     """One strategy's masks, counted over all rows; the figures are quotients of the counts.
 
-    Counts are exact integers; ``shortcut_sum`` is added up column by column, row by row, in order.
+    Counts are exact integers; ``shortcut_sum`` and its parts are added up column by column, row by row, in order.
     """
 
     name: str
@@ -94,6 +104,12 @@ class StrategyAudit:
     """(V,) int64: rows in which each gene was masked."""
     times_present: np.ndarray = field(repr=False)
     """(V,) int64: rows in which each gene stood."""
+    times_judged: np.ndarray = field(repr=False)
+    """(V,) int64: judged columns of each gene."""
+    shortcut_of_gene: np.ndarray = field(repr=False)
+    """(V,) float64: each gene's part of ``shortcut_sum``."""
+    mix: np.ndarray = field(repr=False)
+    """(V,) int64: weights of genes, shared by the strategies of a report; 0 for a gene that one never judged."""
 
     @property
     def hit_rate(self) -> float:
@@ -114,6 +130,13 @@ class StrategyAudit:
     def residual_shortcut(self) -> float:
         """Mean over judged columns of the largest stored abs(rho) among visible neighbours (0 if none)."""
         return _share(self.shortcut_sum, self.judged)
+
+    @property
+    def residual_shortcut_same_genes(self) -> float:
+        """The residual shortcut with each gene's mean weighted by ``mix``: comparable between strategies."""
+        genes = self.mix > 0
+        means = self.shortcut_of_gene[genes] / self.times_judged[genes]
+        return _share(float(means @ self.mix[genes]), int(self.mix.sum()))
 
     @property
     def mean_span(self) -> float:
@@ -169,13 +192,13 @@ class AuditReport:
         return iter(self.strategies)
 
     def table(self) -> str:
-        """Return the report as an aligned text table, a line for each strategy."""
+        """Return the report as an aligned text table, a line for each strategy, and how to read it."""
         above, below = zip(("", "strategy"), *(metric.heading for metric in METRICS), strict=True)
         body = [[s.name, *(_format(getattr(s, m.name), m.percent) for m in METRICS)] for s in self.strategies]
         lines = align([list(above), list(below), *body])
         epochs = f"{self.epochs} epoch{'s' if self.epochs > 1 else ''}"
         title = f"Masking audit: {self.n_cells:,} cells, {epochs}; the same draws in every line"
-        return "\n".join([title, *lines[:2], "-" * len(lines[0]), *lines[2:]])
+        return "\n".join([title, *lines[:2], "-" * len(lines[0]), *lines[2:], "", NOTE])
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain values, ready for JSON."""
@@ -288,8 +311,16 @@ def audit_strategies(
                 for name, masks in strategies.items():
                     tallies[name].add(indptr, tokens, maskable, masks(indptr, tokens, epoch))
                 bar.update(indptr.size - 1)
-    audits = tuple(tally.finish(name) for name, tally in tallies.items())
+    mix = common_mix({name: tally.times_judged for name, tally in tallies.items()})
+    audits = tuple(tally.finish(name, mix) for name, tally in tallies.items())
     return AuditReport(audits, corpus.vocabulary, int(rows.size), epochs)
+
+
+def common_mix(times_judged: Mapping[str, np.ndarray]) -> np.ndarray:
+    """(V,) int64: how often the control (else the first strategy) judged each gene that all strategies judged."""
+    base = next((times for name, times in times_judged.items() if name.startswith("control")), None)
+    every = list(times_judged.values())
+    return np.where(np.all([times > 0 for times in every], axis=0), every[0] if base is None else base, 0)
 
 
 class _Tally:
@@ -303,7 +334,8 @@ class _Tally:
         self.strength = np.abs(np.ascontiguousarray(graph.rho, np.float32))
         self.counts = np.zeros(N_COUNTS, np.int64)
         self.shortcut_sum = 0.0
-        self.times_masked, self.times_present = np.zeros((2, graph.vocabulary.size), np.int64)
+        self.times_masked, self.times_present, self.times_judged = np.zeros((3, graph.vocabulary.size), np.int64)
+        self.shortcut_of_gene = np.zeros(graph.vocabulary.size, np.float64)
 
     def add(self, indptr: np.ndarray, tokens: np.ndarray, maskable: np.ndarray, masked_positions: np.ndarray) -> None:
         """Count ragged rows; ``maskable`` (nnz,) bool, ``masked_positions`` (rows, k) int64."""
@@ -313,6 +345,7 @@ class _Tally:
         masked = np.zeros(tokens.size, np.bool_)
         masked[(indptr[:-1, None] + masked_positions)[masked_positions >= 0]] = True
         shortcut = np.empty(indptr.size - 1, np.float64)
+        strongest = np.full(tokens.size, -1, np.float32)  # -1: not judged
 
         def count(begin: int, end: int) -> tuple[np.ndarray, np.ndarray]:
             counts, times = np.zeros_like(self.counts), np.zeros((2, self.times_masked.size), np.int64)
@@ -326,6 +359,7 @@ class _Tally:
                 self.strength,
                 counts,
                 shortcut[begin:end],
+                strongest,
                 times[0],
                 times[1],
             )
@@ -337,14 +371,20 @@ class _Tally:
             self.times_present += times[1]
         # One row after the other, so that neither chunks nor threads change the last bit.
         self.shortcut_sum = float(np.cumsum(np.concatenate([[self.shortcut_sum], shortcut]))[-1])
+        judged = np.flatnonzero(strongest >= 0)
+        np.add.at(self.times_judged, tokens[judged], 1)
+        np.add.at(self.shortcut_of_gene, tokens[judged], strongest[judged].astype(np.float64))
 
-    def finish(self, name: str) -> StrategyAudit:
+    def finish(self, name: str, mix: np.ndarray | None = None) -> StrategyAudit:
         counts = dict(zip(COUNTS, self.counts.tolist(), strict=True))
         return StrategyAudit(
             name=name,
             shortcut_sum=self.shortcut_sum,
             times_masked=self.times_masked,
             times_present=self.times_present,
+            times_judged=self.times_judged,
+            shortcut_of_gene=self.shortcut_of_gene,
+            mix=self.times_judged if mix is None else mix,
             **counts,
         )
 

@@ -27,7 +27,12 @@ SEEN_AT_LEAST = 50
 _PANELS = (
     ("hit_rate", "Partners masked together", "present partners masked (%)", True),
     ("hidden_rate", "Genes with every partner hidden", "masked genes (%)", True),
-    ("residual_shortcut", "Shortcut left open", "mean |rho| of the strongest visible partner", False),
+    (
+        "residual_shortcut_same_genes",
+        "Shortcut left open, same genes",
+        "mean |rho| of the strongest visible partner",
+        False,
+    ),
     ("all_partner_hit_rate", "All partners, in the cell or not", "partners masked (%)", True),
     ("mean_span", "Run of masked neighbours in rank", "mean length (genes)", False),
 )
@@ -56,6 +61,8 @@ def plot_audit(report: AuditReport, path: str | os.PathLike[str] | None = None) 
     MissingExtraError
         Without matplotlib (extra ``plot``).
     """
+    from corrmask_fast.audit import NOTE
+
     strategies, colors = list(report), _strategy_colors(report)
     rows = len(strategies)
     figure = _new_figure((11, 3.6 + 0.5 * rows))
@@ -68,6 +75,7 @@ def plot_audit(report: AuditReport, path: str | os.PathLike[str] | None = None) 
         axis.set_yticks(range(rows), [s.name if first_column else "" for s in strategies], fontsize=9)
     _coverage(axes[1, 2], strategies, colors)
     cells = f"{report.n_cells:,} cells, {report.epochs} epoch{'s' if report.epochs > 1 else ''}"
+    figure.supxlabel(NOTE, x=0.01, ha="left", fontsize=8, color="#404040")
     figure.suptitle(f"What masking hides: {cells}, {100 * strategies[0].rate:.1f} % of genes masked", x=0.01, ha="left")
     return _save(figure, path)
 

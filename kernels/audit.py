@@ -5,8 +5,8 @@
     masked   x  x  .  x  .  .        runs: |0 1| |3|
 
 A masked column is *judged* if it is its gene's position and the gene has a neighbour in the row. Counts are int64;
-the largest |rho| of visible neighbours is summed in float64 within a row, in order of columns, so that no result
-depends on how rows are divided among threads.
+the largest |rho| of visible neighbours is summed in float64 within a row, in order of columns, and left beside its
+column for sums by gene, so that no result depends on how rows are divided among threads.
 
 Work split: one call takes any number of rows; what it adds up is the caller's to combine. Assumed: ``masked`` holds
 only where ``maskable`` does. A token outside the vocabulary is a gene without neighbours.
@@ -32,13 +32,15 @@ def audit_rows(
     graph_strength,
     counts,
     shortcut,
+    strongest_visible,
     times_masked,
     times_present,
 ):
     """Add rows to ``counts`` (N_COUNTS,), ``times_masked`` and ``times_present`` (V,); write ``shortcut`` (rows,).
 
     Row r is ``tokens[indptr[r]:indptr[r + 1]]`` (``maskable`` and ``masked`` are bool beside it); ``graph_strength``
-    is |rho|. ``shortcut[r]`` = sum over judged columns of the largest |rho| among visible neighbours.
+    is |rho|. ``shortcut[r]`` = sum over judged columns of the largest |rho| among visible neighbours, which is also
+    written to ``strongest_visible`` (nnz,) at each judged column (float32, as ``graph_strength``); others stay.
     """
     size = graph_indptr.size - 1
     # state[g] = 2r + 1 where g is visible in row r, 2r + 2 where masked; smaller values are of earlier rows.
@@ -85,4 +87,5 @@ def audit_rows(
                 counts[ALL_PAIRS] += graph_indptr[gene + 1] - graph_indptr[gene]
                 counts[HIDDEN] += hit == here
                 total += strongest
+                strongest_visible[c] = strongest
         shortcut[r] = total

@@ -24,7 +24,7 @@ from corrmask_fast import (
     reference,
     set_num_threads,
 )
-from corrmask_fast.audit import CONTROL, COUNTS, audit_strategies
+from corrmask_fast.audit import CONTROL, COUNTS, NOTE, audit_strategies, common_mix
 from corrmask_fast.audit import _Tally as Tally
 
 VOCABULARY = Vocabulary(("<pad>", "<mask>", "<cls>", "<eos>", *"ABCDEFGHIJKL"))
@@ -202,13 +202,38 @@ def test_a_corpus_equals_the_oracle_for_any_threads_and_chunks(corpus, graph, mo
             tokens = corpus.tokens[corpus.indptr[i] : corpus.indptr[i + 1]].tolist()
             rows.append((tokens, [True] * len(tokens), set(masks[i][masks[i] >= 0].tolist())))
     expected = oracle(graph, rows)
+    by_gene = set()
     for threads, chunk in ((1, 1024), (2, 1024), (3, 64), (1, 7)):
         monkeypatch.setattr("corrmask_fast.audit.CHUNK_CELLS", chunk)
         set_num_threads(threads)
         try:
-            assert_equal(audit(corpus, graph, epochs=2)["ours"], expected)
+            ours = audit(corpus, graph, epochs=2)["ours"]
+            assert_equal(ours, expected)
+            by_gene.add(ours.shortcut_of_gene.tobytes())
+            assert ours.times_judged.sum() == ours.judged
+            assert ours.shortcut_of_gene.sum() == pytest.approx(ours.shortcut_sum)
         finally:
             set_num_threads(None)
+
+    assert len(by_gene) == 1
+
+
+def test_same_genes_take_out_the_mix_of_genes():
+    # A has strong partners, C weak ones. Ours hides A's partner in one cell of four, and masks A far more often.
+    graph = make_graph({(A, B): 0.75, (C, D): 0.25})
+    cell = ([A, B, C, D], [True] * 4)
+    hub, hidden, weak = (*cell, {0}), (*cell, {0, 1}), (*cell, {2})
+    ours, control = Tally(graph), Tally(graph)
+    for counts, rows in ((ours, [hub] * 3 + [hidden, weak]), (control, [hub, weak, weak, weak])):
+        positions = np.array([[*sorted(masked), -1][:2] for _, _, masked in rows])
+        tokens = np.array([token for row in rows for token in row[0]], np.int64)
+        counts.add(np.arange(len(rows) + 1) * 4, tokens, np.ones(tokens.size, np.bool_), positions)
+    mix = common_mix({"ours": ours.times_judged, CONTROL: control.times_judged})
+    assert {g: int(mix[g]) for g in np.flatnonzero(mix)} == {A: 1, C: 3}  # the control never judged B
+    ours, control = ours.finish("ours", mix), control.finish(CONTROL, mix)
+    assert ours.residual_shortcut == 2.5 / 6 > control.residual_shortcut == 1.5 / 4
+    assert ours.residual_shortcut_same_genes == (0.75 * 3 / 4 * 1 + 0.25 * 3) / 4 < 1.5 / 4
+    assert control.residual_shortcut_same_genes == control.residual_shortcut
 
 
 def test_a_sample_of_cells(corpus, graph):
@@ -262,7 +287,8 @@ def test_report_as_table_dict_and_csv(corpus, graph, tmp_path):
     report = audit_strategies({"ours": random_masks, "nothing": nothing}, graph, corpus, progress=False)
     lines = report.table().splitlines()
     assert lines[0].startswith("Masking audit: 300 cells, 1 epoch")
-    assert len({len(line) for line in lines[1:]}) == 1
+    assert len({len(line) for line in lines[1:6]}) == 1
+    assert report.table().endswith(NOTE)
     assert f"{100 * report['ours'].hit_rate:.2f} %" in lines[4]
     assert lines[5].split()[:2] == ["nothing", "-"]
     json.dumps(report.to_dict())
