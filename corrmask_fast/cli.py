@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from corrmask_fast.cli_options import (
     PROGRAM,
     add_vocabulary_options,
     command,
+    in_options,
     load_graph,
     load_vocabulary,
     open_corpus,
@@ -27,7 +29,7 @@ from corrmask_fast.cli_options import (
 from corrmask_fast.errors import InputError, MissingExtraError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 __all__ = ["main"]
 
@@ -38,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0, 2 for bad input, 130 if interrupted."""
     arguments = build_parser().parse_args(argv)
     with warnings.catch_warnings():
-        warnings.showwarning = _warn
+        warnings.showwarning = partial(_warn, vars(arguments))
         return _run(arguments)
 
 
@@ -54,7 +56,7 @@ def _run(arguments: argparse.Namespace) -> int:
         # The reader (head, less) has seen enough; Python must not complain again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (InputError, MissingExtraError) as error:
-        return _fail(str(error))
+        return _fail(in_options(str(error), vars(arguments)))
     except OSError as error:
         named = error.filename is not None and error.strerror is not None
         return _fail(f"{error.filename}: {error.strerror}" if named else str(error))
@@ -64,9 +66,9 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _warn(message: Warning | str, *_: object, **__: object) -> None:
+def _warn(options: Iterable[str], message: Warning | str, *_: object, **__: object) -> None:
     """Show a warning as a line of our own, not with the place in the code that it came from."""
-    print(f"{PROGRAM}: warning: {' '.join(str(message).split())}", file=sys.stderr)
+    print(f"{PROGRAM}: warning: {' '.join(in_options(str(message), options).split())}", file=sys.stderr)
 
 
 def _fail(message: str) -> int:
@@ -134,6 +136,18 @@ def _tokenize(arguments: argparse.Namespace) -> None:
 # ------------------------------------------------------------------------------------------------------------- audit
 
 
+AUDIT_COLUMNS = """columns (over the masked genes that have a partner in their cell, where partners are spoken of):
+  hit rate              of the partners in the cell, the share that is masked too
+  all-partner hit rate  the same over all partners, in the cell or not
+  hidden rate           share of masked genes all of whose partners in the cell are masked
+  residual shortcut     mean over masked genes of the largest |rho| among their visible partners (0 if none)
+  shortcut, same genes  the same, each gene weighted as the control masks it: CorrMask masks hubs more often, so
+                        that the other figures are over another mix of genes in each line; compare by this one
+  mean span             mean length of runs of masked genes, in genes
+  rate                  masked genes of all genes
+  genes reached         of the genes that stood in a cell, the share that was masked at least once"""
+
+
 def _add_audit(commands: Any) -> None:
     parser = command(
         commands,
@@ -142,6 +156,7 @@ def _add_audit(commands: Any) -> None:
         summary="what masking hides, beside a random control",
         text="Mask a corpus and count how often the partners of a masked gene are masked with it; the control line is "
         "the same draws with lambda = 0 (random masking).",
+        notes=AUDIT_COLUMNS,
         example="audit cells.dataset --graph graph.safetensors --plot audit.png --csv audit.csv",
     )
     parser.add_argument("corpus", metavar="CORPUS", help="datasets folder or .npz file of tokenised cells")
@@ -163,11 +178,13 @@ def _audit(arguments: argparse.Namespace) -> None:
     from corrmask_fast.errors import import_extra
     from corrmask_fast.files import check_output
     from corrmask_fast.maskers import CorrMasker
+    from corrmask_fast.plots import check_picture, plot_audit
 
-    for path in (arguments.plot, arguments.csv, arguments.coverage_csv):
+    for path in (arguments.csv, arguments.coverage_csv):
         if path is not None:
             check_output(path)  # before the work, not behind it
     if arguments.plot is not None:
+        check_picture(arguments.plot)
         import_extra("matplotlib", "plot")
     graph = load_graph(arguments.graph)
     masker = CorrMasker(
@@ -191,8 +208,6 @@ def _audit(arguments: argparse.Namespace) -> None:
     if arguments.coverage_csv is not None:
         report.save_coverage_csv(arguments.coverage_csv)
     if arguments.plot is not None:
-        from corrmask_fast.plots import plot_audit
-
         plot_audit(report, arguments.plot)
 
 

@@ -5,11 +5,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from corrmask_fast.cli_options import add_vocabulary_options, command, load_graph, open_corpus, setting
+from corrmask_fast.errors import InputError
 
 if TYPE_CHECKING:
     import argparse
 
     from corrmask_fast.graph import DependencyGraph
+
+
+# What the two kinds of rho of a summary are.
+LABELS = {
+    "rho_quantiles": "rho, cells with both",
+    "rho_negative_share": "  of these negative",
+    "rho_global_quantiles": "rho, all cells",
+    "rho_global_negative_share": "  of those negative",
+}
 
 
 def add_graph(commands: Any) -> None:
@@ -58,7 +68,7 @@ def _add_graph_build(commands: Any) -> None:
     setting(parser, "--n-cells", 100_000, "N", "cells sampled")
     setting(parser, "--max-length", 2048, "N", "genes read of a cell")
     setting(parser, "--n-neighbors", 50, "N", "partners sought for each gene")
-    setting(parser, "--rho-min", 0.2, "X", "least |rho| of a pair")
+    setting(parser, "--rho-min", 0.2, "X", "least |rho| of a pair, over all cells sampled (absent genes rank last)")
     setting(parser, "--min-cooccurrence", 200, "N", "cells that a pair must share")
     setting(parser, "--min-presence", 50, "N", "cells that a gene must stand in")
     parser.add_argument("--max-genes", type=int, metavar="N", help="only so many genes, highest first (default: all)")
@@ -70,7 +80,8 @@ def _graph_build(arguments: argparse.Namespace) -> None:
     from corrmask_fast.files import check_output
     from corrmask_fast.graph_building import build_dependency_graph
 
-    check_output(arguments.output)  # before the work, not behind it
+    if check_output(arguments.output).suffix != ".safetensors":  # before the work, not behind it
+        raise InputError(f"a graph file must end in .safetensors; got {arguments.output}")
     graph = build_dependency_graph(
         open_corpus(arguments),
         n_cells=arguments.n_cells,
@@ -94,7 +105,13 @@ def _graph_show(arguments: argparse.Namespace) -> None:
 
     graph = load_graph(arguments.graph)
     limit = check_integer("-n", arguments.n, 0) or None
-    print(partner_table(graph, arguments.gene, limit))
+    try:
+        print(partner_table(graph, arguments.gene, limit))
+    except InputError as error:
+        if graph.vocabulary.symbols:
+            raise
+        cure = "this graph has no symbols: build it with --vocabulary and --symbols, or tokenize with --symbols"
+        raise InputError(f"{error}; {cure}") from error
 
 
 def _graph_info(arguments: argparse.Namespace) -> None:
@@ -109,8 +126,11 @@ def summary_table(graph: DependencyGraph) -> str:
             return "  ".join(f"{quantile:+.3f}" for quantile in value) + "  (minimum, quartiles, maximum)"
         return f"{value:,}" if isinstance(value, int) else f"{value:.3g}" if isinstance(value, float) else str(value)
 
-    facts = graph.summary()
+    facts = {LABELS.get(name, name): value for name, value in graph.summary().items()}
     parameters = facts.pop("params")
+    if "n_genes_used" in parameters:
+        used = {"genes": facts.pop("genes"), "genes it was built over": parameters["n_genes_used"]}
+        facts = used | facts
     facts["built with"] = (
         ", ".join(f"{name}={value}" for name, value in sorted(parameters.items())) or "no stated parameters"
     )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import re
 import textwrap
 from typing import TYPE_CHECKING, Any
 
 from corrmask_fast.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from corrmask_fast.corpus import Corpus
     from corrmask_fast.graph import DependencyGraph
@@ -26,6 +27,7 @@ def command(
     summary: str,
     text: str,
     example: str,
+    notes: str = "",
     computes: bool = True,
 ) -> argparse.ArgumentParser:
     """Add a command with its description, an example, and the options of every command that computes."""
@@ -33,7 +35,7 @@ def command(
         name,
         help=summary,
         description=textwrap.fill(text, 100),
-        epilog=f"example:\n  {PROGRAM} {example}",
+        epilog="\n\n".join(filter(None, [notes, f"example:\n  {PROGRAM} {example}"])),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=run)
@@ -56,6 +58,22 @@ def add_vocabulary_options(parser: argparse.ArgumentParser) -> None:
         help="token dictionary (.pkl or .json) of a corpus that stores none, as Geneformer's do",
     )
     parser.add_argument("--symbols", metavar="FILE", help="symbol to gene id (.pkl or .json), for --vocabulary")
+
+
+def in_options(message: str, names: Iterable[str]) -> str:
+    """Say a message of the library with the options of a command in place of its parameters.
+
+    >>> in_options("rho_min must be at most 1; or try layer='raw'", ["rho_min", "layer"])
+    '--rho-min must be at most 1; or try --layer raw'
+    """
+    for name in names:
+        flag, word = f"--{name.replace('_', '-')}", rf"(?<![\w./-]){name}\b"
+        message = re.sub(rf"\({word}=None\)", f"(without {flag})", message)
+        message = re.sub(rf"{word}=(?:'([^']*)'|(?=\d))", rf"{flag} \1", message)
+        message = re.sub(rf"{word}=(?=[,;])", flag, message)
+        # A name of one word may be an ordinary word; said of a rule it is the parameter.
+        message = re.sub(word + (r"(?![./'=])" if "_" in name else r"(?= must be)"), flag, message)
+    return message
 
 
 def load_vocabulary(path: str, symbols: str | None) -> Vocabulary:

@@ -36,7 +36,8 @@ def read_corpus(path_or_cells: Any, vocabulary: Vocabulary | None = None, *, max
         used) or of an ``.npz`` file with ``indptr`` and ``tokens``; a ``datasets.Dataset``; or a list of cells, each
         a list or array of token ids.
     vocabulary
-        Which id is which gene. None: the vocabulary stored beside the corpus.
+        Which id is which gene. None: the vocabulary stored beside the corpus. One that gives ids another meaning than
+        the stored one is refused; its symbols, where it has any, take the place of the stored ones.
     max_length
         Cells are cut to this many genes; None: the vocabulary's.
 
@@ -55,7 +56,9 @@ def read_corpus(path_or_cells: Any, vocabulary: Vocabulary | None = None, *, max
     if isinstance(path_or_cells, str | os.PathLike):
         path = Path(path_or_cells)
         if path.is_dir():
-            return _from_dataset(_load_folder(path), vocabulary or _stored_vocabulary(path), max_length)
+            return _from_dataset(_load_folder(path), _stored_vocabulary(path, vocabulary), max_length)
+        if path.suffix == ".h5ad":
+            raise InputError(f"{path} is an .h5ad of counts: run `corrmask-fast tokenize` first (or tokenize_h5ad)")
         if not path.exists():
             raise InputError(f"no corpus at {path}: give a datasets folder or an .npz file")
         return _from_npz(path, vocabulary, max_length)
@@ -245,10 +248,8 @@ def _from_npz(path: Path, vocabulary: Vocabulary | None, max_length: int | None)
     missing = {"indptr", "tokens"} - set(columns)
     if missing:
         raise InputError(f"{path} must hold arrays indptr and tokens; it lacks {', '.join(sorted(missing))}")
-    if vocabulary is None:
-        if "vocabulary" not in columns:
-            raise InputError(_no_vocabulary(path))
-        vocabulary = Vocabulary.from_json(columns["vocabulary"].tobytes())
+    stored = Vocabulary.from_json(columns["vocabulary"].tobytes()) if "vocabulary" in columns else None
+    vocabulary = _agreed_vocabulary(path, vocabulary, stored)
     obs = {name.removeprefix("obs/"): column for name, column in columns.items() if name.startswith("obs/")}
     return Corpus(columns["indptr"], columns["tokens"], vocabulary, max_length=max_length, obs=obs)
 
@@ -265,10 +266,19 @@ def _load_folder(path: Path) -> Any:
     return dataset
 
 
-def _stored_vocabulary(path: Path) -> Vocabulary:
-    if not (path / VOCABULARY_FILE).is_file():
+def _stored_vocabulary(path: Path, given: Vocabulary | None) -> Vocabulary:
+    file = path / VOCABULARY_FILE
+    return _agreed_vocabulary(path, given, Vocabulary.from_json(file.read_bytes()) if file.is_file() else None)
+
+
+def _agreed_vocabulary(path: Path, given: Vocabulary | None, stored: Vocabulary | None) -> Vocabulary:
+    """Return the given or the stored vocabulary; both must mean the same, and symbols that are given count."""
+    if given is None and stored is None:
         raise InputError(_no_vocabulary(path))
-    return Vocabulary.from_json((path / VOCABULARY_FILE).read_bytes())
+    if given is None or stored is None:
+        return given or stored  # type: ignore[return-value]
+    given.check_same(stored, "the vocabulary given", f"the corpus {path}")
+    return given if given.symbols else stored
 
 
 def _no_vocabulary(path: Path) -> str:

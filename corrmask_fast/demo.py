@@ -16,7 +16,7 @@ import numpy as np
 
 from corrmask_fast import __version__
 from corrmask_fast.errors import InputError, MissingExtraError, import_extra
-from corrmask_fast.files import atomic_file
+from corrmask_fast.files import atomic_file, check_output
 
 if TYPE_CHECKING:
     import os
@@ -124,7 +124,7 @@ def run_demo(
     Parameters
     ----------
     folder
-        Where everything goes; made if missing, and refused if it holds anything but an earlier demo.
+        Where everything goes; made if missing (but not its parent); refused if it holds anything but an earlier demo.
     input_path
         Raw counts; None: cells with planted co-regulated modules and types.
     tokens, medians, symbols
@@ -186,7 +186,7 @@ def _claim(folder: Path) -> Path:
         raise InputError(f"{folder} is a file; name a folder with --out")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / MARKER).exists():
         raise InputError(f"{folder} is not empty and not of an earlier demo; choose another folder with --out")
-    folder.mkdir(parents=True, exist_ok=True)
+    check_output(folder).mkdir(exist_ok=True)
     (folder / MARKER).touch()
     shutil.rmtree(folder / "cells.dataset", ignore_errors=True)
     return folder
@@ -370,5 +370,5 @@ def _train(journal: Journal, masker: CorrMasker, size: DemoSize) -> None:
             f"Loss at masked genes {'fell' if last < first else 'did not fall'}: {first:.2f} to {last:.2f} nats "
             f"(means of {few} steps; a uniform guess has {chance:.2f})."
         )
-        plot_loss(losses.tolist(), journal.folder / "loss.png", chance=chance)
+        plot_loss(losses.tolist(), journal.folder / "loss.png", chance=chance, window=few)
         journal.picture("loss.png", "Loss of the tiny BERT")

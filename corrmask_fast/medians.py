@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -10,10 +11,9 @@ import numpy as np
 from corrmask_fast.count_scaling import ScaledCells, scaled_chunks, tokens_by_name
 from corrmask_fast.errors import InputError
 from corrmask_fast.threads import run_ranges
-from corrmask_fast.vocabulary import read_dictionary
+from corrmask_fast.vocabulary import SPECIAL_TOKENS, read_dictionary
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Mapping
 
     from corrmask_fast.count_scaling import GeneMatch
@@ -32,16 +32,26 @@ def read_medians(medians: Medians, vocabulary: Vocabulary) -> np.ndarray:
     """(V,) float64: the given median of each token, NaN without one."""
     known = tokens_by_name(vocabulary)
     out = np.full(vocabulary.size, np.nan)
-    for name, value in read_dictionary(medians).items():
+    given = read_dictionary(medians)
+    source = str(medians) if isinstance(medians, str | os.PathLike) else "the dictionary given"
+    if any(name in given for name in SPECIAL_TOKENS):
+        raise InputError(
+            f"{source} is a token dictionary (it has {next(n for n in SPECIAL_TOKENS if n in given)!r}), not medians; "
+            "give Geneformer's gene_median_dictionary, or leave the medians out to take those of these cells"
+        )
+    for name, value in given.items():
         token = known.get(name)
         if token is not None:
             number = float(value) if isinstance(value, int | float | np.number) else np.nan
             if not 0 < number < np.inf:
-                raise InputError(f"the median of a gene must be a finite number above 0; {name!r} has {value!r}")
+                raise InputError(
+                    f"the median of a gene must be a finite number above 0; {name!r} has {value!r} in {source}; "
+                    "give gene medians, or leave them out"
+                )
             out[token] = number
     if np.isnan(out).all():
         raise InputError(
-            "none of the given medians is of a gene of the vocabulary; give medians by the same gene names"
+            f"none of the medians in {source} is of a gene of the vocabulary; give medians by the same gene names"
         )
     return out
 

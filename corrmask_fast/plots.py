@@ -6,16 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from corrmask_fast.errors import import_extra
+from corrmask_fast.errors import InputError, check_integer, import_extra
 from corrmask_fast.files import atomic_file, check_output
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
+    from pathlib import Path
 
     from corrmask_fast.audit import AuditReport, StrategyAudit
 
-__all__ = ["plot_audit", "plot_loss"]
+__all__ = ["check_picture", "plot_audit", "plot_loss"]
 
 # Okabe and Ito's colours, told apart with any colour vision; the control is grey.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -38,8 +39,18 @@ _PANELS = (
 )
 
 
+PICTURES = (".png", ".pdf", ".svg")
+
 _TEXT: dict[str, Any] = {"textcoords": "offset points", "fontsize": 9, "annotation_clip": False}
 _INSIDE: dict[str, Any] = {"xycoords": "axes fraction", "ha": "right", "va": "top"}
+
+
+def check_picture(path: str | os.PathLike[str]) -> Path:
+    """Return where to save a picture, or raise InputError: to be asked before the work whose picture it is."""
+    path = check_output(path)
+    if path.suffix.lower() not in PICTURES:
+        raise InputError(f"a picture must end in {', '.join(PICTURES[:-1])} or {PICTURES[-1]}; got {path}")
+    return path
 
 
 def plot_audit(report: AuditReport, path: str | os.PathLike[str] | None = None) -> Any:
@@ -85,6 +96,7 @@ def plot_loss(
     path: str | os.PathLike[str] | None = None,
     *,
     chance: float | None = None,
+    window: int | None = None,
     title: str = "Learning to name masked genes",
 ) -> Any:
     """Draw a loss curve: every step, and its running mean.
@@ -97,6 +109,8 @@ def plot_loss(
         Where to save it; None: only return it.
     chance
         The loss of a uniform guess, drawn as a line.
+    window
+        Steps of the running mean; None: a tenth of them.
     title
         Of the picture.
 
@@ -106,7 +120,7 @@ def plot_loss(
     """
     values = np.asarray(losses, np.float64)
     steps = np.arange(1, values.size + 1)
-    window = max(1, values.size // 12)
+    window = max(1, values.size // 10) if window is None else check_integer("window", window, 1)
     figure = _new_figure((6.4, 4.0))
     axis = figure.subplots()
     axis.plot(steps, values, ".", color=COLORS[0], alpha=0.35, markersize=5)
@@ -140,7 +154,7 @@ def _dress(axis: Any, *, title: str, x: str, y: str = "") -> None:
 
 def _save(figure: Any, path: str | os.PathLike[str] | None) -> Any:
     if path is not None:
-        kind = check_output(path).suffix.removeprefix(".") or "png"
+        kind = check_picture(path).suffix.removeprefix(".").lower()
         with atomic_file(path) as temporary:
             figure.savefig(temporary, format=kind, dpi=160)
     return figure

@@ -6,6 +6,7 @@ the genes sorted by falling value: what stands first is unusually high in this c
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,6 @@ from corrmask_fast.threads import run_ranges
 from corrmask_fast.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Iterable, Sequence
 
     from corrmask_fast.count_scaling import ScaledCells
@@ -47,6 +47,8 @@ class TokenizeReport:
     n_columns_matched: int
     n_genes_matched: int
     n_genes_without_median: int
+    medians: str
+    """Which medians: "of these cells", or where they came from."""
 
     @property
     def n_cells_left_out(self) -> int:
@@ -60,6 +62,7 @@ class TokenizeReport:
             f"{written}, median length {self.median_length:g} genes",
             f"{matched} (by var {self.gene_column}): {self.n_genes_matched} genes",
         ]
+        lines.append(f"medians: {self.medians}")
         if self.n_cells_left_out:
             lines.append(f"{self.n_cells_left_out} cells left out: no count in any gene of the vocabulary")
         if self.n_cells_cut:
@@ -137,6 +140,8 @@ def tokenize_h5ad(
         raise InputError(f"obs column {taken[0]!r} would collide with the corpus' own; rename it in the .h5ad first")
     check_output(output, overwrite=Path(output).suffix == ".npz")
     with CountsFile(path, layer=layer, chunk_cells=chunk_cells) as file:
+        if file.n_cells == 0:
+            raise InputError(f"{path} has no cells; give a file with counts")
         genes = match_genes(file, vocabulary, gene_column)
         read_obs = file.obs_reader(list(obs))
         if medians is None:
@@ -158,6 +163,7 @@ def tokenize_h5ad(
         n_columns_matched=int(np.count_nonzero(genes.token_of_column >= 0)),
         n_genes_matched=genes.n_genes,
         n_genes_without_median=genes.n_genes - kept.n_genes,
+        medians=_source(medians),
     )
 
 
@@ -192,6 +198,12 @@ def vocabulary_of_h5ad(path: str | os.PathLike[str], *, layer: str | None = None
     """Return a vocabulary of the file's own genes (the index of ``var``), in order, behind ``<pad>`` and ``<mask>``."""
     with CountsFile(path, layer=layer) as file:
         return Vocabulary(("<pad>", "<mask>", *dict.fromkeys(map(str, file.var_names()))))
+
+
+def _source(medians: Medians | None) -> str:
+    if medians is None:
+        return "of these cells"
+    return f"from {medians}" if isinstance(medians, str | os.PathLike) else "as given"
 
 
 def _check_length(max_length: int | None, vocabulary: Vocabulary) -> int:

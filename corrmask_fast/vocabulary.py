@@ -26,6 +26,7 @@ _UNREADABLE = (
     ValueError, EOFError, pickle.UnpicklingError, AttributeError, IndexError, TypeError, KeyError, MemoryError,
     OverflowError, RecursionError,
 )  # fmt: skip
+_NEEDS_SPECIALS = "a vocabulary needs '<pad>' and '<mask>', and Geneformer's token dictionaries all have both"
 SPECIAL_TOKENS = ("<pad>", "<mask>", "<cls>", "<eos>")
 
 
@@ -65,7 +66,7 @@ class Vocabulary:
             raise InputError(f"the vocabulary names {twice!r} twice; every token needs a name of its own")
         for name in SPECIAL_TOKENS[:2]:
             if name not in self._ids:
-                raise InputError(f"the vocabulary has no {name!r} token; Geneformer's dictionaries all have one")
+                raise InputError(f"the vocabulary has no {name!r} token; {_NEEDS_SPECIALS}")
         lo, hi = self.gene_range
         inside = next((name for name in self.names[lo:hi] if _is_special(name)), None)
         if inside is not None:
@@ -94,10 +95,22 @@ class Vocabulary:
         Raises
         ------
         InputError
-            If the file holds anything but a dictionary of names and ids, ids repeat or leave gaps, or special
-            tokens lie among the genes.
+            If the file holds anything but a dictionary of names and ids, ids repeat or leave gaps, special tokens lie
+            among the genes, ``<pad>`` or ``<mask>`` is missing, or no symbol is of a gene here.
         """
-        ids = {name: _check_id(name, value) for name, value in read_dictionary(tokens).items()}
+        try:
+            return cls._from_dictionaries(read_dictionary(tokens), symbols)
+        except InputError as error:
+            if not isinstance(tokens, str | os.PathLike) or str(tokens) in str(error):
+                raise
+            raise InputError(f"{tokens}: {error}") from error
+
+    @classmethod
+    def _from_dictionaries(cls, tokens: Mapping[str, int], symbols: Any) -> Vocabulary:
+        ids = {name: _check_id(name, value) for name, value in tokens.items()}
+        for name in SPECIAL_TOKENS[:2]:
+            if name not in ids:
+                raise InputError(f"the vocabulary has no {name!r} token; {_NEEDS_SPECIALS}")
         names: list[str | None] = [None] * len(ids)
         for name, token in ids.items():
             if not 0 <= token < len(names) or names[token] is not None:
@@ -114,6 +127,12 @@ class Vocabulary:
         for symbol, gene in table.items():
             if gene in ids:
                 by_gene.setdefault(gene, symbol)
+        if symbols is not None and not by_gene:
+            named = symbols if isinstance(symbols, str | os.PathLike) else "the symbols given"
+            raise InputError(
+                f"no symbol of {named} names a gene of the token dictionary; "
+                "give the gene_name_id_dict that belongs to it, or leave the symbols out"
+            )
         return cls(tuple(names), by_gene)  # type: ignore[arg-type]
 
     @cached_property
@@ -256,6 +275,11 @@ def read_dictionary(source: str | os.PathLike[str] | Mapping[str, Any]) -> dict[
     path = Path(source)
     if path.suffix not in {".json", ".pkl", ".pickle"}:
         raise InputError(f"a dictionary must be a .json or .pkl file; got {path}")
+    if not path.is_file():
+        raise InputError(
+            f"no file at {path}; give a .json or .pkl dictionary, such as Geneformer's token_dictionary.pkl, "
+            "gene_median_dictionary.pkl or gene_name_id_dict.pkl"
+        )
     with path.open("rb") as file:
         try:
             content = json.load(file) if path.suffix == ".json" else _PlainUnpickler(file).load()

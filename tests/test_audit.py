@@ -319,7 +319,7 @@ def test_plots_are_saved_whole_or_not_at_all(corpus, graph, tmp_path):
     assert b"<svg" in (tmp_path / "loss.svg").read_bytes()
     with pytest.raises(InputError, match="does not exist"):
         plot_audit(report, tmp_path / "nowhere" / "audit.png")
-    with pytest.raises(ValueError, match="bmpx"):
+    with pytest.raises(InputError, match="bmpx"):
         plot_audit(report, tmp_path / "audit.bmpx")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["audit.png", "loss.svg"]
 

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 
@@ -14,6 +15,7 @@ import pytest
 
 from corrmask_fast import DependencyGraph, Vocabulary, cli, get_num_threads, read_corpus, set_num_threads, write_corpus
 from corrmask_fast.cli import main
+from corrmask_fast.cli_options import in_options
 from corrmask_fast.synthetic import generate_cells
 
 
@@ -125,7 +127,11 @@ def test_graph_info_names_size_and_parameters(folder, capsys):
     assert main(["graph", "info", f"{folder}/graph.safetensors"]) == 0
     out = capsys.readouterr().out
     graph = DependencyGraph.load(folder / "graph.safetensors")
-    assert f"edges                      {graph.n_edges:,}\n" in out
+    facts = dict(re.split(r"\s{2,}", line, maxsplit=1) for line in out.splitlines() if not line.startswith(" "))
+    assert facts["edges"] == f"{graph.n_edges:,}"
+    assert facts["genes it was built over"] == str(graph.params["n_genes_used"])
+    assert facts["rho, all cells"].startswith(f"{graph.rho_global.min():+.3f}")
+    assert facts["rho, cells with both"].startswith(f"{graph.rho.min():+.3f}")
     assert "min_cooccurrence=30" in out
 
 
@@ -182,7 +188,9 @@ def test_tokenize_build_and_audit_from_counts(cells, folder, tmp_path, capsys):
     cells.write_h5ad(tmp_path / "cells.h5ad")
     given = ["--tokens", f"{folder}/tokens.json", "--obs", "cell_type", "--no-progress"]
     assert main(["tokenize", f"{tmp_path}/cells.h5ad", f"{tmp_path}/cells.dataset", *given]) == 0
-    assert "300 of 300 cells written" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "300 of 300 cells written" in out
+    assert "medians: of these cells" in out
     corpus = read_corpus(tmp_path / "cells.dataset")
     assert set(corpus.obs["cell_type"]) == {"type 0", "type 1"}
     options = ["--min-cooccurrence", "30", "--min-presence", "20", "--no-progress"]
@@ -209,7 +217,7 @@ def test_a_graph_without_edges_is_a_warning(folder, tmp_path, capsys):
     out, err = capsys.readouterr()
     assert err.startswith("corrmask-fast: warning: the graph has no edges")
     assert err.count("\n") == 1
-    assert "edges                 0" in out
+    assert re.search(r"^edges +0$", out, re.MULTILINE)
 
 
 # --------------------------------------------------------------------------------------------------------- bad input
@@ -218,14 +226,15 @@ def test_a_graph_without_edges_is_a_warning(folder, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--structural-ratio", "1.5"], "structural_ratio must be a number in [0, 1]; got 1.5"),
-        (["--structural-ratio", "nan"], "structural_ratio must be a number in [0, 1]; got nan"),
-        (["--mlm-probability", "0"], "mlm_probability must be a number in (0, 1); got 0.0"),
-        (["--max-partners", "-1"], "max_partners must be an integer >= 0; got -1"),
-        (["--seed", "-1"], "seed must be an integer in [0, 18446744073709551615]; got -1"),
-        (["--epochs", "0"], "epochs must be an integer >= 1; got 0"),
-        (["--n-cells", "0"], "n_cells must be an integer >= 1; got 0"),
-        (["--threads", "0"], "threads must be an integer >= 1; got 0"),
+        (["--structural-ratio", "1.5"], "--structural-ratio must be a number in [0, 1]; got 1.5"),
+        (["--structural-ratio", "nan"], "--structural-ratio must be a number in [0, 1]; got nan"),
+        (["--mlm-probability", "0"], "--mlm-probability must be a number in (0, 1); got 0.0"),
+        (["--max-partners", "-1"], "--max-partners must be an integer "),
+        (["--seed", "-1"], "--seed must be an integer in [0, 18446744073709551615]; got -1"),
+        (["--epochs", "0"], "--epochs must be an integer >= 1; got 0"),
+        (["--n-cells", "0"], "--n-cells must be an integer >= 1; got 0"),
+        (["--threads", "0"], "--threads must be an integer >= 1; got 0"),
+        (["--plot", "a.xyz"], "a picture must end in .png, .pdf or .svg; got a.xyz"),
         (["--csv", "nowhere/a.csv"], "cannot write nowhere/a.csv: the folder nowhere does not exist"),
     ],
 )
@@ -237,10 +246,11 @@ def test_audit_parameters_out_of_range(folder, fails, options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--min-cooccurrence", "301"], "min_cooccurrence must be at most the number of cells"),
-        (["--rho-min", "1.1"], "rho_min must be a number in [0, 1]; got 1.1"),
-        (["--n-neighbors", "0"], "n_neighbors must be an integer >= 1; got 0"),
-        (["--device", "tpu"], "device must be 'auto', 'cpu' or 'cuda'; got 'tpu'"),
+        (["--min-cooccurrence", "301"], "--min-cooccurrence must be at most the number of cells"),
+        (["--rho-min", "1.1"], "--rho-min must be a number in [0, 1]; got 1.1"),
+        (["--n-neighbors", "0"], "--n-neighbors must be an integer >= 1; got 0"),
+        (["--device", "tpu"], "--device must be 'auto', 'cpu' or 'cuda'; got 'tpu'"),
+        (["-o", "g.txt"], "a graph file must end in .safetensors; got g.txt"),
         (["--device", "cpu", "-o", "nowhere/g.safetensors"], "the folder nowhere does not exist"),
     ],
 )
@@ -309,14 +319,32 @@ def test_graph_files_that_are_none(command, folder, tmp_path, fails):
 
 
 def test_unknown_genes_and_files(folder, tmp_path, fails):
-    assert "no gene 'NOPE'" in fails("graph", "show", folder / "graph.safetensors", "NOPE")
+    unknown = fails("graph", "show", folder / "graph.safetensors", "NOPE")
+    assert "no gene 'NOPE'" in unknown
+    assert "this graph has no symbols" in unknown
     assert "-n must be an integer >= 0; got -1" in fails(
         "graph", "show", folder / "graph.safetensors", "GENE0001", "-n", "-1"
     )
-    assert "no corpus at" in fails("graph", "build", tmp_path / "none", "-o", tmp_path / "g", "--no-progress")
+    assert "no corpus at" in fails(
+        "graph", "build", tmp_path / "none", "-o", tmp_path / "g.safetensors", "--no-progress"
+    )
     missing = fails("tokenize", tmp_path / "cells.h5ad", tmp_path / "out", "--tokens", tmp_path / "tokens.pkl")
-    assert "tokens.pkl: No such file or directory" in missing
+    assert "tokens.pkl; give a .json or .pkl dictionary" in missing
     assert "--tokens belongs to --input" in fails("demo", "--tokens", "tokens.pkl")
+    counts = fails("graph", "build", tmp_path / "c.h5ad", "-o", tmp_path / "g.safetensors")
+    assert "run `corrmask-fast tokenize` first" in counts
+
+
+def test_messages_speak_of_options():
+    options = ["layer", "gene_column", "rho_min", "seed", "device"]
+    for message, said in {
+        "has X (layer=None); try layer='raw' or layer='a b'": "has X (without --layer); try --layer raw or --layer a b",
+        "name it with gene_column=, or not": "name it with --gene-column, or not",
+        "below rho_min=0.2; lower rho_min": "below --rho-min 0.2; lower --rho-min",
+        "seed must be an integer; got 'seed'": "--seed must be an integer; got 'seed'",
+        "/data/rho_min/x.rho_min: a device, a layer": "/data/rho_min/x.rho_min: a device, a layer",
+    }.items():
+        assert in_options(message, options) == said
 
 
 def test_a_hostile_pickle_runs_nothing(tmp_path, fails):

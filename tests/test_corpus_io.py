@@ -159,10 +159,22 @@ def test_a_folder_is_mapped_not_copied(tmp_path):
     assert cells_of(pickle.loads(pickle.dumps(part))) == [cells[5][:4], cells[3][:4]]
 
 
-def test_the_vocabulary_given_wins(tmp_path):
-    write_corpus(make_corpus([[4, 5]]), tmp_path / "cells.dataset")
-    renamed = Vocabulary(tuple(name.replace("G", "H") for name in V1.names))
-    assert read_corpus(tmp_path / "cells.dataset", renamed).vocabulary is renamed
+@pytest.mark.parametrize("name", ["cells.dataset", "cells.npz"])
+def test_the_vocabulary_given_must_agree_with_the_stored_one_and_may_bring_symbols(tmp_path, name):
+    path = tmp_path / name
+    write_corpus(make_corpus([[4, 5]]), path)
+    with pytest.raises(InputError, match=rf"the vocabulary given and the corpus .*{name} have different vocabularies"):
+        read_corpus(path, Vocabulary(tuple(gene.replace("G", "H") for gene in V1.names)))
+    with_symbols = Vocabulary(V1.names, {"G3": "RPL3"})
+    assert read_corpus(path, with_symbols).vocabulary is with_symbols
+    other = tmp_path / f"more-{name}"
+    write_corpus(read_corpus(path, with_symbols), other)
+    assert read_corpus(other, V1).vocabulary.symbols == {"G3": "RPL3"}
+
+
+def test_counts_are_no_corpus_yet(tmp_path):
+    with pytest.raises(InputError, match=r"cells\.h5ad is an \.h5ad of counts: run `corrmask-fast tokenize` first"):
+        read_corpus(tmp_path / "cells.h5ad", V1)
 
 
 def test_max_length(tmp_path):

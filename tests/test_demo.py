@@ -154,6 +154,8 @@ def test_the_demo_clears_no_folder_but_its_own(extras, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="is a file; name a folder with --out"):
         run_demo(tmp_path / "file", progress=False, size=SMALL)
+    with pytest.raises(InputError, match="does not exist; create it first"):
+        run_demo(tmp_path / "nowhere" / "demo", progress=False)
     with pytest.raises(InputError, match="symbols name the genes of a token dictionary"):
         run_demo(tmp_path / "demo", input_path="cells.h5ad", symbols="symbols.json", progress=False)
     assert not (tmp_path / "demo").exists()

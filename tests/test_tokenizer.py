@@ -465,7 +465,7 @@ def test_nothing_to_write(tmp_path):
     with pytest.raises(InputError, match="none of the 3 cells has a count"):
         tokenize(path, tmp_path / "out.npz")
     path = write_h5ad(tmp_path / "none.h5ad", sp.csr_matrix((0, 12), dtype=np.float32))
-    with pytest.raises(InputError, match="none of the 0 cells has a count"):
+    with pytest.raises(InputError, match="has no cells"):
         tokenize(path, tmp_path / "out.npz")
     assert not (tmp_path / "out.npz").exists()
 
@@ -475,8 +475,15 @@ def test_bad_medians(tmp_path, value):
     path = write_h5ad(tmp_path / "cells.h5ad", sp.csr_matrix(some_counts()))
     with pytest.raises(InputError, match="must be a finite number above 0; 'ENSG004' has"):
         tokenize(path, tmp_path / "out.npz", medians={"ENSG004": value})
-    with pytest.raises(InputError, match="none of the given medians is of a gene of the vocabulary"):
+    with pytest.raises(InputError, match="none of the medians in the dictionary given is of a gene of the vocabulary"):
         tokenize(path, tmp_path / "out.npz", medians={"A": 1.0})
+
+
+def test_a_token_dictionary_is_no_medians(tmp_path):
+    path = write_h5ad(tmp_path / "cells.h5ad", sp.csr_matrix(some_counts()))
+    (tmp_path / "tokens.json").write_text(json.dumps({"<pad>": 0, "<mask>": 1, "ENSG004": 2}))
+    with pytest.raises(InputError, match=r"tokens\.json is a token dictionary \(it has '<pad>'\), not medians"):
+        tokenize(path, tmp_path / "out.npz", medians=tmp_path / "tokens.json")
 
 
 def test_bad_arguments(tmp_path):

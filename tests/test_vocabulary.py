@@ -243,6 +243,19 @@ BAD_DICTIONARIES = [
 ]
 
 
+def test_a_bad_file_is_named_with_what_it_lacks(tmp_path):
+    path = tmp_path / "medians.json"
+    path.write_text(json.dumps({"ENSG01": 1, "ENSG02": 2}))
+    with pytest.raises(InputError, match=r"medians\.json: the vocabulary has no '<pad>' token") as error:
+        Vocabulary.from_token_dictionary(path)
+    assert "renumber" not in str(error.value)
+
+
+def test_symbols_of_no_gene_are_refused():
+    with pytest.raises(InputError, match="no symbol of the symbols given names a gene"):
+        Vocabulary.from_token_dictionary(V1, {"TP53": "ENSMUSG01"})
+
+
 @pytest.mark.parametrize(("tokens", "message"), BAD_DICTIONARIES, ids=range(len(BAD_DICTIONARIES)))
 def test_bad_dictionaries(tokens, message):
     with pytest.raises(InputError) as error:
