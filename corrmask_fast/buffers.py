@@ -8,6 +8,7 @@ made of it (array or tensor) is left.
 from __future__ import annotations
 
 import math
+import os
 import sys
 import threading
 
@@ -17,7 +18,18 @@ SMALLEST = 2**17  # bytes: below, the allocator keeps the memory itself
 KEPT = 2**29  # bytes kept at most, in all
 
 _blocks: list[np.ndarray] = []
-_lock = threading.Lock()
+_lock = threading.RLock()
+
+
+def _start_anew() -> None:
+    """In a forked child, where the lock may be held by a thread that is not there."""
+    global _lock  # noqa: PLW0603
+    _lock = threading.RLock()
+    _blocks.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_anew)
 
 
 def empty(shape: tuple[int, ...]) -> np.ndarray:

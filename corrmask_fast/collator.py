@@ -58,7 +58,7 @@ class DataCollatorForCorrMask:
         self.return_masked_positions = return_masked_positions
         self._calls = 0
         # Shared memory: persistent workers see an epoch that is set after they started.
-        self._epoch = torch.tensor([-1]).share_memory_()
+        self._epoch = torch.tensor([-1], device="cpu").share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
         """Make masks a function of (seed, epoch, cell) from the next batch on, in running workers too."""

@@ -191,6 +191,8 @@ class Corpus:
         from corrmask_fast.kernels.ragged import OK, TWICE, gather_rows, row_lengths
 
         rows = np.ascontiguousarray(rows, np.int64)
+        if rows.ndim != 1:
+            raise InputError(f"cell indices must be one-dimensional; got shape {rows.shape}")
         if rows.size and not (rows.min() >= 0 and rows.max() < self.n_cells):
             bad = rows[(rows < 0) | (rows >= self.n_cells)][0]
             raise InputError(f"cell index must be in [0, {self.n_cells}); got {bad}")

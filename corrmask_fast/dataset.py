@@ -63,7 +63,9 @@ class CorpusDataset(Dataset[dict[str, np.ndarray]]):
     def __len__(self) -> int:
         return self.corpus.n_cells
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return self.__getitems__(range(len(self))[index])
         return self.__getitems__([range(len(self))[index]])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> RaggedBatch:

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 __all__ = ["CorrMasker", "MaskedBatch"]
 
 GOLDEN = 0x9E3779B97F4A7C15
+# What the kernels take from buffers: setting the attribute alone would change nothing but what is shown.
+FIXED = frozenset(
+    {"mlm_probability", "structural_ratio", "max_partners", "mask_replace_prob", "random_replace_prob", "seed"}
+)
 
 
 class MaskedBatch(NamedTuple):
@@ -112,7 +116,7 @@ class CorrMasker(nn.Module):
             raise InputError(f"graph must be a DependencyGraph; got {graph!r}; DependencyGraph.load(path) reads a file")
         self.mlm_probability = check_number("mlm_probability", mlm_probability, 0, 1, open_ends=True)
         self.structural_ratio = check_number("structural_ratio", structural_ratio, 0, 1)
-        self.max_partners = check_integer("max_partners", max_partners, 0)
+        self.max_partners = check_integer("max_partners", max_partners, 0, 2**31 - 1)
         self.mask_replace_prob = check_number("mask_replace_prob", mask_replace_prob, 0, 1)
         self.random_replace_prob = check_number("random_replace_prob", random_replace_prob, 0, 1)
         if self.mask_replace_prob + self.random_replace_prob > 1:
@@ -136,9 +140,16 @@ class CorrMasker(nn.Module):
         self.register_buffer("seed_bits", _bits(np.array([self.seed], np.uint64)), persistent=False)
         rates = np.array([self.mlm_probability, self.structural_ratio])
         self.register_buffer("rate_bits", _bits(rates), persistent=False)
-        self.register_buffer("draw_counter", torch.zeros(1, dtype=torch.int64))
+        self.register_buffer("draw_counter", torch.zeros(1, dtype=torch.int64, device="cpu"))
         fingerprint = np.frombuffer(bytes.fromhex(graph.fingerprint), np.uint8)
         self.register_buffer("graph_fingerprint", torch.from_numpy(fingerprint.copy()))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in FIXED and name in self.__dict__:
+            raise InputError(
+                f"{name} is fixed when a masker is made; make another: CorrMasker(graph, {name}={value!r})"
+            )
+        super().__setattr__(name, value)
 
     def forward(
         self,
@@ -237,6 +248,7 @@ class CorrMasker(nn.Module):
             (nnz,) uint8: 0 where a stored token is padding; 1 where a token must not be masked.
         """
         rules, rates = self._rules_and_rates()
+        check_integer("multiple_of", multiple_of, 1)
         if structural_ratio is not None:
             rates = np.array([rates[0], check_number("structural_ratio", structural_ratio, 0, 1)])
         indptr, narrow, longest = _check_ragged(indptr, tokens, self.vocabulary.size)
@@ -283,6 +295,8 @@ class CorrMasker(nn.Module):
             return draw_ids.contiguous(), GIVEN, 0
         if epoch is None:
             return self.draw_counter, COUNTED, _signed((_rank() << 48) % 2**64)
+        if torch.compiler.is_compiling() and not isinstance(epoch, torch.Tensor):
+            epoch = torch.full((1,), epoch, dtype=torch.int64, device=device)  # a constant would compile for each epoch
         if isinstance(epoch, torch.Tensor):
             if epoch.numel() != 1 or epoch.dtype != torch.int64 or epoch.device != device:
                 raise InputError(f"an epoch tensor must be one int64 on {device}; got {epoch.dtype} on {epoch.device}")
@@ -366,7 +380,9 @@ def _check_ragged(indptr: np.ndarray, tokens: np.ndarray, size: int) -> tuple[np
     """Return (offsets as int64, tokens as int32, longest row)."""
     from corrmask_fast.kernels.ragged import longest_row
 
-    indptr = np.ascontiguousarray(indptr, np.int64)
+    indptr, tokens = np.ascontiguousarray(indptr, np.int64), np.asarray(tokens)
+    if tokens.dtype.kind not in "iu" and tokens.size:
+        raise InputError(f"tokens must be integers; got {tokens.dtype}")
     longest = longest_row(indptr, tokens.size)
     if longest < 0:
         raise InputError(f"indptr must rise from 0 to the number of tokens, {tokens.size}; got {indptr}")

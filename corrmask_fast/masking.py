@@ -72,18 +72,19 @@ class _Scratch(threading.local):
     """Memory that a thread keeps for its next rows; it only ever grows."""
 
     sizes: tuple[int, ...] = (0, 0, 0)
-    base = 1  # entries of the gene table below this are left from earlier rows
-    pace = 2.0  # columns masked for each one looked at as a seed, in the rows before
     arrays: tuple[np.ndarray, ...] = ()
 
     def ready(self, rules: RowRules, columns: int) -> tuple[np.ndarray, ...]:
         """Return the arrays for rows of up to ``columns`` columns, in the kernel's order."""
         needed = 64 * rules.connected.size, -(-columns // 64) * 64 + 64, -(-int(rules.settings[DEGREE]) // 64) * 64
         if any(map(operator.lt, self.sizes, needed)):
-            self.sizes = genes, padded, entries = tuple(map(max, self.sizes, needed))
+            sizes = genes, padded, entries = tuple(map(max, self.sizes, needed))
             # The smaller the gene table, the more of it stays in the first cache.
             entry = np.uint16 if padded < 2**16 else np.int32
+            self.sizes = (0, 0, 0)  # nothing is claimed before all the memory is there
             self.arrays = (
+                np.ones(1, np.int64),  # table_base: entries of the gene table below it are left from earlier rows
+                np.full(1, 2.0),  # paces: columns masked for each one looked at as a seed, in the rows before
                 np.zeros(genes, entry),  # pos
                 np.empty(padded, np.uint32),  # w0
                 np.empty(padded, np.uint32),  # w1
@@ -97,7 +98,7 @@ class _Scratch(threading.local):
                 np.empty(padded, np.int64),  # columns
                 np.empty(padded, np.int64),  # drawn
             )
-            self.base = 1
+            self.sizes = sizes
         return self.arrays
 
 
@@ -137,14 +138,16 @@ def mask_rows(
 
     rows, columns = out.shape
 
+    if positions.shape[1] < math.floor(columns * rates[0]):
+        raise ValueError(f"masked_positions has {positions.shape[1]} columns; p = {rates[0]} of {columns} need more")
+
     def work(begin: int, end: int) -> int:
-        arrays = _scratch.ready(rules, columns)
-        bad, _scratch.base, _scratch.pace = corrmask(
+        # The kernel itself writes what is kept for the next call: an interrupt behind it loses nothing.
+        return corrmask(
             begin, end, row_ptr, tokens, seen, protected, draws.values, draws.mode, draws.offset, rules.seed[0], rates,
-            rules.settings, rules.connected, rules.indptr, rules.indices, _scratch.base, _scratch.pace, *arrays,
+            rules.settings, rules.connected, rules.indptr, rules.indices, *_scratch.ready(rules, columns),
             out, attention, labels, positions,
         )  # fmt: skip
-        return bad
 
     bad_rows = [row for row in run_ranges(work, rows, -(-TOKENS_A_THREAD // max(columns, 1))) if row >= 0]
     return min(bad_rows, default=-1)

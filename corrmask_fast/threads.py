@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +64,7 @@ def run_ranges(function: Callable[[int, int], Any], n: int, smallest: int) -> li
         return [function(0, n)]
     bounds = [n * part // parts for part in range(parts + 1)]
     waiting = deque(pairwise(bounds))
-    results = []
+    results: dict[int, Any] = {}
 
     def work() -> None:
         while True:
@@ -72,16 +72,21 @@ def run_ranges(function: Callable[[int, int], Any], n: int, smallest: int) -> li
                 begin, end = waiting.popleft()
             except IndexError:
                 return
-            results.append(function(begin, end))
+            try:
+                results[begin] = function(begin, end)
+            except BaseException:
+                waiting.clear()  # nobody begins another range
+                raise
 
     helpers = [thread_pool().submit(work) for _ in range(min(threads, parts) - 1)]
     try:
         work()
     finally:
-        waiting.clear()  # after an error nobody begins another range
-        for helper in helpers:
-            helper.result()
-    return results
+        begun = [helper for helper in helpers if not helper.cancel()]
+        wait(begun)
+    for helper in begun:
+        helper.result()
+    return [results[begin] for begin in sorted(results)]
 
 
 def map_tasks(function: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[Any]:

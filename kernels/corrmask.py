@@ -248,17 +248,18 @@ def expand_seeds(
 @kernel
 def corrmask(
     begin, end, row_ptr, tokens, seen, protected, draws, mode, offset, seed, rates, settings,
-    connected, indptr, indices, base, pace, pos, w0, w1, pool, masked, seed_keys, looked, keys, order, spare,
+    connected, indptr, indices, table_base, paces, pos, w0, w1, pool, masked, seed_keys, looked, keys, order, spare,
     columns, drawn, out, attention, labels, positions,
 ):  # fmt: skip
     """Mask the rows [begin, end) of a batch.
 
     Row i is tokens[row_ptr[i]:row_ptr[i + 1]], written into row i of the outputs, padded on the right. ``seen`` and
     ``protected`` (1: attended to, 1: never masked) lie like ``tokens``; both, and the output ``attention``, may be
-    empty. Returns (row, base, pace): the first row that holds a token outside the vocabulary, or −1, and what the next
-    call takes as ``base`` and ``pace``.
+    empty. ``table_base`` and ``paces`` (one element each) are kept for the next call. Returns the first row that holds
+    a token outside the vocabulary, or −1.
     """
     key = np.uint64(seed)
+    base, pace = table_base[0], paces[0]
     bad = -1
     for row in range(begin, end):
         here = slice(row_ptr[row], row_ptr[row + 1])
@@ -294,4 +295,5 @@ def corrmask(
             attention[row] if attention.size else attention[0], positions[row],
         )  # fmt: skip
         base += span
-    return bad, base, pace
+    table_base[0], paces[0] = base, pace
+    return bad

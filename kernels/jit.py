@@ -18,7 +18,10 @@ def kernel(function):
     Numba's cache looks at the time of the function's own file, but a kernel holds what it calls from other files too:
     here a cached kernel is as old as the text of all of them.
     """
-    dispatcher = njit(nogil=True, cache=True, error_model="numpy")(function)
+    try:
+        dispatcher = njit(nogil=True, cache=True, error_model="numpy")(function)
+    except RuntimeError:  # no folder to write to: compile in every process
+        return njit(nogil=True, error_model="numpy")(function)
     cache_file = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
     if cache_file is not None:
         cache_file._source_stamp = _SOURCES  # noqa: SLF001 (Numba offers no public way)

@@ -313,3 +313,12 @@ def test_a_masker_on_a_device_does_not_mask_on_the_cpu(masker):
 def test_cuda_tensors_have_a_kernel_of_their_own():
     """Not the one for any device, which would read device memory from the host."""
     assert torch._C._dispatch_has_kernel_for_dispatch_key("corrmask_fast::corrmask", "CUDA")
+
+
+def test_epochs_do_not_compile_again_and_again():
+    case = cases(0)[0]
+    masker, rows = CorrMasker(case.graph), torch.from_numpy(case.input_ids)
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda epoch: masker(rows, epoch=epoch).labels, fullgraph=True, backend="aot_eager")
+    for epoch in range(20):
+        assert torch.equal(compiled(epoch), masker(rows, epoch=epoch).labels)
