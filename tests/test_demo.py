@@ -101,7 +101,7 @@ def extras():
 def test_the_demo_end_to_end(extras, tmp_path, capsys):
     pytest.importorskip("datasets")
     pytest.importorskip("transformers")
-    folder = tmp_path / "new" / "demo"
+    folder = tmp_path / "new-demo"
     report = run_demo(folder, progress=False, size=SMALL)
     out = capsys.readouterr().out
     text = report.read_text()

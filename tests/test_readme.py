@@ -1,4 +1,4 @@
-"""The README does what it says: its commands and its Python run as they stand, and its figures are recorded ones."""
+"""The README does what it says: commands and each Python block run as they stand, figures are recorded ones."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 
 from corrmask_fast.cli import main
 from corrmask_fast.synthetic import generate_cells
+from corrmask_fast.tokenizer import corpus_medians
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -28,6 +29,8 @@ def reader(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     cells = generate_cells(600, 150, n_modules=5, n_types=2)
     cells.write_h5ad("cells.h5ad")
+    medians = corpus_medians("cells.h5ad", cells.vocabulary, progress=False)
+    Path("gene_median_dictionary.pkl").write_bytes(pickle.dumps(medians))
     tokens = {name: token for token, name in enumerate(cells.vocabulary.names)}
     Path("token_dictionary.pkl").write_bytes(pickle.dumps(tokens))
     Path("gene_name_id_dict.pkl").write_bytes(pickle.dumps({"RPL3": "GENE0020"}))  # a gene of a planted module
@@ -40,7 +43,7 @@ def reader(tmp_path, monkeypatch):
 
 def test_commands_and_python_run(reader, capsys):
     datasets = pytest.importorskip("datasets")
-    commands = [line for block in blocks("bash") for line in block.splitlines()]
+    commands = [line for block in blocks("bash") for line in block.replace("\\\n", "").splitlines()]
     assert len(commands) == 5
     for command in commands:
         program, *arguments = shlex.split(command)
@@ -51,13 +54,15 @@ def test_commands_and_python_run(reader, capsys):
     assert Path("audit.png").stat().st_size
 
     reader["dataset"] = datasets.load_from_disk("cells.dataset")
-    programs = blocks("python")
+    programs, result = blocks("python"), {}
     assert len(programs) == 4
     for program in programs:
-        exec(compile(program, "README.md", "exec"), reader)
-    assert reader["trainer"].train().global_step == 2
-    assert (reader["masked"].labels != -100).any()
-    assert reader["partners"].size
+        names = dict(reader)  # each block alone, with what a reader brings
+        exec(compile(program, "README.md", "exec"), names)
+        result |= names
+    assert result["trainer"].train().global_step == 2
+    assert (result["masked"].labels != -100).any()
+    assert result["partners"].size
     assert "hit rate" in capsys.readouterr().out
 
 
