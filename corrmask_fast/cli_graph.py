@@ -105,8 +105,10 @@ def _graph_show(arguments: argparse.Namespace) -> None:
 
     graph = load_graph(arguments.graph)
     limit = check_integer("-n", arguments.n, 0) or None
+    name = arguments.gene
+    gene = int(name) if name.isdecimal() and name not in graph.vocabulary.names else name  # a token id, typed
     try:
-        print(partner_table(graph, arguments.gene, limit))
+        print(partner_table(graph, gene, limit))
     except InputError as error:
         if graph.vocabulary.symbols:
             raise

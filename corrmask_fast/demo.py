@@ -163,6 +163,7 @@ def run_demo(
     else:
         _compare_speed(journal, masker, corpus, size)
         _train(journal, masker, size)
+    journal.pages.append(_next_steps(journal))
     report = journal.write(
         "CorrMask on made-up cells" if input_path is None else f"CorrMask on {Path(input_path).name}"
     )
@@ -335,10 +336,11 @@ def _audit(journal: Journal, masker: CorrMasker, corpus: Corpus, graph: Dependen
         report = audit_masking(masker, corpus, graph, progress=journal.progress)
         journal.show(report.table())
         ours, control = report["CorrMask"], report[CONTROL]
-        journal.say(
-            f"Partners in the cell of a masked gene are masked with it {ours.hit_rate / control.hit_rate:.1f} "
-            f"times as often as at random ({100 * ours.hit_rate:.1f} % against {100 * control.hit_rate:.1f} %)."
-        )
+        if control.hit_rate > 0:  # few cells may hold no masked pair at all
+            journal.say(
+                f"Partners in the cell of a masked gene are masked with it {ours.hit_rate / control.hit_rate:.1f} "
+                f"times as often as at random ({100 * ours.hit_rate:.1f} % against {100 * control.hit_rate:.1f} %)."
+            )
         report.save_csv(journal.folder / "audit.csv")
         plot_audit(report, journal.folder / "audit.png")
         journal.picture("audit.png", "What masking hides")

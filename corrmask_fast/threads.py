@@ -39,7 +39,7 @@ def get_num_threads() -> int:
         return _state["threads"]
     if "CORRMASK_NUM_THREADS" in os.environ:
         value = os.environ["CORRMASK_NUM_THREADS"]
-        return check_integer("CORRMASK_NUM_THREADS", int(value) if value.isdigit() else value, 1)
+        return check_integer("CORRMASK_NUM_THREADS", int(value) if value.isdecimal() else value, 1)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -99,26 +99,12 @@ class Vocabulary:
             among the genes, ``<pad>`` or ``<mask>`` is missing, or no symbol is of a gene here.
         """
         try:
-            return cls._from_dictionaries(read_dictionary(tokens), symbols)
+            names = _names_by_id(read_dictionary(tokens))
         except InputError as error:
             if not isinstance(tokens, str | os.PathLike) or str(tokens) in str(error):
                 raise
             raise InputError(f"{tokens}: {error}") from error
-
-    @classmethod
-    def _from_dictionaries(cls, tokens: Mapping[str, int], symbols: Any) -> Vocabulary:
-        ids = {name: _check_id(name, value) for name, value in tokens.items()}
-        for name in SPECIAL_TOKENS[:2]:
-            if name not in ids:
-                raise InputError(f"the vocabulary has no {name!r} token; {_NEEDS_SPECIALS}")
-        names: list[str | None] = [None] * len(ids)
-        for name, token in ids.items():
-            if not 0 <= token < len(names) or names[token] is not None:
-                raise InputError(
-                    f"token ids must be 0 to {len(names) - 1} for {len(names)} names, each once; "
-                    f"{name!r} has {token}; renumber the token dictionary"
-                )
-            names[token] = name
+        ids = set(names)
         table = {} if symbols is None else read_dictionary(symbols)
         table = {key: value for key, value in table.items() if isinstance(key, str) and isinstance(value, str)}
         if not any(gene in ids for gene in table.values()):
@@ -133,7 +119,7 @@ class Vocabulary:
                 f"no symbol of {named} names a gene of the token dictionary; "
                 "give the gene_name_id_dict that belongs to it, or leave the symbols out"
             )
-        return cls(tuple(names), by_gene)  # type: ignore[arg-type]
+        return cls(names, by_gene)
 
     @cached_property
     def _ids(self) -> dict[str, int]:
@@ -195,6 +181,9 @@ class Vocabulary:
         """SHA-256 of all names in order of id: equal exactly where token ids mean the same."""
         return hashlib.sha256(json.dumps(self.names).encode()).hexdigest()
 
+    def _token_named(self, name: str) -> int | None:
+        return self._ids[name] if name in self._ids else self._ids_by_symbol.get(name)
+
     def id_of(self, gene: str | int) -> int:
         """Token id of a gene given by id, name or symbol.
 
@@ -203,12 +192,7 @@ class Vocabulary:
         InputError
             If there is no such gene.
         """
-        if isinstance(gene, str):
-            token = self._ids.get(gene, self._ids_by_symbol.get(gene))
-            if token is None and gene.isdecimal():
-                token = int(gene)
-        else:
-            token = as_integer(gene)
+        token = self._token_named(gene) if isinstance(gene, str) else as_integer(gene)
         lo, hi = self.gene_range
         if token is None or not lo <= token < hi:
             raise InputError(
@@ -290,6 +274,23 @@ def read_dictionary(source: str | os.PathLike[str] | Mapping[str, Any]) -> dict[
     if not isinstance(content, dict):
         raise InputError(f"{path} must hold a dictionary; it holds a {type(content).__name__}")
     return content
+
+
+def _names_by_id(tokens: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of a token dictionary in order of id."""
+    for name in SPECIAL_TOKENS[:2]:
+        if name not in tokens:
+            raise InputError(f"the vocabulary has no {name!r} token; {_NEEDS_SPECIALS}")
+    ids = {name: _check_id(name, value) for name, value in tokens.items()}
+    names: dict[int, str] = {}
+    for name, token in ids.items():
+        if not 0 <= token < len(ids) or token in names:
+            raise InputError(
+                f"token ids must be 0 to {len(ids) - 1} for {len(ids)} names, each once; "
+                f"{name!r} has {token}; renumber the token dictionary"
+            )
+        names[token] = name
+    return tuple(names[token] for token in range(len(ids)))
 
 
 def _check_id(name: Any, value: Any) -> int:
