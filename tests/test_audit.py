@@ -315,7 +315,8 @@ def test_plots_are_saved_whole_or_not_at_all(corpus, graph, tmp_path):
     report = audit(corpus, graph)
     plot_audit(report, tmp_path / "audit.png")
     assert (tmp_path / "audit.png").read_bytes().startswith(b"\x89PNG")
-    plot_loss([3.0, 2.5, 2.0], tmp_path / "loss.svg", chance=3.2)
+    figure = plot_loss([3.0, 2.5, 2.0], tmp_path / "loss.svg", chance=3.2, window=2)
+    assert figure.axes[0].texts[0].get_text() == "2.25 nats,\nmean of\n2 steps"
     assert b"<svg" in (tmp_path / "loss.svg").read_bytes()
     with pytest.raises(InputError, match="does not exist"):
         plot_audit(report, tmp_path / "nowhere" / "audit.png")

@@ -246,7 +246,7 @@ BAD_DICTIONARIES = [
 
 def test_a_bad_file_is_named_with_what_it_lacks(tmp_path):
     path = tmp_path / "medians.json"
-    path.write_text(json.dumps({"ENSG01": 1, "ENSG02": 2}))
+    path.write_text(json.dumps({"ENSG01": 1.5, "ENSG02": 2.5}))
     with pytest.raises(InputError, match=r"medians\.json: the vocabulary has no '<pad>' token") as error:
         Vocabulary.from_token_dictionary(path)
     assert "renumber" not in str(error.value)
