@@ -108,11 +108,10 @@ def comparisons(rows: Sequence[Row]) -> list[Comparison]:
 
 
 def table(rows: Sequence[Row], *, brief: bool = False) -> str:
-    """Return the comparisons as a Markdown table; ``brief``: at the largest batch only, without the goals."""
+    """Return the comparisons as a Markdown table; ``brief``: without the goals."""
     found = comparisons(rows)
-    largest = {(one.goal, one.against): one for one in found}
     lines = [["what", "against", "batch", "theirs, µs a cell", "ours, µs a cell", "ratio", "ours / floor", "goal"]]
-    for one in largest.values() if brief else found:
+    for one in found:
         times = [f"{one.theirs:,.1f}", f"{one.ours:,.1f}", f"{one.theirs / one.ours:,.4g}x"]
         beyond = [f"{one.ours / one.floor:.1f}" if one.floor else "", f"{one.goal.at_least:,g}x"]
         lines.append([one.goal.what, one.against, str(one.batch), *times, *beyond])
