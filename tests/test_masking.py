@@ -506,12 +506,13 @@ def test_an_interrupt_leaves_the_next_masks_right(cells):
     try:
         for i in range(20):
             try:
-                signal.setitimer(signal.ITIMER_REAL, 0.0005 + 0.0002 * i)
-                masker(batch, epoch=i)
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, 0.0005 + 0.0001 * i)
+                    masker(batch, epoch=i)
+                finally:
+                    signal.setitimer(signal.ITIMER_REAL, 0)
             except KeyboardInterrupt:
                 interrupted += 1
-            finally:
-                signal.setitimer(signal.ITIMER_REAL, 0)
             assert torch.equal(masker(batch, epoch=0).labels, expected)
     finally:
         signal.signal(signal.SIGALRM, before)
