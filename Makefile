@@ -12,7 +12,7 @@ READY := $(VENV)/.ready
 .PHONY: help demo test lint bench bench-smoke clean
 
 help:
-	@echo "make demo         counts to graph, masks, audit, speed and a tiny BERT, in about three minutes"
+	@echo "make demo         counts to graph, masks, audit, speed and a tiny BERT, in about a minute once installed"
 	@echo "make test         the tests (CORRMASK_DATA=folder adds those on real cells)"
 	@echo "make lint         format, lint, types"
 	@echo "make bench        time it against Hugging Face's collator; appends to bench/results"

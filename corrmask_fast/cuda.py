@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from corrmask_fast.errors import InputError, import_extra
+from corrmask_fast.kernels.layout import PARTNERS, SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,8 +27,6 @@ THREADS = 256  # of a block
 OPTIONS = ("-std=c++17", "-lineinfo")
 # Sizes in bytes of structures in kernels/rows.cuh and kernels/corrmask.cu, which assert them.
 ROW_STATE, SEED, POOL = 1472, 24, 640
-# Entries of ``settings`` that are needed here; kernels/rows.py has them all.
-SIZE, PARTNERS = 4, 5
 DTYPES = {"indptr": ("torch.int32", "torch.int64"), "indices": ("torch.int32",)}  # the others: int64
 
 

@@ -12,7 +12,8 @@ from torch import nn
 from corrmask_fast import torch_ops
 from corrmask_fast.buffers import empty
 from corrmask_fast.errors import InputError, check_integer, check_number, check_seed
-from corrmask_fast.masking import CONTENT, COUNTED, GIVEN, Draws, RowRules, mask_rows, raise_unknown_token
+from corrmask_fast.kernels.layout import CONTENT, COUNTED, GIVEN
+from corrmask_fast.masking import Draws, RowRules, mask_rows, raise_unknown_token
 
 if TYPE_CHECKING:
     from corrmask_fast.graph import DependencyGraph

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from corrmask_fast.errors import InputError
+from corrmask_fast.kernels.layout import DEGREE
 from corrmask_fast.threads import run_ranges
 
 if TYPE_CHECKING:
@@ -19,15 +20,12 @@ if TYPE_CHECKING:
 
 NOTHING = np.empty(0, np.uint8)
 NO_OUTPUT = np.empty((1, 0), np.int64)
-# Entries of ``settings`` and kinds of draws that are needed here; kernels/rows.py has them all.
-SIZE, DEGREE = 4, 8
-GIVEN, COUNTED, CONTENT = range(3)
 # A thread must have enough to do to be worth waking: about a tenth of a millisecond.
 TOKENS_A_THREAD = 32_768
 
 
 class Draws(NamedTuple):
-    """Where each row's draw_id comes from: ``mode`` is GIVEN, COUNTED or CONTENT of ``kernels/rows.py``."""
+    """Where each row's draw_id comes from: ``mode`` is GIVEN, COUNTED or CONTENT of ``kernels/layout.py``."""
 
     values: np.ndarray  # int64: (rows,) draw ids, or (1,) a counter, or (1,) the salt of the content
     mode: int
@@ -40,7 +38,7 @@ class RowRules(NamedTuple):
     connected: np.ndarray  # (V / 64 rounded up,) uint64: a bit for each gene that has neighbours
     indptr: np.ndarray  # (V + 1,) int32 or int64: the neighbour table
     indices: np.ndarray  # uint16 or int32
-    settings: np.ndarray  # int64, see kernels/rows.py
+    settings: np.ndarray  # int64, see kernels/layout.py
     seed: np.ndarray  # (1,) int64, the bits of the seed
 
     @classmethod
@@ -59,7 +57,7 @@ class RowRules(NamedTuple):
         mask_replace_prob: float,
         random_replace_prob: float,
     ) -> list[int]:
-        """Return the integer constants of a masker in the order of ``kernels/rows.py``."""
+        """Return the integer constants of a masker in the order of ``kernels/layout.py``."""
         lo, hi = vocabulary.gene_range
         mask_below = math.floor(mask_replace_prob * 2**32)
         random_below = math.floor((mask_replace_prob + random_replace_prob) * 2**32)
@@ -137,7 +135,6 @@ def mask_rows(
     from corrmask_fast.kernels.corrmask import corrmask
 
     rows, columns = out.shape
-
     if positions.shape[1] < math.floor(columns * rates[0]):
         raise ValueError(f"masked_positions has {positions.shape[1]} columns; p = {rates[0]} of {columns} need more")
 

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from corrmask_fast.buffers import empty
-from corrmask_fast.masking import NOTHING, SIZE, Draws, RowRules, mask_rows, raise_unknown_token
+from corrmask_fast.kernels.layout import SIZE
+from corrmask_fast.masking import NOTHING, Draws, RowRules, mask_rows, raise_unknown_token
 
 __all__ = ["corrmask", "mask_on_cpu"]
 

@@ -14,11 +14,10 @@ import numpy as np
 
 from .bits import count_ones, lowest_one, ones_below, ones_inside, prefetch
 from .jit import inline, kernel, stage
+from .layout import PAD, PARTNERS
 from .philox import LOW, S32, philox
 from .rows import (
     ALL,
-    PAD,
-    PARTNERS,
     S6,
     U0,
     U1,

@@ -15,12 +15,8 @@ import numpy as np
 
 from .bits import count_ones, lowest_one, ones_below, ones_inside, ones_unequal
 from .jit import inline, stage
+from .layout import COUNTED, GIVEN, HI, LO, MASK, MASK_BELOW, RANDOM_BELOW, SIZE
 from .philox import LOW, S32, philox
-
-# Entries of ``settings``, the int64 constants of a masker.
-PAD, MASK, LO, HI, SIZE, PARTNERS, MASK_BELOW, RANDOM_BELOW, DEGREE = range(9)
-# How a row gets its draw_id: given, counted, or from its content plus a salt.
-GIVEN, COUNTED, CONTENT = range(3)
 
 U0, U1 = np.uint64(0), np.uint64(1)
 ALL = np.uint64(0xFFFFFFFFFFFFFFFF)

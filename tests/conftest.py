@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
-# Numba's cache does not see edits in files that a kernel imports: key its folder by the text of all kernels.
+# The tests keep compiled kernels to themselves, in a folder for each text of the kernels.
 # This must stand before the first import of Numba.
 _KERNELS = Path(__file__).resolve().parents[1] / "kernels"
 _TEXT = b"".join(path.read_bytes() for path in sorted(_KERNELS.glob("*.py")))

@@ -25,7 +25,7 @@ from corrmask_fast import (
     reference,
     tokenize_h5ad,
 )
-from corrmask_fast.masking import CONTENT, COUNTED, GIVEN
+from corrmask_fast.kernels.layout import CONTENT, COUNTED, GIVEN
 from corrmask_fast.testing import (
     LONG_PARAMETERS,
     PARAMETERS,

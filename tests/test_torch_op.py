@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from corrmask_fast import CorrMasker, InputError, masking, torch_ops
+from corrmask_fast import CorrMasker, InputError, torch_ops
+from corrmask_fast.kernels.layout import CONTENT, COUNTED, GIVEN
 from corrmask_fast.testing import Case, assert_same, cases, make_graph, make_vocabulary
 
 GRAPH = make_graph(make_vocabulary(200), seed=1)
@@ -33,7 +34,7 @@ def batch(rows=4, columns=96, dtype=torch.int64, seed=0):
     return torch.stack([torch.randperm(200, generator=generator)[:columns] + 2 for _ in range(rows)]).to(dtype)
 
 
-def op_arguments(masker, input_ids, attention=None, special=None, *, mode=masking.CONTENT, draws=None, validate=True):
+def op_arguments(masker, input_ids, attention=None, special=None, *, mode=CONTENT, draws=None, validate=True):
     return (
         input_ids, attention, special, torch.tensor([5]) if draws is None else draws, mode, 0, masker.seed_bits,
         masker.rate_bits, masker.neighbor_indptr, masker.neighbor_indices, masker._settings, masker.mlm_probability,
@@ -53,8 +54,8 @@ SAMPLES = {
     "int64": lambda m: op_arguments(m, batch()),
     "int32": lambda m: op_arguments(m, batch(dtype=torch.int32)),
     "masks": lambda m: op_arguments(m, batch(), torch.ones(4, 96, dtype=torch.bool), torch.zeros(4, 96)),
-    "given draws": lambda m: op_arguments(m, batch(), mode=masking.GIVEN, draws=torch.arange(4)),
-    "counter": lambda m: op_arguments(m, batch(), mode=masking.COUNTED, draws=m.draw_counter),
+    "given draws": lambda m: op_arguments(m, batch(), mode=GIVEN, draws=torch.arange(4)),
+    "counter": lambda m: op_arguments(m, batch(), mode=COUNTED, draws=m.draw_counter),
     "no rows": lambda m: op_arguments(m, batch()[:0]),
     "no columns": lambda m: op_arguments(m, batch()[:, :0]),
     "strided": lambda m: op_arguments(m, batch().T.contiguous().T),
@@ -175,7 +176,7 @@ def test_another_seed_or_rate_needs_no_new_graph():
     maskers = [CorrMasker(GRAPH, seed=seed, structural_ratio=ratio) for seed, ratio in ((0, 0.5), (1, 0.2), (9, 0.2))]
 
     def step(input_ids, draws, seed_bits, rate_bits):
-        arguments = list(op_arguments(maskers[0], input_ids, mode=masking.GIVEN, draws=draws))
+        arguments = list(op_arguments(maskers[0], input_ids, mode=GIVEN, draws=draws))
         arguments[6:8] = seed_bits, rate_bits
         return torch_ops.corrmask(*arguments)
 

@@ -7,7 +7,8 @@ import math
 import numpy as np
 
 from corrmask_fast.cuda import Arena, corrmask_arguments
-from corrmask_fast.masking import CONTENT, GIVEN, RowRules
+from corrmask_fast.kernels.layout import CONTENT, GIVEN
+from corrmask_fast.masking import RowRules
 from corrmask_fast.testing import Expected
 
 GOLDEN = 0x9E3779B97F4A7C15
