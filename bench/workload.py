@@ -21,7 +21,16 @@ from corrmask_fast.synthetic import generate_cells
 
 # A change to one of these may change the cells or the graph: a kept workload is made anew.
 MAKERS = (
-    *("synthetic", "tokenizer", "count_scaling", "medians", "graph_building", "graph_stages", "graph"),
+    *(
+        "synthetic",
+        "tokenizer",
+        "count_scaling",
+        "medians",
+        "graph_building",
+        "graph_stages",
+        "graph_products",
+        "graph",
+    ),
     *("kernels/tokenize", "kernels/ranks", "kernels/correlation", "kernels/overlap", "kernels/ragged"),
 )
 

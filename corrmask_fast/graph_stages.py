@@ -7,22 +7,12 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from corrmask_fast.kernels.correlation import (
-    LANES,
-    chunk_starts,
-    fill_panel,
-    keep_strongest,
-    panel_products,
-    rows_of_block,
-    select_pairs,
-    tile_products,
-)
+from corrmask_fast.graph_products import Cut, Operands, StrongestPartners, plan_product, run_tasks
 from corrmask_fast.kernels.overlap import correlate_overlaps
 from corrmask_fast.kernels.ranks import count_genes, fill_columns, rank_columns
 from corrmask_fast.threads import get_num_threads, map_tasks, run_ranges
@@ -33,7 +23,6 @@ if TYPE_CHECKING:
     from corrmask_fast.corpus import Corpus
 
     Bar = Callable[[str, int, str], Any]  # (what, total, unit) -> a progress bar as tqdm makes it
-    Found = tuple[np.ndarray, np.ndarray, np.ndarray]  # u, v, rho of pairs
 
 CHUNK_CELLS = 4096  # cells read at a time
 
@@ -77,16 +66,6 @@ class Pairs(NamedTuple):
     u: np.ndarray  # (pairs,) int64
     v: np.ndarray  # (pairs,) int64
     rho: np.ndarray  # (pairs,) float64
-
-
-@dataclass(frozen=True)
-class Cut:
-    """How the product of all genes is cut into tasks: worth time, but no result depends on it."""
-
-    tile_genes: int = 512  # genes on a side of a tile; its sums take 2 MiB
-    common: float = 0.15  # genes present in a larger share of cells go through panels
-    chunk_cells: int = 2048  # rows of a panel that stay in the L2 cache while columns pass
-    passes: float = 32.0  # nonzeros of a block of columns, for each row of the panel that is read for it
 
 
 # ------------------------------------------------------------------------------------------- columns and their ranks
@@ -156,92 +135,13 @@ def strongest_pairs(
     columns: GeneColumns, ranks: Ranks, n_neighbors: int, rho_min: float, bar: Bar, *, cut: Cut | None = None
 ) -> Pairs:
     """Return the pairs in which one gene is among the other's ``n_neighbors`` strongest and abs(rho) >= ``rho_min``."""
-    G = columns.genes.size
-    varying = np.flatnonzero(ranks.sum_squares)
-    k = max(1, min(n_neighbors, varying.size - 1))
-    n_kept, kept_gene, kept_rho = np.zeros(G, np.int64), np.empty((G, k), np.int32), np.empty((G, k), np.float64)
-    # What abs(rho) has to reach to enter a gene's list. It rises while results come in; tasks may read an older value.
-    reach = np.full(G, rho_min)
-    tasks = _product_tasks(columns, ranks, varying, reach, cut or Cut())
-    with bar("correlating genes", varying.size * (varying.size - 1) // 2, "pair") as progress:
-        for n_pairs, found in map_tasks(lambda task: task(), tasks):
-            keep_strongest(found, n_kept, kept_gene, kept_rho, reach)
+    plan = plan_product(columns.presence, ranks.sum_squares, columns.n_cells, cut or Cut())
+    k = max(1, min(n_neighbors, plan.order.size - 1))
+    strongest = StrongestPartners(columns.genes.size, k, rho_min)
+    with bar("correlating genes", plan.n_pairs, "pair") as progress:
+        for n_pairs in run_tasks(plan, Operands(plan, columns, ranks.e), ranks, strongest):
             progress.update(n_pairs)
-    listed = np.arange(k) < n_kept[:, None]
-    u, v = np.nonzero(listed)[0], kept_gene[listed].astype(np.int64)
-    pair, first = np.unique(np.minimum(u, v) * G + np.maximum(u, v), return_index=True)
-    return Pairs(pair // max(G, 1), pair % max(G, 1), kept_rho[listed][first])
-
-
-def _product_tasks(
-    columns: GeneColumns, ranks: Ranks, varying: np.ndarray, reach: np.ndarray, cut: Cut
-) -> Iterator[Callable[[], tuple[int, Found]]]:
-    """Yield tasks that look at every pair of ``varying`` columns once, each returning (pairs seen, pairs found)."""
-    order = varying[np.argsort(columns.presence[varying], kind="stable")]
-    n_rare = int(np.searchsorted(columns.presence[order], cut.common * columns.n_cells, side="right"))
-
-    def select(sums: np.ndarray, of_u: np.ndarray, of_v: np.ndarray, ahead: int) -> Found:
-        numbers = columns.n_cells, ranks.n_positive, ranks.sum_squares
-        return select_pairs(sums, of_u, of_v, ahead, *numbers, reach)
-
-    # Panels first, the longest before the others: no thread is left with a long task at the end.
-    panels = range(n_rare, order.size, LANES)
-    starts = _chunk_starts(columns, cut.chunk_cells if panels else columns.n_cells)
-    for begin in reversed(panels):
-        yield partial(_panel_task, columns, ranks, order, begin, starts, cut, select)
-
-    members = [order[begin : min(begin + cut.tile_genes, n_rare)] for begin in range(0, n_rare, cut.tile_genes)]
-    make_rows = partial(_rows, columns, ranks)
-    blocks = list(zip(members, map_tasks(make_rows, members), strict=True))
-    for j in reversed(range(len(blocks))):
-        for i in reversed(range(j + 1)):
-            yield partial(_tile_task, blocks[i], blocks[j], (j - i) * cut.tile_genes, select)
-
-
-def _rows(columns: GeneColumns, ranks: Ranks, members: np.ndarray) -> Found:
-    return rows_of_block(members, columns.indptr, columns.cells, ranks.e, columns.n_cells)
-
-
-def _tile_task(block_u: Any, block_v: Any, ahead: int, select: Callable[..., Found]) -> tuple[int, Found]:
-    """Correlate two blocks of rare genes (or one with itself: ``ahead`` is 0)."""
-    (of_u, rows_u), (of_v, rows_v) = block_u, block_v
-    sums = np.zeros((of_u.size, of_v.size), np.uint64)
-    tile_products(rows_u, rows_v, ahead == 0, sums)
-    n_pairs = sums.size if ahead else of_u.size * (of_u.size - 1) // 2
-    return n_pairs, select(sums, of_u, of_v, ahead)
-
-
-def _chunk_starts(columns: GeneColumns, chunk_cells: int) -> np.ndarray:
-    """(G, chunks + 1) int64: where each chunk of cells begins in each column."""
-    G = columns.genes.size
-    starts = np.empty((G, -(-columns.n_cells // chunk_cells) + 1), np.int64)
-    run_ranges(lambda a, b: chunk_starts(columns.indptr, columns.cells, chunk_cells, a, b, starts), G, 16)
-    return starts
-
-
-def _panel_task(
-    columns: GeneColumns,
-    ranks: Ranks,
-    order: np.ndarray,
-    begin: int,
-    starts: np.ndarray,
-    cut: Cut,
-    select: Callable[..., Found],
-) -> tuple[int, Found]:
-    """Correlate the common genes ``order[begin : begin + LANES]`` with all genes up to them."""
-    of_v = order[begin : begin + LANES]
-    panel = np.zeros((columns.n_cells, LANES), np.uint32)
-    fill_panel(of_v, columns.indptr, columns.cells, ranks.e, panel)
-    end = begin + of_v.size
-    passes = np.cumsum(columns.presence[order[:end]]) // int(cut.passes * columns.n_cells)
-    bounds = [0, *(np.flatnonzero(np.diff(passes)) + 1).tolist(), end]
-    found = []
-    for a, b in pairwise(bounds):
-        sums = np.zeros((b - a, LANES), np.uint64)
-        panel_products(order[a:b], starts, columns.cells, ranks.e, panel, sums)
-        found.append(select(sums, order[a:b], of_v, begin - a))
-    u, v, rho = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    return of_v.size * begin + of_v.size * (of_v.size - 1) // 2, (u, v, rho)
+    return Pairs(*strongest.pairs())
 
 
 # ----------------------------------------------------------------------------------------------------------- overlaps

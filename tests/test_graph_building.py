@@ -24,17 +24,18 @@ from corrmask_fast import (
     set_num_threads,
 )
 from corrmask_fast.corpus import Segment
-from corrmask_fast.graph_stages import Cut, GeneColumns
+from corrmask_fast.graph_products import Cut, Operands, Rates, StrongestPartners, plan_product, select
+from corrmask_fast.graph_stages import GeneColumns
 
 A, B, C, D, E = range(2, 7)
 LETTERS = Vocabulary(("<pad>", "<mask>", *"ABCDE"))
 LOOSE = {"rho_min": 0.0, "min_cooccurrence": 0, "min_presence": 1}
 QUIET = partial(graph_building._progress_bar, shown=False)
-# Tiny, odd ways to cut the work; the first sends every pair through tiles, the second through panels.
+# Tiny, odd ways to cut the work: by each method alone, and by what the costs say.
 CUTS = {
-    "tiles": Cut(tile_genes=5, common=1.0),
-    "panels": Cut(common=0.0, chunk_cells=7, passes=0.5),
-    "both": Cut(tile_genes=3, common=0.3, chunk_cells=3, passes=2.0),
+    "scatter": Cut(tile_genes=5, rates=Rates(scatter=math.inf)),
+    "panels": Cut(tile_genes=150, chunk_cells=7, passes=0.5, rates=Rates(panel=math.inf)),
+    "mixed": Cut(tile_genes=3, chunk_cells=3, passes=2.0, rates=Rates(scatter=1.0, panel=3.0)),
 }
 
 
@@ -242,6 +243,30 @@ def test_same_file_for_any_number_of_threads(make_corpus, tmp_path):
     assert len(set(files)) == 1
 
 
+@pytest.mark.parametrize("cut", CUTS.values(), ids=CUTS)
+def test_tasks_add_up_over_chunks_of_cells_in_any_order(make_corpus, cut):
+    columns, ranks = stages_of(make_corpus(200, 60, seed=7), 4)
+    plan = plan_product(columns.presence, ranks.sum_squares, columns.n_cells, cut)
+    seen = [(a, b) for t in plan.tasks for a in t.u for b in t.v if a < b]
+    assert len(seen) == len(set(seen)) == plan.n_pairs == sum(task.n_pairs for task in plan.tasks)
+    strongest = StrongestPartners(columns.genes.size, 5, 0.1)
+    for task in reversed(plan.tasks):
+        sums = task.zeros()
+        for begin, end in ((120, 200), (0, 1), (1, 120)):
+            Operands(plan, *cells_between(columns, ranks.e, begin, end), [task]).add(task, sums)
+        strongest.offer(select(plan, task, sums, ranks, columns.n_cells, strongest.reach))
+    whole = graph_stages.strongest_pairs(columns, ranks, 5, 0.1, QUIET)
+    for found, expected in zip(strongest.pairs(), whole, strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def cells_between(columns, e, begin, end):
+    inside = (columns.cells >= begin) & (columns.cells < end)
+    indptr = np.concatenate([[0], np.cumsum(inside)])[columns.indptr]
+    cells, levels = columns.cells[inside] - np.int32(begin), columns.levels[inside]
+    return GeneColumns(columns.genes, end - begin, columns.max_length, indptr, cells, levels), e[inside]
+
+
 def test_sampling_equals_the_oracle(make_corpus):
     corpus = make_corpus(40, 5)
     for n_cells, seed in ((1, 0), (17, 3), (39, 2**63), (40, 1), (100, 1)):
@@ -336,8 +361,8 @@ def test_sums_are_exact_at_the_limits(n_cells):
         float(dot(d[u], d[v])) / math.sqrt(float(dot(d[u], d[u])) * float(dot(d[v], d[v])))
         for u, v in ((0, 1), (0, 2), (1, 2))
     ]
-    for common in (0.0, 1.0):  # panels, tiles
-        pairs = graph_stages.strongest_pairs(columns, ranks, 5, 0.0, QUIET, cut=Cut(common=common))
+    for rates in (Rates(scatter=math.inf), Rates(panel=math.inf)):
+        pairs = graph_stages.strongest_pairs(columns, ranks, 5, 0.0, QUIET, cut=Cut(rates=rates))
         assert pairs.rho.tolist() == exact
     overlap, rho = graph_stages.correlate_pairs(columns, pairs, 1, QUIET)
     assert overlap.tolist() == [n_cells] * 3
