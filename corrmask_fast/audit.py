@@ -22,7 +22,6 @@ hub has strong partners, and its weight can raise the mean although each gene's 
 
 from __future__ import annotations
 
-import csv
 import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -30,7 +29,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from corrmask_fast.errors import InputError, check_integer
-from corrmask_fast.files import atomic_file
+from corrmask_fast.tables import align, write_csv
 from corrmask_fast.threads import run_ranges
 
 if TYPE_CHECKING:
@@ -208,7 +207,7 @@ class AuditReport:
     def save_csv(self, path: str | os.PathLike[str]) -> None:
         """Write one line a strategy: every figure, then the counts it was made of."""
         rows = [strategy.to_dict() | {"n_cells": self.n_cells, "epochs": self.epochs} for strategy in self.strategies]
-        _write_csv(path, list(rows[0]), [list(row.values()) for row in rows])
+        write_csv(path, list(rows[0]), [list(row.values()) for row in rows])
 
     def save_coverage_csv(self, path: str | os.PathLike[str]) -> None:
         """Write one line a gene that stood in a cell: how often it was there, and how often each strategy masked it."""
@@ -219,7 +218,7 @@ class AuditReport:
             [names[g], self.vocabulary.name_of(g), present[g], *(s.times_masked[g] for s in self.strategies)]
             for g in np.flatnonzero(present).tolist()
         ]
-        _write_csv(path, head, rows)
+        write_csv(path, head, rows)
 
 
 def audit_masking(
@@ -389,15 +388,6 @@ class _Tally:
         )
 
 
-def align(rows: list[list[str]]) -> list[str]:
-    """Return lines of aligned columns: the first to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join([row[0].ljust(widths[0]), *(text.rjust(w) for text, w in zip(row[1:], widths[1:], strict=True))])
-        for row in rows
-    ]
-
-
 def _share(part: float, whole: float) -> float:
     return float(part / whole) if whole else math.nan
 
@@ -406,10 +396,3 @@ def _format(value: float, percent: bool) -> str:
     if math.isnan(value):
         return "-"
     return f"{100 * value:.2f} %" if percent else f"{value:.3f}"
-
-
-def _write_csv(path: str | os.PathLike[str], head: list[str], rows: list[list[Any]]) -> None:
-    with atomic_file(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(head)
-        writer.writerows(rows)

@@ -142,7 +142,7 @@ def summary_table(graph: DependencyGraph) -> str:
 
 def partner_table(graph: DependencyGraph, gene: str | int, limit: int | None = None) -> str:
     """Return a gene's partners, strongest first, as an aligned table of at most ``limit`` lines."""
-    from corrmask_fast.audit import align
+    from corrmask_fast.tables import align
 
     def label(token: int) -> str:
         name, symbol = vocabulary.names[token], vocabulary.name_of(token)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from corrmask_fast.audit import align
 from corrmask_fast.errors import import_extra
+from corrmask_fast.tables import align
 from corrmask_fast.threads import get_num_threads, set_num_threads
 
 if TYPE_CHECKING:
