@@ -66,8 +66,7 @@ class Corpus:
     ) -> None:
         indptr, tokens = _check_arrays(indptr, tokens)
         self._setup([Segment(indptr, tokens)], vocabulary, max_length, obs)
-        clean = self.take(np.arange(self.n_cells))
-        self._setup(clean._segments, vocabulary, max_length, obs)
+        self._setup([Segment(*self.gather(np.arange(self.n_cells)))], vocabulary, max_length, obs)
         self._clean = True
 
     @classmethod
@@ -175,12 +174,21 @@ class Corpus:
 
     def _load(self) -> None:
         if not self._clean:
-            clean = self.take(np.arange(self.n_cells))
-            self._segments, self._order, self._clean = clean._segments, None, True
+            clean = Segment(*self.gather(np.arange(self.n_cells)))
+            self._segments, self._order, self._clean = [clean], None, True
             self._index_segments()
 
     def _stored_rows(self, rows: np.ndarray) -> np.ndarray:
         return rows if self._order is None else self._order[rows]
+
+    def _check_rows(self, rows: np.ndarray) -> np.ndarray:
+        rows = np.ascontiguousarray(rows, np.int64)
+        if rows.ndim != 1:
+            raise InputError(f"cell indices must be one-dimensional; got shape {rows.shape}")
+        if rows.size and not (rows.min() >= 0 and rows.max() < self.n_cells):
+            bad = rows[(rows < 0) | (rows >= self.n_cells)][0]
+            raise InputError(f"cell index must be in [0, {self.n_cells}); got {bad}")
+        return rows
 
     def gather(self, rows: np.ndarray, *, check: bool = True) -> tuple[np.ndarray, np.ndarray]:
         """Return ``(indptr, tokens)`` of the given cells in the given order, stripped and cut.
@@ -190,12 +198,7 @@ class Corpus:
         """
         from corrmask_fast.kernels.ragged import OK, TWICE, gather_rows, row_lengths
 
-        rows = np.ascontiguousarray(rows, np.int64)
-        if rows.ndim != 1:
-            raise InputError(f"cell indices must be one-dimensional; got shape {rows.shape}")
-        if rows.size and not (rows.min() >= 0 and rows.max() < self.n_cells):
-            bad = rows[(rows < 0) | (rows >= self.n_cells)][0]
-            raise InputError(f"cell index must be in [0, {self.n_cells}); got {bad}")
+        rows = self._check_rows(rows)
         stored = self._stored_rows(rows)
         segment, offsets = self._segments[0], self._segments[0].offsets[:0]
         lengths = np.empty(rows.size, np.int64)
@@ -231,11 +234,31 @@ class Corpus:
         return with_special_tokens(*self.gather(rows, check=False), self.vocabulary)
 
     def take(self, rows: np.ndarray) -> Corpus:
-        """Return the given cells, in that order, as a corpus in memory."""
-        indptr, tokens = self.gather(rows)
-        corpus = Corpus.from_segments([Segment(indptr, tokens)], self.vocabulary, max_length=self.max_length)
+        """Return the given cells, in that order, with their obs, as a corpus in memory."""
+        rows = self._check_rows(rows)
+        cells, obs = Segment(*self.gather(rows)), obs_of(self.obs, rows)
+        corpus = Corpus.from_segments([cells], self.vocabulary, max_length=self.max_length, obs=obs)
         corpus._clean = True
         return corpus
+
+    def select(self, rows: np.ndarray) -> Corpus:
+        """Return the given cells, in that order, with their obs, as a corpus over the same buffers: nothing is read.
+
+        A cell is read when it is used, so parts of a corpus larger than memory cost no more than their indices.
+
+        Examples
+        --------
+        >>> from corrmask_fast import Vocabulary
+        >>> genes = Vocabulary(("<pad>", "<mask>", "A", "B"))
+        >>> obs = {"tissue": np.array(["lung", "liver"])}
+        >>> corpus = Corpus(np.array([0, 2, 3]), np.array([2, 3, 3]), genes, obs=obs)
+        >>> liver = corpus.select(np.flatnonzero(corpus.obs["tissue"] == "liver"))
+        >>> liver.n_cells, liver.tokens.tolist(), liver.obs["tissue"].tolist()
+        (1, [3], ['liver'])
+        """
+        rows = self._check_rows(rows)
+        order, obs = self._stored_rows(rows), obs_of(self.obs, rows)
+        return Corpus.from_segments(self._segments, self.vocabulary, max_length=self.max_length, obs=obs, order=order)
 
     def chunks(self, n_cells: int) -> Iterator[Corpus]:
         """Yield the corpus in order as corpora in memory of ``n_cells`` cells (the last may have fewer)."""
@@ -261,6 +284,13 @@ class Corpus:
 
     def __repr__(self) -> str:
         return f"Corpus({self.n_cells} cells, {self.vocabulary!r})"
+
+
+def obs_of(obs: Mapping[str, np.ndarray], rows: np.ndarray) -> Mapping[str, np.ndarray]:
+    """Return the obs of some cells; columns that are read when asked for stay so."""
+    if hasattr(obs, "take"):
+        return obs.take(rows)
+    return {name: np.asarray(column)[rows] for name, column in obs.items()}
 
 
 def with_special_tokens(

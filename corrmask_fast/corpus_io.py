@@ -323,16 +323,22 @@ class _DatasetCorpus(Corpus):
 
 
 class _DatasetColumns(Mapping[str, np.ndarray]):
-    """The other columns of a dataset, each read when asked for."""
+    """The other columns of a dataset, each read when asked for; of some cells only, where ``rows`` are given."""
 
-    def __init__(self, dataset: Any) -> None:
-        self._dataset = dataset
+    def __init__(self, dataset: Any, rows: np.ndarray | None = None) -> None:
+        self._dataset, self._rows = dataset, rows
         self._names = [name for name in dataset.column_names if name not in {"input_ids", "length"}]
 
     def __getitem__(self, name: str) -> np.ndarray:
         if name not in self._names:
             raise KeyError(name)
-        return np.asarray(self._dataset.with_format(None)[name][:])
+        # Without the tokens: selecting cells must not touch them.
+        column = self._dataset.with_format(None).select_columns([name])
+        return np.asarray((column if self._rows is None else column.select(self._rows))[name][:])
+
+    def take(self, rows: np.ndarray) -> _DatasetColumns:
+        """Return the columns of some cells; nothing is read yet."""
+        return _DatasetColumns(self._dataset, rows if self._rows is None else self._rows[rows])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)

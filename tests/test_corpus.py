@@ -232,6 +232,31 @@ def test_other_bad_input():
         Corpus(*flat([[4], [5]]), V1, obs={"type": np.arange(3)})
 
 
+def test_obs_travel_with_the_cells():
+    corpus = Corpus(*flat([[4], [5, 6], [], [7]]), V1, obs={"type": np.array(list("abca")), "depth": np.arange(4.0)})
+    taken = corpus.take(np.array([3, 1]))
+    assert {name: column.tolist() for name, column in taken.obs.items()} == {"type": ["a", "b"], "depth": [3, 1]}
+    assert [chunk.obs["type"].tolist() for chunk in corpus.chunks(3)] == [["a", "b", "c"], ["a"]]
+    assert corpus.obs["type"].tolist() == list("abca")
+    assert pickle.loads(pickle.dumps(taken)).obs["depth"].tolist() == [3, 1]
+
+
+def test_selected_cells_are_those_taken_and_not_read():
+    corpus = Corpus(*flat([[4], [5, 6], [], [7]]), V1, obs={"type": np.array(list("abca"))})
+    rows = np.array([3, 1, 1])
+    view, taken = corpus.select(rows), corpus.take(rows)
+    assert not view.in_memory
+    again = view.select(np.array([2, 0]))
+    assert again.indptr.tolist() == [0, 2, 3]
+    assert again.tokens.tolist() == [5, 6, 7]
+    assert again.obs["type"].tolist() == ["b", "a"]
+    for mine, theirs in zip(view.gather(np.arange(3)), (taken.indptr, taken.tokens), strict=True):
+        assert mine.tolist() == theirs.tolist()
+    assert view.obs["type"].tolist() == taken.obs["type"].tolist() == ["a", "b", "b"]
+    with pytest.raises(InputError, match=r"cell index must be in \[0, 4\); got 4"):
+        corpus.select(np.array([4]))
+
+
 def test_an_empty_corpus_is_a_corpus():
     corpus = Corpus(*flat([]), V1)
     assert (corpus.n_cells, corpus.nnz, list(corpus.chunks(4))) == (0, 0, [])

@@ -143,6 +143,28 @@ def test_shuffled_filtered_joined_and_sliced_datasets(tmp_path):
     assert cells_of(read_corpus(tmp_path / "shuffled", V1)) == views["shuffled"]["input_ids"][:]
 
 
+def test_obs_of_a_folder_travel_and_are_read_when_asked_for(tmp_path):
+    cells = make_cells()
+    kinds = [TYPES[i % 3] for i in range(50)]
+    dataset_of(cells, cell_type=kinds, depth=list(map(str, range(50)))).save_to_disk(str(tmp_path / "cells"))
+    stored = datasets.load_from_disk(str(tmp_path / "cells"))
+    for name, view in {
+        "stored": stored,
+        "shuffled": stored.shuffle(seed=3),
+        "slice": stored.select(range(9, 40)),
+    }.items():
+        corpus = read_corpus(view, V1)
+        rows = np.array([30, 2, 2, 7])
+        for part in (corpus.take(rows), corpus.select(rows), corpus.select(np.arange(31)[::-1]).take(30 - rows)):
+            assert part.obs["cell_type"].tolist() == [view[int(i)]["cell_type"] for i in rows], name
+            assert part.obs["depth"].tolist() == [view[int(i)]["depth"] for i in rows], name
+            assert cells_of(part) == [view[int(i)]["input_ids"] for i in rows], name
+        depths = [depth for chunk in corpus.chunks(8) for depth in chunk.obs["depth"].tolist()]
+        assert depths == view["depth"][:], name
+    write_corpus(read_corpus(stored, V1).select(np.array([3, 4])), tmp_path / "two.npz")
+    assert read_corpus(tmp_path / "two.npz").obs["depth"].tolist() == ["3", "4"]
+
+
 def test_a_folder_is_mapped_not_copied(tmp_path):
     """Neither opening a folder nor sending its corpus to a worker carries the tokens."""
     cells = make_cells(400, most=290)
