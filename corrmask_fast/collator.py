@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from corrmask_fast.dataset import RaggedBatch
+from corrmask_fast.draws import mix
 from corrmask_fast.errors import InputError, check_integer
 
 if TYPE_CHECKING:
@@ -96,9 +97,9 @@ class DataCollatorForCorrMask:
 
     def _fresh_salt(self) -> int:
         """mix(nonce): another one in each call, worker and (where torch is seeded anew) epoch."""
-        nonce = _mix(torch.initial_seed()) + self._calls
+        nonce = mix(torch.initial_seed()) + self._calls
         self._calls += 1
-        return _mix(nonce)
+        return mix(nonce)
 
     def __getstate__(self) -> dict[str, Any]:
         if self.masker.neighbor_indptr.device.type != "cpu":
@@ -112,14 +113,6 @@ class DataCollatorForCorrMask:
         self.__dict__.update(state)
         if not self._epoch.is_shared():  # a copy; a worker that is being started gets the shared one
             self._epoch = self._epoch.clone().share_memory_()
-
-
-def _mix(x: int) -> int:
-    """splitmix64's finaliser."""
-    x %= 2**64
-    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
-    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) % 2**64
-    return x ^ (x >> 31)
 
 
 def _ragged(features: Any) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:

@@ -253,7 +253,7 @@ def corrmask_cuda(
     draws, draw_mode, draw_offset
         Where draw_ids come from, see :class:`corrmask_fast.masking.Draws`; ``draws`` is int64.
     seed_bits, rate_bits
-        (1,) int64: the seed's bits; (2,) int64: the bits of p and λ as float64.
+        (1,) int64: the seed's bits; (4,) int64: the bits of the ends of p and λ as float64.
     neighbor_indptr, neighbor_indices
         The graph: (V + 1,) int32 or int64, and int32.
     settings

@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from corrmask_fast.errors import InputError
-from corrmask_fast.kernels.layout import DEGREE
+from corrmask_fast.kernels.layout import CORRMASK, DEGREE, P_HI, SIZE, STRATEGY
 from corrmask_fast.threads import run_ranges
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from corrmask_fast.vocabulary import Vocabulary
 
 NOTHING = np.empty(0, np.uint8)
+NO_NUMBERS = np.empty(0, np.int64)
 NO_OUTPUT = np.empty((1, 0), np.int64)
 # A thread must have enough to do to be worth waking: about a tenth of a millisecond.
 TOKENS_A_THREAD = 32_768
@@ -35,24 +34,17 @@ class Draws(NamedTuple):
 class RowRules(NamedTuple):
     """Everything that decides a row's mask but its rates and its draw, as the kernels take it."""
 
-    connected: np.ndarray  # (V / 64 rounded up,) uint64: a bit for each gene that has neighbours
-    indptr: np.ndarray  # (V + 1,) int32 or int64: the neighbour table
+    lookup: np.ndarray  # uint64: bits of what the table holds, see neighbor_tables.py
+    indptr: np.ndarray  # (tables · (V + 1),) int32 or int64: the neighbour table, or several
     indices: np.ndarray  # uint16 or int32
     settings: np.ndarray  # int64, see kernels/layout.py
     seed: np.ndarray  # (1,) int64, the bits of the seed
 
-    @classmethod
-    def make(cls, indptr: np.ndarray, indices: np.ndarray, settings: Sequence[int], seed: np.ndarray) -> RowRules:
-        """Collect the rules of a neighbour table."""
-        flags = np.zeros(-(-(indptr.size - 1) // 64) * 64, np.bool_)
-        flags[: indptr.size - 1] = indptr[1:] > indptr[:-1]
-        connected = np.packbits(flags, bitorder="little").view(np.uint64)
-        return cls(connected, indptr, indices, np.array(settings, np.int64), seed)
-
     @staticmethod
     def settings_of(
         vocabulary: Vocabulary,
-        indptr: np.ndarray,
+        strategy: int,
+        degree: int,
         max_partners: int,
         mask_replace_prob: float,
         random_replace_prob: float,
@@ -61,9 +53,8 @@ class RowRules(NamedTuple):
         lo, hi = vocabulary.gene_range
         mask_below = math.floor(mask_replace_prob * 2**32)
         random_below = math.floor((mask_replace_prob + random_replace_prob) * 2**32)
-        degree = int(np.diff(indptr).max(initial=0))
         special = vocabulary.pad_token_id, vocabulary.mask_token_id
-        return [*special, lo, hi, vocabulary.size, max_partners, mask_below, random_below, degree]
+        return [*special, lo, hi, vocabulary.size, max_partners, mask_below, random_below, degree, strategy]
 
 
 class _Scratch(threading.local):
@@ -74,7 +65,9 @@ class _Scratch(threading.local):
 
     def ready(self, rules: RowRules, columns: int) -> tuple[np.ndarray, ...]:
         """Return the arrays for rows of up to ``columns`` columns, in the kernel's order."""
-        needed = 64 * rules.connected.size, -(-columns // 64) * 64 + 64, -(-int(rules.settings[DEGREE]) // 64) * 64
+        settings = rules.settings
+        genes = int(settings[SIZE]) if settings[STRATEGY] == CORRMASK else 0
+        needed = -(-genes // 64) * 64, -(-columns // 64) * 64 + 64, -(-int(settings[DEGREE]) // 64) * 64
         if any(map(operator.lt, self.sizes, needed)):
             sizes = genes, padded, entries = tuple(map(max, self.sizes, needed))
             # The smaller the gene table, the more of it stays in the first cache.
@@ -115,6 +108,8 @@ def mask_rows(
     *,
     seen: np.ndarray = NOTHING,
     protected: np.ndarray = NOTHING,
+    graph_ids: np.ndarray = NO_NUMBERS,
+    priorities: np.ndarray = NO_NUMBERS,
     attention: np.ndarray = NO_OUTPUT,
 ) -> int:
     """Mask rows into ``out``, ``labels``, ``positions`` (and ``attention``), all int64 (rows, columns).
@@ -122,27 +117,32 @@ def mask_rows(
     Parameters
     ----------
     rates
-        (2,) float64: p and λ.
+        (4,) float64: the ends of p and of λ, see ``kernels/layout.py``.
     row_ptr, tokens
         Row i is ``tokens[row_ptr[i]:row_ptr[i + 1]]``; it is padded on the right as it is written.
     seen, protected
         uint8, like ``tokens``: 1 where attended to, 1 where never to be masked. Empty: by the padding token; none.
+    graph_ids
+        (rows,) int64: which table a row goes by. Empty: the first.
+    priorities
+        int64 in [0, 2**32), like ``tokens``: in place of w0, or of w1 where the strategy is SAMPLED. Empty: neither.
 
     Returns
     -------
     The first row that holds a token outside the vocabulary, or −1.
     """
-    from corrmask_fast.kernels.corrmask import corrmask
+    from corrmask_fast.kernels.mask import mask
 
     rows, columns = out.shape
-    if positions.shape[1] < math.floor(columns * rates[0]):
-        raise ValueError(f"masked_positions has {positions.shape[1]} columns; p = {rates[0]} of {columns} need more")
+    if positions.shape[1] < math.floor(columns * rates[P_HI]):
+        raise ValueError(f"masked_positions has {positions.shape[1]} columns; p = {rates[P_HI]} of {columns} need more")
 
     def work(begin: int, end: int) -> int:
         # The kernel itself writes what is kept for the next call: an interrupt behind it loses nothing.
-        return corrmask(
+        return mask(
             begin, end, row_ptr, tokens, seen, protected, draws.values, draws.mode, draws.offset, rules.seed[0], rates,
-            rules.settings, rules.connected, rules.indptr, rules.indices, *_scratch.ready(rules, columns),
+            rules.settings, rules.lookup, rules.indptr, rules.indices, graph_ids, priorities,
+            *_scratch.ready(rules, columns),
             out, attention, labels, positions,
         )  # fmt: skip
 

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 
 from corrmask_fast.buffers import empty
-from corrmask_fast.kernels.layout import SIZE
+from corrmask_fast.errors import InputError
+from corrmask_fast.kernels.layout import CORRMASK, SIZE, STRATEGY
 from corrmask_fast.masking import NOTHING, Draws, RowRules, mask_rows, raise_unknown_token
 
-__all__ = ["corrmask", "mask_on_cpu"]
+__all__ = ["mask", "mask_on_cpu"]
 
 Result = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -27,6 +28,8 @@ def mask_on_cpu(
     *,
     max_probability: float,
     validate: bool,
+    graph_ids: torch.Tensor | None = None,
+    priorities: torch.Tensor | None = None,
 ) -> Result:
     """Mask a padded batch of CPU tensors; return (input_ids, labels, masked_positions)."""
     rows, columns = input_ids.shape
@@ -35,9 +38,16 @@ def mask_on_cpu(
     tokens = input_ids.contiguous().numpy().astype(np.int64, copy=False).reshape(-1)
     row_ptr = np.arange(rows + 1, dtype=np.int64) * columns
     seen, protected = _as_bytes(attention_mask), _as_bytes(special_tokens_mask)
+    more = {}
+    if graph_ids is not None:
+        more["graph_ids"] = graph_ids.contiguous().numpy()
+    if priorities is not None:
+        more["priorities"] = priorities.contiguous().numpy().reshape(-1)
     bad = -1
     if rows:
-        bad = mask_rows(rules, rates, row_ptr, tokens, draws, out, labels, positions, seen=seen, protected=protected)
+        bad = mask_rows(
+            rules, rates, row_ptr, tokens, draws, out, labels, positions, seen=seen, protected=protected, **more
+        )
     if bad >= 0 and validate:
         raise_unknown_token(bad, tokens[row_ptr[bad] : row_ptr[bad + 1]], int(rules.settings[SIZE]))
     masked = torch.from_numpy(out)
@@ -54,8 +64,8 @@ def _as_bytes(mask: torch.Tensor | None) -> np.ndarray:
     return (mask if mask.dtype == torch.bool else mask != 0).contiguous().view(torch.uint8).numpy().reshape(-1)
 
 
-@torch.library.custom_op("corrmask_fast::corrmask", mutates_args=())
-def corrmask(
+@torch.library.custom_op("corrmask_fast::mask", mutates_args=())
+def mask(
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor | None,
     special_tokens_mask: torch.Tensor | None,
@@ -64,14 +74,23 @@ def corrmask(
     draw_offset: int,
     seed_bits: torch.Tensor,
     rate_bits: torch.Tensor,
+    neighbor_lookup: torch.Tensor,
     neighbor_indptr: torch.Tensor,
     neighbor_indices: torch.Tensor,
+    graph_ids: torch.Tensor | None,
+    priorities: torch.Tensor | None,
     settings: Sequence[int],
     max_probability: float,
     validate: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """CorrMask of a padded batch (SPEC 4): (input_ids, labels, masked_positions)."""
-    rules = RowRules.make(neighbor_indptr.numpy(), neighbor_indices.numpy(), settings, seed_bits.numpy())
+    """Mask a padded batch (SPEC 4 and 5): (input_ids, labels, masked_positions)."""
+    rules = RowRules(
+        neighbor_lookup.numpy().view(np.uint64),
+        neighbor_indptr.numpy(),
+        neighbor_indices.numpy(),
+        np.array(settings, np.int64),
+        seed_bits.numpy(),
+    )
     return mask_on_cpu(
         rules,
         rate_bits.numpy().view(np.float64),
@@ -81,10 +100,12 @@ def corrmask(
         Draws(draws.numpy(), draw_mode, draw_offset),
         max_probability=max_probability,
         validate=validate,
+        graph_ids=graph_ids,
+        priorities=priorities,
     )
 
 
-@corrmask.register_kernel("cuda")
+@mask.register_kernel("cuda")
 def _(
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor | None,
@@ -94,8 +115,11 @@ def _(
     draw_offset: int,
     seed_bits: torch.Tensor,
     rate_bits: torch.Tensor,
+    neighbor_lookup: torch.Tensor,
     neighbor_indptr: torch.Tensor,
     neighbor_indices: torch.Tensor,
+    graph_ids: torch.Tensor | None,
+    priorities: torch.Tensor | None,
     settings: Sequence[int],
     max_probability: float,
     validate: bool,
@@ -107,6 +131,8 @@ def _(
         if rows.numel():
             row = int(rows[0])
             raise_unknown_token(row, input_ids[row].cpu().numpy(), settings[SIZE])
+    if settings[STRATEGY] != CORRMASK or graph_ids is not None or priorities is not None:
+        raise InputError("on a device there is CorrMask with one graph so far; mask on the CPU")
     return corrmask_cuda(
         input_ids,
         attention_mask,
@@ -123,7 +149,7 @@ def _(
     )
 
 
-@corrmask.register_fake
+@mask.register_fake
 def _(
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor | None,
@@ -133,8 +159,11 @@ def _(
     draw_offset: int,
     seed_bits: torch.Tensor,
     rate_bits: torch.Tensor,
+    neighbor_lookup: torch.Tensor,
     neighbor_indptr: torch.Tensor,
     neighbor_indices: torch.Tensor,
+    graph_ids: torch.Tensor | None,
+    priorities: torch.Tensor | None,
     settings: Sequence[int],
     max_probability: float,
     validate: bool,

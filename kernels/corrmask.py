@@ -7,42 +7,19 @@
     gene table   pos[gene] = base + first maskable column; an entry below ``base`` is left from an earlier row,
                  so that the table is never cleared
 
-Work split: one call takes a range of rows. Assumed: arrays contiguous, the scratch large enough (``masking.py``).
+Called by the row loop of ``mask.py``. Assumed: arrays contiguous, the scratch large enough (``masking.py``).
 """
 
 import numpy as np
 
 from .bits import count_ones, lowest_one, ones_below, ones_inside, prefetch
-from .jit import inline, kernel, stage
-from .layout import PAD, PARTNERS
+from .groups import add_column
+from .jit import inline, stage
 from .philox import LOW, S32, philox
-from .rows import (
-    ALL,
-    S6,
-    U0,
-    U1,
-    column_words,
-    draw_replacements,
-    find_maskable,
-    padding_ends,
-    row_draw,
-    sort_keys,
-    take_smallest,
-    words_for,
-    write_row,
-)
+from .rows import ALL, S6, U0, U1, sort_keys, words_for
 
 TOP = np.uint32(0xFFFFFFFF)
 SIZE_MAX = 2**62
-
-
-@inline
-def add_column(masked, r):
-    """Add column r; return 1 if it is new, else 0."""
-    word, bit = r >> 6, U1 << np.uint64(r & 63)
-    new = np.int64((masked[word] & bit) == U0)
-    masked[word] |= bit
-    return new
 
 
 @inline
@@ -242,57 +219,3 @@ def expand_seeds(
         width *= np.uint64(2)
     looked_at = maskable * (np.float64(reached) + 1.0) / 4294967296.0
     return count, max(0.05, 0.75 * pace + 0.25 * count / looked_at)
-
-
-@kernel
-def corrmask(
-    begin, end, row_ptr, tokens, seen, protected, draws, mode, offset, seed, rates, settings,
-    connected, indptr, indices, table_base, paces, pos, w0, w1, pool, masked, seed_keys, looked, keys, order, spare,
-    columns, drawn, out, attention, labels, positions,
-):  # fmt: skip
-    """Mask the rows [begin, end) of a batch.
-
-    Row i is tokens[row_ptr[i]:row_ptr[i + 1]], written into row i of the outputs, padded on the right. ``seen`` and
-    ``protected`` (1: attended to, 1: never masked) lie like ``tokens``; both, and the output ``attention``, may be
-    empty. ``table_base`` and ``paces`` (one element each) are kept for the next call. Returns the first row that holds
-    a token outside the vocabulary, or −1.
-    """
-    key = np.uint64(seed)
-    base, pace = table_base[0], paces[0]
-    bad = -1
-    for row in range(begin, end):
-        here = slice(row_ptr[row], row_ptr[row + 1])
-        cell, visible, fixed = tokens[here], seen[here], protected[here]
-        first, last = padding_ends(cell, visible, settings[PAD])
-        span = last - first
-        n, known = find_maskable(cell, visible, fixed, first, last, settings, pool)
-        if not known and bad < 0:
-            bad = row
-        budget = np.int64(np.floor(n * rates[0]))
-        quota = np.int64(np.floor(budget * rates[1]))
-        masked[: words_for(span)] = U0
-        k = 0
-        if budget > 0:
-            draw = row_draw(cell, first, pool, span, row, draws, mode, offset)
-            column_words(w0, w1, span, draw, key)
-            count = 0
-            if quota > 0:
-                if base + span > largest_entry(pos):
-                    pos[:] = 0
-                    base = 1
-                place_genes(cell, first, span, pool, known, base, pos)
-                count, pace = expand_seeds(
-                    cell, first, span, pool, masked, w0, n, quota, draw, key, connected, indptr, indices,
-                    settings[PARTNERS], base, pos, pace, seed_keys, looked, keys, order, spare,
-                )  # fmt: skip
-            for i in range(words_for(span)):
-                pool[i] &= ~masked[i]
-            take_smallest(w1, pool, span, n - count, budget - count, masked, seed_keys, order)
-            k = draw_replacements(masked, span, draw, key, settings, columns, drawn)
-        write_row(
-            cell, first, k, columns, drawn, settings[PAD], out[row], labels[row],
-            attention[row] if attention.size else attention[0], positions[row],
-        )  # fmt: skip
-        base += span
-    table_base[0], paces[0] = base, pace
-    return bad

@@ -17,6 +17,7 @@ LOW = np.uint64(0xFFFFFFFF)
 S32 = np.uint64(32)
 
 SAMPLE_COLUMN = np.uint64(2**32 - 1)  # the column of section 2: which cells a graph is built from
+RATE_COLUMN = np.uint64(2**32 - 2)  # the column that a row's own rates are drawn from
 
 
 @inline

@@ -26,6 +26,7 @@ constexpr u32 STRAY_TOKEN = 0xFFFFFFFEu;  // maskable, but no token of the vocab
 constexpr u32 KEEP_TOKEN = 0xFFFFFFFFu;   // in Row::replacement: masked, yet left as it is (the last 10 %)
 constexpr u32 RADIX_BITS = 8, RADIX = 1 << RADIX_BITS;
 constexpr u32 MAX_TIES = 32;  // what the radix may leave open: one lane each
+constexpr u32 RATE_COLUMN = 0xFFFFFFFEu;  // the column that a row's own rates are drawn from
 enum DrawMode { GIVEN = 0, COUNTED = 1, CONTENT = 2 };
 
 // What the host passes for a whole batch.
@@ -41,7 +42,7 @@ struct Batch {
   int draw_mode;
   u64 draw_offset;  // COUNTED: added to the counter
   const u64* seed;
-  const double* rates;  // p, λ
+  const double* rates;  // the ends of p, then of λ; a row draws its own between ends that differ
   u32 vocab_size, gene_lo, gene_hi, pad_token, mask_token;
   u64 mask_below, random_below;  // 2^32 · probability
   void* out_ids;                 // as input_ids
@@ -217,18 +218,30 @@ __device__ __forceinline__ u64 row_content(const Batch& batch, const Row& row) {
   return row.state->content;
 }
 
+// low + (high − low) · word / 2^32, each step rounded as the twin does.
+__device__ __forceinline__ double rate_between(double low, double high, u32 word) {
+  return __dadd_rn(low, __dmul_rn(__dmul_rn(__dsub_rn(high, low), (double)word), 1.0 / 4294967296.0));
+}
+
 // Budget B = floor(n·p), quota Q = floor(B·λ), and the row's draw. Rates outside [0, 1] cannot do harm here.
 __device__ __forceinline__ void draw_row(const Batch& batch, const Row& row) {
   const u64 content = batch.draw_mode == CONTENT ? row_content(batch, row) : 0;
   if (threadIdx.x == 0) {
-    const int n = row.state->n;
-    const int budget = max(0, min(n, __double2int_rd(__dmul_rn((double)n, batch.rates[0]))));
-    row.state->budget = budget;
-    row.state->quota = max(0, min(budget, __double2int_rd(__dmul_rn((double)budget, batch.rates[1]))));
+    const u64 draw = batch.draw_mode == GIVEN     ? batch.draws[row.index]
+                     : batch.draw_mode == COUNTED ? batch.draws[0] + batch.draw_offset + row.index
+                                                  : mix(content + batch.draws[0]);
     row.state->seed = *batch.seed;
-    row.state->draw = batch.draw_mode == GIVEN     ? batch.draws[row.index]
-                      : batch.draw_mode == COUNTED ? batch.draws[0] + batch.draw_offset + row.index
-                                                   : mix(content + batch.draws[0]);
+    row.state->draw = draw;
+    double p = batch.rates[0], ratio = batch.rates[2];
+    if (p < batch.rates[1] || ratio < batch.rates[3]) {
+      const uint4 v = philox_words(*batch.seed, draw, RATE_COLUMN, 0);
+      p = rate_between(p, batch.rates[1], v.x);
+      ratio = rate_between(ratio, batch.rates[3], v.y);
+    }
+    const int n = row.state->n;
+    const int budget = max(0, min(n, __double2int_rd(__dmul_rn((double)n, p))));
+    row.state->budget = budget;
+    row.state->quota = max(0, min(budget, __double2int_rd(__dmul_rn((double)budget, ratio))));
   }
   __syncthreads();
 }

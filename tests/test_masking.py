@@ -21,8 +21,8 @@ from corrmask_fast import (
     set_num_threads,
     torch_ops,
 )
+from corrmask_fast.draws import epoch_salt
 from corrmask_fast.kernels.layout import GIVEN
-from corrmask_fast.maskers import epoch_salt
 from corrmask_fast.testing import (
     LONG_PARAMETERS,
     PARAMETERS,
@@ -49,9 +49,10 @@ def make_masker(case, **parameters):
 
 
 def through_the_op(masker, case, draws):
-    return torch_ops.corrmask(
+    return torch_ops.mask(
         *tensors(case), torch.from_numpy(draws), GIVEN, 0, masker.seed_bits, masker.rate_bits,
-        masker.neighbor_indptr, masker.neighbor_indices, masker._settings, masker.mlm_probability, case.known,
+        masker.neighbor_lookup, masker.neighbor_indptr, masker.neighbor_indices, None, None, masker._settings,
+        masker.max_probability, case.known,
     )  # fmt: skip
 
 

@@ -37,8 +37,8 @@ def batch(rows=4, columns=96, dtype=torch.int64, seed=0):
 def op_arguments(masker, input_ids, attention=None, special=None, *, mode=CONTENT, draws=None, validate=True):
     return (
         input_ids, attention, special, torch.tensor([5]) if draws is None else draws, mode, 0, masker.seed_bits,
-        masker.rate_bits, masker.neighbor_indptr, masker.neighbor_indices, masker._settings, masker.mlm_probability,
-        validate,
+        masker.rate_bits, masker.neighbor_lookup, masker.neighbor_indptr, masker.neighbor_indices, None, None,
+        masker._settings, masker.max_probability, validate,
     )  # fmt: skip
 
 
@@ -64,7 +64,7 @@ SAMPLES = {
 
 @pytest.mark.parametrize("sample", SAMPLES)
 def test_opcheck(masker, sample):
-    torch.library.opcheck(torch_ops.corrmask, SAMPLES[sample](masker))
+    torch.library.opcheck(torch_ops.mask, SAMPLES[sample](masker))
 
 
 def test_the_fake_twin_has_the_real_shapes_dtypes_and_strides(masker):
@@ -73,10 +73,10 @@ def test_the_fake_twin_has_the_real_shapes_dtypes_and_strides(masker):
     for case in cases():
         real = CorrMasker(case.graph, mlm_probability=0.37, validate=case.known)
         arguments = op_arguments(real, torch.from_numpy(case.input_ids), validate=case.known)
-        results = torch_ops.corrmask(*arguments)
+        results = torch_ops.mask(*arguments)
         with FakeTensorMode() as mode:
             faked = [mode.from_tensor(each) if isinstance(each, torch.Tensor) else each for each in arguments]
-            fakes = torch_ops.corrmask(*faked)
+            fakes = torch_ops.mask(*faked)
         for fake, result in zip(fakes, results, strict=True):
             assert (fake.shape, fake.dtype) == (result.shape, result.dtype), case.name
             assert not result.numel() or fake.stride() == result.stride(), case.name
@@ -97,8 +97,8 @@ def test_errors_of_the_op(masker):
     wrong = batch()
     wrong[2, 7] = 999
     with pytest.raises(InputError, match="token 999 in row 2, column 7"):
-        torch_ops.corrmask(*op_arguments(masker, wrong))
-    torch_ops.corrmask(*op_arguments(masker, wrong, validate=False))
+        torch_ops.mask(*op_arguments(masker, wrong))
+    torch_ops.mask(*op_arguments(masker, wrong, validate=False))
 
 
 # ---------------------------------------------------------------------------------------------------------- compiled
@@ -178,7 +178,7 @@ def test_another_seed_or_rate_needs_no_new_graph():
     def step(input_ids, draws, seed_bits, rate_bits):
         arguments = list(op_arguments(maskers[0], input_ids, mode=GIVEN, draws=draws))
         arguments[6:8] = seed_bits, rate_bits
-        return torch_ops.corrmask(*arguments)
+        return torch_ops.mask(*arguments)
 
     calls = [(batch(), torch.arange(4), each.seed_bits.clone(), each.rate_bits.clone()) for each in maskers]
     assert count_compilations(step, calls) == 1
@@ -215,7 +215,7 @@ def test_a_resumed_run_continues_exactly(masker):
     following = [masker(batch(seed=step)) for step in range(3, 6)]
     saved.seek(0)
     state = torch.load(saved, weights_only=True)
-    assert set(state) == {"draw_counter", "graph_fingerprint"}  # small: the graph has a file of its own
+    assert set(state) == {"draw_counter", "table_fingerprint"}  # small: the graph has a file of its own
     resumed = CorrMasker(GRAPH, mlm_probability=0.3, seed=2**64 - 1)
     resumed.load_state_dict(state)
     for step, expected in enumerate(following, start=3):
@@ -229,7 +229,7 @@ def test_a_resumed_run_needs_the_same_graph(masker):
         other.load_state_dict(model.state_dict())
     equal = CorrMasker(make_graph(make_vocabulary(200), seed=1))  # built again, the same
     torch.nn.ModuleDict({"masker": equal}).load_state_dict(model.state_dict())
-    broken = {**model.state_dict(), "masker.graph_fingerprint": torch.zeros(3, dtype=torch.uint8)}
+    broken = {**model.state_dict(), "masker.table_fingerprint": torch.zeros(3, dtype=torch.uint8)}
     with pytest.raises(InputError, match="resume with the graph"):
         model.load_state_dict(broken)
 
@@ -313,7 +313,7 @@ def test_a_masker_on_a_device_does_not_mask_on_the_cpu(masker):
 
 def test_cuda_tensors_have_a_kernel_of_their_own():
     """Not the one for any device, which would read device memory from the host."""
-    assert torch._C._dispatch_has_kernel_for_dispatch_key("corrmask_fast::corrmask", "CUDA")
+    assert torch._C._dispatch_has_kernel_for_dispatch_key("corrmask_fast::mask", "CUDA")
 
 
 def test_epochs_do_not_compile_again_and_again():

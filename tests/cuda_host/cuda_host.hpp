@@ -193,7 +193,9 @@ inline int __clz(int x) { return x ? __builtin_clz((unsigned)x) : 32; }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __ffsll(long long x) { return __builtin_ffsll(x); }
 inline unsigned __umulhi(unsigned a, unsigned b) { return (uint64_t)a * b >> 32; }
-inline double __dmul_rn(double a, double b) { return a * b; }  // compiled with -ffp-contract=off
+inline double __dadd_rn(double a, double b) { return a + b; }  // compiled with -ffp-contract=off, these three
+inline double __dsub_rn(double a, double b) { return a - b; }
+inline double __dmul_rn(double a, double b) { return a * b; }
 inline int __double2int_rd(double x) {                         // saturates; NaN gives 0 … as the instruction does
   if (x != x) return 0;
   return x >= 2147483647.0 ? 2147483647 : x <= -2147483648.0 ? -2147483647 - 1 : (int)std::floor(x);

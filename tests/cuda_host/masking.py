@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from corrmask_fast.cuda import Arena, corrmask_arguments
-from corrmask_fast.kernels.layout import CONTENT, GIVEN
+from corrmask_fast.kernels.layout import CONTENT, CORRMASK, GIVEN
 from corrmask_fast.masking import RowRules
 from corrmask_fast.testing import Expected
 
@@ -67,7 +67,7 @@ def emulate(
     rows, columns = case.input_ids.shape
     graph = case.graph
     settings = RowRules.settings_of(
-        graph.vocabulary, graph.indptr, max_partners, mask_replace_prob, random_replace_prob
+        graph.vocabulary, CORRMASK, int(graph.degrees.max()), max_partners, mask_replace_prob, random_replace_prob
     )
     max_masked = math.floor(columns * mlm_probability)
     arena = arena or Arena.make(columns, graph.vocabulary.size, max_partners, threads)
@@ -80,7 +80,7 @@ def emulate(
         "special_tokens_mask": masks[1],
         "draws": np.ascontiguousarray(draws[0]),
         "seed": np.array([seed], np.uint64),
-        "rates": np.array([mlm_probability, structural_ratio] if rates is None else rates),
+        "rates": np.repeat([mlm_probability, structural_ratio] if rates is None else rates, 2),
         "indptr": graph.indptr.astype(indptr_dtype),
         "indices": graph.indices.astype(np.int32),
     }

@@ -1,0 +1,364 @@
+"""What every masking strategy has in common: a batch of token ids in, masked ids and labels out."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+import numpy as np
+import torch
+from torch import nn
+
+from corrmask_fast import torch_ops
+from corrmask_fast.buffers import empty
+from corrmask_fast.draws import check_array, draws_of_arrays, draws_of_tensors
+from corrmask_fast.errors import InputError, check_integer, check_number, check_seed
+from corrmask_fast.kernels.layout import COUNTED, P_HI, P_LO
+from corrmask_fast.masking import Draws, RowRules, mask_rows, raise_unknown_token
+
+if TYPE_CHECKING:
+    from corrmask_fast.neighbor_tables import NeighborTable
+    from corrmask_fast.vocabulary import Vocabulary
+
+__all__ = ["MaskedBatch", "Masker"]
+
+# What the kernels take from buffers: setting the attribute alone would change nothing but what is shown.
+FIXED = frozenset(
+    {"mlm_probability", "structural_ratio", "max_partners", "mask_replace_prob", "random_replace_prob", "seed"}
+)
+
+
+class MaskedBatch(NamedTuple):
+    """What a masker returns, on the device of its input.
+
+    Attributes
+    ----------
+    input_ids
+        (rows, columns), the input's dtype: tokens after replacement.
+    labels
+        (rows, columns) int64: the token at masked columns, −100 elsewhere.
+    masked_positions
+        (rows, floor(columns · p)) int64: the masked columns of each row ascending, −1 behind them.
+    """
+
+    input_ids: torch.Tensor
+    labels: torch.Tensor
+    masked_positions: torch.Tensor
+
+
+class RaggedMasked(NamedTuple):
+    """Padded and masked rows as NumPy arrays, all (rows, columns) int64 but ``masked_positions``."""
+
+    input_ids: np.ndarray
+    attention_mask: np.ndarray
+    labels: np.ndarray
+    masked_positions: np.ndarray
+
+
+class Masker(nn.Module):
+    """A masking strategy; the classes of :mod:`corrmask_fast.maskers` say what is proposed.
+
+    Parameters
+    ----------
+    vocabulary
+        Which id is which gene.
+    strategy, table
+        What is proposed before the random top-up: a number of ``kernels/layout.py``, and what it looks up.
+    mlm_probability
+        p, in (0, 1): share of a row's maskable tokens that is masked, exactly floor(n · p) of n.
+    structural_ratio
+        λ, in [0, 1]: share of the masked tokens that the strategy chooses; the rest is random.
+    max_partners
+        Partners masked with a seed (CorrMask).
+    mask_replace_prob, random_replace_prob
+        Share of masked tokens that become ``<mask>``, and that become a random gene; the rest stays.
+    seed
+        Key of the random generator, in [0, 2**64).
+    validate
+        Whether tokens outside the vocabulary raise. None: on the CPU yes, on a device no (there they count as genes
+        without neighbours).
+
+    Notes
+    -----
+    A row's mask is a pure function of (seed, draw_id, row): the same on CPU and GPU, for any batch, padding, thread,
+    worker or rank layout. The draw_id is given, or follows from the row's content and the ``epoch``, or counts up
+    with every row masked; the counter is the one thing that ``state_dict`` carries, beside the table's fingerprint.
+    """
+
+    draw_counter: torch.Tensor
+    table_fingerprint: torch.Tensor
+    neighbor_lookup: torch.Tensor
+    neighbor_indptr: torch.Tensor
+    neighbor_indices: torch.Tensor
+    seed_bits: torch.Tensor
+    rate_bits: torch.Tensor
+    goes_by = "vocabulary"  # what its masks depend on, beside the numbers
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        strategy: int,
+        table: NeighborTable,
+        *,
+        mlm_probability: float,
+        structural_ratio: float,
+        mask_replace_prob: float,
+        random_replace_prob: float,
+        seed: int,
+        validate: bool | None,
+        max_partners: int = 0,
+    ) -> None:
+        super().__init__()
+        self.mlm_probability = check_number("mlm_probability", mlm_probability, 0, 1, open_ends=True)
+        self.structural_ratio = check_number("structural_ratio", structural_ratio, 0, 1)
+        self.max_partners = check_integer("max_partners", max_partners, 0, 2**31 - 1)
+        self.mask_replace_prob = check_number("mask_replace_prob", mask_replace_prob, 0, 1)
+        self.random_replace_prob = check_number("random_replace_prob", random_replace_prob, 0, 1)
+        if self.mask_replace_prob + self.random_replace_prob > 1:
+            raise InputError(
+                "mask_replace_prob + random_replace_prob must be at most 1; "
+                f"got {mask_replace_prob} + {random_replace_prob}"
+            )
+        self.seed = check_seed(seed)
+        self.validate = validate
+        self.vocabulary = vocabulary
+        self.max_probability = self.mlm_probability  # the largest that a row may have: the width of masked_positions
+        self._settings = RowRules.settings_of(
+            vocabulary, strategy, table.degree, self.max_partners, self.mask_replace_prob, self.random_replace_prob
+        )
+        self._cpu_rules: tuple[RowRules, np.ndarray] | None = None
+        # Not saved: a table is large and lies in a file of its own; its fingerprint tells whether it is the same.
+        self.register_buffer("neighbor_lookup", _bits(table.lookup), persistent=False)
+        self.register_buffer("neighbor_indptr", torch.from_numpy(table.indptr), persistent=False)
+        self.register_buffer("neighbor_indices", torch.from_numpy(table.indices), persistent=False)
+        # As int64 bits: operators take no integer from 2**63 on, a float argument that changes would recompile,
+        # and .half() must not round the rates.
+        self.register_buffer("seed_bits", _bits(np.array([self.seed], np.uint64)), persistent=False)
+        rates = np.repeat([self.mlm_probability, self.structural_ratio], 2)
+        self.register_buffer("rate_bits", _bits(rates), persistent=False)
+        self.register_buffer("draw_counter", torch.zeros(1, dtype=torch.int64, device="cpu"))
+        fingerprint = np.frombuffer(bytes.fromhex(table.fingerprint), np.uint8)
+        self.register_buffer("table_fingerprint", torch.from_numpy(fingerprint.copy()))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in FIXED and name in self.__dict__:
+            raise InputError(
+                f"{name} is fixed when a masker is made; make another {type(self).__name__} with {name}={value!r}"
+            )
+        super().__setattr__(name, value)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        special_tokens_mask: torch.Tensor | None = None,
+        *,
+        draw_ids: torch.Tensor | None = None,
+        epoch: int | torch.Tensor | None = None,
+    ) -> MaskedBatch:
+        """Mask a padded batch.
+
+        Parameters
+        ----------
+        input_ids
+            (rows, columns) int32 or int64, padded on any side; not changed.
+        attention_mask
+            (rows, columns): 0 at padding. None: padding is where ``<pad>`` stands.
+        special_tokens_mask
+            (rows, columns): 1 at columns that must not be masked, beside the vocabulary's special tokens.
+        draw_ids
+            (rows,) int64: the draw of each row.
+        epoch
+            Draws follow from this number and the row's content: another mask in each epoch, whatever the batch.
+            A one-element int64 tensor on the masker's device stays variable in a captured CUDA graph.
+
+        Raises
+        ------
+        InputError
+            On shapes, dtypes or devices that do not fit, both ``draw_ids`` and ``epoch``, and (with ``validate``)
+            a token outside the vocabulary (row, column, value).
+        """
+        _check_batch(input_ids, attention_mask, special_tokens_mask, self.neighbor_indptr.device)
+        draws, mode, offset = draws_of_tensors(
+            input_ids.shape[0], draw_ids, epoch, self.draw_counter, self.neighbor_indptr.device
+        )
+        validate = input_ids.device.type == "cpu" if self.validate is None else self.validate
+        # A plain CPU call skips the dispatcher, which costs as much as a row; everything else goes through the op.
+        if type(input_ids) is torch.Tensor and input_ids.device.type == "cpu" and not torch.compiler.is_compiling():
+            rules, rates = self._rules_and_rates()
+            result = torch_ops.mask_on_cpu(
+                rules,
+                rates,
+                input_ids,
+                attention_mask,
+                special_tokens_mask,
+                Draws(draws.numpy(), mode, offset),
+                max_probability=self.max_probability,
+                validate=validate,
+            )
+        else:
+            result = torch_ops.mask(
+                input_ids,
+                attention_mask,
+                special_tokens_mask,
+                draws,
+                mode,
+                offset,
+                self.seed_bits,
+                self.rate_bits,
+                self.neighbor_lookup,
+                self.neighbor_indptr,
+                self.neighbor_indices,
+                None,
+                None,
+                self._settings,
+                self.max_probability,
+                validate,
+            )
+        if mode == COUNTED:
+            self.draw_counter.add_(input_ids.shape[0])  # += would register the buffer anew, at twenty times the cost
+        return MaskedBatch(*result)
+
+    def mask_ragged(
+        self,
+        indptr: np.ndarray,
+        tokens: np.ndarray,
+        *,
+        columns: int | None = None,
+        multiple_of: int = 1,
+        draw_ids: np.ndarray | None = None,
+        epoch: int | None = None,
+        salt: int | None = None,
+        structural_ratio: float | None = None,
+        seen: np.ndarray | None = None,
+        protected: np.ndarray | None = None,
+    ) -> RaggedMasked:
+        """Pad and mask ragged rows of NumPy arrays in one pass, on the CPU.
+
+        Parameters
+        ----------
+        indptr, tokens
+            Row i is ``tokens[indptr[i]:indptr[i + 1]]``.
+        columns
+            Width of the batch; None: the longest row, rounded up to a multiple of ``multiple_of``.
+        draw_ids, epoch, salt
+            One of them: (rows,) int64 draws; the epoch; or what is added to a row's content in place of the epoch.
+        structural_ratio
+            λ in place of the masker's own (a control with 0 has the same draws).
+        seen, protected
+            (nnz,) uint8: 0 where a stored token is padding; 1 where a token must not be masked.
+        """
+        rules, rates = self._rules_and_rates()
+        check_integer("multiple_of", multiple_of, 1)
+        if structural_ratio is not None:
+            ratio = check_number("structural_ratio", structural_ratio, 0, 1)
+            rates = np.array([rates[P_LO], rates[P_HI], ratio, ratio])
+        indptr, narrow, longest = _check_ragged(indptr, tokens, self.vocabulary.size)
+        rows = indptr.size - 1
+        columns = (
+            -(-longest // multiple_of) * multiple_of if columns is None else check_integer("columns", columns, longest)
+        )
+        draws = draws_of_arrays(rows, draw_ids, epoch, salt)
+        out, attention, labels = (empty((rows, columns)) for _ in range(3))
+        positions = empty((rows, math.floor(columns * self.max_probability)))
+        marks = {
+            name: check_array(name, mark, narrow.size, np.uint8)
+            for name, mark in (("seen", seen), ("protected", protected))
+            if mark is not None
+        }
+        bad = mask_rows(
+            rules, rates, indptr, narrow, draws, out, labels, positions, attention=attention, **marks
+        ) if rows else -1  # fmt: skip
+        if bad >= 0 and self.validate is not False:
+            raise_unknown_token(bad, tokens[indptr[bad] : indptr[bad + 1]], self.vocabulary.size)
+        if seen is not None:  # what is given is not to be guessed from the padding token
+            attention[:] = 0
+            attention[np.arange(columns) < np.diff(indptr)[:, None]] = marks["seen"]
+        return RaggedMasked(out, attention, labels, positions)
+
+    def _rules_and_rates(self) -> tuple[RowRules, np.ndarray]:
+        """Return the constants as the CPU kernels take them: views of the buffers, made once."""
+        if self._cpu_rules is None:
+            if self.neighbor_indptr.device.type != "cpu":
+                raise InputError(
+                    f"this masker lies on {self.neighbor_indptr.device}; masking on the CPU needs masker.to('cpu') "
+                    "(a collator masks on the CPU: give it a masker of its own)"
+                )
+            # Half the bytes, where they suffice: the table is far larger than the cache.
+            narrow = np.uint16 if self.vocabulary.size <= 2**16 else np.int32
+            indices = self.neighbor_indices.numpy().astype(narrow)
+            rules = RowRules(
+                self.neighbor_lookup.numpy().view(np.uint64),
+                self.neighbor_indptr.numpy(),
+                indices,
+                np.array(self._settings, np.int64),
+                self.seed_bits.numpy(),
+            )
+            self._cpu_rules = rules, self.rate_bits.numpy().view(np.float64)
+        return self._cpu_rules
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        self._cpu_rules = None
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_cpu_rules": None}
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        saved = state_dict.get(f"{prefix}table_fingerprint")
+        if saved is not None and not torch.equal(saved.cpu(), self.table_fingerprint.cpu()):
+            raise InputError(
+                f"the saved masker used {self.goes_by} {bytes(saved.tolist()).hex()[:12]}…, this one uses "
+                f"{bytes(self.table_fingerprint.tolist()).hex()[:12]}…; resume with the {self.goes_by} of the first run"
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _check_batch(
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    special_tokens_mask: torch.Tensor | None,
+    device: torch.device,
+) -> None:
+    """Raise InputError unless the batch has a shape, dtype and device that the kernels take."""
+    if not isinstance(input_ids, torch.Tensor):
+        raise InputError(
+            f"input_ids must be a tensor (rows, columns) of int32 or int64; got {type(input_ids).__name__}"
+        )
+    if input_ids.dim() != 2 or input_ids.dtype not in {torch.int32, torch.int64}:
+        raise InputError(
+            "input_ids must be (rows, columns) of int32 or int64; "
+            f"got shape {tuple(input_ids.shape)} of {input_ids.dtype}"
+        )
+    if input_ids.device != device:
+        raise InputError(
+            f"input_ids lies on {input_ids.device}, the masker on {device}; use masker.to(input_ids.device)"
+        )
+    for name, mask in (("attention_mask", attention_mask), ("special_tokens_mask", special_tokens_mask)):
+        if mask is not None and (mask.shape != input_ids.shape or mask.device != device):
+            raise InputError(
+                f"{name} must have the shape {tuple(input_ids.shape)} and device {device} of input_ids; "
+                f"got {tuple(mask.shape)} on {mask.device}"
+            )
+
+
+def _check_ragged(indptr: np.ndarray, tokens: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """Return (offsets as int64, tokens as int32, longest row)."""
+    from corrmask_fast.kernels.ragged import longest_row
+
+    indptr, tokens = np.ascontiguousarray(indptr, np.int64), np.asarray(tokens)
+    if tokens.dtype.kind not in "iu" and tokens.size:
+        raise InputError(f"tokens must be integers; got {tokens.dtype}")
+    longest = longest_row(indptr, tokens.size)
+    if longest < 0:
+        raise InputError(f"indptr must rise from 0 to the number of tokens, {tokens.size}; got {indptr}")
+    if tokens.dtype.itemsize > 4 or tokens.dtype == np.uint32:  # must not wrap around to a token that is known
+        lost = (tokens < -(2**31)) | (tokens >= 2**31)
+        if lost.any():
+            row = int(np.searchsorted(indptr, lost.argmax(), side="right")) - 1
+            raise_unknown_token(row, tokens[indptr[row] : indptr[row + 1]], size)
+    return indptr, np.ascontiguousarray(tokens, np.int32), longest
+
+
+def _bits(array: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(array.view(np.int64).copy())
