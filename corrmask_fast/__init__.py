@@ -24,6 +24,7 @@ _ROOMS = {
     "Vocabulary": "vocabulary",
     "audit_masking": "audit",
     "build_dependency_graph": "graph_building",
+    "build_graphs_by": "graph_groups",
     "get_num_threads": "threads",
     "read_corpus": "corpus_io",
     "set_num_threads": "threads",
