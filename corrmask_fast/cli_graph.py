@@ -9,9 +9,13 @@ from corrmask_fast.errors import InputError
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterator
 
     from corrmask_fast.graph import DependencyGraph
 
+# Options of `graph build` that are parameters of build_dependency_graph.
+BUILD_OPTIONS = ("n_cells", "max_length", "n_neighbors", "rho_min", "min_cooccurrence", "min_presence", "max_genes",
+                 "seed", "device", "progress")  # fmt: skip
 
 # What the two kinds of rho of a summary are.
 LABELS = {
@@ -60,10 +64,16 @@ def _add_graph_build(commands: Any) -> None:
         summary="build a graph from a corpus (Algorithm 1)",
         text="Find each gene's strongest Spearman partners among all others, keep the pairs that share enough cells, "
         "and score them over those cells. The same bits on every machine.",
-        example="graph build cells.dataset -o graph.safetensors --n-cells 100000",
+        example="graph build cells.dataset -o graph.safetensors --n-cells 100000\n"
+        "  corrmask-fast graph build cells.dataset -o graphs --by tissue",
     )
     parser.add_argument("corpus", metavar="CORPUS", help="datasets folder or .npz file of tokenised cells")
-    parser.add_argument("-o", "--output", required=True, metavar="GRAPH", help="file to write (.safetensors)")
+    parser.add_argument(
+        "-o", "--output", required=True, metavar="GRAPH", help="file to write (.safetensors); with --by, folder"
+    )
+    parser.add_argument(
+        "--by", metavar="COLUMN", help="a graph for each value of this obs column (tissue, donor, ...), in folder GRAPH"
+    )
     add_vocabulary_options(parser)
     setting(parser, "--n-cells", 100_000, "N", "cells sampled")
     setting(parser, "--max-length", 2048, "N", "genes read of a cell")
@@ -80,24 +90,31 @@ def _graph_build(arguments: argparse.Namespace) -> None:
     from corrmask_fast.files import check_output
     from corrmask_fast.graph_building import build_dependency_graph
 
+    parameters = {name: getattr(arguments, name) for name in BUILD_OPTIONS}
+    if arguments.by is not None:
+        _build_by(arguments, parameters)
+        return
     if check_output(arguments.output).suffix != ".safetensors":  # before the work, not behind it
         raise InputError(f"a graph file must end in .safetensors; got {arguments.output}")
-    graph = build_dependency_graph(
-        open_corpus(arguments),
-        n_cells=arguments.n_cells,
-        max_length=arguments.max_length,
-        n_neighbors=arguments.n_neighbors,
-        rho_min=arguments.rho_min,
-        min_cooccurrence=arguments.min_cooccurrence,
-        min_presence=arguments.min_presence,
-        max_genes=arguments.max_genes,
-        seed=arguments.seed,
-        device=arguments.device,
-        progress=arguments.progress,
-    )
+    graph = build_dependency_graph(open_corpus(arguments), **parameters)
     graph.save(arguments.output)
     print(summary_table(graph))
     print(f"saved to {arguments.output}")
+
+
+def _build_by(arguments: argparse.Namespace, parameters: dict[str, Any]) -> None:
+    from corrmask_fast.graph_groups import check_graph_folder, iter_graphs_by, save_graphs
+
+    folder = check_graph_folder(arguments.output)
+    paths = save_graphs(_told(iter_graphs_by(open_corpus(arguments), arguments.by, **parameters)), folder)
+    print(f"saved to {folder}: {len(paths)} graph{'' if len(paths) == 1 else 's'}, and groups.csv")
+
+
+def _told(graphs: Iterator[tuple[str, DependencyGraph]]) -> Iterator[tuple[str, DependencyGraph]]:
+    """Print each group's graph as it comes."""
+    for group, graph in graphs:
+        print(f"{group}: {graph}, from {graph.params['n_cells_used']:,} cells", flush=True)
+        yield group, graph
 
 
 def _graph_show(arguments: argparse.Namespace) -> None:

@@ -27,7 +27,7 @@ def align(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def write_csv(path: str | os.PathLike[str], head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Write a CSV file, whole or not at all."""
-    with atomic_file(path) as temporary, temporary.open("w", newline="") as file:
+    with atomic_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(head)
         writer.writerows(rows)

@@ -13,7 +13,16 @@ import sys
 import numpy as np
 import pytest
 
-from corrmask_fast import DependencyGraph, Vocabulary, cli, get_num_threads, read_corpus, set_num_threads, write_corpus
+from corrmask_fast import (
+    DependencyGraph,
+    Vocabulary,
+    build_graphs_by,
+    cli,
+    get_num_threads,
+    read_corpus,
+    set_num_threads,
+    write_corpus,
+)
 from corrmask_fast.cli import main
 from corrmask_fast.cli_options import in_options
 from corrmask_fast.synthetic import generate_cells
@@ -63,6 +72,30 @@ def fails(capsys):
 
 
 # ------------------------------------------------------------------------------------------------------- what it does
+
+
+def test_graphs_by_group(folder, cells, capsys, fails):
+    corpus = read_corpus(folder / "cells.npz")
+    corpus.obs = {"cell_type": np.array([f"type {i}" for i in cells.cell_types])}
+    write_corpus(corpus, folder / "typed.npz")
+    given = ["--min-cooccurrence", "30", "--min-presence", "20", "--no-progress", "--by"]
+    assert main(["graph", "build", f"{folder}/typed.npz", "-o", f"{folder}/by_type", *given, "cell_type"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert re.search(
+        r"^type 0: DependencyGraph\(\d+ edges between \d+ of 120 genes\), from \d+ cells$", out, re.MULTILINE
+    )
+    assert out.endswith(f"saved to {folder}/by_type: 2 graphs, and groups.csv\n")
+    graphs = build_graphs_by(read_corpus(folder / "typed.npz"), "cell_type", min_cooccurrence=30, min_presence=20)
+    for number, (group, graph) in enumerate(graphs.items()):
+        stored = DependencyGraph.load(folder / "by_type" / f"type_{number}.safetensors")
+        assert (group, stored.fingerprint) == (f"type {number}", graph.fingerprint)
+    again = fails("graph", "build", f"{folder}/typed.npz", "-o", f"{folder}/by_type", *given, "cell_type")
+    assert "exists already and is no empty folder" in again
+    assert "no obs column 'organ'; it has 'cell_type'" in fails(
+        "graph", "build", f"{folder}/typed.npz", "-o", f"{folder}/by_organ", *given, "organ"
+    )
+    assert not (folder / "by_organ").exists()
 
 
 def test_help_is_instant_and_has_an_example_for_each_command():

@@ -82,8 +82,9 @@ def test_what_goes_wrong_names_the_group(cells):
         build_graphs_by(cells, "tissue", **{**LOOSE, "min_presence": -1})
     with pytest.raises(InputError, match="donor '0': rho_min must be a number in"):
         build_graphs_by(cells, "donor", **{**LOOSE, "rho_min": 2})
-    with pytest.warns(UserWarning, match="^donor '2': the graph has no edges"):
+    with pytest.warns(UserWarning, match="the graph has no edges") as caught:
         build_graphs_by(cells, "donor", **{**LOOSE, "rho_min": 0.999})
+    assert [str(warning.message)[:10] for warning in caught] == ["donor '0':", "donor '1':", "donor '2':"]
     twice = Corpus.from_segments(cells.select(np.arange(400))._segments, cells.vocabulary, obs=dict(cells.obs))
     twice._segments[0] = type(twice._segments[0])(twice._segments[0].offsets, twice._segments[0].tokens.copy())
     twice._index_segments()
@@ -112,7 +113,7 @@ def test_files_have_safe_names_and_a_table(cells, tmp_path, monkeypatch):
     assert {row["edges"] for row in table} == {"1"}
     with pytest.raises(InputError, match="exists already and is no empty folder"):
         save_graphs([], tmp_path / "out")
-    with pytest.raises(InputError, match="the folder .* does not exist; create it first"):
+    with pytest.raises(InputError, match=r"the folder .* does not exist; create it first"):
         save_graphs([], tmp_path / "no" / "out")
 
 
