@@ -42,6 +42,7 @@ bench: $(READY)
 bench-smoke: $(READY)
 	$(BIN)/pytest --quiet bench
 	$(BIN)/python bench/run.py --smoke --keep build/bench-smoke
+	$(BIN)/python bench/gpu/run.py --smoke
 
 clean:
 	rm -rf $(VENV) build dist demo-output *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks

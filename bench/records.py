@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from goals import COPY, GOALS, PHILOX
 
+import corrmask_fast
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -27,9 +29,9 @@ PACKAGES = ("corrmask-fast", "numpy", "numba", "torch", "transformers", "dataset
 Row = dict[str, Any]
 
 
-def conditions(described: Row, rounds: int, first_call_s: float) -> Row:
+def conditions(described: Row, rounds: int, first_call_s: float, packages: Sequence[str] = PACKAGES) -> Row:
     """Return what the figures of a run were measured with."""
-    versions = {name.replace("-", "_"): importlib.metadata.version(name) for name in PACKAGES}
+    versions = {name.replace("-", "_"): version_of(name) for name in packages}
     return {
         "run": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "commit": _commit(),
@@ -149,15 +151,25 @@ def write_readme(rows: Sequence[Row], path: Path = README) -> None:
     path.write_text(before + BEGIN + figures(rows) + END + rest.split(END)[1])
 
 
+def version_of(package: str) -> str:
+    """Return a package's version; of ours also where it is on the path without being installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return corrmask_fast.__version__ if package == "corrmask-fast" else ""
+
+
 def _commit() -> str:
-    """Return the short hash, with ``+`` where tracked files were changed."""
+    """Return the short hash, with ``+`` where tracked files were changed; without git, what CORRMASK_COMMIT says."""
+    if os.environ.get("CORRMASK_COMMIT"):
+        return os.environ["CORRMASK_COMMIT"]
 
     def git(*arguments: str) -> str:
         return subprocess.run(
             ["git", *arguments], cwd=README.parent, capture_output=True, text=True, check=False
         ).stdout.strip()
 
-    results = f":!{RESULTS.relative_to(README.parent)}"
+    results = f":!{RESULTS.parent.relative_to(README.parent)}"
     return (git("rev-parse", "--short", "HEAD") or "unknown") + (
         "+" if git("diff", "HEAD", "--stat", "--", ".", results) else ""
     )

@@ -1,0 +1,172 @@
+"""The benches of a device as far as the CPU can try them: rivals mask rightly, goals are judged, failures are said."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+import records
+import torch
+from atlas import made_up_corpus
+from timing import Timing
+
+from corrmask_fast import CorrMasker, DependencyGraph, Vocabulary, get_num_threads, reference, set_num_threads
+from corrmask_fast.stock import stock_collator
+from corrmask_fast.testing import Case, cases, draw_ids, make_graph, make_vocabulary
+from gpu import devices, goals, graphs, masking, results, run
+from gpu.torch_corrmask import TorchCorrMask
+
+CPU = torch.device("cpu")
+
+
+class PhiloxWords:
+    """The words of SPEC 3 as fractions: with them the rival must give the oracle's masks."""
+
+    def __init__(self, draws, seed):
+        self.draws, self.seed = [int(draw) % 2**64 for draw in draws], seed
+
+    def columns(self, ids):
+        words = [[reference.words(self.seed, draw, column, 0) for column in range(ids.shape[1])] for draw in self.draws]
+        return list(torch.tensor(words, dtype=torch.float64).permute(2, 0, 1) / 2**32)
+
+    def neighbors(self, row, column, j):
+        keys = [
+            reference.words(self.seed, self.draws[r], c, 1 + n // 4)[n % 4]
+            for r, c, n in zip(row.tolist(), column.tolist(), j.tolist(), strict=True)
+        ]
+        return torch.tensor(keys, dtype=torch.float64) / 2**32
+
+
+@pytest.mark.parametrize("parameters", [{}, {"structural_ratio": 1.0, "mlm_probability": 0.6}, {"max_partners": 1}])
+def test_corrmask_in_torch_is_the_oracle_given_its_words(parameters):
+    padded = next(case for case in cases() if case.name == "right padding")
+    graph = make_graph(make_vocabulary(300), degree=20, seed=3)
+    ids = np.random.default_rng(1).integers(2, 302, (2, 200))  # a gene may stand in a row twice
+    for case in (padded, Case("repeats", graph, ids)):
+        draws = draw_ids(case.rows, seed=7)
+        expected = case.expected(draw_ids=draws, **parameters)
+        rival = TorchCorrMask(case.graph, CPU, words=PhiloxWords(draws, 0), **parameters)
+        out, labels = rival(torch.from_numpy(case.input_ids))
+        assert (labels.numpy() == expected.labels).all()
+        assert (out.numpy() == expected.input_ids).all()
+
+
+def test_corrmask_in_torch_masks_the_budget_and_follows_the_graph():
+    names = tuple(f"G{i}" for i in range(400))
+    pairs = [(f"G{i}", f"G{i + 1}") for i in range(0, 400, 2)]
+    graph = DependencyGraph.from_edges(pairs, Vocabulary(("<pad>", "<mask>", *names)))
+    generator = np.random.default_rng(0)
+    ids = torch.from_numpy(np.stack([generator.permutation(400) + 2 for _ in range(50)]))
+    torch.manual_seed(0)
+    _, labels = TorchCorrMask(graph, CPU, structural_ratio=1.0)(ids)
+    masked = labels != -100
+    assert (masked.sum(1) == 60).all()
+    hit = np.zeros((50, 402), bool)
+    np.put_along_axis(hit, ids.numpy(), masked.numpy(), 1)
+    whole = hit[:, 2::2] & hit[:, 3::2]
+    assert (whole.sum(1) == 30).all()  # every masked gene with its partner
+    share = hit[:, 2:].mean(0)
+    assert abs(share - 0.15).max() < 5 * np.sqrt(0.15 * 0.85 / 50)
+
+
+def test_torch_mask_tokens_is_hugging_face_s():
+    vocabulary = Vocabulary(("<pad>", "<mask>", *(f"G{i}" for i in range(50))))
+    ids = torch.randint(2, 52, (7, 90))
+    special = torch.rand(ids.shape) < 0.1
+    torch.manual_seed(5)
+    theirs = stock_collator(vocabulary).torch_mask_tokens(ids.clone(), special_tokens_mask=special)
+    torch.manual_seed(5)
+    ours = masking.torch_mask_tokens(ids.clone(), special, mask_token=1, vocab_size=vocabulary.size)
+    assert all(torch.equal(a, b) for a, b in zip(theirs, ours, strict=True))
+
+
+def test_the_atlas_is_the_same_for_any_number_of_threads():
+    threads = get_num_threads()
+    made = []
+    for n in (1, 2):
+        set_num_threads(n)
+        made.append(made_up_corpus(1_100, 500, density=0.1, n_modules=10, max_length=60))
+    set_num_threads(threads)
+    assert np.array_equal(made[0].tokens, made[1].tokens)
+    assert np.array_equal(made[0].indptr, made[1].indptr)
+    assert made[0].lengths.max() == 60
+    assert 0.06 < made[0].nnz / (1_100 * 500) < 0.12
+    assert not np.array_equal(made[0].tokens, made_up_corpus(1_100, 500, max_length=60, seed=1).tokens)
+
+
+def rows_of_run(path, run_name, us, case="masking"):
+    """Rows as a run on a device would have them: everybody at the largest batch, in so many microseconds."""
+    shared = devices.conditions(CPU, {"columns": 2048}, 3) | {"run": run_name}
+    rows = [
+        {"case": case, "contestant": name, "batch": goals.BIG, "threads": 1}
+        | {f"{key}_us": value for key, value in Timing(value, value, value)._asdict().items()}
+        | {"bytes": 0, "detail": ""}
+        | shared
+        for name, value in us.items()
+    ]
+    records.append(rows, path)
+    return rows
+
+
+def test_goals_are_judged_by_the_newest_rows_of_each_case(tmp_path):
+    path = tmp_path / "gpu.csv"
+    rows_of_run(path, "first", {goals.COPY: 100.0, goals.MASKER: 900.0})
+    rows_of_run(path, "first", {goals.ALONE: 1.0}, case="training")
+    rows_of_run(path, "second", {goals.COPY: 100.0, goals.MASKER: 399.0, goals.TORCH_MASK: 300.0})
+    rows = results.newest(path)
+    assert [row["run"] for row in rows] == ["first", "second", "second", "second"]
+    verdicts = goals.verdicts(results.medians(rows)).splitlines()[2:]
+    assert [line.split("|")[2].strip() for line in verdicts] == ["3.99 x", "1.33 x"]
+    assert [line.split("|")[4].strip() for line in verdicts] == ["met", "SHORT"]
+
+
+def test_a_goal_of_a_difference_and_of_a_share():
+    added = next(goal for goal in goals.goals() if goal.minus and goal.batch == 12)
+    times = {("training", goals.OURS, 12): 200.0, ("training", goals.OFF, 12): 199.0}
+    assert added.measured(times) == pytest.approx(0.5)
+    assert added.measured({}) is None
+    slow = next(goal for goal in goals.goals() if goal.unit == "s")
+    assert slow.measured({(slow.case, slow.ours, slow.batch): 2.5e6}) == 2.5
+
+
+def test_stages_are_timed_through_the_seam():
+    corpus = made_up_corpus(300, 120, density=0.3, n_modules=4)
+    graph, seconds = graphs.build_timed(corpus, CPU, min_presence=5, min_cooccurrence=10)
+    assert graph.indices.size
+    assert {"read_sample", "make_columns", "rank_genes", "strongest_pairs", "correlate_pairs"} <= set(seconds)
+    assert sum(seconds.values()) == pytest.approx(2 * seconds[graphs.TOTAL])
+
+
+def test_without_a_device_the_reason_is_said(monkeypatch, capsys):
+    if not devices.why_not():
+        pytest.skip("there is a device")
+    monkeypatch.setattr(sys, "argv", ["run.py", "--cases", "masking"])
+    assert run.main() == 2
+    assert "PyTorch finds no CUDA device" in capsys.readouterr().err
+
+
+def test_a_smoke_run_goes_on_after_a_case_that_fails(monkeypatch, capsys, tmp_path):
+    def fail(_bench):
+        raise AssertionError("planted")
+
+    monkeypatch.setitem(run.RUN, "masking", fail)
+    monkeypatch.setattr(
+        sys, "argv", ["run.py", "--smoke", "--cases", "masking,profile", "--results", str(tmp_path / "gpu.csv")]
+    )
+    assert run.main() == 1
+    told = capsys.readouterr()
+    assert "planted" in told.err
+    assert "FAILED: masking" in told.err
+    assert "all (five partners)" in told.out
+    assert not (tmp_path / "gpu.csv").exists()  # a smoke run records nothing
+
+
+def test_parts_differ_by_what_they_leave_out(workload):
+    """The first writes its input, the third masks at random; each masks as many as it should."""
+    from gpu.profiling import parts
+
+    ids = torch.from_numpy(workload.rows(4))
+    masked = {what: int((masker(ids, **how).labels != -100).sum()) for what, masker, how in parts(workload)}
+    budget = int((CorrMasker(workload.graph)(ids).labels != -100).sum())
+    assert list(masked.values()) == [0, 0] + [budget] * 5

@@ -1,0 +1,101 @@
+"""A pretraining step of Geneformer's shape (Table 5 of the paper), by where its masks come from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from timing import Contestant
+
+from corrmask_fast import CorpusDataset, CorrMasker, DataCollatorForCorrMask
+from corrmask_fast.stock import stock_collator
+from gpu import goals
+from gpu.devices import free_memory
+from gpu.workloads import rows_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from workload import Workload
+
+    from gpu.workloads import Sizes
+
+
+def make_model(sizes: Sizes, vocabulary: Any, device: torch.device) -> torch.nn.Module:
+    """Return a BertForMaskedLM with random weights."""
+    from transformers import BertConfig, BertForMaskedLM
+
+    config = BertConfig(
+        vocab_size=vocabulary.size,
+        hidden_size=sizes.hidden_size,
+        num_hidden_layers=sizes.layers,
+        num_attention_heads=sizes.heads,
+        intermediate_size=sizes.feed_forward,
+        max_position_embeddings=sizes.columns,
+        pad_token_id=vocabulary.pad_token_id,
+        hidden_act="relu",
+    )
+    torch.manual_seed(0)
+    return BertForMaskedLM(config).to(device).train()
+
+
+def training_step(model: torch.nn.Module, device: torch.device) -> Callable[[torch.Tensor, torch.Tensor], None]:
+    """Return forward, backward and AdamW in bfloat16 autocast, without a look at the loss."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=device.type == "cuda")
+
+    def step(input_ids: torch.Tensor, labels: torch.Tensor) -> None:
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            loss = model(input_ids=input_ids, labels=labels).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def training_race(workload: Workload, batch: int, sizes: Sizes, device: torch.device) -> list[Contestant]:
+    """A step over the same cells, masked beforehand, by the stock collator, by ours, on the device."""
+    vocabulary = workload.graph.vocabulary
+    step = training_step(make_model(sizes, vocabulary, device), device)
+    on_host = rows_of(workload, batch)
+    ids = on_host.to(device)
+    masker = CorrMasker(workload.graph).to(device)
+    ready = masker(ids)
+    lists = [{"input_ids": row} for row in on_host.tolist()]
+    stock, ours = stock_collator(vocabulary), DataCollatorForCorrMask(CorrMasker(workload.graph))
+    dataset, cells = CorpusDataset(workload.corpus), [i % workload.corpus.n_cells for i in range(batch)]
+
+    def collated(features: Callable[[], Any], collator: Any) -> Callable[[], None]:
+        def run() -> None:
+            found = collator(features())
+            step(*(found[name].to(device, non_blocking=True) for name in ("input_ids", "labels")))
+
+        return run
+
+    def on_device() -> None:
+        masked = masker(ids)
+        step(masked.input_ids, masked.labels)
+
+    return [
+        Contestant(goals.OFF, lambda: step(ready.input_ids, ready.labels), 1),
+        Contestant(goals.STOCK, collated(lambda: lists, stock), 1),
+        Contestant(goals.COLLATOR, collated(lambda: dataset.__getitems__(cells), ours), 1),
+        Contestant(goals.OURS, on_device, 1),
+        Contestant(goals.ALONE, lambda: masker(ids), 1),
+    ]
+
+
+def fitting_batch(workload: Workload, batch: int, sizes: Sizes, device: torch.device) -> int:
+    """Return the largest batch that a step has memory for: ``batch``, or a half of it, or a half of that …"""
+    while batch > 1:
+        try:
+            contestants = training_race(workload, batch, sizes, device)
+            contestants[0].run()
+        except torch.OutOfMemoryError:
+            batch //= 2
+        else:
+            return batch
+        finally:
+            contestants = []
+            free_memory()
+    return batch
