@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import os
@@ -9,6 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 # The tests keep compiled kernels to themselves, in a folder for each text of the kernels.
 # This must stand before the first import of Numba.
@@ -78,3 +80,23 @@ def cuda_host() -> SimpleNamespace:
     if reason := found["launch"].missing():
         pytest.skip(reason)
     return SimpleNamespace(folder=folder, **found)
+
+
+@pytest.fixture
+def emulated_cuda(cuda_host, monkeypatch) -> Any:
+    """A device that is the CPU: the loader takes CPU tensors where CUDA tensors would come; kernels are emulated.
+
+    Returns the stand-in for CuPy (what was compiled and launched); its ``device`` is the loader's.
+    """
+    import torch
+
+    from corrmask_fast import cuda
+
+    fake = cuda_host.launch.FakeCuPy()
+    monkeypatch.setitem(sys.modules, "cupy", fake)
+    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: 1000 + index, raising=False)
+    fake.device = cuda.CudaDevice(3)
+    monkeypatch.setattr(cuda, "open_device", lambda _: fake.device)
+    return fake

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import faulthandler
 import os
 import resource
@@ -274,56 +273,10 @@ def test_planted_faults_are_found(cuda_host, check, name):
 # ------------------------------------------------------------------------------------------------ the loader
 
 
-class FakeCuPy:
-    """CuPy's calling convention in front of the emulation, so that the loader runs from end to end."""
-
-    def __init__(self, launch):
-        self.launches, self.compiled, self.limits = [], [], []
-        fake = self
-
-        class RawModule:
-            def __init__(self, *, code, options):
-                assert "-std=c++17" in options
-                fake.compiled.append(code)
-                self.host = launch.HostModule(code)
-
-            def get_function(self, name):
-                return Kernel(self.host, name)
-
-        class Kernel:
-            def __init__(self, host, name):
-                self.host, self.name = host, name
-
-            @property
-            def kernel(self):
-                def run(grid, block, args, shared_bytes, stream):
-                    fake.launches.append((self.name, grid, block, shared_bytes, stream.ptr))
-                    self.host.launch(self.name, grid, block, args, shared_bytes=shared_bytes)
-
-                return run
-
-            def __setattr__(self, name, value):
-                if name == "max_dynamic_shared_size_bytes":
-                    fake.limits.append(value)
-                super().__setattr__(name, value)
-
-        attributes = {"MaxSharedMemoryPerBlockOptin": 227 * 1024, "MultiProcessorCount": 2}
-        self.RawModule = RawModule
-        self.cuda = SimpleNamespace(Device=lambda _: SimpleNamespace(attributes=attributes))
-
-
 @pytest.fixture
-def fake(cuda_host, monkeypatch):
+def fake(emulated_cuda):
     """A device that is the CPU: CPU tensors go where CUDA tensors would."""
-    fake = FakeCuPy(cuda_host.launch)
-    monkeypatch.setitem(sys.modules, "cupy", fake)
-    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: 1000 + index, raising=False)
-    device = cuda.CudaDevice(3)
-    monkeypatch.setattr(cuda, "open_device", lambda _: device)
-    fake.device = device
-    return fake
+    return emulated_cuda
 
 
 def arguments(case, *, draws=None, mode=GIVEN, offset=0, **parameters):

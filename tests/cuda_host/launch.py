@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -80,6 +81,48 @@ class HostModule:
         kernel = getattr(self.library, f"launch_{name}")
         if kernel(ctypes.byref(how), pointers, message, ctypes.c_uint64(len(message))):
             raise LaunchError(message.value.decode())
+
+
+class FakeCuPy:
+    """CuPy's calling convention in front of the emulation, so that a loader of kernels runs from end to end.
+
+    ``launches``: (kernel, grid, block, shared bytes, stream) of each; ``compiled``: the sources; ``limits``: the shared
+    memory that kernels were allowed.
+    """
+
+    def __init__(self):
+        self.launches, self.compiled, self.limits = [], [], []
+        fake = self
+
+        class RawModule:
+            def __init__(self, *, code, options):
+                assert "-std=c++17" in options
+                fake.compiled.append(code)
+                self.host = HostModule(code)
+
+            def get_function(self, name):
+                return Kernel(self.host, name)
+
+        class Kernel:
+            def __init__(self, host, name):
+                self.host, self.name = host, name
+
+            @property
+            def kernel(self):
+                def run(grid, block, args, shared_bytes, stream):
+                    fake.launches.append((self.name, grid, block, shared_bytes, stream.ptr))
+                    self.host.launch(self.name, grid, block, args, shared_bytes=shared_bytes)
+
+                return run
+
+            def __setattr__(self, name, value):
+                if name == "max_dynamic_shared_size_bytes":
+                    fake.limits.append(value)
+                super().__setattr__(name, value)
+
+        attributes = {"MaxSharedMemoryPerBlockOptin": 227 * 1024, "MultiProcessorCount": 2}
+        self.RawModule = RawModule
+        self.cuda = SimpleNamespace(Device=lambda _: SimpleNamespace(attributes=attributes))
 
 
 class Guarded:
