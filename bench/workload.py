@@ -31,7 +31,7 @@ MAKERS = (
         "graph_products",
         "graph",
     ),
-    *("kernels/tokenize", "kernels/ranks", "kernels/correlation", "kernels/overlap", "kernels/ragged"),
+    *("kernels/tokenize", "kernels/ranks", "kernels/correlation", "kernels/panel", "kernels/overlap", "kernels/ragged"),
 )
 
 

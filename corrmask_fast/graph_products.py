@@ -22,16 +22,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from corrmask_fast.kernels.correlation import (
-    LANES,
-    chunk_starts,
-    fill_panel,
-    keep_strongest,
-    panel_products,
-    rows_of_block,
-    select_pairs,
-    tile_products,
-)
+from corrmask_fast.kernels.correlation import keep_strongest, rows_of_block, select_pairs, tile_products
+from corrmask_fast.kernels.panel import LANES, chunk_starts, fill_panel, panel_products
 from corrmask_fast.threads import map_tasks, run_ranges
 
 if TYPE_CHECKING:
@@ -48,7 +40,7 @@ class Rates(NamedTuple):
     """Products a second of each method on one core."""
 
     scatter: float = 1.0e9  # of two nonzeros
-    panel: float = 8.0e9  # of a nonzero and a place of a panel, be it zero or not
+    panel: float = 11.0e9  # of a nonzero and a place of a panel, be it zero or not
 
 
 @dataclass(frozen=True)
@@ -56,7 +48,7 @@ class Cut:
     """How the product of all genes is cut into tasks: worth time, but no result depends on it."""
 
     tile_genes: int = 512  # genes in a block; the sums of two take 2 MiB
-    chunk_cells: int = 2048  # rows of a panel that stay in the L2 cache while columns pass
+    chunk_cells: int = 1024  # rows of a panel that stay in the L2 cache while columns pass
     passes: float = 32.0  # nonzeros of a range of columns, for each row of the panel that is read for it
     rates: Rates = field(default_factory=Rates)
 

@@ -11,10 +11,7 @@ tiles: both sides are kept cell by cell, and all products of a cell are scattere
     cell 7 of block J:  p s     →     a    +ap       +as
                                       c    +cp       +cs
 
-Pairs with a common gene go through panels: LANES common genes side by side, dense, one row a cell. Each nonzero of a
-column multiplies one row, which runs in vectors; 4 rows at a time, so that the sums are loaded and stored less often:
-
-    column u:  cells 1 3 …  e 5 2 …     sums[u] += 5 · panel[1] + 2 · panel[3] + …
+Pairs with a common gene go through panels (kernels/panel.py).
 
 Sums are turned into rho where they lie; only pairs that may still enter the list of one of their genes leave.
 
@@ -25,8 +22,6 @@ thread. Assumed: no column of constant rank among those given; n_cells as in ker
 import numpy as np
 
 from .jit import inline, kernel, stage
-
-LANES = 64  # genes in a panel
 
 
 @kernel
@@ -69,47 +64,6 @@ def tile_products(rows_u, rows_v, same, sums):
             row, x = sums[of_u[a]], np.uint64(e_u[a])
             for b in range(a + 1 if same else 0, of_v.size):
                 row[of_v[b]] += x * np.uint64(e_v[b])
-
-
-@kernel
-def chunk_starts(indptr, cells, chunk_cells, begin, end, starts):
-    """starts[u, c] = where the cells of chunk c, or of later ones, begin in column u of [begin, end)."""
-    for u in range(begin, end):
-        k = indptr[u]
-        for c in range(starts.shape[1]):
-            while k < indptr[u + 1] and cells[k] < c * chunk_cells:
-                k += 1
-            starts[u, c] = k
-
-
-@kernel
-def fill_panel(columns, indptr, cells, e, panel):
-    """panel[cell, lane] = e of column ``columns[lane]``; ``panel`` (n_cells, LANES) uint32 comes zeroed."""
-    for lane in range(columns.size):
-        for k in range(indptr[columns[lane]], indptr[columns[lane] + 1]):
-            panel[cells[k], lane] = e[k]
-
-
-@kernel
-def panel_products(columns, starts, cells, e, panel, sums):
-    """Add e_u·e_v of all cells to ``sums[a, lane]`` (uint64) for u = ``columns[a]`` and the panel's genes v."""
-    for c in range(starts.shape[1] - 1):
-        for a in range(columns.size):
-            begin, end = starts[columns[a], c], starts[columns[a], c + 1]
-            at, value, out = cells[begin:end], e[begin:end], sums[a]
-            fours = 4 * (at.size // 4)
-            for k in range(0, fours, 4):
-                p0, p1, p2, p3 = panel[at[k]], panel[at[k + 1]], panel[at[k + 2]], panel[at[k + 3]]
-                x0, x1 = np.uint64(value[k]), np.uint64(value[k + 1])
-                x2, x3 = np.uint64(value[k + 2]), np.uint64(value[k + 3])
-                for j in range(LANES):
-                    out[j] += (
-                        x0 * np.uint64(p0[j]) + x1 * np.uint64(p1[j]) + x2 * np.uint64(p2[j]) + x3 * np.uint64(p3[j])
-                    )
-            for k in range(fours, at.size):
-                x0, p0 = np.uint64(value[k]), panel[at[k]]
-                for j in range(LANES):
-                    out[j] += x0 * np.uint64(p0[j])
 
 
 @kernel
