@@ -1,4 +1,4 @@
-"""The command line: ``corrmask-fast tokenize | graph | audit | demo``.
+"""The command line: ``corrmask-fast tokenize | graph | audit | evaluate | demo``.
 
 Each command is a function that adds its parser, and one that runs it; heavy imports stand in the latter, so that
 ``--help`` is instant. Bad input ends in one line on stderr and exit code 2, never in a traceback.
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from corrmask_fast import __version__
+from corrmask_fast.cli_evaluate import add_evaluate
 from corrmask_fast.cli_graph import add_graph
 from corrmask_fast.cli_options import (
     PROGRAM,
@@ -89,6 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_tokenize(commands)
     add_graph(commands)
     _add_audit(commands)
+    add_evaluate(commands)
     _add_demo(commands)
     return parser
 
