@@ -14,7 +14,7 @@ from corrmask_fast.draws import mix
 from corrmask_fast.errors import InputError, check_integer
 
 if TYPE_CHECKING:
-    from corrmask_fast.maskers import CorrMasker
+    from corrmask_fast.masker_base import Masker
 
 __all__ = ["DataCollatorForCorrMask"]
 
@@ -50,7 +50,7 @@ class DataCollatorForCorrMask:
     """
 
     def __init__(
-        self, masker: CorrMasker, *, pad_to_multiple_of: int | None = None, return_masked_positions: bool = False
+        self, masker: Masker, *, pad_to_multiple_of: int | None = None, return_masked_positions: bool = False
     ) -> None:
         self.masker = masker
         if pad_to_multiple_of is not None:
@@ -80,7 +80,7 @@ class DataCollatorForCorrMask:
             come from a corpus of another vocabulary.
         """
         if isinstance(features, RaggedBatch) and features.vocabulary is not None:
-            features.vocabulary.check_same(self.masker.vocabulary, "the corpus", "the masker's graph")
+            features.vocabulary.check_same(self.masker.vocabulary, "the corpus", f"the masker's {self.masker.goes_by}")
         indptr, tokens, marks = _ragged(features)
         epoch = int(self._epoch[0])
         draw = {"epoch": epoch} if epoch >= 0 else {"salt": self._fresh_salt()}

@@ -313,6 +313,13 @@ class Masker(nn.Module):
             )
         super()._load_from_state_dict(state_dict, prefix, *args)
 
+    def extra_repr(self) -> str:
+        """Return the parameters for ``repr``."""
+        return (
+            f"{self.vocabulary!r}, mlm_probability={self.mlm_probability}, "
+            f"structural_ratio={self.structural_ratio}, seed={self.seed}"
+        )
+
 
 def _check_batch(
     input_ids: torch.Tensor,

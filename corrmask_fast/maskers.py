@@ -5,14 +5,169 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from corrmask_fast.errors import InputError
-from corrmask_fast.kernels.layout import CORRMASK
+from corrmask_fast.graph_file import hash_tensors
+from corrmask_fast.kernels.layout import CORRMASK, PMI, RANDOM, SPAN
 from corrmask_fast.masker_base import MaskedBatch, Masker
-from corrmask_fast.neighbor_tables import table_of_graphs
+from corrmask_fast.neighbor_tables import no_table, table_of_graphs, table_of_pairs
 
 if TYPE_CHECKING:
     from corrmask_fast.graph import DependencyGraph
+    from corrmask_fast.pmi import PMITable
+    from corrmask_fast.vocabulary import Vocabulary
 
-__all__ = ["CorrMasker", "MaskedBatch"]
+__all__ = ["CorrMasker", "MaskedBatch", "PMIMasker", "RandomMasker", "SpanMasker"]
+
+
+class RandomMasker(Masker):
+    """Mask random genes: exactly floor(n · p) of a row's n maskable tokens, each set of them as likely as any other.
+
+    Parameters
+    ----------
+    vocabulary
+        Which id is which gene.
+    mlm_probability, mask_replace_prob, random_replace_prob, seed, validate
+        See :class:`CorrMasker`; with ``structural_ratio=0`` that gives the same masks.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from corrmask_fast import RandomMasker, Vocabulary
+    >>> genes = Vocabulary(("<pad>", "<mask>", *(f"G{i}" for i in range(8))))
+    >>> masked = RandomMasker(genes, mlm_probability=0.25)(torch.arange(2, 10).repeat(2, 1), epoch=0)
+    >>> (masked.labels != -100).sum(1)
+    tensor([2, 2])
+    """
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        *,
+        mlm_probability: float = 0.15,
+        mask_replace_prob: float = 0.8,
+        random_replace_prob: float = 0.1,
+        seed: int = 0,
+        validate: bool | None = None,
+    ) -> None:
+        super().__init__(
+            vocabulary,
+            RANDOM,
+            no_table(vocabulary),
+            mlm_probability=mlm_probability,
+            structural_ratio=0.0,
+            mask_replace_prob=mask_replace_prob,
+            random_replace_prob=random_replace_prob,
+            seed=seed,
+            validate=validate,
+        )
+
+
+class SpanMasker(Masker):
+    """Mask runs of neighbouring genes (SpanBERT, Joshi et al. 2020): lengths geometric with p = 0.2, up to 10.
+
+    Parameters
+    ----------
+    vocabulary
+        Which id is which gene.
+    structural_ratio
+        λ, in [0, 1]: share of the masked tokens that spans choose; the rest is random.
+    mlm_probability, mask_replace_prob, random_replace_prob, seed, validate
+        See :class:`CorrMasker`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from corrmask_fast import SpanMasker, Vocabulary
+    >>> genes = Vocabulary(("<pad>", "<mask>", *(f"G{i}" for i in range(30))))
+    >>> masker = SpanMasker(genes, mlm_probability=0.2)
+    >>> masker(torch.arange(2, 32).repeat(1, 1), epoch=1).masked_positions
+    tensor([[ 8, 24, 26, 27, 28, 29]])
+    """
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        *,
+        mlm_probability: float = 0.15,
+        structural_ratio: float = 1.0,
+        mask_replace_prob: float = 0.8,
+        random_replace_prob: float = 0.1,
+        seed: int = 0,
+        validate: bool | None = None,
+    ) -> None:
+        super().__init__(
+            vocabulary,
+            SPAN,
+            no_table(vocabulary),
+            mlm_probability=mlm_probability,
+            structural_ratio=structural_ratio,
+            mask_replace_prob=mask_replace_prob,
+            random_replace_prob=random_replace_prob,
+            seed=seed,
+            validate=validate,
+        )
+
+
+class PMIMasker(Masker):
+    """Mask runs of genes that stand next to each other more often than by chance (PMI masking, Levine et al. 2021).
+
+    Parameters
+    ----------
+    table
+        Which ordered pairs of genes are associated; its vocabulary is the masker's.
+    npmi_min
+        NPMI from which on two neighbours belong together.
+    structural_ratio
+        λ, in [0, 1]: share of the masked tokens that runs choose, as far as there are any; the rest is random. The
+        paper's PMI is 1, its PMI-Rand 0.5.
+    mlm_probability, mask_replace_prob, random_replace_prob, seed, validate
+        See :class:`CorrMasker`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from corrmask_fast import PMIMasker, PMITable, Vocabulary, read_corpus
+    >>> genes = Vocabulary(("<pad>", "<mask>", "A", "B", "C", "D", "E", "F"))
+    >>> cells = read_corpus([[2, 3, 4, 5, 6, 7], [5, 2, 3, 7], [4, 2, 3, 6]], genes)
+    >>> table = PMITable.from_corpus(cells, min_count=2, progress=False)
+    >>> masker = PMIMasker(table, mlm_probability=0.4)
+    >>> masker(torch.tensor([[5, 4, 2, 3, 6]]), epoch=0).masked_positions  # A and B
+    tensor([[2, 3]])
+    """
+
+    goes_by = "PMI table"
+
+    def __init__(
+        self,
+        table: PMITable,
+        *,
+        npmi_min: float = 0.1,
+        mlm_probability: float = 0.15,
+        structural_ratio: float = 1.0,
+        mask_replace_prob: float = 0.8,
+        random_replace_prob: float = 0.1,
+        seed: int = 0,
+        validate: bool | None = None,
+    ) -> None:
+        if not hasattr(table, "at_least"):
+            raise InputError(f"table must be a PMITable; got {table!r}; PMITable.load(path) reads a file")
+        indptr, indices = table.at_least(npmi_min)
+        digest = hash_tensors(table.vocabulary.fingerprint.encode(), {"indptr": indptr, "indices": indices})
+        super().__init__(
+            table.vocabulary,
+            PMI,
+            table_of_pairs(indptr, indices, digest),
+            mlm_probability=mlm_probability,
+            structural_ratio=structural_ratio,
+            mask_replace_prob=mask_replace_prob,
+            random_replace_prob=random_replace_prob,
+            seed=seed,
+            validate=validate,
+        )
+        self.npmi_min = float(npmi_min)
+
+    def extra_repr(self) -> str:
+        """Return the parameters for ``repr``."""
+        return f"{super().extra_repr()}, {self.neighbor_indices.numel()} pairs, npmi_min={self.npmi_min}"
 
 
 class CorrMasker(Masker):
@@ -85,7 +240,5 @@ class CorrMasker(Masker):
 
     def extra_repr(self) -> str:
         """Return the parameters for ``repr``."""
-        return (
-            f"{self.vocabulary!r}, {self.neighbor_indices.numel() // 2} edges, mlm_probability={self.mlm_probability}, "
-            f"structural_ratio={self.structural_ratio}, max_partners={self.max_partners}, seed={self.seed}"
-        )
+        edges = self.neighbor_indices.numel() // 2
+        return f"{super().extra_repr()}, {edges} edges, max_partners={self.max_partners}"

@@ -6,10 +6,15 @@ Slow and obvious on purpose: the oracle that every kernel must equal to the bit.
 from __future__ import annotations
 
 import math
+from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    Order = Callable[[int], tuple[int, int]]  # column → what it is sorted by
+    Words = Callable[[int, int], tuple[int, int, int, int]]  # column, block → random words
 
 __all__ = ["audit_rows", "mask_row", "mix", "philox4x32", "row_content", "words"]
 
@@ -85,6 +90,51 @@ def maskable_columns(
     return first, {c - first: tokens[c] for c in real if tokens[c] not in special_token_ids and not protected[c]}
 
 
+def row_rate(rate: float | tuple[float, float], word: int) -> float:
+    """Return a row's own p or λ: the number given, or what a random word gives between two ends."""
+    if not isinstance(rate, tuple):
+        return rate
+    low, high = rate
+    return low + (high - low) * word / 2**32
+
+
+def correlated_groups(
+    maskable: Mapping[int, int], neighbors: Mapping[int, Sequence[int]], max_partners: int, order: Order, draw: Words
+) -> Iterator[list[int]]:
+    """CorrMask: seeds in random order, each with its sampled partners."""
+    position: dict[int, int] = {}  # gene → its first maskable column
+    for column, token in maskable.items():
+        position.setdefault(token, column)
+    seeds = [column for token, column in position.items() if neighbors.get(token)]
+    for column in sorted(seeds, key=order):
+        keyed = []
+        for j, gene in enumerate(neighbors[maskable[column]]):
+            if gene in position:
+                keyed.append((draw(column, 1 + j // 4)[j % 4], j, position[gene]))
+        yield [column, *(partner for _, _, partner in sorted(keyed)[:max_partners])]
+
+
+def span_groups(maskable: Mapping[int, int], order: Order, draw: Words) -> Iterator[list[int]]:
+    """Span masking: from every column in random order so many, the length geometric (p = 0.2), 10 at most."""
+    columns = list(maskable)
+    longer = [math.floor(2**32 * (1 - 0.8**k) / (1 - 0.8**10)) for k in range(1, 10)]
+    for column in sorted(columns, key=order):
+        word = draw(column, 1)[0]
+        begin = columns.index(column)
+        yield columns[begin : begin + 1 + sum(word >= bound for bound in longer)]
+
+
+def run_groups(maskable: Mapping[int, int], pairs: Mapping[int, Sequence[int]], order: Order) -> Iterator[list[int]]:
+    """PMI masking: maximal runs of two or more neighbouring columns, each pair of neighbours in the table."""
+    runs: list[list[int]] = []
+    for column, token in maskable.items():
+        if column - 1 in maskable and token in pairs.get(maskable[column - 1], ()):
+            runs[-1].append(column)
+        else:
+            runs.append([column])
+    yield from sorted((run for run in runs if len(run) > 1), key=lambda run: order(run[0]))
+
+
 def mask_row(
     tokens: Sequence[int],
     neighbors: Mapping[int, Sequence[int]],
@@ -97,25 +147,34 @@ def mask_row(
     seed: int,
     draw_id: int | None = None,
     epoch: int | None = None,
-    mlm_probability: float = 0.15,
-    structural_ratio: float = 0.5,
+    strategy: str = "corrmask",
+    mlm_probability: float | tuple[float, float] = 0.15,
+    structural_ratio: float | tuple[float, float] = 0.5,
     max_partners: int = 5,
     mask_replace_prob: float = 0.8,
     random_replace_prob: float = 0.1,
     attention_mask: Sequence[int] | None = None,
     special_tokens_mask: Sequence[int] | None = None,
+    priorities: Sequence[int] | None = None,
     validate: bool = True,
 ) -> MaskedRow:
-    """Mask one row: Algorithm 2 with every open detail closed.
+    """Mask one row: Algorithm 2 with every open detail closed, and the other strategies in the same shape.
 
     Parameters
     ----------
     tokens
         The row, padding included.
     neighbors
-        Gene → its neighbours in the dependency graph, ascending. Genes without any may be left out.
+        Gene → its neighbours in the dependency graph, ascending; for ``"pmi"`` gene → the genes that follow it in a
+        pair of the table. Genes without any may be left out.
     draw_id, epoch
         One of them: the draw itself, or the epoch from which it follows together with the row's content.
+    strategy
+        ``"random"``, ``"span"``, ``"pmi"``, ``"corrmask"``, or ``"sampled"``: the columns of smallest priority.
+    mlm_probability, structural_ratio
+        Numbers, or two ends between which the row draws its own.
+    priorities
+        A number for each column of the row, in place of w0; with ``"sampled"`` in place of w1.
     validate
         Raise ValueError for a token outside [0, vocab_size); else it counts as a gene without neighbours.
     """
@@ -136,31 +195,34 @@ def mask_row(
     def w(column: int) -> tuple[int, int, int, int]:
         return words(seed, draw_id, column, 0)
 
-    n = len(maskable)
-    budget = math.floor(n * mlm_probability)
-    quota = math.floor(budget * structural_ratio)
-    position: dict[int, int] = {}  # gene → its first maskable column
-    for column, token in maskable.items():
-        position.setdefault(token, column)
+    def group_order(column: int) -> tuple[int, int]:
+        return (w(column)[0] if priorities is None else priorities[first + column]), column
 
-    # Structural expansion: seeds in random order, each with its sampled partners.
+    def rest_order(column: int) -> tuple[int, int]:
+        return group_order(column) if strategy == "sampled" else (w(column)[1], column)
+
+    v0, v1, _, _ = words(seed, draw_id, 2**32 - 2, 0)
+    n = len(maskable)
+    budget = math.floor(n * row_rate(mlm_probability, v0))
+    quota = math.floor(budget * row_rate(structural_ratio, v1))
+
+    # What the strategy proposes, group after group, until the quota is reached.
     masked: set[int] = set()
-    seeds = [column for token, column in position.items() if neighbors.get(token)]
-    for column in sorted(seeds, key=lambda column: (w(column)[0], column)):
+    if strategy == "corrmask":
+        groups = correlated_groups(maskable, neighbors, max_partners, group_order, partial(words, seed, draw_id))
+    elif strategy == "span":
+        groups = span_groups(maskable, group_order, partial(words, seed, draw_id))
+    elif strategy == "pmi":
+        groups = run_groups(maskable, neighbors, group_order)
+    else:
+        groups = iter(())
+    for column in chain.from_iterable(groups):
         if len(masked) >= quota:
             break
         masked.add(column)
-        keyed = []
-        for j, gene in enumerate(neighbors[maskable[column]]):
-            if gene in position:
-                keyed.append((words(seed, draw_id, column, 1 + j // 4)[j % 4], j, position[gene]))
-        for _, _, partner in sorted(keyed)[:max_partners]:
-            if len(masked) >= quota:
-                break
-            masked.add(partner)
 
     # Random top-up: the budget is always met.
-    rest = sorted((column for column in maskable if column not in masked), key=lambda column: (w(column)[1], column))
+    rest = sorted((column for column in maskable if column not in masked), key=rest_order)
     masked.update(rest[: budget - len(masked)])
 
     # 80/10/10 replacement.

@@ -19,14 +19,17 @@ import numpy as np
 
 from corrmask_fast import reference
 from corrmask_fast.graph import DependencyGraph, graph_of_pairs
+from corrmask_fast.pmi import PMITable
 from corrmask_fast.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from corrmask_fast.masker_base import Masker
+
 __all__ = [
-    "LONG_PARAMETERS", "PARAMETERS", "Case", "Expected", "assert_same", "cases", "draw_ids", "long_cases",
-    "make_graph", "make_vocabulary",
+    "LONG_PARAMETERS", "PARAMETERS", "STRATEGY_PARAMETERS", "Case", "Expected", "assert_same", "cases", "draw_ids",
+    "long_cases", "make_graph", "make_vocabulary",
 ]  # fmt: skip
 
 # Keyword arguments of CorrMasker (and of reference.mask_row) that together reach every branch of SPEC 4.
@@ -45,6 +48,18 @@ PARAMETERS: tuple[dict[str, Any], ...] = (
     {"mask_replace_prob": 0.25, "random_replace_prob": 0.75, "mlm_probability": 0.45},
 )
 LONG_PARAMETERS = (PARAMETERS[0], PARAMETERS[2], PARAMETERS[5])
+# The other strategies, on the same cases.
+STRATEGY_PARAMETERS: tuple[dict[str, Any], ...] = (
+    {"strategy": "random"},
+    {"strategy": "random", "mlm_probability": 0.6, "seed": 5},
+    {"strategy": "span"},
+    {"strategy": "span", "mlm_probability": 0.5, "seed": 2**64 - 1},
+    {"strategy": "span", "mlm_probability": 0.95, "structural_ratio": 0.6},
+    {"strategy": "pmi"},
+    {"strategy": "pmi", "mlm_probability": 0.6, "seed": 3},
+    {"strategy": "pmi", "mlm_probability": 0.45, "structural_ratio": 0.5},
+)
+DEFAULT_RATIO = {"random": 0.0, "span": 1.0, "pmi": 1.0}
 
 
 class Expected(NamedTuple):
@@ -105,6 +120,31 @@ class Case:
         linked = np.flatnonzero(graph.degrees)
         return {int(g): graph.indices[graph.indptr[g] : graph.indptr[g + 1]].tolist() for g in linked}
 
+    @cached_property
+    def pairs(self) -> PMITable:
+        """Ordered pairs of genes, most of them neighbours in the batch: for each gene those that follow it but one."""
+        size, (lo, hi) = self.graph.vocabulary.size, self.graph.vocabulary.gene_range
+        u, v = self.input_ids[:, :-1].reshape(-1), self.input_ids[:, 1:].reshape(-1)
+        genes = (np.minimum(u, v) >= lo) & (np.maximum(u, v) < hi) & ((u + 2 * v) % 7 > 1)
+        some = np.arange(lo, min(hi - 3, lo + 300))  # in the table, and mostly not in the batch
+        codes = np.unique(np.concatenate([u[genes] * size + v[genes], some * size + some + 3]))
+        indptr = np.concatenate([[0], np.cumsum(np.bincount(codes // size, minlength=size))])
+        npmi = np.where(codes % 5 == 0, 0.05, 0.5)  # some below the least
+        return PMITable(indptr, codes % size, npmi, np.full(codes.size, 50), self.graph.vocabulary)
+
+    @cached_property
+    def pairs_of_gene(self) -> dict[int, list[int]]:
+        """Gene → the genes that follow it in a pair of NPMI 0.1 or more, as the oracle takes them."""
+        indptr, indices = self.pairs.at_least(0.1)
+        return {int(g): indices[indptr[g] : indptr[g + 1]].tolist() for g in np.flatnonzero(np.diff(indptr))}
+
+    def masker(self, strategy: str = "corrmask", **parameters: Any) -> Masker:
+        """Return the masker of a strategy for this case."""
+        from corrmask_fast.strategies import make_masker
+
+        validate = None if self.known else False
+        return make_masker(strategy, graph=self.graph, pmi=self.pairs, validate=validate, **parameters)
+
     def astype(self, dtype: Any) -> Case:
         """Return the case with ``input_ids`` of another dtype; a token that does not fit moves to the nearest end."""
         limits = np.iinfo(dtype)
@@ -124,10 +164,13 @@ class Case:
         draw_ids, epoch
             One of them: (rows,) int64 draws, or the epoch.
         **parameters
-            Those of ``CorrMasker``.
+            Those of :meth:`masker`, and ``priorities`` (rows, columns).
         """
         vocabulary = self.graph.vocabulary
-        width = math.floor(self.columns * parameters.get("mlm_probability", 0.15))
+        width = math.floor(self.columns * np.max(parameters.get("mlm_probability", 0.15)))
+        strategy, priorities = parameters.get("strategy", "corrmask"), parameters.pop("priorities", None)
+        neighbors = self.pairs_of_gene if strategy == "pmi" else self.neighbors
+        default = {"structural_ratio": DEFAULT_RATIO.get(strategy, 0.5)}
         out, labels = self.input_ids.astype(np.int64), np.full(self.input_ids.shape, -100, np.int64)
         positions = np.full((self.rows, width), -1, np.int64)
         for row in range(self.rows):
@@ -135,7 +178,7 @@ class Case:
             attention, special = (None if mask is None else mask[row].tolist() for mask in masks)
             masked = reference.mask_row(
                 self.input_ids[row].tolist(),
-                self.neighbors,
+                neighbors,
                 vocab_size=vocabulary.size,
                 gene_range=vocabulary.gene_range,
                 pad_token_id=vocabulary.pad_token_id,
@@ -145,8 +188,9 @@ class Case:
                 epoch=epoch,
                 attention_mask=attention,
                 special_tokens_mask=special,
+                priorities=None if priorities is None else priorities[row].tolist(),
                 validate=self.known,
-                **{"seed": 0, **parameters},
+                **{"seed": 0, **default, **parameters},
             )
             out[row], labels[row] = masked.input_ids, masked.labels
             positions[row, : len(masked.masked_positions)] = masked.masked_positions

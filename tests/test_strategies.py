@@ -1,0 +1,241 @@
+"""Every strategy: the kernels give the bits of the plain-Python oracle, through every door; names, files, bad input."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+
+from corrmask_fast import (
+    CorpusDataset,
+    CorrMasker,
+    DataCollatorForCorrMask,
+    InputError,
+    PMIMasker,
+    PMITable,
+    RandomMasker,
+    SpanMasker,
+    make_masker,
+    read_corpus,
+    reference,
+    torch_ops,
+)
+from corrmask_fast.kernels.layout import GIVEN
+from corrmask_fast.strategies import STRATEGIES
+from corrmask_fast.testing import (
+    STRATEGY_PARAMETERS,
+    Case,
+    assert_same,
+    cases,
+    draw_ids,
+    long_cases,
+    make_graph,
+    make_vocabulary,
+)
+
+CASES, LONG_CASES = cases(), long_cases()
+GENES = make_vocabulary(60)
+
+
+def tensors(case):
+    arrays = (case.input_ids, case.attention_mask, case.special_tokens_mask)
+    return tuple(None if array is None else torch.from_numpy(array.copy()) for array in arrays)
+
+
+def through_the_op(masker, case, draws):
+    return torch_ops.mask(
+        *tensors(case), torch.from_numpy(draws), GIVEN, 0, masker.seed_bits, masker.rate_bits,
+        masker.neighbor_lookup, masker.neighbor_indptr, masker.neighbor_indices, None, None, masker._settings,
+        masker.max_probability, case.known,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("case", [*CASES, *LONG_CASES], ids=lambda case: case.name)
+def test_equals_the_oracle_to_the_bit(case):
+    draws = draw_ids(case.rows, seed=7)
+    for parameters in STRATEGY_PARAMETERS:
+        masker, name = case.masker(**parameters), f"{case.name}, {parameters}"
+        expected = case.expected(draw_ids=draws, **parameters)
+        assert_same(expected, masker(*tensors(case), draw_ids=torch.from_numpy(draws)), name)
+        if case.columns < 500:
+            narrow = case.astype(np.int32)
+            masked = masker(*tensors(narrow), draw_ids=torch.from_numpy(draws))
+            assert_same(narrow.expected(draw_ids=draws, **parameters), masked, f"{name}, int32")
+            for a, b in zip(through_the_op(masker, case, draws), expected, strict=True):
+                assert np.array_equal(a.numpy(), b), name
+
+
+def test_the_table_of_pairs_reaches_the_masks():
+    """The cases hold runs: else PMI would be tested as random masking."""
+    for case in CASES:
+        if case.name in {"any length", "repeated genes", "left padding", "special_tokens_mask"}:
+            draws = draw_ids(case.rows)
+            ours, random = (
+                case.expected(draw_ids=draws, strategy=each, mlm_probability=0.4) for each in ("pmi", "random")
+            )
+            assert not np.array_equal(ours.labels, random.labels), case.name
+
+
+@pytest.mark.parametrize("parameters", STRATEGY_PARAMETERS, ids=str)
+def test_made_up_rows_equal_the_oracle_to_the_bit(parameters):
+    rng = np.random.default_rng(4)
+    graph = make_graph(make_vocabulary(90), degree=12, seed=9)
+    for _ in range(40):
+        columns = int(rng.integers(1, 200))
+        case = Case("random", graph, rng.integers(0, 92, (2, columns)), rng.integers(0, 8, (2, columns)).clip(max=1))
+        given = {**parameters, "seed": int(rng.integers(2**63)), "mlm_probability": float(rng.uniform(0.02, 0.98))}
+        draws = draw_ids(2, seed=int(rng.integers(1000)))
+        got = case.masker(**given)(*tensors(case), draw_ids=torch.from_numpy(draws))
+        assert_same(case.expected(draw_ids=draws, **given), got, f"{columns} columns, {given}")
+
+
+@pytest.mark.parametrize("parameters", STRATEGY_PARAMETERS[::2], ids=str)
+def test_the_collator_and_ragged_rows_equal_the_oracle(parameters):
+    case = next(case for case in CASES if case.name == "any length")
+    collator = DataCollatorForCorrMask(case.masker(**parameters), return_masked_positions=True)
+    collator.set_epoch(5)
+    batch = collator([{"input_ids": row[row > 0]} for row in case.input_ids])
+    expected = case.expected(epoch=5, **parameters)
+    for name in expected._fields:
+        assert np.array_equal(batch[name].numpy(), getattr(expected, name)), name
+
+
+def test_random_is_corrmask_with_nothing_through_the_graph():
+    case = next(case for case in CASES if case.name == "any length")
+    one = RandomMasker(case.graph.vocabulary, mlm_probability=0.4, seed=3)(*tensors(case), epoch=1)
+    other = CorrMasker(case.graph, mlm_probability=0.4, seed=3, structural_ratio=0)(*tensors(case), epoch=1)
+    assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_the_words_of_span_lengths():
+    """The bounds in the kernels, against exact arithmetic."""
+    from corrmask_fast.kernels.span import span_length
+
+    for k in range(1, 10):
+        bound = 2**32 * (1 - Fraction(4, 5) ** k) / (1 - Fraction(4, 5) ** 10)
+        assert span_length(np.uint64(int(bound))) == k + 1
+        assert span_length(np.uint64(int(bound) - 1)) == k
+    assert (span_length(np.uint64(0)), span_length(np.uint64(2**32 - 1))) == (1, 10)
+
+
+def test_spans_by_hand():
+    """Spans skip what is not maskable, stop at the row's end, and are cut at the quota."""
+    columns = {0: 5, 1: 6, 3: 7, 4: 8, 9: 9}
+    long = {(1, 1): 2**32 - 1}  # at column 1, by the word of block 1
+    groups = reference.span_groups(columns, lambda c: (-c, c), lambda c, block: (long.get((c, block), 0), 0, 0, 0))
+    assert list(groups) == [[9], [4], [3], [1, 3, 4, 9], [0]]
+
+
+def test_runs_by_hand():
+    columns = {0: 5, 1: 6, 2: 7, 4: 8, 5: 9, 6: 5}
+    pairs = {5: [6], 6: [7], 7: [8], 8: [9], 9: [4]}
+    groups = list(reference.run_groups(columns, pairs, lambda c: (-c, c)))
+    assert groups == [[4, 5], [0, 1, 2]]  # 7 and 8 are a pair, but not next to each other
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_modules_travel_and_resume(strategy):
+    case = next(case for case in CASES if case.name == "any length")
+    masker = case.masker(strategy)
+    first = masker(*tensors(case))
+    for twin in (copy.deepcopy(masker), pickle.loads(pickle.dumps(masker)), copy.deepcopy(masker).half()):
+        assert torch.equal(twin(*tensors(case)).labels, copy.deepcopy(masker)(*tensors(case)).labels)
+    again = case.masker(strategy)
+    again.load_state_dict(masker.state_dict())
+    assert torch.equal(again(*tensors(case)).labels, masker(*tensors(case)).labels)
+    assert first.labels.shape == case.input_ids.shape
+    assert strategy.partition("-")[0] in type(masker).__name__.lower()
+
+
+def test_a_resumed_run_needs_the_same_table():
+    case = next(case for case in CASES if case.name == "any length")
+    other = PMIMasker(case.pairs, npmi_min=0.3)
+    other.load_state_dict(PMIMasker(case.pairs, npmi_min=0.2).state_dict())  # the same pairs pass
+    with pytest.raises(InputError, match=r"the saved masker used PMI table .*; resume with the PMI table of the first"):
+        PMIMasker(case.pairs, npmi_min=0.01).load_state_dict(other.state_dict())
+    with pytest.raises(InputError, match="the saved masker used vocabulary"):
+        RandomMasker(GENES).load_state_dict(RandomMasker(make_vocabulary(61)).state_dict())
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_compiled_whole(strategy):
+    case = next(case for case in CASES if case.name == "any length")
+    masker, draws = case.masker(strategy), torch.from_numpy(draw_ids(case.rows))
+    torch.compiler.reset()
+    compiled = torch.compile(lambda ids: masker(ids, draw_ids=draws), fullgraph=True, backend="aot_eager")
+    ids = tensors(case)[0]
+    assert torch.equal(compiled(ids).labels, masker(ids, draw_ids=draws).labels)
+
+
+# ------------------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("strategy", "given", "message"),
+    [
+        ("spam", {}, "strategy must be one of random, span, pmi, pmi-rand, corrmask, corrmask-100; got 'spam'"),
+        ("corrmask", {"vocabulary": GENES}, "'corrmask' needs a dependency graph: give graph="),
+        ("pmi", {"vocabulary": GENES}, "'pmi' needs a PMI table: give pmi="),
+        ("span", {}, "'span' needs a vocabulary"),
+        (
+            "random",
+            {"vocabulary": GENES, "structural_ratio": 0.5},
+            "structural_ratio has no meaning for the strategy 'ran",
+        ),
+        ("span", {"vocabulary": GENES, "max_partners": 5}, "max_partners has no meaning for the strategy 'span'"),
+        ("corrmask-100", {"graph": make_graph(GENES), "structural_ratio": 0.5}, "choose it freely with 'corrmask'"),
+        (
+            "span",
+            {"vocabulary": GENES, "structural_ratio": 1.5},
+            "structural_ratio must be a number in [0, 1]; got 1.5",
+        ),
+        ("random", {"vocabulary": make_vocabulary(9), "graph": make_graph(GENES)}, "the graph"),
+    ],
+)
+def test_what_cannot_be_made(strategy, given, message):
+    with pytest.raises(InputError) as error:
+        make_masker(strategy, **given)
+    assert message in str(error.value)
+
+
+def test_a_table_of_another_vocabulary():
+    pairs = CASES[0].pairs
+    with pytest.raises(InputError, match=r"the graph .*the PMI table"):
+        make_masker("pmi", graph=make_graph(GENES), pmi=pairs)
+    corpus = read_corpus([[2, 3]], GENES)
+    with pytest.raises(InputError, match=r"the corpus .*the masker's PMI table"):
+        DataCollatorForCorrMask(PMIMasker(pairs))(CorpusDataset(corpus).__getitems__([0]))
+    with pytest.raises(InputError, match=r"table must be a PMITable; got 'pmi.safetensors'; PMITable.load"):
+        PMIMasker("pmi.safetensors")
+    with pytest.raises(InputError, match="npmi_min must be a number"):
+        PMIMasker(pairs, npmi_min="high")
+    with pytest.raises(InputError, match="seed is fixed when a masker is made; make another SpanMasker with seed=3"):
+        SpanMasker(GENES).seed = 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"indptr": np.zeros(5, np.int64)}, "indptr must have 203 entries"),
+        ({"indices": np.array([2.0])}, "indices must be a one-dimensional integer array"),
+        ({"npmi": np.full(1, np.nan)}, "npmi must hold one finite number for each of 1 pairs"),
+        ({"counts": np.ones(2)}, "counts must hold one finite number"),
+        ({"indices": np.array([0])}, "pairs must be of tokens in [2, 202); got the pair (5, 0), place 0"),
+    ],
+)
+def test_tables_that_are_none(change, message):
+    good = {
+        "indptr": (np.arange(203) > 5).astype(np.int64),
+        "indices": np.array([6]),
+        "npmi": np.ones(1),
+        "counts": np.ones(1, np.int64),
+    }
+    vocabulary = make_vocabulary(200)
+    assert PMITable(**good, vocabulary=vocabulary).npmi_of(5, 6) == 1.0
+    with pytest.raises(InputError) as error:
+        PMITable(**{**good, **change}, vocabulary=vocabulary)
+    assert message in str(error.value)
