@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from corrmask_fast.cli_options import add_vocabulary_options, command, load_graph, open_corpus, setting
@@ -64,6 +65,8 @@ def _add_graph_build(commands: Any) -> None:
         summary="build a graph from a corpus (Algorithm 1)",
         text="Find each gene's strongest Spearman partners among all others, keep the pairs that share enough cells, "
         "and score them over those cells. The same bits on every machine.",
+        notes="Under torchrun the processes build one graph together, the same to the bit:\n"
+        "  torchrun --nproc-per-node 2 -m corrmask_fast graph build cells.dataset -o graph.safetensors",
         example="graph build cells.dataset -o graph.safetensors --n-cells 100000\n"
         "  corrmask-fast graph build cells.dataset -o graphs --by tissue",
     )
@@ -84,11 +87,17 @@ def _add_graph_build(commands: Any) -> None:
     parser.add_argument("--max-genes", type=int, metavar="N", help="only so many genes, highest first (default: all)")
     setting(parser, "--seed", 0, "N", "of the sample of cells")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
+    parser.add_argument(
+        "--checkpoint",
+        metavar="FOLDER",
+        help="save what is done here now and then; the same command goes on from there (remove it afterwards)",
+    )
 
 
 def _graph_build(arguments: argparse.Namespace) -> None:
     from corrmask_fast.files import check_output
     from corrmask_fast.graph_building import build_dependency_graph
+    from corrmask_fast.graph_distributed import ProcessGroup
 
     parameters = {name: getattr(arguments, name) for name in BUILD_OPTIONS}
     if arguments.by is not None:
@@ -96,17 +105,27 @@ def _graph_build(arguments: argparse.Namespace) -> None:
         return
     if check_output(arguments.output).suffix != ".safetensors":  # before the work, not behind it
         raise InputError(f"a graph file must end in .safetensors; got {arguments.output}")
-    graph = build_dependency_graph(open_corpus(arguments), **parameters)
-    graph.save(arguments.output)
-    print(summary_table(graph))
-    print(f"saved to {arguments.output}")
+    with ProcessGroup(arguments.device, arguments.threads) as group:
+        graph = build_dependency_graph(open_corpus(arguments), checkpoint=arguments.checkpoint, **parameters)
+        if group.rank == 0:
+            graph.save(arguments.output)
+            print(summary_table(graph))
+            print(f"saved to {arguments.output}")
 
 
 def _build_by(arguments: argparse.Namespace, parameters: dict[str, Any]) -> None:
+    from corrmask_fast.graph_distributed import ProcessGroup
     from corrmask_fast.graph_groups import check_graph_folder, iter_graphs_by, save_graphs
 
+    if arguments.checkpoint is not None:
+        raise InputError("--checkpoint is of one graph, and --by builds several; leave one of them out")
     folder = check_graph_folder(arguments.output)
-    paths = save_graphs(_told(iter_graphs_by(open_corpus(arguments), arguments.by, **parameters)), folder)
+    with ProcessGroup(arguments.device, arguments.threads) as group:
+        graphs = iter_graphs_by(open_corpus(arguments), arguments.by, **parameters)
+        if group.rank:  # takes part; rank 0 writes
+            deque(graphs, maxlen=0)
+            return
+        paths = save_graphs(_told(graphs), folder)
     print(f"saved to {folder}: {len(paths)} graph{'' if len(paths) == 1 else 's'}, and groups.csv")
 
 

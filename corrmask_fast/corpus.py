@@ -166,10 +166,14 @@ class Corpus:
     @property
     def lengths(self) -> np.ndarray:
         """(n_cells,) int64: the cells' lengths as stored, special tokens included."""
+        return self.lengths_of(np.arange(self.n_cells))
+
+    def lengths_of(self, rows: np.ndarray) -> np.ndarray:
+        """Return the lengths of the given cells as stored, special tokens included; their tokens are not read."""
         from corrmask_fast.kernels.ragged import row_lengths
 
-        rows, out = self._stored_rows(np.arange(self.n_cells)), np.empty(self.n_cells, np.int64)
-        row_lengths(self._first_cell, self._offset_address, self._segments[0].offsets[:0], rows, out)
+        out = np.empty(rows.size, np.int64)
+        row_lengths(self._first_cell, self._offset_address, self._segments[0].offsets[:0], self._stored_rows(rows), out)
         return out
 
     def _load(self) -> None:

@@ -12,11 +12,16 @@ import numpy as np
 
 from corrmask_fast.errors import InputError, check_integer, check_number, check_seed
 from corrmask_fast.graph import DependencyGraph, graph_of_pairs
+from corrmask_fast.graph_checkpoint import Checkpoint, fingerprint_corpus
+from corrmask_fast.graph_distributed import current_team
+from corrmask_fast.graph_work import Work
 
 if TYPE_CHECKING:
+    import os
     from types import ModuleType
 
     from corrmask_fast.corpus import Corpus
+    from corrmask_fast.graph_distributed import Team
     from corrmask_fast.graph_stages import GeneColumns, Pairs, Sample
     from corrmask_fast.vocabulary import Vocabulary
 
@@ -39,8 +44,25 @@ class GraphParameters:
     max_genes: int | None
     seed: int
 
-    def check_sample(self, n_cells: int) -> None:
-        """Raise InputError unless ``n_cells`` sampled cells can give a graph."""
+    @classmethod
+    def checked(cls, **given: Any) -> GraphParameters:
+        """Return parameters of which each is in its range, or raise InputError."""
+        return cls(
+            n_cells=check_integer("n_cells", given["n_cells"], 1),
+            max_length=check_integer("max_length", given["max_length"], 1, LONGEST_CELL),
+            n_neighbors=check_integer("n_neighbors", given["n_neighbors"], 1),
+            rho_min=check_number("rho_min", given["rho_min"], 0, 1),
+            min_cooccurrence=check_integer("min_cooccurrence", given["min_cooccurrence"], 0),
+            min_presence=check_integer("min_presence", given["min_presence"], 0),
+            max_genes=None if given["max_genes"] is None else check_integer("max_genes", given["max_genes"], 1),
+            seed=check_seed(given["seed"]),
+        )
+
+    def check_sample(self, corpus: Corpus) -> None:
+        """Raise InputError unless the cells sampled from a corpus can give a graph."""
+        if corpus.n_cells == 0:
+            raise InputError("the corpus has no cells, and a graph needs some; check the file that it was read from")
+        n_cells = min(self.n_cells, corpus.n_cells)
         for name in ("min_cooccurrence", "min_presence"):
             if getattr(self, name) > n_cells:
                 raise InputError(
@@ -65,6 +87,7 @@ def build_dependency_graph(
     max_genes: int | None = None,
     seed: int = 0,
     device: str = "auto",
+    checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> DependencyGraph:
     """Find which genes depend on each other in a corpus.
@@ -96,6 +119,10 @@ def build_dependency_graph(
         Which cells are sampled; in [0, 2**64).
     device
         ``"cpu"``, or ``"auto"``: the fastest there is.
+    checkpoint
+        A folder in which the state of a build is saved after each stage, and every minute of the long ones; a build
+        that was ended goes on from there, and gives the same graph. It belongs to one corpus and one set of
+        parameters; remove it when the graph is saved.
     progress
         Show progress bars on standard error.
 
@@ -109,11 +136,17 @@ def build_dependency_graph(
     ------
     InputError
         If a parameter is out of range, the corpus has no cells, or fewer than ``min_cooccurrence`` or
-        ``min_presence``; if a cell holds a token outside the vocabulary, or a gene twice.
+        ``min_presence``; if a cell holds a token outside the vocabulary, or a gene twice; if the checkpoint is of
+        another build; on all ranks, if ranks disagree.
+    ConnectionError
+        On the other ranks, if one of several stops or dies.
 
     Notes
     -----
     Hacohen et al. 2026, Algorithm 1. Time and memory follow the tokens: no genes by genes matrix is ever held.
+
+    Inside an initialised ``torch.distributed`` process group all ranks must call this, with the same arguments: they
+    divide the pairs of genes among each other, and each returns the whole graph, the same to the bit as one process.
 
     Examples
     --------
@@ -124,34 +157,33 @@ def build_dependency_graph(
     >>> graph.neighbors("A")
     (array([3, 4], dtype=int32), array([ 1., -1.], dtype=float32))
     """
-    parameters = GraphParameters(
-        n_cells=check_integer("n_cells", n_cells, 1),
-        max_length=check_integer(
-            "max_length", corpus.max_length if max_length is None else max_length, 1, LONGEST_CELL
-        ),
-        n_neighbors=check_integer("n_neighbors", n_neighbors, 1),
-        rho_min=check_number("rho_min", rho_min, 0, 1),
-        min_cooccurrence=check_integer("min_cooccurrence", min_cooccurrence, 0),
-        min_presence=check_integer("min_presence", min_presence, 0),
-        max_genes=None if max_genes is None else check_integer("max_genes", max_genes, 1),
-        seed=check_seed(seed),
-    )
-    stages = _stages(device)
-    if corpus.n_cells == 0:
-        raise InputError("the corpus has no cells, and a graph needs some; check the file that it was read from")
-    parameters.check_sample(min(parameters.n_cells, corpus.n_cells))
-    bar = partial(_progress_bar, shown=progress)
+    with current_team() as team:
+        parameters = GraphParameters.checked(
+            n_cells=n_cells,
+            max_length=corpus.max_length if max_length is None else max_length,
+            n_neighbors=n_neighbors,
+            rho_min=rho_min,
+            min_cooccurrence=min_cooccurrence,
+            min_presence=min_presence,
+            max_genes=max_genes,
+            seed=seed,
+        )
+        stages = _stages(device)
+        parameters.check_sample(corpus)
+        work = _begin_work(team, checkpoint, corpus, parameters)
+        bar = partial(_progress_bar, shown=progress and team.rank == 0)
 
-    rows = corpus.sample_rows(parameters.n_cells, parameters.seed)
-    sample = stages.read_sample(corpus, rows, parameters.max_length, bar)
-    columns = stages.make_columns(sample, _kept_genes(sample, corpus.vocabulary, parameters), parameters.max_length)
-    del sample  # its tokens are not needed again
-    ranks = stages.rank_genes(columns)
-    pairs = stages.strongest_pairs(columns, ranks, parameters.n_neighbors, parameters.rho_min, bar)
-    del ranks
-    overlap, rho = stages.correlate_pairs(columns, pairs, parameters.min_cooccurrence, bar)
+        rows = corpus.sample_rows(parameters.n_cells, parameters.seed)
+        sample = stages.read_sample(corpus, rows, parameters.max_length, bar)
+        work.confirm(sample.presence.sum(axis=0), sample.value_sum)
+        columns = stages.make_columns(sample, _kept_genes(sample, corpus.vocabulary, parameters), parameters.max_length)
+        del sample  # its tokens are not needed again
+        ranks = stages.rank_genes(columns)
+        pairs = stages.strongest_pairs(columns, ranks, parameters.n_neighbors, parameters.rho_min, bar, work=work)
+        del ranks
+        overlap, rho = stages.correlate_pairs(columns, pairs, parameters.min_cooccurrence, bar, work=work)
     kept = overlap >= parameters.min_cooccurrence
-    if not kept.any():
+    if not kept.any() and team.rank == 0:
         warnings.warn(_why_empty(columns, pairs, overlap, parameters), UserWarning, stacklevel=2)
     return graph_of_pairs(
         columns.genes[pairs.u[kept]],
@@ -161,6 +193,19 @@ def build_dependency_graph(
         {**asdict(parameters), "n_cells_used": columns.n_cells, "n_genes_used": columns.genes.size},
         pairs.rho[kept],
     )
+
+
+def _begin_work(
+    team: Team, checkpoint: str | os.PathLike[str] | None, corpus: Corpus, parameters: GraphParameters
+) -> Work:
+    """Make sure that all ranks, and the checkpoint where there is one, are about the same graph."""
+    if team.size == 1 and checkpoint is None:
+        return Work()
+    settings = {**asdict(parameters), "corpus (its fingerprint)": fingerprint_corpus(corpus)}
+    team.agree({**settings, "whether there is a checkpoint": checkpoint is not None})
+    work = Work(team, Checkpoint(checkpoint, team.rank))
+    work.checkpoint.open(settings)
+    return work
 
 
 def _stages(device: str) -> ModuleType:

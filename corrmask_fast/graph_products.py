@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from corrmask_fast.kernels.correlation import keep_strongest, rows_of_block, select_pairs, tile_products
+from corrmask_fast.kernels.correlation import keep_strongest, merge_lists, rows_of_block, select_pairs, tile_products
 from corrmask_fast.kernels.panel import LANES, chunk_starts, fill_panel, panel_products
 from corrmask_fast.threads import map_tasks, run_ranges
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from corrmask_fast.graph_stages import GeneColumns, Ranks
 
@@ -83,6 +83,11 @@ class ProductPlan:
     order: np.ndarray  # (n,) int64: columns by rising presence, without those of constant rank
     tasks: list[Task]
     cut: Cut
+
+    @property
+    def layout(self) -> list[tuple[str, range, range]]:
+        """What the tasks are, whatever their costs."""
+        return [(task.method, task.u, task.v) for task in self.tasks]
 
     @property
     def n_pairs(self) -> int:
@@ -213,6 +218,15 @@ class StrongestPartners:
         """Offer pairs to both genes' lists; pairs may come in any order, each once."""
         keep_strongest(found, self.n_kept, self.gene, self.rho, self.reach)
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return the lists, as :meth:`merge` takes them."""
+        listed = np.arange(self.gene.shape[1]) < self.n_kept[:, None]
+        return {"n_kept": self.n_kept, "gene": self.gene[listed], "rho": self.rho[listed]}
+
+    def merge(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Take up the lists of others, which may hold the same pairs."""
+        merge_lists(arrays["n_kept"], arrays["gene"], arrays["rho"], self.n_kept, self.gene, self.rho, self.reach)
+
     def pairs(self) -> Found:
         """Return the pairs that stand in a list, u < v, each once, in order of (u, v)."""
         G, k = self.gene.shape
@@ -222,14 +236,17 @@ class StrongestPartners:
         return pair // max(G, 1), pair % max(G, 1), self.rho[listed][first]
 
 
-def run_tasks(plan: ProductPlan, operands: Operands, ranks: Ranks, strongest: StrongestPartners) -> Iterator[int]:
-    """Run all tasks on one chunk that holds all cells; yield the pairs seen with each."""
+def run_tasks(
+    plan: ProductPlan, tasks: np.ndarray, operands: Operands, ranks: Ranks, strongest: StrongestPartners
+) -> Iterator[int]:
+    """Run tasks, given by their numbers, on one chunk that holds all cells; yield each when its pairs were offered."""
 
-    def run(task: Task) -> tuple[int, Found]:
+    def run(number: int) -> tuple[int, Found]:
+        task = plan.tasks[number]
         sums = task.zeros()
         operands.add(task, sums)
-        return task.n_pairs, select(plan, task, sums, ranks, operands.columns.n_cells, strongest.reach)
+        return number, select(plan, task, sums, ranks, operands.columns.n_cells, strongest.reach)
 
-    for n_pairs, found in map_tasks(run, plan.tasks):
+    for number, found in map_tasks(run, tasks.tolist()):
         strongest.offer(found)
-        yield n_pairs
+        yield number

@@ -13,18 +13,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from corrmask_fast.graph_products import Cut, Operands, StrongestPartners, plan_product, run_tasks
+from corrmask_fast.graph_work import Work
 from corrmask_fast.kernels.overlap import correlate_overlaps
 from corrmask_fast.kernels.ranks import count_genes, fill_columns, rank_columns
-from corrmask_fast.threads import get_num_threads, map_tasks, run_ranges
+from corrmask_fast.threads import map_tasks, run_ranges
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from corrmask_fast.corpus import Corpus
 
     Bar = Callable[[str, int, str], Any]  # (what, total, unit) -> a progress bar as tqdm makes it
 
 CHUNK_CELLS = 4096  # cells read at a time
+MOST_RANGES, LEAST_WORK = 1024, 100_000  # ranges of pairs: their number, and elements that pass in one
 
 
 class Sample(NamedTuple):
@@ -57,7 +59,7 @@ class Ranks(NamedTuple):
 
     e: np.ndarray  # (nnz,) uint32
     n_positive: np.ndarray  # (G,) int64: m
-    sum_squares: np.ndarray  # (G,) int64: sum of d²
+    sum_squares: np.ndarray  # (G,) float64: sum of d², exact and rounded once
 
 
 class Pairs(NamedTuple):
@@ -118,7 +120,7 @@ def make_columns(sample: Sample, genes: np.ndarray, max_length: int) -> GeneColu
 def rank_genes(columns: GeneColumns) -> Ranks:
     """Rank every column exactly."""
     G = columns.genes.size
-    ranks = Ranks(np.empty(columns.levels.size, np.uint32), np.empty(G, np.int64), np.empty(G, np.int64))
+    ranks = Ranks(np.empty(columns.levels.size, np.uint32), np.empty(G, np.int64), np.empty(G, np.float64))
 
     def rank(begin: int, end: int) -> None:
         data = columns.indptr, columns.levels, columns.n_cells, columns.max_length
@@ -132,23 +134,50 @@ def rank_genes(columns: GeneColumns) -> Ranks:
 
 
 def strongest_pairs(
-    columns: GeneColumns, ranks: Ranks, n_neighbors: int, rho_min: float, bar: Bar, *, cut: Cut | None = None
+    columns: GeneColumns,
+    ranks: Ranks,
+    n_neighbors: int,
+    rho_min: float,
+    bar: Bar,
+    *,
+    work: Work | None = None,
+    cut: Cut | None = None,
 ) -> Pairs:
     """Return the pairs in which one gene is among the other's ``n_neighbors`` strongest and abs(rho) >= ``rho_min``."""
     plan = plan_product(columns.presence, ranks.sum_squares, columns.n_cells, cut or Cut())
     k = max(1, min(n_neighbors, plan.order.size - 1))
     strongest = StrongestPartners(columns.genes.size, k, rho_min)
-    with bar("correlating genes", plan.n_pairs, "pair") as progress:
-        for n_pairs in run_tasks(plan, Operands(plan, columns, ranks.e), ranks, strongest):
-            progress.update(n_pairs)
+    share = (work or Work()).divide("pairs", plan.layout, [task.cost for task in plan.tasks], strongest)
+    mine = [plan.tasks[number] for number in share.tasks]
+    with bar("correlating genes", sum(task.n_pairs for task in mine), "pair") as progress:
+        for number in run_tasks(plan, share.tasks, Operands(plan, columns, ranks.e, mine), ranks, strongest):
+            share.done(number)
+            progress.update(plan.tasks[number].n_pairs)
+    share.finish()
     return Pairs(*strongest.pairs())
 
 
 # ----------------------------------------------------------------------------------------------------------- overlaps
 
 
+class Overlaps:
+    """Overlap and rho of pairs, as far as they are known."""
+
+    def __init__(self, n_pairs: int) -> None:
+        self.overlap, self.rho = np.full(n_pairs, -1, np.int64), np.zeros(n_pairs, np.float64)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return both, with -1 as overlap where they are not known."""
+        return {"overlap": self.overlap, "rho": self.rho}
+
+    def merge(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Take up what others know."""
+        known = arrays["overlap"] >= 0
+        self.overlap[known], self.rho[known] = arrays["overlap"][known], arrays["rho"][known]
+
+
 def correlate_pairs(
-    columns: GeneColumns, pairs: Pairs, min_cooccurrence: int, bar: Bar
+    columns: GeneColumns, pairs: Pairs, min_cooccurrence: int, bar: Bar, *, work: Work | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return each pair's overlap (int64) and its rho over the overlap (float64; 0 below ``min_cooccurrence``)."""
     presence = columns.presence
@@ -156,26 +185,36 @@ def correlate_pairs(
     common, partner = np.where(swap, pairs.v, pairs.u), np.where(swap, pairs.u, pairs.v)
     order = np.argsort(common, kind="stable")
     common, partner = common[order], partner[order]
-    overlap, rho = np.empty(order.size, np.int64), np.empty(order.size, np.float64)
+    ranges, costs = even_ranges(presence[partner] + columns.max_length // 8)
+    results = Overlaps(order.size)
 
-    def correlate(bounds: tuple[int, int]) -> int:
+    def correlate(number: int) -> tuple[int, np.ndarray, np.ndarray]:
+        these = slice(*ranges[number])
+        n_pairs = these.stop - these.start
+        overlap, rho = np.empty(n_pairs, np.int64), np.empty(n_pairs, np.float64)
         data = columns.indptr, columns.cells, columns.levels, columns.n_cells, columns.max_length
-        correlate_overlaps(common, partner, *bounds, *data, min_cooccurrence, overlap, rho)
-        return bounds[1] - bounds[0]
+        correlate_overlaps(common[these], partner[these], 0, n_pairs, *data, min_cooccurrence, overlap, rho)
+        return number, overlap, rho
 
-    with bar("comparing overlaps", order.size, "pair") as progress:
-        for n_pairs in map_tasks(correlate, _even_ranges(presence[partner] + columns.max_length // 8)):
-            progress.update(n_pairs)
+    share = (work or Work()).divide("overlaps", ranges, costs, results)
+    with bar("comparing overlaps", sum(b - a for a, b in (ranges[i] for i in share.tasks)), "pair") as progress:
+        for number, overlap, rho in map_tasks(correlate, share.tasks.tolist()):
+            these = slice(*ranges[number])
+            results.overlap[these], results.rho[these] = overlap, rho
+            share.done(number)
+            progress.update(overlap.size)
+    share.finish()
     back = np.empty_like(order)
     back[order] = np.arange(order.size)
-    return overlap[back], rho[back]
+    return results.overlap[back], results.rho[back]
 
 
-def _even_ranges(work: np.ndarray) -> list[tuple[int, int]]:
-    """Cut [0, n) into ranges of about equal work, many to a thread."""
+def even_ranges(work: np.ndarray) -> tuple[list[tuple[int, int]], np.ndarray]:
+    """Cut [0, n) into ranges of about equal work, enough for any number of threads; return ranges and their work."""
     if work.size == 0:
-        return []
-    parts, total = min(work.size, 16 * get_num_threads()), np.cumsum(work)
+        return [], np.empty(0, np.int64)
+    total = np.cumsum(work)
+    parts = min(work.size, MOST_RANGES, 1 + int(total[-1]) // LEAST_WORK)
     cuts = np.searchsorted(total, total[-1] * np.arange(1, parts) // parts)
-    bounds = np.unique([0, *cuts, work.size]).tolist()
-    return list(pairwise(bounds))
+    bounds = np.unique([0, *cuts, work.size])
+    return list(pairwise(bounds.tolist())), np.add.reduceat(work, bounds[:-1])

@@ -133,6 +133,21 @@ def offer(u, v, rho, n_kept, kept_gene, kept_rho, reach):
 
 
 @kernel
+def merge_lists(n_other, other_gene, other_rho, n_kept, kept_gene, kept_rho, reach):
+    """Offer lists (gene after gene, ``n_other`` partners each) to the same genes' lists; nobody is listed twice."""
+    i = 0
+    for u in range(n_other.size):
+        for _ in range(n_other[u]):
+            v, rho = other_gene[i], other_rho[i]
+            i += 1
+            known = False
+            for k in range(n_kept[u]):
+                known |= kept_gene[u, k] == v
+            if not known and abs(rho) >= reach[u]:
+                offer(u, v, rho, n_kept, kept_gene, kept_rho, reach)
+
+
+@kernel
 def keep_strongest(found, n_kept, kept_gene, kept_rho, reach):
     """Offer pairs to both genes' lists (G, k); ``reach[u]`` rises to the weakest abs(rho) of a full list."""
     found_u, found_v, found_rho = found

@@ -1,0 +1,121 @@
+"""Checkpoints of a build: what is done of each stage, in a folder, so that a killed build goes on where it was.
+
+    FOLDER/build.json                what is built: parameters, and a fingerprint of the corpus
+    FOLDER/pairs-0.safetensors       a part: what rank 0 has done of a stage, with a hash over it
+
+A part appears whole or not at all. It names the layout of the tasks it speaks of: parts of another layout (of another
+version, say) are not used, and neither are damaged ones; what they held is computed again. Nothing here can run code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from corrmask_fast.errors import InputError
+from corrmask_fast.files import atomic_file, check_output
+from corrmask_fast.graph_file import METADATA, canonical, hash_tensors, read_tensors
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterator, Mapping
+
+    from corrmask_fast.corpus import Corpus
+
+FORMAT, VERSION = "corrmask-fast checkpoint of a graph", 1
+SUFFIX = ".safetensors"
+FINGERPRINT_CELLS = 4096  # cells whose tokens are looked at
+FINGERPRINT_BLOCK = 1 << 20  # lengths held at a time
+
+
+class Checkpoint:
+    """The folder of a build's checkpoint; without a folder nothing is saved, and nothing found."""
+
+    def __init__(self, folder: str | os.PathLike[str] | None = None, rank: int = 0) -> None:
+        self.folder = None if folder is None else Path(folder)
+        self.rank = rank
+
+    def __bool__(self) -> bool:
+        return self.folder is not None
+
+    def open(self, settings: Mapping[str, Any]) -> None:
+        """Make the folder, or make sure that what it holds belongs to a build of ``settings`` (JSON values)."""
+        if self.folder is None:
+            return
+        settings = json.loads(json.dumps(dict(settings)))
+        check_output(self.folder)
+        if self.folder.exists() and not self.folder.is_dir():
+            raise InputError(f"checkpoint must be a folder; {self.folder} is a file")
+        self.folder.mkdir(exist_ok=True)
+        file = self.folder / "build.json"
+        if not file.exists():
+            if any(not path.name.startswith(".") for path in self.folder.iterdir()):
+                raise InputError(f"checkpoint={self.folder} holds other files already; give a new or an empty folder")
+            with atomic_file(file) as temporary:
+                temporary.write_text(json.dumps({"format": FORMAT, "version": VERSION, "settings": settings}, indent=2))
+            return
+        stored = self._read_manifest(file)
+        for name in sorted(settings.keys() | stored.keys()):
+            if stored.get(name) != settings.get(name):
+                raise InputError(
+                    f"the checkpoint {self.folder} belongs to another build: {name} was {stored.get(name)!r} there and "
+                    f"is {settings.get(name)!r} now; give the same corpus and parameters, or another folder"
+                )
+
+    def _read_manifest(self, file: Path) -> dict[str, Any]:
+        try:
+            manifest = json.loads(file.read_bytes())
+            if manifest["format"] == FORMAT and manifest["version"] == VERSION:
+                return dict(manifest["settings"])
+            why = f"it has version {manifest['version']} of {manifest['format']!r}"
+        except (ValueError, KeyError, TypeError) as error:
+            why = f"it is damaged ({error})"
+        raise InputError(f"{file} is no description of a build: {why}; delete {self.folder}, or give another folder")
+
+    def save(self, name: str, layout: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Write this rank's part ``name``, in place of an earlier one."""
+        if self.folder is None:
+            return
+        from safetensors.numpy import save_file
+
+        header = {"format": FORMAT, "layout": layout}
+        arrays = {key: np.ascontiguousarray(array) for key, array in arrays.items()}
+        header["sha256"] = hash_tensors(canonical(header), arrays)
+        with atomic_file(self.folder / f"{name}-{self.rank}{SUFFIX}") as temporary:
+            save_file(arrays, temporary, {METADATA: canonical(header).decode()})
+
+    def parts(self, name: str, layout: str) -> Iterator[dict[str, np.ndarray]]:
+        """Yield the parts ``name`` of all ranks that speak of this layout; warn of damaged ones."""
+        if self.folder is None:
+            return
+        for path in sorted(self.folder.glob(f"{name}-*{SUFFIX}")):
+            try:
+                header, arrays = read_tensors(path, "part of a checkpoint")
+                digest = header.pop("sha256")
+                if digest != hash_tensors(canonical(header), arrays):
+                    raise InputError(f"{path} was altered or damaged since it was saved")  # noqa: TRY301
+            except (InputError, AttributeError, KeyError) as error:
+                warnings.warn(f"{error}; what it held is computed again", UserWarning, stacklevel=2)
+                continue
+            if header == {"format": FORMAT, "layout": layout}:
+                yield arrays
+
+
+def fingerprint_corpus(corpus: Corpus) -> str:
+    """Return a hash of a corpus that is quick to take: vocabulary, length of every cell, tokens of some thousand cells.
+
+    Cells are looked at in even steps. A change that keeps all lengths and misses these cells goes unnoticed here.
+    """
+    sha = hashlib.sha256(f"{corpus.n_cells} {corpus.max_length} {corpus.vocabulary.fingerprint}".encode())
+    for begin in range(0, corpus.n_cells, FINGERPRINT_BLOCK):
+        rows = np.arange(begin, min(begin + FINGERPRINT_BLOCK, corpus.n_cells))
+        sha.update(corpus.lengths_of(rows).astype("<i8").tobytes())
+    some = np.unique(np.linspace(0, corpus.n_cells - 1, min(FINGERPRINT_CELLS, corpus.n_cells)).astype(np.int64))
+    _, tokens = corpus.gather(some, check=False)
+    sha.update(tokens.astype("<i4").tobytes())
+    return sha.hexdigest()

@@ -1,0 +1,308 @@
+"""The processes that build one graph together, on ``torch.distributed``; a single process is a team of one.
+
+    with current_team() as team:         every rank runs the same program
+        team.agree({"seed": 0, …})       an error on all ranks if they were started differently
+        team.share(costs)                the tasks of this rank: all ranks together have each task once
+        team.sum(histogram)              added up over ranks, where it lies
+        team.gather(arrays)              every rank's arrays, on every rank
+
+A rank that raises tells the others, and one that dies falls silent: either ends the whole team with an error, soon. For
+that, ranks meet in the process group's key-value store before they exchange anything, and a thread of each leaves signs
+of life there. So no limit is set to how long a rank may compute, and none waits for a rank that is gone. What is
+exchanged is small (histograms, lists of partners) and goes over gloo, whichever backend trains on the group.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+import os
+import sys
+import threading
+import time
+from contextlib import suppress
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from corrmask_fast.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from types import TracebackType
+
+JOIN_SECONDS = 300.0  # for all ranks to call
+LOST_SECONDS = 60.0  # without a sign of life
+BEAT_SECONDS = 0.5
+TELL_SECONDS = 5.0
+TRANSFER_SECONDS = 600.0  # for one array, once all ranks are there
+
+_teams = 0  # made by this process: equal on all ranks, so that no team reads what an earlier one wrote
+
+
+def current_team() -> Team:
+    """Return the team of all ranks of the initialised process group, or of this process alone."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
+        return Team()
+    return TorchTeam() if distributed.get_world_size() > 1 else Team()
+
+
+class Team:
+    """One process; also what a team of several offers."""
+
+    rank, size = 0, 1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    def check(self) -> None:
+        """Raise if another rank has failed; cheap enough for every task."""
+
+    def agree(self, settings: Mapping[str, Any]) -> None:
+        """Raise InputError on all ranks, naming what differs, unless all give equal ``settings`` (JSON values)."""
+
+    def sum(self, array: np.ndarray) -> None:
+        """Replace an integer array by its sum over ranks."""
+
+    def gather(self, arrays: Mapping[str, np.ndarray]) -> Iterator[Mapping[str, np.ndarray]]:
+        """Yield every rank's arrays, in order of rank."""
+        yield arrays
+
+    def any(self, flag: bool) -> bool:
+        """Whether ``flag`` is true on any rank."""
+        return any(bool(arrays["flag"][0]) for arrays in self.gather({"flag": np.array([flag])}))
+
+    def share(self, costs: Sequence[float] | np.ndarray) -> np.ndarray:
+        """Return the indices, ascending, of this rank's tasks: the longest first, each to the rank with least to do."""
+        costs = np.asarray(costs, np.float64)
+        if self.size == 1:
+            return np.arange(costs.size)
+        mine, loads = [], [(0.0, rank) for rank in range(self.size)]
+        for task in np.argsort(-costs, kind="stable").tolist():
+            load, rank = loads[0]
+            heapq.heapreplace(loads, (load + costs[task], rank))
+            if rank == self.rank:
+                mine.append(task)
+        return np.sort(np.array(mine, np.int64))
+
+
+class TorchTeam(Team):
+    """All ranks of the default process group."""
+
+    def __init__(self) -> None:
+        import torch.distributed as dist
+        from torch.distributed.distributed_c10d import _get_default_store
+
+        global _teams  # noqa: PLW0603
+        _teams += 1
+        self._dist, self.rank, self.size = dist, dist.get_rank(), dist.get_world_size()
+        store = _get_default_store()
+        self._store = dist.PrefixStore(f"corrmask_fast/{_teams}", store.clone() if hasattr(store, "clone") else store)
+        self._group: Any = None
+        self._steps = 0
+        self._failure: Exception | None = None
+        self._left = threading.Event()
+        self._beats = threading.Thread(target=self._beat, name="corrmask-team", daemon=True)
+
+    # ------------------------------------------------------------------------------------------- coming and going
+
+    def __enter__(self) -> Self:
+        self._store.set(f"joined/{self.rank}", "1")
+        self._await_joined()
+        self._beats.start()
+        try:
+            limit = timedelta(seconds=TRANSFER_SECONDS)
+            self._group = self._dist.new_group(backend="gloo", timeout=limit)
+        except BaseException as error:
+            self.__exit__(type(error), error, error.__traceback__)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None and self._failure is None:
+            report = {"rank": self.rank, "input": isinstance(error, InputError), "text": str(error) or repr(error)}
+            report["text"] = report["text"] if report["input"] else f"{type(error).__name__}: {report['text']}"
+            self._tell(json.dumps(report))
+        self._left.set()
+        if self._beats.ident is not None:
+            self._beats.join(timeout=2 * BEAT_SECONDS)
+        if error is None and self._group is not None:
+            self._dist.destroy_process_group(self._group)
+
+    def _tell(self, report: str) -> None:
+        """Say why this rank stops; the others have a moment to hear it before its process may end theirs."""
+        with suppress(Exception):  # a store that is gone: the others notice that
+            self._store.compare_set("failed", "", report)
+            limit = time.monotonic() + TELL_SECONDS
+            while self._store.add("heard", 0) < self.size - 1 and time.monotonic() < limit:
+                time.sleep(0.02)
+
+    def _await_joined(self) -> None:
+        limit = time.monotonic() + JOIN_SECONDS
+        missing = list(range(self.size))
+        while missing := [rank for rank in missing if not self._store.check([f"joined/{rank}"])]:
+            if time.monotonic() > limit:
+                raise ConnectionError(
+                    f"rank {self.rank} waits for {_ranks(missing)} since {JOIN_SECONDS:.0f} s: inside a process group "
+                    "of several ranks all of them build the graph together; call build_dependency_graph on every rank"
+                )
+            time.sleep(0.02)
+
+    # ----------------------------------------------------------------------------------------- how the others are
+
+    def _beat(self) -> None:
+        heard = dict.fromkeys((rank for rank in range(self.size) if rank != self.rank), (b"", time.monotonic()))
+        count = 0
+        while not self._left.wait(BEAT_SECONDS if count else 0):
+            count += 1
+            try:
+                self._store.set(f"beat/{self.rank}", str(count))
+                self._failure = self._failure or self._failed_rank() or self._silent_rank(heard)
+            except Exception as error:  # noqa: BLE001 (the store's errors are of many types)
+                if not self._left.is_set():
+                    self._failure = self._failure or ConnectionError(f"lost contact with the other ranks: {error}")
+                return
+
+    def _failed_rank(self) -> Exception | None:
+        if not self._store.check(["failed"]):
+            return None
+        report = json.loads(self._store.get("failed"))
+        if report["rank"] == self.rank:
+            return None
+        self._store.add("heard", 1)
+        kind = InputError if report["input"] else ConnectionError
+        return kind(f"rank {report['rank']} stopped, and the others with it: {report['text']}")
+
+    def _silent_rank(self, heard: dict[int, tuple[bytes, float]]) -> Exception | None:
+        now = time.monotonic()
+        for rank, (last, since) in heard.items():
+            beat = self._store.get(f"beat/{rank}") if self._store.check([f"beat/{rank}"]) else b""
+            if beat != last:
+                heard[rank] = (beat, now)
+            elif now - since > LOST_SECONDS:
+                return ConnectionError(
+                    f"rank {rank} gave no sign of life for {LOST_SECONDS:.0f} s, so the others stop; "
+                    "see what ended it (memory?), and start again with the same checkpoint folder"
+                )
+        return None
+
+    def check(self) -> None:
+        """Raise what another rank's failure, or silence, means for this one."""
+        if self._failure is not None:
+            raise self._failure
+
+    def _meet(self) -> None:
+        """Return when all ranks have come to this point."""
+        self._steps += 1
+        key, pause = f"step/{self._steps}", 0.0005
+        self._store.add(key, 1)
+        while self._store.add(key, 0) < self.size:
+            self.check()
+            time.sleep(pause)
+            pause = min(2 * pause, 0.05)
+
+    # ------------------------------------------------------------------------------------------------- exchanging
+
+    def agree(self, settings: Mapping[str, Any]) -> None:
+        """Raise InputError on all ranks unless all give equal ``settings``."""
+        text = np.frombuffer(json.dumps(dict(settings)).encode(), np.uint8)
+        given = [json.loads(arrays["settings"].tobytes()) for arrays in self.gather({"settings": text})]
+        for name in settings:
+            for rank, other in enumerate(given):
+                if other.get(name) != given[0].get(name):
+                    raise InputError(
+                        f"{name} must be the same on all ranks; got {given[0].get(name)!r} on rank 0 and "
+                        f"{other.get(name)!r} on rank {rank}; start every rank with the same options and corpus"
+                    )
+
+    def sum(self, array: np.ndarray) -> None:
+        """Replace an integer array by its sum over ranks."""
+        import torch
+
+        self._meet()
+        # Gloo knows no unsigned integers wider than a byte: the signed ones add to the same bits.
+        signed = array.view(np.dtype(f"i{array.itemsize}"))
+        self._exchange(self._dist.all_reduce, torch.from_numpy(signed))
+
+    def gather(self, arrays: Mapping[str, np.ndarray]) -> Iterator[Mapping[str, np.ndarray]]:
+        """Yield every rank's arrays, in order of rank; to be used up by all ranks."""
+        import torch
+
+        self._meet()
+        arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        shapes = {name: (array.dtype.str, array.shape) for name, array in arrays.items()}
+        header = np.frombuffer(json.dumps(shapes).encode(), np.uint8).copy()
+        sizes = torch.zeros(self.size, dtype=torch.int64)
+        sizes[self.rank] = header.size
+        self._exchange(self._dist.all_reduce, sizes)
+        for rank in range(self.size):
+            mine = rank == self.rank
+            text = torch.from_numpy(header) if mine else torch.empty(int(sizes[rank]), dtype=torch.uint8)
+            self._exchange(self._dist.broadcast, text, src=rank)
+            out = {}
+            for name, (dtype, shape) in json.loads(text.numpy().tobytes()).items():
+                array = arrays[name].copy() if mine else np.empty(shape, dtype)
+                if array.size:
+                    self._exchange(self._dist.broadcast, torch.from_numpy(array.reshape(-1).view(np.uint8)), src=rank)
+                out[name] = array
+            yield out
+
+    def _exchange(self, operation: Any, tensor: Any, **options: Any) -> None:
+        try:
+            operation(tensor, group=self._group, **options)
+        except RuntimeError as error:  # a connection closed: its rank is gone, or says why in a moment
+            time.sleep(2 * BEAT_SECONDS)
+            self.check()
+            raise ConnectionError(f"rank {self.rank} lost another rank: {error}") from error
+
+
+def _ranks(ranks: Sequence[int]) -> str:
+    return f"rank{'' if len(ranks) == 1 else 's'} {', '.join(map(str, ranks))}"
+
+
+def started_by_torchrun() -> bool:
+    """Whether the environment is that of one process of several that ``torchrun`` started."""
+    return os.environ.get("WORLD_SIZE", "1") != "1" and {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
+
+
+class ProcessGroup:
+    """The process group of a command that ``torchrun`` started, for the time of a ``with`` block.
+
+    Processes on one machine share its cores unless ``threads`` are given. Without torchrun nothing happens.
+    """
+
+    def __init__(self, device: str, threads: int | None) -> None:
+        self.device, self.threads, self.rank, self._made = device, threads, 0, False
+
+    def __enter__(self) -> Self:
+        if started_by_torchrun():
+            import torch
+            import torch.distributed as dist
+
+            from corrmask_fast.threads import get_num_threads, set_num_threads
+
+            if self.threads is None and "CORRMASK_NUM_THREADS" not in os.environ:
+                set_num_threads(max(1, get_num_threads() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+            on_cuda = self.device != "cpu" and torch.cuda.is_available()
+            if on_cuda:
+                torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+            dist.init_process_group("cpu:gloo,cuda:nccl" if on_cuda else "gloo")
+            self.rank, self._made = dist.get_rank(), True
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._made:
+            import torch.distributed as dist
+
+            dist.destroy_process_group()

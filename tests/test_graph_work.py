@@ -1,0 +1,235 @@
+"""Builds that are interrupted, and builds by several processes: the same file as one process that is left alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from corrmask_fast import (
+    Corpus,
+    InputError,
+    build_dependency_graph,
+    graph_checkpoint,
+    graph_stages,
+    graph_work,
+    write_corpus,
+)
+from corrmask_fast.graph_checkpoint import fingerprint_corpus
+from corrmask_fast.graph_distributed import Team
+from corrmask_fast.graph_products import Cut, StrongestPartners
+
+PARAMETERS = {"rho_min": 0.05, "min_cooccurrence": 5, "min_presence": 5, "n_neighbors": 4, "progress": False}
+
+# What a process of these tests runs first: small tasks, and a checkpoint after each.
+PRELUDE = """
+    import os, signal, sys, json, time
+    from corrmask_fast import read_corpus, build_dependency_graph, InputError, set_num_threads
+    from corrmask_fast import graph_checkpoint, graph_distributed, graph_stages, graph_work
+    from corrmask_fast.graph_products import Cut
+    set_num_threads(1)
+    graph_stages.Cut = lambda: Cut(tile_genes=5)
+    graph_stages.LEAST_WORK = 2000
+    graph_work.SAVE_SECONDS = 0.0
+    folder = sys.argv[1]
+    corpus = read_corpus(folder + "/cells.npz")
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, make_corpus):
+    """A corpus of 200 cells, and the file of its graph."""
+    folder = tmp_path_factory.mktemp("work")
+    corpus = make_corpus(200, 60, seed=4)
+    write_corpus(corpus, folder / "cells.npz")
+    (folder / "parameters.json").write_text(json.dumps(PARAMETERS))
+    graph = build_dependency_graph(corpus, **PARAMETERS)
+    assert graph.n_edges > 50
+    graph.save(folder / "graph.safetensors")
+    return folder
+
+
+@pytest.fixture
+def corpus(make_corpus):
+    return make_corpus(200, 60, seed=4)
+
+
+def program(*parts):
+    return "\n".join(textwrap.dedent(part) for part in (PRELUDE, *parts))
+
+
+def start(text, *arguments, **environment):
+    command = [sys.executable, "-c", text, *map(str, arguments)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env={**os.environ, **environment}, **pipes)
+
+
+def saved(graph, path):
+    graph.save(path)
+    return path.read_bytes()
+
+
+# -------------------------------------------------------------------------------------------------------- checkpoints
+
+# Kills itself when it has written, or is about to write, the given part for the given time.
+KILL = """
+    what, when, after = sys.argv[2], int(sys.argv[3]), sys.argv[4] == "after"
+    save, replace = graph_checkpoint.Checkpoint.save, graph_checkpoint.Path.replace
+    saves = 0
+
+    def counted(self, name, layout, arrays):
+        global saves
+        saves += name == what
+        if name == what and saves == when and not after:
+            graph_checkpoint.Path.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # written, not yet renamed
+        save(self, name, layout, arrays)
+        if name == what and saves == when:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    graph_checkpoint.Checkpoint.save = counted
+    parameters = json.load(open(folder + "/parameters.json"))
+    build_dependency_graph(corpus, checkpoint=sys.argv[5], **parameters)
+"""
+
+
+def test_a_killed_build_goes_on_and_gives_the_same_file(folder, corpus, tmp_path):
+    """One kill after the other, each of a build that goes on from where the last one was killed."""
+    state = tmp_path / "state"
+    for place in (("counts", 1, "after"), ("pairs", 3, "after"), ("pairs", 2, "before"), ("overlaps", 2, "after")):
+        process = start(program(KILL), folder, *place, state)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == -signal.SIGKILL, err
+        done = done_in(state, "pairs")
+        if place == ("pairs", 3, "after"):
+            assert done.sum() == 3
+        elif place == ("pairs", 2, "before"):
+            assert 4 == done.sum() < done.size  # it took up three; the file of the second task more was never renamed
+            assert list(state.glob(".pairs*"))
+    assert done.all()
+    assert 2 == done_in(state, "overlaps").sum() < done_in(state, "overlaps").size
+    with small_tasks():
+        graph = build_dependency_graph(corpus, checkpoint=state, **PARAMETERS)
+        assert saved(graph, tmp_path / "graph.safetensors") == (folder / "graph.safetensors").read_bytes()
+        assert done_in(state, "overlaps").all()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(graph_stages, "correlate_overlaps", None)  # nothing is left to do
+            again = build_dependency_graph(corpus, checkpoint=state, **PARAMETERS)
+    assert saved(again, tmp_path / "again.safetensors") == (folder / "graph.safetensors").read_bytes()
+
+
+def done_in(state, name):
+    path = state / f"{name}-0.safetensors"
+    return load_file(path)["done"] if path.exists() else np.zeros(0, np.bool_)
+
+
+@contextmanager
+def small_tasks():
+    """The tasks of PRELUDE, in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(graph_stages, "Cut", lambda: Cut(tile_genes=5))
+        patch.setattr(graph_stages, "LEAST_WORK", 2000)
+        patch.setattr(graph_work, "SAVE_SECONDS", 0.0)
+        yield
+
+
+def test_a_part_that_is_cut_off_or_altered_is_done_again(folder, corpus, tmp_path):
+    state = tmp_path / "state"
+    with small_tasks():
+        build_dependency_graph(corpus, checkpoint=state, **PARAMETERS)
+        part = state / "pairs-0.safetensors"
+        whole = part.read_bytes()
+        for damaged in (whole[: len(whole) // 2], whole[:-1] + bytes([whole[-1] ^ 1]), b""):
+            part.write_bytes(damaged)
+            with pytest.warns(UserWarning, match=r"pairs-0.safetensors .*(damaged|truncated).* computed again"):
+                graph = build_dependency_graph(corpus, checkpoint=state, **PARAMETERS)
+            assert part.read_bytes() == whole
+            assert saved(graph, tmp_path / "graph.safetensors") == (folder / "graph.safetensors").read_bytes()
+    # Other tasks (another version, another cut): what is saved of them is of no use, and does no harm.
+    graph = build_dependency_graph(corpus, checkpoint=state, **PARAMETERS)
+    assert saved(graph, tmp_path / "graph.safetensors") == (folder / "graph.safetensors").read_bytes()
+
+
+def test_a_checkpoint_of_another_build_is_refused(corpus, make_corpus, tmp_path):
+    state = tmp_path / "state"
+    build_dependency_graph(corpus, checkpoint=state, **PARAMETERS)
+    files = {path.name: path.read_bytes() for path in state.iterdir()}
+
+    def refused(corpus, message, **parameters):
+        with pytest.raises(InputError, match=message):
+            build_dependency_graph(corpus, checkpoint=state, **{**PARAMETERS, **parameters})
+
+    refused(
+        corpus, r"belongs to another build: rho_min was 0.05 there and is 0.1 now; .* or another folder", rho_min=0.1
+    )
+    refused(corpus, r"belongs to another build: max_genes was None there and is 7 now", max_genes=7)
+    refused(make_corpus(200, 60, seed=5), r"belongs to another build: corpus \(its fingerprint\) was")
+    # What the fingerprint does not look at is seen when the cells are counted.
+    monkey = corpus.take(np.arange(200))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(graph_checkpoint, "FINGERPRINT_CELLS", 2)
+        other = tmp_path / "other"
+        build_dependency_graph(corpus, checkpoint=other, **PARAMETERS)
+        tokens = monkey.tokens.copy()
+        middle = slice(*monkey.indptr[100:102])
+        tokens[middle] = tokens[middle][::-1]
+        swapped = Corpus(monkey.indptr, tokens, monkey.vocabulary)
+        assert fingerprint_corpus(swapped) == fingerprint_corpus(corpus)
+        with pytest.raises(InputError, match=r"belongs to another corpus: other tokens are counted in it now"):
+            build_dependency_graph(swapped, checkpoint=other, **PARAMETERS)
+    assert files == {path.name: path.read_bytes() for path in state.iterdir()}
+
+    (state / "build.json").write_text("{")
+    refused(corpus, r"build.json is no description of a build: it is damaged .*; delete .*, or give another folder")
+    (tmp_path / "file").write_text("")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    for folder, message in (
+        ("file", r"checkpoint must be a folder; .*file is a file"),
+        ("full", r"checkpoint=.*full holds other files already; give a new or an empty folder"),
+        ("no/where", r"the folder .*no does not exist; create it first"),
+    ):
+        with pytest.raises(InputError, match=message):
+            build_dependency_graph(corpus, checkpoint=tmp_path / folder, **PARAMETERS)
+
+
+def test_lists_merge_whatever_they_share():
+    """Lists of overlapping sets of pairs, merged in any order, are the lists of all pairs."""
+    rng = np.random.default_rng(0)
+    G = 30
+    u, v = np.triu_indices(G, 1)
+    pairs = u.astype(np.int32), v.astype(np.int32), rng.choice(np.linspace(-1, 1, 21), u.size)  # ties
+
+    def lists(chosen):
+        out = StrongestPartners(G, 4, 0.1)
+        out.offer(tuple(column[chosen] for column in pairs))
+        return out
+
+    expected = lists(rng.permutation(u.size)).pairs()
+    parts = [lists(np.flatnonzero(rng.random(u.size) < 0.5)) for _ in range(5)]
+    parts.append(lists(np.setdiff1d(np.arange(u.size), np.flatnonzero(pairs[2] > 2))))  # all, so that none is missing
+    for order in ((0, 1, 2, 3, 4, 5), (5, 3, 1), (2, 5, 0, 5)):
+        merged = StrongestPartners(G, 4, 0.1)
+        for number in order:
+            merged.merge(parts[number].arrays())
+        for got, want in zip(merged.pairs(), expected, strict=True):
+            np.testing.assert_array_equal(got, want)
+
+
+def test_tasks_are_shared_by_cost():
+    teams = [Team() for _ in range(3)]
+    for rank, team in enumerate(teams):
+        team.rank, team.size = rank, 3
+    for costs in ([5, 4, 3, 3, 2, 1], [1], [], [2] * 7, np.random.default_rng(0).random(100)):
+        shares = [team.share(costs) for team in teams]
+        assert sorted(np.concatenate(shares).tolist()) == list(range(len(costs)))
+        loads = [sum(costs[i] for i in share) for share in shares]
+        assert max(loads) - min(loads) <= max([0, *costs])
+    assert [share.tolist() for share in (team.share([5, 4, 3, 3, 2, 1]) for team in teams)] == [[0, 5], [1, 4], [2, 3]]
