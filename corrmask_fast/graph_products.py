@@ -4,9 +4,9 @@ Genes are ordered by presence and cut into blocks; a task is a rectangle of pair
 
               block 0   1   2   3          scatter   both blocks rare: per-cell products into a tile of sums
     block 0      S      S   P   P          panel     a common gene: LANES of them, dense, against sparse columns
-          1             S   P   P
+          1             S   P   P          dense     both blocks common: BLAS on columns written out
           2                 P   P
-          3                     P
+          3                     D
 
 A task knows its pairs and its cost before a cell is read, adds up any number of chunks of cells, and turns its sums
 into pairs only at the end. In memory there is one chunk, and each task is added and selected at once. A streamed
@@ -22,9 +22,17 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from corrmask_fast.kernels.correlation import keep_strongest, merge_lists, rows_of_block, select_pairs, tile_products
+from corrmask_fast.kernels.correlation import (
+    add_exact,
+    keep_strongest,
+    merge_lists,
+    rows_of_block,
+    select_pairs,
+    tile_products,
+    write_dense,
+)
 from corrmask_fast.kernels.panel import LANES, chunk_starts, fill_panel, panel_products
-from corrmask_fast.threads import map_tasks, run_ranges
+from corrmask_fast.threads import map_tasks, one_blas_thread, run_ranges
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -33,14 +41,20 @@ if TYPE_CHECKING:
 
     Found = tuple[np.ndarray, np.ndarray, np.ndarray]  # u, v, rho of pairs
 
-SCATTER, PANEL = "scatter", "panel"
+SCATTER, PANEL, DENSE = "scatter", "panel", "dense"
+DENSE_CELLS = 2048  # cells of a dense tile that are written out at a time; 8 MiB for a block of 512 genes
 
 
 class Rates(NamedTuple):
-    """Products a second of each method on one core."""
+    """Products a second of each method on one core, as ``bench/graph`` measures them (AMD Zen 4, AVX-512, OpenBLAS).
+
+    They are constants, not measured before each build: machines that share a product have to cut it alike. Other
+    processors have other rates but similar ratios, and the choice matters little where two methods are about as fast.
+    """
 
     scatter: float = 1.0e9  # of two nonzeros
-    panel: float = 11.0e9  # of a nonzero and a place of a panel, be it zero or not
+    panel: float = 10.0e9  # of a nonzero and a place of a panel, be it zero or not
+    dense: float = 24.0e9  # of two places, be they zero or not
 
 
 @dataclass(frozen=True)
@@ -123,13 +137,14 @@ def plan_product(presence: np.ndarray, sum_squares: np.ndarray, n_cells: int, cu
             return {
                 SCATTER: half * nonzeros[i] * nonzeros[j] / n_cells / cut.rates.scatter,
                 PANEL: half * nonzeros[i] * len(v) / cut.rates.panel,
+                DENSE: len(blocks[i]) * len(v) * n_cells / cut.rates.dense,
             }
 
         priced = [(i, *min(costs(i).items(), key=lambda item: item[1])) for i in range(j + 1)]
         for method, group in groupby(priced, key=lambda one: one[1]):
             members = list(group)
-            if method == SCATTER:
-                tasks += [Task(SCATTER, blocks[i], v, cost) for i, _, cost in members]
+            if method != PANEL:
+                tasks += [Task(method, blocks[i], v, cost) for i, _, cost in members]
             else:
                 cost = sum(cost for *_, cost in members) * LANES / len(v)
                 u = range(blocks[members[0][0]].start, blocks[members[-1][0]].stop)
@@ -171,8 +186,10 @@ class Operands:
         """Add the products of this chunk's cells to a task's sums."""
         if task.method == SCATTER:
             tile_products(self._rows[task.u], self._rows[task.v], task.ahead == 0, sums)
-        else:
+        elif task.method == PANEL:
             self._add_panel(task, sums)
+        else:
+            self._add_dense(task, sums)
 
     def _make_rows(self, block: range) -> Found:
         members = self.order[block.start : block.stop]
@@ -194,6 +211,22 @@ class Operands:
         passes = np.cumsum(columns.presence[of_u]) // max(1, int(self.cut.passes * n_cells))
         for a, b in pairwise([0, *(np.flatnonzero(np.diff(passes)) + 1).tolist(), of_u.size]):
             panel_products(of_u[a:b], self._starts, columns.cells, self.e, panel, sums[a:b])
+
+    def _add_dense(self, task: Task, sums: np.ndarray) -> None:
+        columns, n_cells = self.columns, self.columns.n_cells
+        # So many products of two e are exact in float64, in whichever order they are added.
+        n_exact = max(1, 2**53 // max(1, int(self.e.max(initial=0))) ** 2)
+        length = min(DENSE_CELLS, n_exact, n_cells)
+        of_u, of_v = self.order[task.u.start : task.u.stop], self.order[task.v.start : task.v.stop]
+        next_u, next_v = columns.indptr[of_u], columns.indptr[of_v]
+        dense_u, dense_v = np.empty((of_u.size, length)), np.empty((of_v.size, length))
+        products = np.empty((of_u.size, of_v.size))
+        with one_blas_thread():
+            for end in range(length, n_cells + length, length):
+                write_dense(of_u, next_u, columns.indptr, columns.cells, self.e, end, dense_u)
+                write_dense(of_v, next_v, columns.indptr, columns.cells, self.e, end, dense_v)
+                np.matmul(dense_u, dense_v.T, out=products)
+                add_exact(products, sums)
 
 
 def select(plan: ProductPlan, task: Task, sums: np.ndarray, ranks: Ranks, n_cells: int, reach: np.ndarray) -> Found:

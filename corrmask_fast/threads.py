@@ -9,7 +9,9 @@ import os
 import sys
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from itertools import pairwise
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from corrmask_fast.errors import check_integer
@@ -23,6 +25,7 @@ __all__ = ["get_num_threads", "set_num_threads"]
 RANGES_A_THREAD = 4
 
 _state: dict[str, Any] = {"threads": None, "pool": None, "pool_key": None}
+_blas: dict[str, Any] = {"lock": Lock(), "users": 0, "controller": None, "limit": None}
 
 
 def set_num_threads(threads: int | None) -> None:
@@ -109,3 +112,23 @@ def map_tasks(function: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[
     finally:
         for future in waiting:
             future.cancel()
+
+
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Let each call of BLAS run in its own thread alone: several of ours call it at the same time."""
+    with _blas["lock"]:
+        if _blas["users"] == 0:
+            if _blas["controller"] is None:
+                from threadpoolctl import ThreadpoolController
+
+                _blas["controller"] = ThreadpoolController()
+            _blas["limit"] = _blas["controller"].limit(limits=1, user_api="blas")
+        _blas["users"] += 1
+    try:
+        yield
+    finally:
+        with _blas["lock"]:
+            _blas["users"] -= 1
+            if _blas["users"] == 0:
+                _blas["limit"].restore_original_limits()

@@ -11,12 +11,13 @@ tiles: both sides are kept cell by cell, and all products of a cell are scattere
     cell 7 of block J:  p s     →     a    +ap       +as
                                       c    +cp       +cs
 
-Pairs with a common gene go through panels (kernels/panel.py).
+Pairs with a common gene go through panels (kernels/panel.py), those of two common genes through BLAS, on columns that
+are written out in float64 for so many cells that every sum is an exact integer.
 
 Sums are turned into rho where they lie; only pairs that may still enter the list of one of their genes leave.
 
-Work split: a task is one tile (I, J), I <= J, or one panel against all genes up to its own; lists are merged by one
-thread. Assumed: no column of constant rank among those given; n_cells as in kernels/ranks.py.
+Work split: a task is one tile (I, J), I <= J, sparse or dense, or one panel against all genes up to its own; lists are
+merged by one thread. Assumed: no column of constant rank among those given; n_cells as in kernels/ranks.py.
 """
 
 import numpy as np
@@ -64,6 +65,27 @@ def tile_products(rows_u, rows_v, same, sums):
             row, x = sums[of_u[a]], np.uint64(e_u[a])
             for b in range(a + 1 if same else 0, of_v.size):
                 row[of_v[b]] += x * np.uint64(e_v[b])
+
+
+@kernel
+def write_dense(columns, cursor, indptr, cells, e, end, dense):
+    """dense[a, i] = e of column ``columns[a]`` in cell ``end - dense.shape[1] + i``; ``cursor`` (columns,) moves on."""
+    begin = end - dense.shape[1]
+    for a in range(columns.size):
+        row, k, stop = dense[a], cursor[a], indptr[columns[a] + 1]
+        row[:] = 0
+        while k < stop and cells[k] < end:
+            row[cells[k] - begin] = e[k]
+            k += 1
+        cursor[a] = k
+
+
+@kernel
+def add_exact(products, sums):
+    """Add float64 sums that are integers to ``sums`` (uint64)."""
+    for a in range(products.shape[0]):
+        for b in range(products.shape[1]):
+            sums[a, b] += np.uint64(np.int64(products[a, b]))
 
 
 @kernel

@@ -24,7 +24,17 @@ from corrmask_fast import (
     set_num_threads,
 )
 from corrmask_fast.corpus import Segment
-from corrmask_fast.graph_products import Cut, Operands, Rates, StrongestPartners, plan_product, select
+from corrmask_fast.graph_products import (
+    DENSE,
+    PANEL,
+    SCATTER,
+    Cut,
+    Operands,
+    Rates,
+    StrongestPartners,
+    plan_product,
+    select,
+)
 from corrmask_fast.graph_stages import GeneColumns
 
 A, B, C, D, E = range(2, 7)
@@ -35,8 +45,10 @@ QUIET = partial(graph_building._progress_bar, shown=False)
 CUTS = {
     "scatter": Cut(tile_genes=5, rates=Rates(scatter=math.inf)),
     "panels": Cut(tile_genes=150, chunk_cells=7, passes=0.5, rates=Rates(panel=math.inf)),
-    "mixed": Cut(tile_genes=3, chunk_cells=3, passes=2.0, rates=Rates(scatter=1.0, panel=3.0)),
+    "dense": Cut(tile_genes=7, rates=Rates(dense=math.inf)),
+    "mixed": Cut(tile_genes=3, chunk_cells=3, passes=2.0, rates=Rates(scatter=1.0, panel=3.0, dense=6.0)),
 }
+METHODS = dict(zip(CUTS.values(), ({SCATTER}, {PANEL}, {DENSE}, {SCATTER, PANEL, DENSE}), strict=True))
 
 
 @pytest.fixture(autouse=True)
@@ -247,6 +259,7 @@ def test_same_file_for_any_number_of_threads(make_corpus, tmp_path):
 def test_tasks_add_up_over_chunks_of_cells_in_any_order(make_corpus, cut):
     columns, ranks = stages_of(make_corpus(200, 60, seed=7), 4)
     plan = plan_product(columns.presence, ranks.sum_squares, columns.n_cells, cut)
+    assert {task.method for task in plan.tasks} == METHODS[cut]
     seen = [(a, b) for t in plan.tasks for a in t.u for b in t.v if a < b]
     assert len(seen) == len(set(seen)) == plan.n_pairs == sum(task.n_pairs for task in plan.tasks)
     strongest = StrongestPartners(columns.genes.size, 5, 0.1)
@@ -361,7 +374,7 @@ def test_sums_are_exact_at_the_limits(n_cells):
         float(dot(d[u], d[v])) / math.sqrt(float(dot(d[u], d[u])) * float(dot(d[v], d[v])))
         for u, v in ((0, 1), (0, 2), (1, 2))
     ]
-    for rates in (Rates(scatter=math.inf), Rates(panel=math.inf)):
+    for rates in (Rates(scatter=math.inf), Rates(panel=math.inf), Rates(dense=math.inf)):
         pairs = graph_stages.strongest_pairs(columns, ranks, 5, 0.0, QUIET, cut=Cut(rates=rates))
         assert pairs.rho.tolist() == exact
     overlap, rho = graph_stages.correlate_pairs(columns, pairs, 1, QUIET)

@@ -10,7 +10,7 @@ import pytest
 import corrmask_fast
 
 HEAVY = ("torch", "numba", "llvmlite", "scipy", "transformers", "datasets", "pyarrow", "pandas", "h5py", "anndata",
-         "safetensors", "matplotlib", "cupy", "tqdm", "networkx")  # fmt: skip
+         "safetensors", "matplotlib", "cupy", "tqdm", "networkx", "threadpoolctl")  # fmt: skip
 ALLOWED_SECONDS = 0.05
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 
 import pytest
+import threadpoolctl
 
 from corrmask_fast import InputError, get_num_threads, set_num_threads
-from corrmask_fast.threads import RANGES_A_THREAD, map_tasks, run_ranges
+from corrmask_fast.threads import RANGES_A_THREAD, map_tasks, one_blas_thread, run_ranges
 
 
 @pytest.fixture(autouse=True)
@@ -92,3 +93,21 @@ def test_number_of_threads(monkeypatch):
             get_num_threads()
     with pytest.raises(InputError, match=r"threads must be an integer >= 1; got 0"):
         set_num_threads(0)
+
+
+def test_blas_gets_its_threads_back_when_the_last_user_is_done():
+    def blas_threads():
+        return {pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"}
+
+    with threadpoolctl.threadpool_limits(2, user_api="blas"):
+        before = blas_threads()
+        first, second = one_blas_thread(), one_blas_thread()
+        first.__enter__()
+        second.__enter__()
+        assert blas_threads() == {1}
+        first.__exit__(None, None, None)
+        assert blas_threads() == {1}
+        with pytest.raises(ValueError, match="within"), one_blas_thread():
+            raise ValueError("within")
+        second.__exit__(None, None, None)
+        assert blas_threads() == before
