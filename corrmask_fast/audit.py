@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from corrmask_fast.corpus import Corpus
     from corrmask_fast.graph import DependencyGraph
-    from corrmask_fast.maskers import CorrMasker
+    from corrmask_fast.masker_base import Masker
     from corrmask_fast.vocabulary import Vocabulary
 
     # (indptr, tokens, epoch) -> masked columns of each row, (rows, k) int64, -1 behind a row's own
@@ -222,7 +222,7 @@ class AuditReport:
 
 
 def audit_masking(
-    masker: CorrMasker,
+    masker: Masker,
     corpus: Corpus,
     graph: DependencyGraph,
     *,
@@ -265,7 +265,7 @@ def audit_masking(
     def control(indptr: np.ndarray, tokens: np.ndarray, epoch: int) -> np.ndarray:
         return masker.mask_ragged(indptr, tokens, epoch=epoch, structural_ratio=0.0).masked_positions
 
-    strategies = {"CorrMask": ours, CONTROL: control}
+    strategies = {masker.label: ours, CONTROL: control}
     return audit_strategies(
         strategies, graph, corpus, epochs=epochs, n_cells=n_cells, seed=masker.seed, progress=progress
     )

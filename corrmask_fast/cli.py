@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from corrmask_fast import __version__
 from corrmask_fast.cli_evaluate import add_evaluate
 from corrmask_fast.cli_graph import add_graph
+from corrmask_fast.cli_masker import add_masker_options, masker_of
 from corrmask_fast.cli_options import (
     PROGRAM,
     add_vocabulary_options,
@@ -27,6 +28,7 @@ from corrmask_fast.cli_options import (
     open_corpus,
     setting,
 )
+from corrmask_fast.cli_pmi import add_pmi
 from corrmask_fast.errors import InputError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -89,6 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_tokenize(commands)
     add_graph(commands)
+    add_pmi(commands)
     _add_audit(commands)
     add_evaluate(commands)
     _add_demo(commands)
@@ -162,12 +165,8 @@ def _add_audit(commands: Any) -> None:
         example="audit cells.dataset --graph graph.safetensors --plot audit.png --csv audit.csv",
     )
     parser.add_argument("corpus", metavar="CORPUS", help="datasets folder or .npz file of tokenised cells")
-    parser.add_argument("--graph", required=True, metavar="GRAPH", help="graph file")
+    add_masker_options(parser, graph_required=True)
     add_vocabulary_options(parser)
-    setting(parser, "--mlm-probability", 0.15, "P", "share of genes masked")
-    setting(parser, "--structural-ratio", 0.5, "L", "lambda: share of masked genes that the graph chooses")
-    setting(parser, "--max-partners", 5, "K", "partners masked with a gene")
-    setting(parser, "--seed", 0, "N", "of the masks")
     setting(parser, "--epochs", 1, "N", "epochs to mask")
     parser.add_argument("--n-cells", type=int, metavar="N", help="audit a sample of so many cells (default: all)")
     parser.add_argument("--plot", metavar="FILE", help="save a picture (.png, .pdf or .svg)")
@@ -179,7 +178,6 @@ def _audit(arguments: argparse.Namespace) -> None:
     from corrmask_fast.audit import audit_masking
     from corrmask_fast.errors import import_extra
     from corrmask_fast.files import check_output
-    from corrmask_fast.maskers import CorrMasker
     from corrmask_fast.plots import check_picture, plot_audit
 
     for path in (arguments.csv, arguments.coverage_csv):
@@ -189,15 +187,8 @@ def _audit(arguments: argparse.Namespace) -> None:
         check_picture(arguments.plot)
         import_extra("matplotlib", "plot")
     graph = load_graph(arguments.graph)
-    masker = CorrMasker(
-        graph,
-        mlm_probability=arguments.mlm_probability,
-        structural_ratio=arguments.structural_ratio,
-        max_partners=arguments.max_partners,
-        seed=arguments.seed,
-    )
     report = audit_masking(
-        masker,
+        masker_of(arguments, vocabulary=graph.vocabulary, graph=graph),
         open_corpus(arguments),
         graph,
         epochs=arguments.epochs,

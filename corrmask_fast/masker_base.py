@@ -92,6 +92,7 @@ class Masker(nn.Module):
     neighbor_indices: torch.Tensor
     seed_bits: torch.Tensor
     rate_bits: torch.Tensor
+    label = ""  # what tables and pictures call it
     goes_by = "vocabulary"  # what its masks depend on, beside the numbers
 
     def __init__(

@@ -38,6 +38,8 @@ class RandomMasker(Masker):
     tensor([2, 2])
     """
 
+    label = "Random"
+
     def __init__(
         self,
         vocabulary: Vocabulary,
@@ -82,6 +84,8 @@ class SpanMasker(Masker):
     >>> masker(torch.arange(2, 32).repeat(1, 1), epoch=1).masked_positions
     tensor([[ 8, 24, 26, 27, 28, 29]])
     """
+
+    label = "Span"
 
     def __init__(
         self,
@@ -134,6 +138,7 @@ class PMIMasker(Masker):
     tensor([[2, 3]])
     """
 
+    label = "PMI"
     goes_by = "PMI table"
 
     def __init__(
@@ -209,6 +214,7 @@ class CorrMasker(Masker):
     torch.Size([2, 4])
     """
 
+    label = "CorrMask"
     goes_by = "graph"
 
     def __init__(

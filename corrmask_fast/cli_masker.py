@@ -1,0 +1,90 @@
+"""The options of every command that masks: which strategy, made from which files, with which parameters."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from corrmask_fast.cli_options import load_graph
+from corrmask_fast.errors import InputError
+from corrmask_fast.strategies import STRATEGIES
+
+if TYPE_CHECKING:
+    import argparse
+
+    from corrmask_fast.graph import DependencyGraph
+    from corrmask_fast.masker_base import Masker
+    from corrmask_fast.vocabulary import Vocabulary
+
+# Options that not every strategy has: handed on where given, else the strategy's own default holds.
+OWN = ("structural_ratio", "max_partners", "npmi_min")
+FILES = {
+    "graph": ("--graph GRAPH", "corrmask-fast graph build"),
+    "pmi": ("--pmi TABLE", "corrmask-fast pmi build"),
+}
+
+
+def add_masker_options(parser: argparse.ArgumentParser, *, graph_required: bool = False) -> None:
+    """Add ``--strategy``, the files that strategies are made from, and their parameters."""
+    names = ", ".join(f"{name} ({strategy.summary})" for name, strategy in STRATEGIES.items())
+    parser.add_argument(
+        "--strategy",
+        choices=STRATEGIES,
+        default="corrmask",
+        metavar="NAME",
+        help=f"what is masked together: {names} (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--graph",
+        required=graph_required,
+        metavar="GRAPH",
+        help="graph file" if graph_required else "graph file, for corrmask",
+    )
+    parser.add_argument("--pmi", metavar="TABLE", help="PMI table, for pmi and pmi-rand")
+    parser.add_argument(
+        "--mlm-probability", type=float, default=0.15, metavar="P", help="share of genes masked (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--structural-ratio",
+        type=float,
+        metavar="L",
+        help="lambda: share of masked genes that the strategy chooses, the rest is random (default: 0.5 for corrmask, "
+        "1 for span and pmi)",
+    )
+    parser.add_argument("--max-partners", type=int, metavar="K", help="partners masked with a gene (default: 5)")
+    parser.add_argument("--npmi-min", type=float, metavar="X", help="least NPMI of neighbours in a run (default: 0.1)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the masks (default: %(default)s)")
+
+
+def masker_of(
+    arguments: argparse.Namespace, *, vocabulary: Vocabulary | None = None, graph: DependencyGraph | None = None
+) -> Masker:
+    """Return the masker that the options of :func:`add_masker_options` describe.
+
+    Parameters
+    ----------
+    vocabulary
+        The corpus', for strategies that need nothing else; a graph's or table's must be the same.
+    graph
+        The graph, if it was loaded already.
+    """
+    from corrmask_fast.pmi import PMITable
+    from corrmask_fast.strategies import make_masker
+
+    needs = STRATEGIES[arguments.strategy].needs
+    if needs in FILES and getattr(arguments, needs) is None:
+        option, builder = FILES[needs]
+        raise InputError(f"--strategy {arguments.strategy} needs {option}; `{builder}` makes one")
+    given: dict[str, Any] = {
+        name: getattr(arguments, name) for name in OWN if getattr(arguments, name, None) is not None
+    }
+    if needs == "graph":
+        given["graph"] = graph or load_graph(arguments.graph)
+    elif needs == "pmi":
+        given["pmi"] = PMITable.load(arguments.pmi)
+    return make_masker(
+        arguments.strategy,
+        vocabulary=vocabulary,
+        mlm_probability=arguments.mlm_probability,
+        seed=arguments.seed,
+        **given,
+    )
