@@ -15,6 +15,8 @@ _ROOMS = {
     "CellAnnotation": "cell_annotation",
     "Corpus": "corpus",
     "CorpusDataset": "dataset",
+    "CorrMaskCallback": "pretrain",
+    "CorrMaskTrainer": "pretrain",
     "CorrMasker": "maskers",
     "DataCollatorForCorrMask": "collator",
     "DependencyGraph": "graph",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import struct
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -9,14 +10,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from corrmask_fast.dataset import RaggedBatch
+from corrmask_fast.buffers import empty
+from corrmask_fast.dataset import RaggedBatch, RaggedRow
 from corrmask_fast.draws import mix
 from corrmask_fast.errors import InputError, check_integer
 
 if TYPE_CHECKING:
     from corrmask_fast.masker_base import Masker
+    from corrmask_fast.vocabulary import Vocabulary
 
-__all__ = ["DataCollatorForCorrMask"]
+__all__ = ["DataCollatorForCorrMask", "PaddingCollator"]
 
 
 class DataCollatorForCorrMask:
@@ -33,6 +36,10 @@ class DataCollatorForCorrMask:
         Round the batch's width up to a multiple of this.
     return_masked_positions
         Also return ``masked_positions``.
+    compat
+        ``"geneformer"``: mask as Geneformer's own pretraining does, to compare with: every token that is neither
+        ``<pad>`` nor ``<mask>`` with probability p (``<cls>`` and ``<eos>`` too), from torch's global generator; the
+        graph, the seed and the epoch have no part in it.
 
     Notes
     -----
@@ -50,13 +57,21 @@ class DataCollatorForCorrMask:
     """
 
     def __init__(
-        self, masker: Masker, *, pad_to_multiple_of: int | None = None, return_masked_positions: bool = False
+        self,
+        masker: Masker,
+        *,
+        pad_to_multiple_of: int | None = None,
+        return_masked_positions: bool = False,
+        compat: str | None = None,
     ) -> None:
         self.masker = masker
-        if pad_to_multiple_of is not None:
-            check_integer("pad_to_multiple_of", pad_to_multiple_of, 1)
-        self.pad_to_multiple_of = pad_to_multiple_of
+        self.pad_to_multiple_of = _check_multiple(pad_to_multiple_of)
         self.return_masked_positions = return_masked_positions
+        if compat not in {None, "geneformer"}:
+            raise InputError(f"compat must be None or 'geneformer'; got {compat!r}")
+        if compat and return_masked_positions:
+            raise InputError("compat='geneformer' masks any number of tokens a row: it has no masked_positions")
+        self.compat = compat
         self._calls = 0
         # Shared memory: persistent workers see an epoch that is set after they started.
         self._epoch = torch.tensor([-1], device="cpu").share_memory_()
@@ -79,10 +94,13 @@ class DataCollatorForCorrMask:
             If the batch is empty, a feature has no ``input_ids``, a token lies outside the vocabulary, or the cells
             come from a corpus of another vocabulary.
         """
-        if isinstance(features, RaggedBatch) and features.vocabulary is not None:
-            features.vocabulary.check_same(self.masker.vocabulary, "the corpus", f"the masker's {self.masker.goes_by}")
-        indptr, tokens, marks = _ragged(features)
+        features = _whole_batch(features)
+        if self.compat:
+            return self._mask_as_geneformer(features)
+        indptr, tokens, marks = _ragged(features, self.masker.vocabulary, self.masker.goes_by)
         epoch = int(self._epoch[0])
+        if isinstance(features, RaggedBatch) and features.epoch is not None:
+            epoch = features.epoch
         draw = {"epoch": epoch} if epoch >= 0 else {"salt": self._fresh_salt()}
         multiple = self.pad_to_multiple_of or 1
         masked = self.masker.mask_ragged(indptr, tokens, multiple_of=multiple, **draw, **marks)  # type: ignore[arg-type]
@@ -93,6 +111,20 @@ class DataCollatorForCorrMask:
         }
         if self.return_masked_positions:
             batch["masked_positions"] = torch.from_numpy(masked.masked_positions)
+        return batch
+
+    def frozen(self, epoch: int) -> DataCollatorForCorrMask:
+        """Return a copy that masks as in one epoch, always: for evaluation, so that losses compare."""
+        twin = copy.deepcopy(self)
+        twin.set_epoch(epoch)
+        return twin
+
+    def _mask_as_geneformer(self, features: Any) -> dict[str, torch.Tensor]:
+        from corrmask_fast.stock import mask_as_stock
+
+        batch = PaddingCollator(self.masker.vocabulary, pad_to_multiple_of=self.pad_to_multiple_of)(features)
+        batch.pop("special_tokens_mask", None)
+        batch["input_ids"], batch["labels"] = mask_as_stock(batch["input_ids"], self.masker)
         return batch
 
     def _fresh_salt(self) -> int:
@@ -115,9 +147,72 @@ class DataCollatorForCorrMask:
             self._epoch = self._epoch.clone().share_memory_()
 
 
-def _ragged(features: Any) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+class PaddingCollator:
+    """Pad cells on the right and mask nothing: for masking on the device, inside the training step.
+
+    Parameters
+    ----------
+    vocabulary
+        Names the padding token.
+    pad_to_multiple_of
+        Round the batch's width up to a multiple of this.
+
+    Examples
+    --------
+    >>> from corrmask_fast import Vocabulary
+    >>> PaddingCollator(Vocabulary(("<pad>", "<mask>", "A", "B")))([[3, 2], [2]])["input_ids"].tolist()
+    [[3, 2], [2, 0]]
+    """
+
+    def __init__(self, vocabulary: Vocabulary, *, pad_to_multiple_of: int | None = None) -> None:
+        self.vocabulary = vocabulary
+        self.pad_to_multiple_of = _check_multiple(pad_to_multiple_of)
+
+    def __call__(self, features: Any) -> dict[str, torch.Tensor]:
+        """Collate one batch: ``input_ids`` and ``attention_mask``, each (rows, columns) int64.
+
+        ``special_tokens_mask`` comes along where the features have one.
+        """
+        indptr, tokens, marks = _ragged(_whole_batch(features), self.vocabulary)
+        lengths, multiple = np.diff(indptr), self.pad_to_multiple_of or 1
+        shape = lengths.size, -(-int(lengths.max(initial=0)) // multiple) * multiple
+        inside = np.arange(shape[1]) < lengths[:, None]
+        ids, attention = empty(shape), empty(shape)
+        ids[:] = self.vocabulary.pad_token_id
+        ids[inside] = tokens
+        attention[:] = ids != self.vocabulary.pad_token_id
+        if "seen" in marks:
+            attention[inside] = marks["seen"]
+        batch = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(attention)}
+        if "protected" in marks:
+            protected = np.zeros(shape, np.int64)
+            protected[inside] = marks["protected"]
+            batch["special_tokens_mask"] = torch.from_numpy(protected)
+        return batch
+
+
+def _check_multiple(multiple: int | None) -> int | None:
+    return None if multiple is None else check_integer("pad_to_multiple_of", multiple, 1)
+
+
+def _whole_batch(features: Any) -> Any:
+    """Return the RaggedBatch whose rows, all and in order, a list holds; else the features as they are."""
+    if type(features) is not list or not features or type(features[0]) is not RaggedRow:
+        return features
+    batch = features[0].batch
+    whole = len(features) == len(batch) and all(
+        type(row) is RaggedRow and row.batch is batch and row.index == i for i, row in enumerate(features)
+    )
+    return batch if whole else features
+
+
+def _ragged(
+    features: Any, vocabulary: Vocabulary, goes_by: str = "vocabulary"
+) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
     """Return (indptr, tokens, marks) of a batch in any of the forms that datasets hand out."""
     if isinstance(features, RaggedBatch):
+        if features.vocabulary is not None:
+            features.vocabulary.check_same(vocabulary, "the corpus", f"the masker's {goes_by}")
         return features.indptr, features.tokens, {}
     if isinstance(features, Mapping):
         names = list(features)

@@ -14,9 +14,12 @@ from corrmask_fast.errors import import_extra
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import torch
+
+    from corrmask_fast.masker_base import Masker
     from corrmask_fast.vocabulary import Vocabulary
 
-__all__ = ["StockPreCollator", "stock_collator"]
+__all__ = ["StockPreCollator", "mask_as_stock", "stock_collator"]
 
 
 def stock_collator(vocabulary: Vocabulary, *, mlm_probability: float = 0.15) -> Any:
@@ -29,6 +32,18 @@ def stock_collator(vocabulary: Vocabulary, *, mlm_probability: float = 0.15) -> 
     """
     transformers = import_extra("transformers", "hf")
     return transformers.DataCollatorForLanguageModeling(StockPreCollator(vocabulary), mlm_probability=mlm_probability)
+
+
+def mask_as_stock(input_ids: torch.Tensor, masker: Masker) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (input_ids, labels) as Hugging Face's collator makes them of a padded batch under Geneformer.
+
+    From torch's global generator, with the masker's ``mlm_probability``; 80 % ``<mask>``, 10 % any token of the
+    vocabulary, special ones included. ``input_ids`` is written to.
+    """
+    vocabulary = masker.vocabulary
+    collator = stock_collator(vocabulary, mlm_probability=masker.mlm_probability)
+    special = (input_ids == vocabulary.pad_token_id) | (input_ids == vocabulary.mask_token_id)
+    return collator.torch_mask_tokens(input_ids, special_tokens_mask=special)
 
 
 class StockPreCollator:

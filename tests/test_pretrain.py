@@ -1,0 +1,531 @@
+"""Pretraining with Hugging Face's Trainer, whatever its version: .ci/old-transformers runs this with the oldest."""
+
+from __future__ import annotations
+
+import collections.abc
+import inspect
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from corrmask_fast import (
+    CorpusDataset,
+    CorrMasker,
+    DataCollatorForCorrMask,
+    InputError,
+    RaggedBatch,
+    collator,
+    read_corpus,
+    write_corpus,
+)
+from corrmask_fast.testing import make_graph, make_vocabulary
+
+transformers = pytest.importorskip("transformers", minversion="4.46")
+pytest.importorskip("accelerate")
+
+from corrmask_fast.pretrain import EVALUATION_EPOCH, CorrMaskCallback, CorrMaskTrainer
+
+VOCABULARY = make_vocabulary(60)
+GRAPH = make_graph(VOCABULARY)
+MASKER = CorrMasker(GRAPH, mlm_probability=0.3, seed=5)
+
+
+def make_cells(n_cells, seed=0, least=4, most=24):
+    rng = np.random.default_rng(seed)
+    return [rng.choice(np.arange(2, 62), rng.integers(least, most + 1), replace=False).tolist() for _ in range(n_cells)]
+
+
+CELLS = make_cells(24)
+DATASET = CorpusDataset(read_corpus(CELLS, VOCABULARY))
+
+
+def make_model(*, dropout=0.0, vocab_size=62, positions=32):
+    torch.manual_seed(1)
+    config = transformers.BertConfig(
+        vocab_size=vocab_size, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=positions, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout,
+    )  # fmt: skip
+    return transformers.BertForMaskedLM(config)
+
+
+def make_arguments(folder, *, group_by_length=False, **options):
+    defaults = {
+        "output_dir": str(folder), "max_steps": 3, "per_device_train_batch_size": 4, "per_device_eval_batch_size": 5,
+        "report_to": [], "use_cpu": True, "save_strategy": "no", "disable_tqdm": True, "learning_rate": 1e-2, "seed": 7,
+    }  # fmt: skip
+    if group_by_length:
+        new = "train_sampling_strategy" in inspect.signature(transformers.TrainingArguments).parameters
+        options |= {"train_sampling_strategy": "group_by_length"} if new else {"group_by_length": True}
+    return transformers.TrainingArguments(**defaults | options)
+
+
+class Recorded:
+    """Mixed into a Trainer: what every step saw and lost, and the gradients that every update used."""
+
+    def __init__(self, *args, **kwargs):
+        self.losses, self.batches, self.gradients = [], [], []
+        super().__init__(*args, **kwargs)
+        self.add_callback(Gradients(self))
+
+    def training_step(self, model, inputs, *args, **kwargs):
+        self.batches.append({name: value.clone() for name, value in inputs.items()})
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        self.losses.append(loss.item())
+        return loss
+
+
+class Gradients(transformers.TrainerCallback):
+    def __init__(self, trainer):
+        self.trainer = trainer
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        gradients = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]
+        self.trainer.gradients.append(torch.cat([gradient.flatten() for gradient in gradients]).clone())
+
+
+class OurTrainer(Recorded, CorrMaskTrainer):
+    pass
+
+
+class StockTrainer(Recorded, transformers.Trainer):
+    pass
+
+
+def our_trainer(folder, model=None, dataset=DATASET, *, masker=MASKER, masking="worker", eval_dataset=None, **options):
+    return OurTrainer(
+        model or make_model(), make_arguments(folder, max_grad_norm=1e9, **options), train_dataset=dataset,
+        eval_dataset=eval_dataset, masker=masker, masking=masking,
+    )  # fmt: skip
+
+
+def original(batch):
+    return torch.where(batch["labels"] == -100, batch["input_ids"], batch["labels"])
+
+
+def cells_of(batches):
+    return [row[row != 0].tolist() for batch in batches for row in original(batch)]
+
+
+def assert_masked_as_in(batches, epoch, masker=MASKER):
+    for batch in batches:
+        expected = masker(original(batch), batch["attention_mask"], epoch=epoch)
+        assert torch.equal(batch["input_ids"], expected.input_ids)
+        assert torch.equal(batch["labels"], expected.labels)
+
+
+# ------------------------------------------------------------------------------------------------ the stock Trainer
+
+
+class Watched(DataCollatorForCorrMask):
+    """Knows what it was given."""
+
+    def __call__(self, features):
+        type(self).seen.append(features)
+        return super().__call__(features)
+
+
+@pytest.mark.parametrize("remove", [True, False])
+def test_the_fast_path_survives_trainer(tmp_path, monkeypatch, remove):
+    """Trainer hands the collator a list of rows; ours finds the buffers behind them, and whose they are."""
+    monkeypatch.setattr(collator, "_concatenate", None)  # the slow path
+    monkeypatch.setattr(Watched, "seen", [], raising=False)
+    arguments = make_arguments(tmp_path, remove_unused_columns=remove)
+    trainer = StockTrainer(make_model(), arguments, data_collator=Watched(MASKER), train_dataset=DATASET)
+    trainer.train()
+    assert len(trainer.losses) == 3
+    assert all(type(features) is (list if remove else RaggedBatch) for features in Watched.seen)
+    other = CorpusDataset(read_corpus(CELLS, make_vocabulary(61)))
+    trainer = StockTrainer(make_model(), arguments, data_collator=Watched(MASKER), train_dataset=other)
+    with pytest.raises(InputError, match="the corpus and the masker's graph have different vocabularies"):
+        trainer.train()
+
+
+def test_rows_that_are_no_whole_batch_are_taken_one_by_one():
+    collate = DataCollatorForCorrMask(MASKER)
+    collate.set_epoch(0)
+    batch = DATASET.__getitems__(range(6))
+    rows, other = list(batch), list(DATASET.__getitems__(range(6, 9)))
+    whole = collate(batch)
+    assert torch.equal(collate(rows)["input_ids"], whole["input_ids"])
+    for picked in (rows[::-1], rows[:4], [rows[0], rows[0]], rows[:3] + other, [rows[2], {"input_ids": CELLS[0]}]):
+        expected = collate([{"input_ids": row["input_ids"]} for row in picked])
+        found = collate(picked)
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert pickle.loads(pickle.dumps(rows[1]))["input_ids"].tolist() == CELLS[1]
+
+
+def test_the_callback_brings_the_epoch(tmp_path):
+    collate = DataCollatorForCorrMask(MASKER)
+    trainer = StockTrainer(
+        make_model(), make_arguments(tmp_path, max_steps=15), data_collator=collate, train_dataset=DATASET,
+        callbacks=[CorrMaskCallback(collate)],
+    )  # fmt: skip
+    trainer.train()
+    assert len(trainer.batches) == 15
+    for epoch, begin in enumerate((0, 6, 12)):
+        assert_masked_as_in(trainer.batches[begin : begin + 6], epoch)
+
+
+@pytest.mark.parametrize("options", [{}, {"dataloader_num_workers": 2, "dataloader_persistent_workers": True}])
+def test_running_workers_hear_of_the_epoch(tmp_path, options):
+    trainer = our_trainer(tmp_path, max_steps=12, **options)
+    trainer.train()
+    assert_masked_as_in(trainer.batches[:6], 0)
+    assert_masked_as_in(trainer.batches[6:], 1)
+    assert sorted(cells_of(trainer.batches[:6])) == sorted(CELLS) == sorted(cells_of(trainer.batches[6:]))
+
+
+class PretrainerLikeGeneformers(transformers.Trainer):
+    """Geneformer's pretrainer in all that meets a collator: its arguments, its sampler's signature, its own seed."""
+
+    def __init__(self, *args, **kwargs):
+        given = kwargs.get("data_collator")
+        self.token_dictionary = kwargs.pop("token_dictionary")
+        assert given is not None
+        self.example_lengths = pickle.loads(Path(kwargs.pop("example_lengths_file")).read_bytes())
+        super().__init__(*args, **kwargs)
+
+    def _get_train_sampler(self):
+        if not isinstance(self.train_dataset, collections.abc.Sized):
+            return None
+        generator = torch.Generator()
+        generator.manual_seed(int(torch.empty((), dtype=torch.int64).random_().item()))
+        return torch.utils.data.RandomSampler(self.train_dataset, generator=generator)
+
+
+def test_drops_into_geneformers_pretrainer(tmp_path):
+    if "train_dataset" in inspect.signature(transformers.Trainer._get_train_sampler).parameters:
+        pytest.skip("Geneformer's sampler has the signature of transformers 4.46, which this version does not call")
+    datasets = pytest.importorskip("datasets")
+    write_corpus(DATASET.corpus, tmp_path / "cells.dataset")
+    (tmp_path / "lengths.pkl").write_bytes(pickle.dumps([len(cell) for cell in CELLS]))
+    collate = DataCollatorForCorrMask(MASKER)
+    trainer = PretrainerLikeGeneformers(
+        model=make_model(), args=make_arguments(tmp_path, logging_steps=1), data_collator=collate,
+        train_dataset=datasets.load_from_disk(str(tmp_path / "cells.dataset")),
+        token_dictionary={name: token for token, name in enumerate(VOCABULARY.names)},
+        example_lengths_file=str(tmp_path / "lengths.pkl"), callbacks=[CorrMaskCallback(collate)],
+    )  # fmt: skip
+    assert trainer.data_collator is collate
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert len(losses) == 3
+    assert all(3 < loss < 6 for loss in losses)  # log(62) = 4.1
+
+
+# ------------------------------------------------------------------------------------- where masking happens, and loss
+
+
+@pytest.mark.parametrize("accumulated", [1, 3])
+def test_masking_in_workers_and_on_the_device_train_alike(tmp_path, accumulated):
+    runs = []
+    for masking in ("worker", "device"):
+        options = {"gradient_accumulation_steps": accumulated, "max_steps": 4}
+        trainer = our_trainer(tmp_path, make_model(dropout=0.1), masking=masking, **options)
+        trainer.train()
+        assert_masked_as_in(trainer.batches[:6], 0)
+        runs.append(trainer)
+    worker, device = runs
+    assert worker.losses == device.losses
+    assert len(worker.losses) == 4 * accumulated
+    assert all(torch.equal(a, b) for a, b in zip(worker.gradients, device.gradients, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(worker.model.parameters(), device.model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("masking", ["worker", "device"])
+def test_accumulated_batches_are_one_large_batch(tmp_path, masking):
+    """Also where they hold different numbers of masked tokens, which a mean of means would get wrong."""
+    small = our_trainer(
+        tmp_path, masking=masking, per_device_train_batch_size=2, gradient_accumulation_steps=4, max_steps=2
+    )
+    large = our_trainer(tmp_path, masking=masking, per_device_train_batch_size=8, max_steps=2)
+    small.train()
+    large.train()
+    assert len({(batch["labels"] != -100).sum().item() for batch in small.batches}) > 2
+    assert sorted(cells_of(small.batches[:4])) == sorted(cells_of(large.batches[:1]))
+    for one, other in zip(small.gradients, large.gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(np.reshape(small.losses, (2, 4)).sum(1), large.losses, rtol=1e-5)
+    for one, other in zip(small.model.parameters(), large.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+def test_the_loss_is_the_models_own(tmp_path):
+    """One batch a step: the stock Trainer with BERT's own loss gives the same losses, gradients and reports."""
+    ours, collate = our_trainer(tmp_path, logging_steps=1), DataCollatorForCorrMask(MASKER)
+
+    class SameOrder(StockTrainer):
+        def _get_train_sampler(self, *args):
+            return ours._get_train_sampler()
+
+    stock = SameOrder(
+        make_model(), make_arguments(tmp_path, max_grad_norm=1e9, logging_steps=1), data_collator=collate,
+        train_dataset=DATASET, callbacks=[CorrMaskCallback(collate)],
+    )  # fmt: skip
+    ours.train()
+    stock.train()
+    np.testing.assert_allclose(ours.losses, stock.losses, rtol=1e-6)
+    for one, other in zip(ours.gradients, stock.gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+    for trainer in (ours, stock):
+        said = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        np.testing.assert_allclose(said, trainer.losses, rtol=1e-4)
+
+
+@pytest.mark.parametrize("masking", ["worker", "device"])
+def test_cells_in_which_nothing_can_be_masked(tmp_path, masking):
+    """floor(3 · 0.3) = 0: no loss, no gradient, no NaN; also where a batch among others is such."""
+    short = CorpusDataset(read_corpus([[2, 3, 4], [5, 6], [7]] * 4, VOCABULARY))
+    trainer = our_trainer(tmp_path, dataset=short, masking=masking, max_steps=2, weight_decay=0.0, eval_dataset=short)
+    before = [parameter.clone() for parameter in trainer.model.parameters()]
+    trainer.train()
+    assert trainer.losses == [0.0, 0.0]
+    assert all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
+    assert trainer.evaluate()["eval_loss"] == 0.0
+
+    mixed = CorpusDataset(read_corpus([[2, 3, 4], *CELLS[:3]], VOCABULARY))
+    options = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4, "max_steps": 1}
+    trainer = our_trainer(tmp_path, dataset=mixed, masking=masking, **options)
+    trainer.train()
+    assert sum(loss == 0 for loss in trainer.losses) == 1
+    assert torch.isfinite(trainer.gradients[0]).all()
+    assert trainer.gradients[0].abs().max() > 0
+
+
+@pytest.mark.parametrize("masking", ["worker", "device"])
+def test_masks_of_evaluation_are_frozen(tmp_path, masking):
+    held_out = CorpusDataset(read_corpus(make_cells(13, seed=9), VOCABULARY))
+    options = {"max_steps": 12, "learning_rate": 0.0, "eval_strategy": "steps", "eval_steps": 4}
+    trainer = our_trainer(tmp_path, masking=masking, eval_dataset=held_out, **options)
+    seen = []
+    inner = trainer.model.forward
+
+    def forward(*args, **kwargs):
+        if not trainer.model.training:
+            seen.append({name: kwargs[name].clone() for name in ("input_ids", "attention_mask")})
+        return inner(*args, **kwargs)
+
+    trainer.model.forward = forward
+    trainer.train()
+    losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert len(losses) == 3
+    assert len(set(losses)) == 1
+    padded = [torch.tensor([cell + [0] * (24 - len(cell)) for cell in read_cells(held_out)])]
+    expected = MASKER(padded[0], epoch=EVALUATION_EPOCH).input_ids
+    rows = torch.cat(
+        [torch.nn.functional.pad(batch["input_ids"], (0, 24 - batch["input_ids"].shape[1])) for batch in seen]
+    )
+    assert torch.equal(rows, torch.cat([expected] * 3))
+    assert_masked_as_in(trainer.batches[6:], 1)  # evaluation did not touch the masks of training
+    assert losses[0] == pytest.approx(trainer.evaluate()["eval_loss"])
+
+
+def read_cells(dataset):
+    return [dataset[i]["input_ids"].tolist() for i in range(len(dataset))]
+
+
+def test_a_dataset_can_freeze_its_masks_under_any_trainer():
+    collate = DataCollatorForCorrMask(MASKER)
+    batches = []
+    for epoch in (0, 3):
+        collate.set_epoch(epoch)
+        batches.append(collate(CorpusDataset(DATASET.corpus, epoch=11).__getitems__(range(9))))
+    assert torch.equal(batches[0]["labels"], batches[1]["labels"])
+    assert_masked_as_in(batches, 11)
+    with pytest.raises(InputError, match="epoch must be an integer in"):
+        CorpusDataset(DATASET.corpus, epoch=-1)
+
+
+# ------------------------------------------------------------------------------------------------- the order of cells
+
+
+def test_grouping_by_length_pads_less_and_follows_from_the_seed(tmp_path):
+    cells = make_cells(240, seed=3, least=4, most=30)
+    dataset = CorpusDataset(read_corpus(cells, VOCABULARY))
+    padded, orders = {}, {}
+    for name, options in {
+        "grouped": {"group_by_length": True}, "again": {"group_by_length": True, "data_seed": 7},
+        "another seed": {"group_by_length": True, "data_seed": 8}, "shuffled": {},
+    }.items():  # fmt: skip
+        trainer = our_trainer(tmp_path, dataset=dataset, max_steps=-1, num_train_epochs=2, **options)
+        torch.manual_seed(hash(name) % 1000)  # the order takes nothing from here
+        trainer.train()
+        batches = trainer.batches[:60]
+        padded[name] = np.mean([1 - batch["attention_mask"].float().mean() for batch in batches])
+        orders[name] = cells_of(batches)
+        assert sorted(orders[name]) == sorted(cells)
+        assert orders[name] != cells_of(trainer.batches[60:])
+    assert padded["grouped"] < padded["shuffled"] / 2
+    assert orders["grouped"] == orders["again"]
+    assert orders["grouped"] != orders["another seed"]
+    assert max(map(len, orders["grouped"][:4])) == max(map(len, cells))
+
+
+def test_lengths_of_a_datasets_folder(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    write_corpus(DATASET.corpus, tmp_path / "cells.dataset")
+    folder = datasets.load_from_disk(str(tmp_path / "cells.dataset"))
+    from corrmask_fast.sampling import cell_lengths
+
+    expected = [len(cell) for cell in CELLS]
+    for dataset in (DATASET, folder, folder.remove_columns("length"), [{"input_ids": cell} for cell in CELLS]):
+        assert cell_lengths(dataset).tolist() == expected
+    shuffled = folder.remove_columns("length").shuffle(seed=1)
+    assert cell_lengths(shuffled).tolist() == [len(row) for row in shuffled["input_ids"]]
+    with pytest.raises(InputError, match="grouping by length needs cells with 'input_ids'; cell 0 is"):
+        cell_lengths([3])
+    trainer = our_trainer(tmp_path, dataset=folder, group_by_length=True, max_steps=6)
+    trainer.train()
+    assert sorted(cells_of(trainer.batches)) == sorted(CELLS)
+
+
+# ------------------------------------------------------------------------------------------------------------- resume
+
+
+@pytest.mark.parametrize(("masking", "options"), [
+    ("worker", {}),
+    ("device", {"gradient_accumulation_steps": 2, "group_by_length": True}),
+], ids=["worker", "device, accumulated, grouped"])  # fmt: skip
+def test_a_run_that_is_stopped_and_resumed_loses_the_same(tmp_path, masking, options):
+    """Stopped within the second epoch, with dropout."""
+
+    def run(folder, last, resume=None):
+        trainer = our_trainer(
+            tmp_path / folder, make_model(dropout=0.1), masking=masking, max_steps=9, save_strategy="steps",
+            save_steps=4, **options,
+        )  # fmt: skip
+        if last:
+            trainer.add_callback(StopAfter(last))
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer
+
+    whole = run("whole", None)
+    stopped = run("stopped", 8)
+    resumed = run("stopped", None, str(tmp_path / "stopped" / "checkpoint-8"))
+    assert stopped.losses + resumed.losses == whole.losses
+    for one, other in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+class StopAfter(transformers.TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step >= self.step
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    run = {"max_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    our_trainer(tmp_path, **run).train()
+    record = json.loads((tmp_path / "checkpoint-2" / "corrmask.json").read_text())
+    assert record["masker"]["seed"] == 5
+    again = run | {"max_steps": 3}
+    cells = [*CELLS[:-1], CELLS[-1][::-1]]
+    others = [
+        ({"masker": CorrMasker(GRAPH, mlm_probability=0.3, seed=6)}, "was made with seed=5, this run has seed=6"),
+        ({"masker": CorrMasker(make_graph(VOCABULARY, seed=1), mlm_probability=0.3, seed=5)}, "was made with table "),
+        ({"dataset": CorpusDataset(read_corpus(cells, VOCABULARY))}, "was made with corpus "),
+        ({"dataset": CorpusDataset(read_corpus(CELLS[:-1], VOCABULARY))}, "was made with c"),
+        ({"data_seed": 1}, "was made with data_seed 7, this run has data_seed 1"),
+    ]
+    for changed, message in others:
+        with pytest.raises(InputError, match=message):
+            our_trainer(tmp_path, **again | changed).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    with pytest.raises(InputError, match="resume with what the first run had"):
+        our_trainer(tmp_path, **again, **others[0][0]).train(resume_from_checkpoint=True)
+    (tmp_path / "checkpoint-2" / "corrmask.json").write_text("[]")
+    with pytest.raises(InputError, match="is no record of a run"):
+        our_trainer(tmp_path, **again).train(resume_from_checkpoint=True)
+
+
+# ---------------------------------------------------------------------------------------------------------- bad input
+
+
+def test_bad_input(tmp_path):
+    def make(model=None, train=DATASET, **options):
+        return CorrMaskTrainer(model or make_model(), make_arguments(tmp_path), train_dataset=train, **options)
+
+    other = CorpusDataset(read_corpus(CELLS, make_vocabulary(61)))
+    collate = DataCollatorForCorrMask(MASKER)
+    stock = DataCollatorForCorrMask(MASKER, compat="geneformer")
+    for options, message in [
+        ({}, "needs one of masker and data_collator"),
+        ({"masker": MASKER, "data_collator": collate}, "needs one of masker and data_collator"),
+        ({"data_collator": list}, "data_collator must be a DataCollatorForCorrMask; got type"),
+        ({"data_collator": collate, "pad_to_multiple_of": 8}, "pad_to_multiple_of goes with masker"),
+        ({"masker": MASKER, "masking": "gpu"}, "masking must be 'worker' or 'device'; got 'gpu'"),
+        ({"data_collator": stock, "masking": "device"}, "compat='geneformer' masks in the collator"),
+        ({"masker": MASKER, "train": other}, "the corpus and the masker's graph have different vocabularies"),
+        ({"masker": MASKER, "eval_dataset": other}, "the corpus and the masker's graph have different vocabularies"),
+        (
+            {"masker": MASKER, "model": make_model(vocab_size=40)},
+            "the model knows 40 tokens, .* has 62; make the model",
+        ),
+        ({"masker": MASKER, "model": make_model(positions=20)}, "tokens, the model 20 positions; read the corpus with"),
+        ({"masker": MASKER, "compute_loss_func": sum}, "computes the masked language modelling loss itself"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            make(**options)
+    with pytest.raises(InputError, match="CorrMaskCallback needs a DataCollatorForCorrMask; got list"):
+        CorrMaskCallback([])
+    trainer = make(masker=MASKER)
+    trainer.data_collator = collator.PaddingCollator(VOCABULARY)
+    with pytest.raises(InputError, match=r"a batch came without labels \(it has input_ids, attention_mask\)"):
+        trainer.train()
+    callback = CorrMaskCallback(collate)
+    arguments = make_arguments(tmp_path)
+    small = transformers.Trainer(make_model(vocab_size=40), arguments, collate, DATASET, callbacks=[callback])
+    with pytest.raises(InputError, match="the model knows 40 tokens"):
+        small.train()
+
+
+# --------------------------------------------------------------------------------------------- Geneformer's own masks
+
+
+def test_compat_masks_as_the_stock_path_does():
+    """The same bits from the same state of torch's generator; <cls> and <eos> are masked, as they are today."""
+    from corrmask_fast.stock import stock_collator
+
+    vocabulary = make_vocabulary(60, v2=True)
+    masker = CorrMasker(make_graph(vocabulary), mlm_probability=0.3)
+    dataset = CorpusDataset(read_corpus([[token + 2 for token in cell] for cell in CELLS], vocabulary))
+    ours, stock = DataCollatorForCorrMask(masker, compat="geneformer"), stock_collator(vocabulary, mlm_probability=0.3)
+    cells = [{"input_ids": row["input_ids"].tolist()} for row in dataset.__getitems__(range(24))]
+    hidden = 0
+    for features in (dataset.__getitems__(range(24)), cells):
+        for seed in range(5):
+            torch.manual_seed(seed)
+            found = ours(features)
+            torch.manual_seed(seed)
+            expected = stock(cells)
+            assert set(found) == set(expected)
+            assert all(torch.equal(found[name], expected[name]) for name in found)
+            hidden += (found["labels"] == 2).sum()
+    assert hidden > 20  # <cls>
+    with pytest.raises(InputError, match="compat must be None or 'geneformer'; got 'bert'"):
+        DataCollatorForCorrMask(masker, compat="bert")
+    with pytest.raises(InputError, match="it has no masked_positions"):
+        DataCollatorForCorrMask(masker, compat="geneformer", return_masked_positions=True)
+
+
+def test_padding_alone():
+    pad = collator.PaddingCollator(VOCABULARY, pad_to_multiple_of=8)
+    batch = pad(DATASET.__getitems__(range(5)))
+    assert list(batch) == ["input_ids", "attention_mask"]
+    assert batch["input_ids"].shape[1] % 8 == 0
+    assert [row[: len(cell)].tolist() for row, cell in zip(batch["input_ids"], CELLS, strict=False)] == CELLS[:5]
+    assert batch["attention_mask"].sum(1).tolist() == [len(cell) for cell in CELLS[:5]]
+    marked = pad([{"input_ids": [4, 5, 6], "attention_mask": [1, 1, 0], "special_tokens_mask": [0, 1, 0]}])
+    assert marked["attention_mask"].tolist() == [[1, 1, 0, 0, 0, 0, 0, 0]]
+    assert marked["special_tokens_mask"].tolist() == [[0, 1, 0, 0, 0, 0, 0, 0]]
+    assert pad([[], []])["input_ids"].shape == (2, 0)
+    with pytest.raises(InputError, match="pad_to_multiple_of must be an integer >= 1"):
+        collator.PaddingCollator(VOCABULARY, pad_to_multiple_of=0)
+    other = CorpusDataset(read_corpus(CELLS, make_vocabulary(61)))
+    with pytest.raises(InputError, match="have different vocabularies"):
+        pad(other.__getitems__([0]))
