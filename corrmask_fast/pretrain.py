@@ -10,6 +10,7 @@ import copy
 import inspect
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 from torch.utils.data import SequentialSampler
@@ -297,6 +298,12 @@ class CorrMaskTrainer(transformers.Trainer):
         """Train; a checkpoint of another corpus, graph or seed is refused."""
         self._callback.resumed_from = resume_from_checkpoint if isinstance(resume_from_checkpoint, str) else None
         return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _load_rng_state(self, checkpoint: Any) -> None:
+        """Restore the random generators: 4.46 saves NumPy's as arrays, which torch.load refuses since 2.6."""
+        arrays: list[Any] = [np.ndarray, np.dtype, type(np.dtype(np.uint32)), np.empty(0).__reduce__()[0]]
+        with torch.serialization.safe_globals(arrays):
+            super()._load_rng_state(checkpoint)
 
 
 def _the_collator(collator: Any, masker: Any, multiple: int | None) -> DataCollatorForCorrMask:
