@@ -41,8 +41,8 @@ class RunRecord:
         from corrmask_fast.sampling import data_seed
 
         return cls(
-            corpus=_digest(dataset),
-            cells=len(dataset),
+            corpus=_digest(dataset) if _is_map(dataset) else "stream",
+            cells=len(dataset) if _is_map(dataset) else -1,
             vocabulary=masker.vocabulary.fingerprint,
             table=bytes(masker.table_fingerprint.tolist()).hex(),
             masker=_settings(masker),
@@ -61,8 +61,8 @@ class RunRecord:
         if not path.is_file():
             return
         try:
-            saved = json.loads(path.read_text())
-            pairs = [(field.name, saved[field.name], getattr(self, field.name)) for field in fields(self)]
+            saved, own = json.loads(path.read_text()), json.loads(json.dumps(asdict(self)))
+            pairs = [(field.name, saved[field.name], own[field.name]) for field in fields(self)]
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path} is no record of a run ({error!r}); remove it to resume unchecked") from error
         for name, then, now in pairs:
@@ -86,6 +86,10 @@ def _settings(masker: Any) -> dict[str, Any]:
 
     found = {name: getattr(masker, name) for name in sorted(FIXED) if hasattr(masker, name)}
     return {"strategy": type(masker).__name__, **found}
+
+
+def _is_map(dataset: Any) -> bool:
+    return hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
 
 
 def _digest(dataset: Any) -> str:
