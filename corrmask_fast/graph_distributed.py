@@ -204,11 +204,14 @@ class TorchTeam(Team):
         """Return when all ranks have come to this point."""
         self._steps += 1
         key, pause = f"step/{self._steps}", 0.0005
-        self._store.add(key, 1)
-        while self._store.add(key, 0) < self.size:
-            self.check()
-            time.sleep(pause)
-            pause = min(2 * pause, 0.05)
+        try:
+            self._store.add(key, 1)
+            while self._store.add(key, 0) < self.size:
+                self.check()
+                time.sleep(pause)
+                pause = min(2 * pause, 0.05)
+        except RuntimeError as error:  # the store went with its rank
+            raise ConnectionError(f"rank {self.rank} lost contact with the other ranks: {error}") from error
 
     # ------------------------------------------------------------------------------------------------- exchanging
 
@@ -238,7 +241,8 @@ class TorchTeam(Team):
         import torch
 
         self._meet()
-        arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        # Copies: the caller may change its own while it takes up those of the first ranks.
+        arrays = {name: np.array(array, order="C") for name, array in arrays.items()}
         shapes = {name: (array.dtype.str, array.shape) for name, array in arrays.items()}
         header = np.frombuffer(json.dumps(shapes).encode(), np.uint8).copy()
         sizes = torch.zeros(self.size, dtype=torch.int64)
@@ -250,7 +254,7 @@ class TorchTeam(Team):
             self._exchange(self._dist.broadcast, text, src=rank)
             out = {}
             for name, (dtype, shape) in json.loads(text.numpy().tobytes()).items():
-                array = arrays[name].copy() if mine else np.empty(shape, dtype)
+                array = arrays[name] if mine else np.empty(shape, dtype)
                 if array.size:
                     self._exchange(self._dist.broadcast, torch.from_numpy(array.reshape(-1).view(np.uint8)), src=rank)
                 out[name] = array

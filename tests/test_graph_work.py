@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -233,3 +234,113 @@ def test_tasks_are_shared_by_cost():
         loads = [sum(costs[i] for i in share) for share in shares]
         assert max(loads) - min(loads) <= max([0, *costs])
     assert [share.tolist() for share in (team.share([5, 4, 3, 3, 2, 1]) for team in teams)] == [[0, 5], [1, 4], [2, 3]]
+
+
+# -------------------------------------------------------------------------------------------------- several processes
+
+TEAM = """
+    import torch.distributed as dist
+
+    rank = int(os.environ["RANK"])
+    dist.init_process_group("gloo")
+    parameters = json.load(open(folder + "/parameters.json"))
+    graph_distributed.LOST_SECONDS, graph_distributed.TELL_SECONDS = 3.0, 2.0
+
+    def attempt(name, corpus=corpus, **more):
+        begin = time.monotonic()
+        try:
+            build_dependency_graph(corpus, **{**parameters, **more}).save(f"{folder}/{name}-{rank}.safetensors")
+            result = "built"
+        except Exception as error:
+            result = f"{type(error).__name__}: {error}"
+        print(json.dumps([name, result, time.monotonic() - begin]), flush=True)
+
+    def when_overlaps_begin(then, on_rank):
+        divide = graph_work.Work.divide
+
+        def interrupted(self, name, *rest):
+            if name == "overlaps" and rank == on_rank:
+                then()
+            return divide(self, name, *rest)
+
+        graph_work.Work.divide = interrupted
+        return lambda: setattr(graph_work.Work, "divide", divide)
+
+    def fail():
+        raise OSError("the disk is gone")
+"""
+SCENARIOS = """
+    attempt("parity")
+    attempt("parameters", seed=1 if rank == 1 else 0)
+    attempt("range", n_neighbors=0 if rank == 2 else 4)
+    attempt("corpus", corpus.take(range(rank == 3, 200)))
+    back = when_overlaps_begin(fail, on_rank=1)
+    attempt("raised", checkpoint=folder + "/state")
+    back()
+    attempt("resumed", checkpoint=folder + "/state")
+    when_overlaps_begin(lambda: os.kill(os.getpid(), signal.SIGKILL), on_rank=2)
+    attempt("died")
+    os._exit(0)  # nobody is left to take leave of
+"""
+
+
+def free_port():
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+def run_team(size, text, *arguments):
+    """Run a program on ``size`` ranks; return each rank's lines of JSON."""
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(size)}
+    processes = [start(text, *arguments, RANK=str(rank), OMP_NUM_THREADS="1", **place) for rank in range(size)]
+    try:
+        outputs = [process.communicate(timeout=80) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    lines = [[json.loads(line) for line in out.splitlines() if line.startswith("[")] for out, _ in outputs]
+    assert all(lines), outputs
+    return lines
+
+
+def test_four_processes(folder):
+    results = [
+        {name: (text, took) for name, text, took in lines} for lines in run_team(4, program(TEAM, SCENARIOS), folder)
+    ]
+
+    def said(name):
+        return [result[name][0] if name in result else None for result in results]
+
+    whole = (folder / "graph.safetensors").read_bytes()
+    for name in ("parity", "resumed"):
+        assert said(name) == ["built"] * 4
+        assert [(folder / f"{name}-{rank}.safetensors").read_bytes() for rank in range(4)] == [whole] * 4
+    for text in said("parameters"):
+        assert text.startswith("InputError: seed must be the same on all ranks; got 0 on rank 0 and 1 on rank 1; start")
+    for text in said("corpus"):
+        assert text.startswith("InputError: corpus (its fingerprint) must be the same on all ranks; got '")
+    own = "n_neighbors must be an integer >= 1; got 0"
+    told = f"InputError: rank 2 stopped, and the others with it: {own}"
+    assert said("range") == [told, told, f"InputError: {own}", told]
+    told = "ConnectionError: rank 1 stopped, and the others with it: OSError: the disk is gone"
+    assert said("raised") == [told, "OSError: the disk is gone", told, told]
+    died = said("died")
+    assert died[2] is None
+    # The store may go with the first rank that sees it.
+    assert any(text.startswith("ConnectionError: rank 2 gave no sign of life for 3 s") for text in died if text)
+    for rank in (0, 1, 3):
+        assert died[rank].startswith("ConnectionError: "), died
+        assert results[rank]["died"][1] < 20
+
+
+def test_torchrun_gives_the_same_file(folder, tmp_path):
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in PARAMETERS.items() if name != "progress"]
+    command = ["-m", "corrmask_fast", "graph", "build", folder / "cells.npz", "-o", tmp_path / "graph.safetensors"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port()]
+    run = subprocess.run(
+        [*map(str, torchrun + command), *options], capture_output=True, text=True, timeout=80, check=True
+    )
+    assert run.stdout.count("saved to") == 1
+    assert run.stderr.count("comparing overlaps: 100%") == 1
+    assert (tmp_path / "graph.safetensors").read_bytes() == (folder / "graph.safetensors").read_bytes()
