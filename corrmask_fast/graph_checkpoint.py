@@ -53,8 +53,9 @@ class Checkpoint:
             raise InputError(f"checkpoint must be a folder; {self.folder} is a file")
         self.folder.mkdir(exist_ok=True)
         file = self.folder / "build.json"
-        if not file.exists():
-            if any(not path.name.startswith(".") for path in self.folder.iterdir()):
+        present = {path.name for path in self.folder.iterdir() if not path.name.startswith(".")}
+        if file.name not in present:  # other ranks may write theirs at this moment, which says the same
+            if present:
                 raise InputError(f"checkpoint={self.folder} holds other files already; give a new or an empty folder")
             with atomic_file(file) as temporary:
                 temporary.write_text(json.dumps({"format": FORMAT, "version": VERSION, "settings": settings}, indent=2))
