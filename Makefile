@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench bench-smoke clean
+.PHONY: help demo test lint bench bench-smoke gpu-report clean
 
 help:
 	@echo "make demo         counts to graph, masks, audit, speed and a tiny BERT, in about a minute once installed"
@@ -17,6 +17,7 @@ help:
 	@echo "make lint         format, lint, types"
 	@echo "make bench        time it against Hugging Face's collator; appends to bench/results"
 	@echo "make bench-smoke  does the bench run, and agree?"
+	@echo "make gpu-report   on a machine with a GPU: its tests, sanitizers, benches and a report (STEPS=tests,masking …)"
 	@echo "make clean        remove the environment and everything built"
 
 $(READY): pyproject.toml constraints.txt
@@ -43,6 +44,11 @@ bench-smoke: $(READY)
 	$(BIN)/pytest --quiet bench
 	$(BIN)/python bench/run.py --smoke --keep build/bench-smoke
 	$(BIN)/python bench/gpu/run.py --smoke
+
+# The Python that has PyTorch for CUDA and CuPy, in whatever environment that is; without a GPU it says so and ends with 2.
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
+gpu-report:
+	$(GPU_PYTHON) bench/gpu/report.py $(if $(STEPS),--steps $(STEPS)) $(REPORT_OPTIONS)
 
 clean:
 	rm -rf $(VENV) build dist demo-output *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks

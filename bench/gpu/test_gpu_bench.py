@@ -14,7 +14,7 @@ from timing import Timing
 from corrmask_fast import CorrMasker, DependencyGraph, Vocabulary, get_num_threads, reference, set_num_threads
 from corrmask_fast.stock import stock_collator
 from corrmask_fast.testing import Case, cases, draw_ids, make_graph, make_vocabulary
-from gpu import devices, goals, graphs, masking, results, run
+from gpu import devices, exercise, goals, graphs, masking, pages, profiling, report, results, run
 from gpu.torch_corrmask import TorchCorrMask
 
 CPU = torch.device("cpu")
@@ -170,3 +170,78 @@ def test_parts_differ_by_what_they_leave_out(workload):
     masked = {what: int((masker(ids, **how).labels != -100).sum()) for what, masker, how in parts(workload)}
     budget = int((CorrMasker(workload.graph)(ids).labels != -100).sum())
     assert list(masked.values()) == [0, 0] + [budget] * 5
+
+
+# ------------------------------------------------------------------------------------------------------------- report
+
+
+def test_steps_go_on_after_a_failure_and_keep_what_was_said(tmp_path, monkeypatch, capsys):
+    def python(text, **how):
+        return report.Step("a step", (sys.executable, "-c", text), 1, how.pop("limit_s", 60), **how)
+
+    steps = {
+        "fails": python("print('half way'); raise SystemExit(3)"),
+        "slow": python("import time; time.sleep(60)", limit_s=1),
+        "missing": python("", tool="no-such-tool"),
+        "fine": python("import os; print('mode', os.environ['MODE'])", environment={"MODE": "plain"}),
+    }
+    monkeypatch.setattr(report, "STEPS", steps)
+    monkeypatch.setattr(devices, "why_not", lambda: "")
+    where = ["--keep", str(tmp_path / "keep"), "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "gpu.csv")
+    monkeypatch.setattr(sys, "argv", ["report.py", *where])
+    assert report.main() == 1
+    told = capsys.readouterr()
+    assert "FAILED: fails, slow" in told.err
+    assert "half way" in told.out
+    assert "mode plain" in (tmp_path / "keep" / "fine.log").read_text()
+    page = (tmp_path / "out" / "gpu.md").read_text()
+    for line in ("failed: exit code 3", "failed: took longer than 1 s", "left out: no-such-tool is not on", "| ok |"):
+        assert line in page
+    steps["fails"] = python("")
+    monkeypatch.setattr(sys, "argv", ["report.py", "--steps", "fails,report", *where])
+    assert report.main() == 0  # this one alone was asked for; the others' ends are kept
+    page = (tmp_path / "out" / "gpu.md").read_text()
+    assert "exit code 3" not in page
+    assert "took longer than 1 s" in page
+
+
+def test_the_report_shows_what_was_measured(tmp_path):
+    path = tmp_path / "gpu.csv"
+    rows_of_run(path, "first", {goals.COPY: 100.0, goals.MASKER: 900.0})
+    stages = {f"graph{where}, {name}": 1e6 for where in ("", " on the CPU") for name in ("rank_genes", "end to end")}
+    rows_of_run(path, "second", stages, case="graph: 2000 genes")
+    written = pages.write_report(results.newest(path), [], tmp_path / "out")
+    assert [one.name for one in written] == ["gpu.md", "gpu-masking.png", "gpu-graph.png"]
+    page = written[0].read_text()
+    assert "| mask 16 384 rows, beside the copy | 9 x | 4 x | SHORT |" in page
+    assert "## graph: 2000 genes, 16,384" in page
+    assert all(one.stat().st_size > 1_000 for one in written)
+
+
+def test_a_report_of_nothing_says_how_to_measure(tmp_path):
+    (page,) = pages.write_report([], [], tmp_path)
+    assert "Nothing has been measured yet: `make gpu-report`" in page.read_text()
+
+
+def test_without_a_device_the_report_says_why(monkeypatch, capsys):
+    if not devices.why_not():
+        pytest.skip("there is a device")
+    for main, argv in ((report.main, ["report.py"]), (exercise.main, ["exercise.py"])):
+        monkeypatch.setattr(sys, "argv", argv)
+        assert main() == 2
+        assert "PyTorch finds no CUDA device" in capsys.readouterr().err
+
+
+def test_every_kernel_is_to_be_reached():
+    launched = profiling.Launch("corrmask.cu", "corrmask_i64", 1, 256, 0)
+    missed = exercise.unlaunched([launched])
+    assert "corrmask.cu: corrmask_i32_scratch" in missed
+    assert "corrmask.cu: corrmask_i64" not in missed
+
+
+def test_the_steps_name_files_that_exist():
+    assert "tests/test_gpu.py" in report.tests_on_a_gpu()
+    for step in report.STEPS.values():
+        for word in step.command:
+            assert not word.endswith(".py") or (report.ROOT / word).is_file(), word

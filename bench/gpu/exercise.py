@@ -1,0 +1,121 @@
+"""Every CUDA kernel, on small inputs, checked against the CPU: what compute-sanitizer and a profiler are run on.
+
+compute-sanitizer --tool racecheck python bench/gpu/exercise.py
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+BENCH = Path(__file__).resolve().parents[1]
+if __name__ == "__main__":
+    sys.path[0] = str(BENCH)
+
+# ruff: noqa: E402
+import argparse
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from corrmask_fast import CorrMasker, cuda
+from corrmask_fast.testing import Case, assert_same, cases, make_graph, make_vocabulary
+from gpu import devices, parity, profiling
+from gpu.workloads import COMPARED, atlas
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+KERNELS = Path(cuda.__file__).parent / "kernels"
+ROWS = 24  # a few blocks on each of some multiprocessors
+
+
+def batches() -> list[Case]:
+    """Rows as long as real ones, odd ones, and the tests' cases: padding on any side, masks, stray tokens."""
+    graph = make_graph(make_vocabulary(3_000), degree=30, seed=1)
+    rng = np.random.default_rng(0)
+    ids = np.stack([rng.permutation(3_000)[:2_048] + 2 for _ in range(ROWS)])
+    ids[1, 900:] = 0
+    attention = (ids != 0).astype(np.uint8)
+    odd = np.ascontiguousarray(ids[:, :397])
+    protected = (rng.random(odd.shape) < 0.1).astype(np.uint8)
+    return [
+        Case("long", graph, ids),
+        Case("long, attention", graph, ids[:4], attention[:4]),
+        Case("odd", graph, odd, None, protected),
+        *[case for case in cases() if case.columns < 200],
+    ]
+
+
+@contextmanager
+def small_shared_memory(device: torch.device) -> Iterator[None]:
+    """Let every row seem too long for shared memory: the kernels that work in device memory take it."""
+    ours = cuda.open_device(device)
+    given, ours.shared_limit = ours.shared_limit, 0
+    try:
+        yield
+    finally:
+        ours.shared_limit = given
+
+
+def mask_everything(device: torch.device) -> int:
+    """Mask the batches by both dtypes, in shared and in device memory; return how many results were compared."""
+    compared = 0
+    for case in batches():
+        for parameters in ({}, {"structural_ratio": 1.0, "max_partners": 40, "mlm_probability": 0.4}):
+            masker = CorrMasker(case.graph, validate=False, **parameters)
+            on_device = CorrMasker(case.graph, validate=False, **parameters).to(device)
+            for dtype in (np.int64, np.int32):
+                tensors = [
+                    None if array is None else torch.from_numpy(array)
+                    for array in (case.astype(dtype).input_ids, case.attention_mask, case.special_tokens_mask)
+                ]
+                there = [None if tensor is None else tensor.to(device) for tensor in tensors]
+                want = masker(*tensors, epoch=3)
+                assert_same(want, parity.to_cpu(on_device(*there, epoch=3)), f"{case.name}, {parameters}, {dtype}")
+                with small_shared_memory(device):
+                    got = parity.to_cpu(on_device(*there, epoch=3))
+                assert_same(want, got, f"{case.name}, {parameters}, {dtype}, in device memory")
+                compared += 2
+    return compared
+
+
+def unlaunched(launches: list[profiling.Launch]) -> list[str]:
+    """Kernels of ``kernels/*.cu`` that were not launched."""
+    launched = {(one.file, one.name) for one in launches}
+    return [
+        f"{path.name}: {name}"
+        for path in sorted(KERNELS.glob("*.cu"))
+        for name in cuda.kernel_names(cuda.kernel_source(path.name))
+        if (path.name, name) not in launched
+    ]
+
+
+def main() -> int:
+    """Run the kernels; exit code 1 if one of them was not reached, 2 without a device."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--only", choices=("masking", "graph"), help="default: both")
+    arguments = parser.parse_args()
+    if reason := devices.why_not():
+        print(f"no kernel can be launched here: {reason}", file=sys.stderr)
+        return 2
+    device = torch.device("cuda", torch.cuda.current_device())
+    with profiling.watched_launches() as launches:
+        if arguments.only != "graph":
+            print(f"{mask_everything(device)} masked batches are the CPU's", flush=True)
+        if arguments.only != "masking":
+            small = {"n_cells": 600, "min_presence": 10, "min_cooccurrence": 20}
+            print(parity.check_graph(atlas(COMPARED, 400), device, **small), flush=True)
+    torch.cuda.synchronize()
+    print(f"{len(launches)} launches of {len({one.name for one in launches})} kernels")
+    missed = unlaunched(launches)
+    if missed and not arguments.only:
+        print(f"not launched: {', '.join(missed)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
