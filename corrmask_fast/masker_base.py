@@ -179,7 +179,7 @@ class Masker(nn.Module):
             On shapes, dtypes or devices that do not fit, both ``draw_ids`` and ``epoch``, and (with ``validate``)
             a token outside the vocabulary (row, column, value).
         """
-        _check_batch(input_ids, attention_mask, special_tokens_mask, self.neighbor_indptr.device)
+        check_batch(input_ids, attention_mask, special_tokens_mask, self.neighbor_indptr.device)
         draws, mode, offset = draws_of_tensors(
             input_ids.shape[0], draw_ids, epoch, self.draw_counter, self.neighbor_indptr.device
         )
@@ -322,7 +322,7 @@ class Masker(nn.Module):
         )
 
 
-def _check_batch(
+def check_batch(
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor | None,
     special_tokens_mask: torch.Tensor | None,

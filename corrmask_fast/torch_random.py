@@ -1,0 +1,130 @@
+"""The random numbers of SPEC 3 as PyTorch operations, on any device: for what is drawn outside the kernels.
+
+PyTorch has no unsigned 64-bit arithmetic: an int64 holds the bits. Products wrap around as they should; a shift to the
+right brings in the sign, which a mask takes away.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from corrmask_fast.kernels.layout import CONTENT, COUNTED
+
+if TYPE_CHECKING:
+    from corrmask_fast.vocabulary import Vocabulary
+
+LOW = 0xFFFFFFFF
+PHILOX_M0, PHILOX_M1 = 0xD2511F53, 0xCD9E8D57
+PHILOX_W0, PHILOX_W1 = 0x9E3779B9, 0xBB67AE85
+
+
+def philox_words(
+    seed_bits: torch.Tensor, draw_ids: torch.Tensor, columns: torch.Tensor, block: int | torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return w0, w1, w2, w3 = words(seed, draw_id, column, block): Philox4x32-10 (Salmon et al. 2011).
+
+    Parameters
+    ----------
+    seed_bits
+        (1,) int64: the bits of the seed.
+    draw_ids, columns, block
+        int64, of shapes that broadcast; columns and block in [0, 2**32).
+
+    Returns
+    -------
+    int64 tensors of the broadcast shape, in [0, 2**32).
+
+    Examples
+    --------
+    >>> zero = torch.zeros(1, dtype=torch.int64)
+    >>> [f"{int(word):08x}" for word in philox_words(zero, zero, zero, 0)]  # a known answer of Random123
+    ['6627e8d5', 'e169c58d', 'bc57ac4c', '9b00dbd8']
+    """
+    c0, c1, c2, c3 = torch.broadcast_tensors(
+        columns,
+        torch.as_tensor(block, dtype=torch.int64, device=columns.device),
+        draw_ids & LOW,
+        (draw_ids >> 32) & LOW,
+    )
+    k0, k1 = seed_bits & LOW, (seed_bits >> 32) & LOW
+    for _ in range(10):
+        p0, p1 = PHILOX_M0 * c0, PHILOX_M1 * c2
+        c0, c1, c2, c3 = ((p1 >> 32) & LOW) ^ c1 ^ k0, p1 & LOW, ((p0 >> 32) & LOW) ^ c3 ^ k1, p0 & LOW
+        k0, k1 = (k0 + PHILOX_W0) & LOW, (k1 + PHILOX_W1) & LOW
+    return c0, c1, c2, c3
+
+
+def mix(x: torch.Tensor) -> torch.Tensor:
+    """splitmix64's finaliser on the bits of an int64 tensor."""
+    x = (x ^ _shifted(x, 30)) * (0xBF58476D1CE4E5B9 - 2**64)
+    x = (x ^ _shifted(x, 27)) * (0x94D049BB133111EB - 2**64)
+    return x ^ _shifted(x, 31)
+
+
+def _shifted(x: torch.Tensor, bits: int) -> torch.Tensor:
+    return (x >> bits) & (2 ** (64 - bits) - 1)
+
+
+def maskable_columns(
+    vocabulary: Vocabulary, input_ids: torch.Tensor, visible: torch.Tensor, special_tokens_mask: torch.Tensor | None
+) -> torch.Tensor:
+    """Return (rows, columns) bool: what can be masked, as the kernels see it (a token outside [0, V) is a gene)."""
+    special = torch.zeros_like(visible)
+    for token in vocabulary.special_token_ids:
+        special |= input_ids == token
+    if special_tokens_mask is not None:
+        special |= special_tokens_mask != 0
+    return visible & ~special
+
+
+def relative_columns(visible: torch.Tensor) -> torch.Tensor:
+    """Return (rows, columns) int64: columns counted from each row's first one that is ``visible`` (not padding)."""
+    first = visible.to(torch.int64).argmax(dim=1, keepdim=True)
+    return torch.arange(visible.shape[1], device=visible.device) - first
+
+
+def draw_ids_of(
+    draws: tuple[torch.Tensor, int, int], input_ids: torch.Tensor, maskable: torch.Tensor, columns: torch.Tensor
+) -> torch.Tensor:
+    """Return (rows,) int64: the draw of each row, where the kernels would find it (SPEC 3).
+
+    Parameters
+    ----------
+    draws
+        (values, mode, offset) of :func:`corrmask_fast.draws.draws_of_tensors`.
+    input_ids, maskable, columns
+        (rows, columns): tokens, which of them can be masked, and their :func:`relative_columns`.
+    """
+    values, mode, offset = draws
+    if mode == COUNTED:
+        return values + offset + torch.arange(input_ids.shape[0], device=input_ids.device)
+    if mode == CONTENT:
+        numbers = mix((columns << 32) | (input_ids.to(torch.int64) & LOW))
+        return mix(torch.where(maskable, numbers, 0).sum(dim=1) + values)
+    return values
+
+
+def gumbel_priorities(weights: torch.Tensor, w0: torch.Tensor) -> torch.Tensor:
+    """Return priorities whose smallest are drawn by weight without replacement: Gumbel top-k (SPEC 5).
+
+    Parameters
+    ----------
+    weights
+        (rows, columns), finite and >= 0: the chance of a column is its share of the weights left. Columns of weight 0
+        come last.
+    w0
+        (rows, columns) int64: the columns' first random words.
+
+    Returns
+    -------
+    (rows, columns) int64 in [0, 2**32): the columns' ranks by falling log(weight) − log(−log((w0 + ½) / 2³²)), ties by
+    column, spread evenly over 32 bits, as the kernels that look for the smallest expect of random words.
+    """
+    uniform = (w0.to(torch.float64) + 0.5) / 2**32
+    scores = weights.to(torch.float64).log() - (-uniform.log()).log()
+    order = scores.argsort(dim=1, descending=True, stable=True)
+    ranks = torch.empty_like(order)
+    ranks.scatter_(1, order, torch.arange(order.shape[1], device=order.device).expand_as(order))
+    return ranks * (2**32 // max(order.shape[1], 1))
