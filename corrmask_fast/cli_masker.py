@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 from typing import TYPE_CHECKING, Any
 
 from corrmask_fast.cli_options import load_graph
 from corrmask_fast.errors import InputError
+from corrmask_fast.schedules import parse_rate
 from corrmask_fast.strategies import STRATEGIES
 
 if TYPE_CHECKING:
-    import argparse
-
     from corrmask_fast.graph import DependencyGraph
     from corrmask_fast.masker_base import Masker
     from corrmask_fast.vocabulary import Vocabulary
@@ -41,18 +41,31 @@ def add_masker_options(parser: argparse.ArgumentParser, *, graph_required: bool 
     )
     parser.add_argument("--pmi", metavar="TABLE", help="PMI table, for pmi and pmi-rand")
     parser.add_argument(
-        "--mlm-probability", type=float, default=0.15, metavar="P", help="share of genes masked (default: %(default)s)"
+        "--mlm-probability",
+        type=_rate,
+        default=0.15,
+        metavar="P",
+        help="share of genes masked: a number; LOW..HIGH, from which each cell draws its own; or a schedule over "
+        "training steps, linear:START:END:STEPS, cosine:START:END:STEPS, piecewise:STEP=P,… (default: %(default)s)",
     )
     parser.add_argument(
         "--structural-ratio",
-        type=float,
+        type=_rate,
         metavar="L",
-        help="lambda: share of masked genes that the strategy chooses, the rest is random (default: 0.5 for corrmask, "
-        "1 for span and pmi)",
+        help="lambda: share of masked genes that the strategy chooses, the rest is random; given like "
+        "--mlm-probability (default: 0.5 for corrmask, 1 for span and pmi)",
     )
     parser.add_argument("--max-partners", type=int, metavar="K", help="partners masked with a gene (default: 5)")
     parser.add_argument("--npmi-min", type=float, metavar="X", help="least NPMI of neighbours in a run (default: 0.1)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the masks (default: %(default)s)")
+
+
+def _rate(text: str) -> Any:
+    """Parse a rate; argparse shows the message of what is none."""
+    try:
+        return parse_rate(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def masker_of(

@@ -13,7 +13,7 @@ import torch
 from corrmask_fast.buffers import empty
 from corrmask_fast.dataset import RaggedBatch, RaggedRow
 from corrmask_fast.draws import mix
-from corrmask_fast.errors import InputError, check_integer
+from corrmask_fast.errors import InputError, as_integer, check_integer
 
 if TYPE_CHECKING:
     from corrmask_fast.masker_base import Masker
@@ -40,6 +40,11 @@ class DataCollatorForCorrMask:
         ``"geneformer"``: mask as Geneformer's own pretraining does, to compare with: every token that is neither
         ``<pad>`` nor ``<mask>`` with probability p (``<cls>`` and ``<eos>`` too), from torch's global generator; the
         graph, the seed and the epoch have no part in it.
+    graph_column
+        For a masker with several graphs: the name of the feature that says which one each cell goes by, such as
+        ``"tissue"``; of a :class:`~corrmask_fast.CorpusDataset` made with ``columns=("tissue",)``, or in the features.
+    graph_numbers
+        Value of that feature → number of the graph. None: the values are the numbers.
 
     Notes
     -----
@@ -63,6 +68,8 @@ class DataCollatorForCorrMask:
         pad_to_multiple_of: int | None = None,
         return_masked_positions: bool = False,
         compat: str | None = None,
+        graph_column: str | None = None,
+        graph_numbers: Mapping[Any, int] | None = None,
     ) -> None:
         self.masker = masker
         self.pad_to_multiple_of = _check_multiple(pad_to_multiple_of)
@@ -71,10 +78,23 @@ class DataCollatorForCorrMask:
             raise InputError(f"compat must be None or 'geneformer'; got {compat!r}")
         if compat and return_masked_positions:
             raise InputError("compat='geneformer' masks any number of tokens a row: it has no masked_positions")
+        if compat and not isinstance(masker.mlm_probability, float):
+            raise InputError(f"compat='geneformer' has one rate for all; got {masker.mlm_probability!r}")
         self.compat = compat
+        self.graph_column = _check_graph_column(masker, graph_column, graph_numbers)
+        self.graph_numbers = None if graph_numbers is None else dict(graph_numbers)
         self._calls = 0
         # Shared memory: persistent workers see an epoch that is set after they started.
         self._epoch = torch.tensor([-1], device="cpu").share_memory_()
+        self._step = torch.tensor([0], device="cpu").share_memory_()  # of the masker's schedules
+        self._step_set = 0  # the one that the masker of this process has been told
+
+    def set_step(self, step: int) -> None:
+        """Set the training step that the masker's schedules go by, in running workers too.
+
+        Workers prepare batches ahead: a batch goes by the step at which it is prepared.
+        """
+        self._step[0] = check_integer("step", step, 0, 2**63 - 1)
 
     def set_epoch(self, epoch: int) -> None:
         """Make masks a function of (seed, epoch, cell) from the next batch on, in running workers too."""
@@ -97,11 +117,16 @@ class DataCollatorForCorrMask:
         features = _whole_batch(features)
         if self.compat:
             return self._mask_as_geneformer(features)
+        if (step := int(self._step[0])) != self._step_set:
+            self.masker.set_step(step)
+            self._step_set = step
         indptr, tokens, marks = _ragged(features, self.masker.vocabulary, self.masker.goes_by)
         epoch = int(self._epoch[0])
         if isinstance(features, RaggedBatch) and features.epoch is not None:
             epoch = features.epoch
         draw = {"epoch": epoch} if epoch >= 0 else {"salt": self._fresh_salt()}
+        if self.graph_column is not None:
+            marks["graph_ids"] = _graph_ids(features, self.graph_column, self.graph_numbers)
         multiple = self.pad_to_multiple_of or 1
         masked = self.masker.mask_ragged(indptr, tokens, multiple_of=multiple, **draw, **marks)  # type: ignore[arg-type]
         batch = {
@@ -145,6 +170,7 @@ class DataCollatorForCorrMask:
         self.__dict__.update(state)
         if not self._epoch.is_shared():  # a copy; a worker that is being started gets the shared one
             self._epoch = self._epoch.clone().share_memory_()
+            self._step = self._step.clone().share_memory_()
 
 
 class PaddingCollator:
@@ -189,6 +215,46 @@ class PaddingCollator:
             protected[inside] = marks["protected"]
             batch["special_tokens_mask"] = torch.from_numpy(protected)
         return batch
+
+
+def _check_graph_column(masker: Masker, column: str | None, numbers: Mapping[Any, int] | None) -> str | None:
+    """Return the name of the feature that chooses a graph; there must be one exactly where there are several graphs."""
+    if column is None and masker.n_graphs > 1:
+        raise InputError(
+            f"the masker has {masker.n_graphs} graphs; give graph_column, the name of the feature that says which of "
+            "them a cell goes by"
+        )
+    if column is not None and masker.n_graphs == 0:
+        raise InputError(f"graph_column={column!r} chooses among graphs, and this masker has none; leave it out")
+    for value, number in (numbers or {}).items():
+        check_integer(f"the graph's number of {value!r}", number, 0, masker.n_graphs - 1)
+    return column
+
+
+def _graph_ids(features: Any, column: str, numbers: Mapping[Any, int] | None) -> np.ndarray:
+    """Return (rows,) int64: the number of each row's graph, by the value of a feature."""
+    if isinstance(features, RaggedBatch):
+        if column not in features.columns:
+            raise InputError(f"the batch has no column {column!r}; make CorpusDataset(corpus, columns=({column!r},))")
+        values = features.columns[column].tolist()
+    elif isinstance(features, Mapping):
+        values = list(features.get(column, ()))
+    else:
+        for i, row in enumerate(features):
+            if not isinstance(row, Mapping) or column not in row:
+                raise InputError(f"feature {i} has no {column!r}, which says which graph the cell goes by")
+        values = [row[column] for row in features]
+    if numbers is not None:
+        for row, value in enumerate(values):
+            if value not in numbers:
+                known = ", ".join(map(repr, numbers))
+                raise InputError(f"{column!r} of row {row} must be one of {known}; got {value!r}")
+        values = [numbers[value] for value in values]
+    if any(as_integer(value) is None for value in values):
+        raise InputError(
+            f"{column!r} must hold numbers of graphs; got {values[0]!r}; graph_numbers= names them by value"
+        )
+    return np.array([as_integer(value) for value in values], np.int64)
 
 
 def _check_multiple(multiple: int | None) -> int | None:

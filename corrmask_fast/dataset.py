@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from corrmask_fast.errors import check_integer
+from corrmask_fast.errors import InputError, check_integer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,7 +27,7 @@ class RaggedBatch(Sequence[dict[str, np.ndarray]]):
     every row that is a ``dict`` to another one, to remove columns that the model does not take.
     """
 
-    __slots__ = ("epoch", "indptr", "tokens", "vocabulary")
+    __slots__ = ("columns", "epoch", "indptr", "tokens", "vocabulary")
 
     def __init__(
         self,
@@ -35,8 +35,10 @@ class RaggedBatch(Sequence[dict[str, np.ndarray]]):
         tokens: np.ndarray,
         vocabulary: Vocabulary | None = None,
         epoch: int | None = None,
+        columns: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         self.indptr, self.tokens = indptr, tokens
+        self.columns = columns or {}  # values of cells that travel along: name → (cells,)
         self.vocabulary = vocabulary  # so that a collator can tell a corpus that is not its graph's
         self.epoch = epoch  # masks of this epoch, whatever the collator's
 
@@ -47,7 +49,8 @@ class RaggedBatch(Sequence[dict[str, np.ndarray]]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         i = range(len(self))[index]
-        return {"input_ids": self.tokens[self.indptr[i] : self.indptr[i + 1]]}
+        more = {name: column[i] for name, column in self.columns.items()}
+        return {"input_ids": self.tokens[self.indptr[i] : self.indptr[i + 1]], **more}
 
     def __iter__(self) -> Iterator[Any]:
         return (RaggedRow(self, i) for i in range(len(self)))
@@ -65,10 +68,10 @@ class RaggedRow(Mapping[str, np.ndarray]):
         return self.batch[self.index][name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(("input_ids",))
+        return iter(("input_ids", *self.batch.columns))
 
     def __len__(self) -> int:
-        return 1
+        return 1 + len(self.batch.columns)
 
 
 class CorpusDataset(Dataset[dict[str, np.ndarray]]):
@@ -83,6 +86,8 @@ class CorpusDataset(Dataset[dict[str, np.ndarray]]):
         The cells.
     epoch
         Mask these cells as in this epoch, always: for evaluation, so that losses compare. None: as the collator says.
+    columns
+        Names of the corpus' obs columns that travel along, for a collator that chooses each cell's graph by one.
 
     Examples
     --------
@@ -93,8 +98,13 @@ class CorpusDataset(Dataset[dict[str, np.ndarray]]):
     (2, [2, 4])
     """
 
-    def __init__(self, corpus: Corpus, *, epoch: int | None = None) -> None:
+    def __init__(self, corpus: Corpus, *, epoch: int | None = None, columns: Sequence[str] = ()) -> None:
         self.corpus = corpus
+        for name in columns:
+            if name not in corpus.obs:
+                there = ", ".join(map(repr, corpus.obs)) or "none"
+                raise InputError(f"the corpus has no obs column {name!r}; it has {there}")
+        self.columns = {name: np.asarray(corpus.obs[name]) for name in columns}
         self.epoch = None if epoch is None else check_integer("epoch", epoch, 0, 2**63 - 1)
 
     @property
@@ -118,5 +128,7 @@ class CorpusDataset(Dataset[dict[str, np.ndarray]]):
 
     def __getitems__(self, indices: Sequence[int]) -> RaggedBatch:
         """Return the cells of a batch; DataLoader calls this once for each."""
-        cells = self.corpus.gather_for_training(np.asarray(indices, np.int64))
-        return RaggedBatch(*cells, self.corpus.vocabulary, self.epoch)
+        rows = np.asarray(indices, np.int64)
+        cells = self.corpus.gather_for_training(rows)
+        columns = {name: column[rows] for name, column in self.columns.items()} if self.columns else None
+        return RaggedBatch(*cells, self.corpus.vocabulary, self.epoch, columns)

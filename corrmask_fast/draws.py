@@ -66,6 +66,29 @@ def draws_of_arrays(rows: int, draw_ids: np.ndarray | None, epoch: int | None, s
     return Draws(np.array([_signed(number)], np.int64), CONTENT)
 
 
+def priorities_of(scores: torch.Tensor) -> torch.Tensor:
+    """Return priorities for scores: the largest score comes first, of equal ones the earlier column.
+
+    Parameters
+    ----------
+    scores
+        (rows, columns), any real dtype; NaN counts as the largest, as in ``torch.sort``.
+
+    Returns
+    -------
+    (rows, columns) int64, spread evenly over [0, 2**32): kernels find the first few quickest so.
+
+    Examples
+    --------
+    >>> (priorities_of(torch.tensor([[0.5, 2.0, 0.5, 1.0]])) >> 30).tolist()
+    [[2, 0, 3, 1]]
+    """
+    order = scores.sort(dim=1, descending=True, stable=True).indices
+    step = 2**32 // max(scores.shape[1], 1)
+    ranks = torch.arange(scores.shape[1], device=scores.device) * step
+    return torch.empty_like(order).scatter_(1, order, ranks.expand_as(order))
+
+
 def check_array(name: str, array: np.ndarray, size: int, dtype: Any) -> np.ndarray:
     """Return an array as the kernels take it: (size,) of ``dtype``."""
     if array.shape != (size,) or array.dtype != dtype:

@@ -10,11 +10,13 @@ import torch
 from torch import nn
 
 from corrmask_fast import torch_ops
+from corrmask_fast.batch_checks import check_batch, check_graphs_given, check_ragged, check_row_numbers
 from corrmask_fast.buffers import empty
 from corrmask_fast.draws import check_array, draws_of_arrays, draws_of_tensors
 from corrmask_fast.errors import InputError, check_integer, check_number, check_seed
-from corrmask_fast.kernels.layout import COUNTED, P_HI, P_LO
-from corrmask_fast.masking import Draws, RowRules, mask_rows, raise_unknown_token
+from corrmask_fast.kernels.layout import COUNTED, P_HI, P_LO, RATIO_LO, SAMPLED, STRATEGY
+from corrmask_fast.masking import Draws, RowRules, check_graph_ids, mask_rows, raise_unknown_token
+from corrmask_fast.schedules import Schedule, check_rate
 
 if TYPE_CHECKING:
     from corrmask_fast.neighbor_tables import NeighborTable
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MaskedBatch", "Masker"]
 
+RateLike = float | tuple[float, float] | Schedule
 # What the kernels take from buffers: setting the attribute alone would change nothing but what is shown.
 FIXED = frozenset(
     {"mlm_probability", "structural_ratio", "max_partners", "mask_replace_prob", "random_replace_prob", "seed"}
@@ -65,9 +68,11 @@ class Masker(nn.Module):
     strategy, table
         What is proposed before the random top-up: a number of ``kernels/layout.py``, and what it looks up.
     mlm_probability
-        p, in (0, 1): share of a row's maskable tokens that is masked, exactly floor(n · p) of n.
+        p, in (0, 1): share of a row's maskable tokens that is masked, exactly floor(n · p) of n. A number; or
+        ``(low, high)``, between which each row draws its own; or a schedule over steps (``schedules.py``).
     structural_ratio
-        λ, in [0, 1]: share of the masked tokens that the strategy chooses; the rest is random.
+        λ, in [0, 1]: share of the masked tokens that the strategy chooses; the rest is random. A number, a range or a
+        schedule.
     max_partners
         Partners masked with a seed (CorrMask).
     mask_replace_prob, random_replace_prob
@@ -92,6 +97,7 @@ class Masker(nn.Module):
     neighbor_indices: torch.Tensor
     seed_bits: torch.Tensor
     rate_bits: torch.Tensor
+    schedule_step: torch.Tensor
     label = ""  # what tables and pictures call it
     goes_by = "vocabulary"  # what its masks depend on, beside the numbers
 
@@ -101,8 +107,8 @@ class Masker(nn.Module):
         strategy: int,
         table: NeighborTable,
         *,
-        mlm_probability: float,
-        structural_ratio: float,
+        mlm_probability: RateLike,
+        structural_ratio: RateLike,
         mask_replace_prob: float,
         random_replace_prob: float,
         seed: int,
@@ -110,8 +116,10 @@ class Masker(nn.Module):
         max_partners: int = 0,
     ) -> None:
         super().__init__()
-        self.mlm_probability = check_number("mlm_probability", mlm_probability, 0, 1, open_ends=True)
-        self.structural_ratio = check_number("structural_ratio", structural_ratio, 0, 1)
+        p = check_rate("mlm_probability", mlm_probability, open_ends=True)
+        ratio = check_rate("structural_ratio", structural_ratio)
+        self.mlm_probability = p.low if p.schedule is None and p.low == p.high else mlm_probability
+        self.structural_ratio = ratio.low if ratio.schedule is None and ratio.low == ratio.high else structural_ratio
         self.max_partners = check_integer("max_partners", max_partners, 0, 2**31 - 1)
         self.mask_replace_prob = check_number("mask_replace_prob", mask_replace_prob, 0, 1)
         self.random_replace_prob = check_number("random_replace_prob", random_replace_prob, 0, 1)
@@ -123,10 +131,14 @@ class Masker(nn.Module):
         self.seed = check_seed(seed)
         self.validate = validate
         self.vocabulary = vocabulary
-        self.max_probability = self.mlm_probability  # the largest that a row may have: the width of masked_positions
+        self.max_probability = p.largest  # that a row may ever have: the width of masked_positions
+        schedules = ((P_LO, p.schedule), (RATIO_LO, ratio.schedule))
+        self._schedules = [(entry, schedule) for entry, schedule in schedules if schedule is not None]
         self._settings = RowRules.settings_of(
             vocabulary, strategy, table.degree, self.max_partners, self.mask_replace_prob, self.random_replace_prob
         )
+        self.n_graphs = table.n_graphs
+        self._needs_more = table.n_graphs > 1 or strategy == SAMPLED  # than a batch: graph_ids or priorities
         self._cpu_rules: tuple[RowRules, np.ndarray] | None = None
         # Not saved: a table is large and lies in a file of its own; its fingerprint tells whether it is the same.
         self.register_buffer("neighbor_lookup", _bits(table.lookup), persistent=False)
@@ -135,8 +147,9 @@ class Masker(nn.Module):
         # As int64 bits: operators take no integer from 2**63 on, a float argument that changes would recompile,
         # and .half() must not round the rates.
         self.register_buffer("seed_bits", _bits(np.array([self.seed], np.uint64)), persistent=False)
-        rates = np.repeat([self.mlm_probability, self.structural_ratio], 2)
+        rates = np.array([p.low, p.high, ratio.low, ratio.high])
         self.register_buffer("rate_bits", _bits(rates), persistent=False)
+        self.register_buffer("schedule_step", torch.zeros(1, dtype=torch.int64, device="cpu"), persistent=False)
         self.register_buffer("draw_counter", torch.zeros(1, dtype=torch.int64, device="cpu"))
         fingerprint = np.frombuffer(bytes.fromhex(table.fingerprint), np.uint8)
         self.register_buffer("table_fingerprint", torch.from_numpy(fingerprint.copy()))
@@ -156,6 +169,8 @@ class Masker(nn.Module):
         *,
         draw_ids: torch.Tensor | None = None,
         epoch: int | torch.Tensor | None = None,
+        graph_ids: torch.Tensor | None = None,
+        priorities: torch.Tensor | None = None,
     ) -> MaskedBatch:
         """Mask a padded batch.
 
@@ -172,6 +187,12 @@ class Masker(nn.Module):
         epoch
             Draws follow from this number and the row's content: another mask in each epoch, whatever the batch.
             A one-element int64 tensor on the masker's device stays variable in a captured CUDA graph.
+        graph_ids
+            (rows,) int64: which of the masker's graphs each row goes by, where it has several. On a device, a number
+            that is none's is a row without a graph.
+        priorities
+            (rows, columns) int64 in [0, 2**32), by which groups of columns are proposed, smallest first (ties: the
+            earlier column), in place of random words. See :func:`corrmask_fast.draws.priorities_of`.
 
         Raises
         ------
@@ -180,6 +201,8 @@ class Masker(nn.Module):
             a token outside the vocabulary (row, column, value).
         """
         check_batch(input_ids, attention_mask, special_tokens_mask, self.neighbor_indptr.device)
+        if graph_ids is not None or priorities is not None or self._needs_more:
+            check_row_numbers(graph_ids, priorities, self.n_graphs, self._settings[STRATEGY] == SAMPLED, input_ids)
         draws, mode, offset = draws_of_tensors(
             input_ids.shape[0], draw_ids, epoch, self.draw_counter, self.neighbor_indptr.device
         )
@@ -196,6 +219,8 @@ class Masker(nn.Module):
                 Draws(draws.numpy(), mode, offset),
                 max_probability=self.max_probability,
                 validate=validate,
+                graph_ids=graph_ids,
+                priorities=priorities,
             )
         else:
             result = torch_ops.mask(
@@ -210,8 +235,8 @@ class Masker(nn.Module):
                 self.neighbor_lookup,
                 self.neighbor_indptr,
                 self.neighbor_indices,
-                None,
-                None,
+                graph_ids,
+                priorities,
                 self._settings,
                 self.max_probability,
                 validate,
@@ -231,6 +256,7 @@ class Masker(nn.Module):
         epoch: int | None = None,
         salt: int | None = None,
         structural_ratio: float | None = None,
+        graph_ids: np.ndarray | None = None,
         seen: np.ndarray | None = None,
         protected: np.ndarray | None = None,
     ) -> RaggedMasked:
@@ -246,6 +272,8 @@ class Masker(nn.Module):
             One of them: (rows,) int64 draws; the epoch; or what is added to a row's content in place of the epoch.
         structural_ratio
             λ in place of the masker's own (a control with 0 has the same draws).
+        graph_ids
+            (rows,) int64: which of the masker's graphs each row goes by, where it has several.
         seen, protected
             (nnz,) uint8: 0 where a stored token is padding; 1 where a token must not be masked.
         """
@@ -254,7 +282,7 @@ class Masker(nn.Module):
         if structural_ratio is not None:
             ratio = check_number("structural_ratio", structural_ratio, 0, 1)
             rates = np.array([rates[P_LO], rates[P_HI], ratio, ratio])
-        indptr, narrow, longest = _check_ragged(indptr, tokens, self.vocabulary.size)
+        indptr, narrow, longest = check_ragged(indptr, tokens, self.vocabulary.size)
         rows = indptr.size - 1
         columns = (
             -(-longest // multiple_of) * multiple_of if columns is None else check_integer("columns", columns, longest)
@@ -267,6 +295,12 @@ class Masker(nn.Module):
             for name, mark in (("seen", seen), ("protected", protected))
             if mark is not None
         }
+        if graph_ids is not None or self._needs_more:
+            check_graphs_given(graph_ids is not None, self.n_graphs)
+            if self._settings[STRATEGY] == SAMPLED:
+                raise InputError("ragged rows have no priorities; mask a padded batch by calling the masker")
+        if graph_ids is not None:
+            marks["graph_ids"] = check_graph_ids(check_array("graph_ids", graph_ids, rows, np.int64), self.n_graphs)
         bad = mask_rows(
             rules, rates, indptr, narrow, draws, out, labels, positions, attention=attention, **marks
         ) if rows else -1  # fmt: skip
@@ -276,6 +310,36 @@ class Masker(nn.Module):
             attention[:] = 0
             attention[np.arange(columns) < np.diff(indptr)[:, None]] = marks["seen"]
         return RaggedMasked(out, attention, labels, positions)
+
+    def set_step(self, step: int | torch.Tensor) -> None:
+        """Set the training step that schedules go by, from the next batch on; without schedules it changes nothing.
+
+        Parameters
+        ----------
+        step
+            The step, from 0 on; or a one-element int64 tensor on the masker's device: nothing waits for its value, so
+            that it may be part of a captured CUDA graph or of a compiled function, and change there.
+        """
+        device = self.rate_bits.device
+        if isinstance(step, torch.Tensor):
+            if step.numel() != 1 or step.dtype != torch.int64 or step.device != device:
+                raise InputError(f"a step tensor must be one int64 on {device}; got {step.dtype} on {step.device}")
+        elif torch.compiler.is_compiling():
+            step = torch.full((1,), step, dtype=torch.int64, device=device)  # a constant would compile for each step
+        else:
+            self.schedule_step.fill_(check_integer("step", step, 0, 2**63 - 1))
+            for entry, schedule in self._schedules:
+                self.rate_bits.view(torch.float64)[entry : entry + 2].fill_(schedule(step))
+            return
+        self.schedule_step.copy_(step.reshape(1))
+        for entry, schedule in self._schedules:
+            value = schedule.at(self.schedule_step).view(torch.int64)
+            self.rate_bits[entry : entry + 2].copy_(value.expand(2))
+
+    def current_rates(self) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Return the ends of p and of λ as they are now: equal where rows do not draw their own."""
+        p_low, p_high, low, high = self.rate_bits.view(torch.float64).tolist()
+        return (p_low, p_high), (low, high)
 
     def _rules_and_rates(self) -> tuple[RowRules, np.ndarray]:
         """Return the constants as the CPU kernels take them: views of the buffers, made once."""
@@ -320,52 +384,6 @@ class Masker(nn.Module):
             f"{self.vocabulary!r}, mlm_probability={self.mlm_probability}, "
             f"structural_ratio={self.structural_ratio}, seed={self.seed}"
         )
-
-
-def check_batch(
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    special_tokens_mask: torch.Tensor | None,
-    device: torch.device,
-) -> None:
-    """Raise InputError unless the batch has a shape, dtype and device that the kernels take."""
-    if not isinstance(input_ids, torch.Tensor):
-        raise InputError(
-            f"input_ids must be a tensor (rows, columns) of int32 or int64; got {type(input_ids).__name__}"
-        )
-    if input_ids.dim() != 2 or input_ids.dtype not in {torch.int32, torch.int64}:
-        raise InputError(
-            "input_ids must be (rows, columns) of int32 or int64; "
-            f"got shape {tuple(input_ids.shape)} of {input_ids.dtype}"
-        )
-    if input_ids.device != device:
-        raise InputError(
-            f"input_ids lies on {input_ids.device}, the masker on {device}; use masker.to(input_ids.device)"
-        )
-    for name, mask in (("attention_mask", attention_mask), ("special_tokens_mask", special_tokens_mask)):
-        if mask is not None and (mask.shape != input_ids.shape or mask.device != device):
-            raise InputError(
-                f"{name} must have the shape {tuple(input_ids.shape)} and device {device} of input_ids; "
-                f"got {tuple(mask.shape)} on {mask.device}"
-            )
-
-
-def _check_ragged(indptr: np.ndarray, tokens: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """Return (offsets as int64, tokens as int32, longest row)."""
-    from corrmask_fast.kernels.ragged import longest_row
-
-    indptr, tokens = np.ascontiguousarray(indptr, np.int64), np.asarray(tokens)
-    if tokens.dtype.kind not in "iu" and tokens.size:
-        raise InputError(f"tokens must be integers; got {tokens.dtype}")
-    longest = longest_row(indptr, tokens.size)
-    if longest < 0:
-        raise InputError(f"indptr must rise from 0 to the number of tokens, {tokens.size}; got {indptr}")
-    if tokens.dtype.itemsize > 4 or tokens.dtype == np.uint32:  # must not wrap around to a token that is known
-        lost = (tokens < -(2**31)) | (tokens >= 2**31)
-        if lost.any():
-            row = int(np.searchsorted(indptr, lost.argmax(), side="right")) - 1
-            raise_unknown_token(row, tokens[indptr[row] : indptr[row + 1]], size)
-    return indptr, np.ascontiguousarray(tokens, np.int32), longest
 
 
 def _bits(array: np.ndarray) -> torch.Tensor:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from corrmask_fast.errors import InputError
 from corrmask_fast.graph_file import hash_tensors
 from corrmask_fast.kernels.layout import CORRMASK, PMI, RANDOM, SPAN
-from corrmask_fast.masker_base import MaskedBatch, Masker
+from corrmask_fast.masker_base import MaskedBatch, Masker, RateLike
 from corrmask_fast.neighbor_tables import no_table, table_of_graphs, table_of_pairs
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from corrmask_fast.graph import DependencyGraph
     from corrmask_fast.pmi import PMITable
     from corrmask_fast.vocabulary import Vocabulary
@@ -44,7 +46,7 @@ class RandomMasker(Masker):
         self,
         vocabulary: Vocabulary,
         *,
-        mlm_probability: float = 0.15,
+        mlm_probability: RateLike = 0.15,
         mask_replace_prob: float = 0.8,
         random_replace_prob: float = 0.1,
         seed: int = 0,
@@ -91,8 +93,8 @@ class SpanMasker(Masker):
         self,
         vocabulary: Vocabulary,
         *,
-        mlm_probability: float = 0.15,
-        structural_ratio: float = 1.0,
+        mlm_probability: RateLike = 0.15,
+        structural_ratio: RateLike = 1.0,
         mask_replace_prob: float = 0.8,
         random_replace_prob: float = 0.1,
         seed: int = 0,
@@ -146,8 +148,8 @@ class PMIMasker(Masker):
         table: PMITable,
         *,
         npmi_min: float = 0.1,
-        mlm_probability: float = 0.15,
-        structural_ratio: float = 1.0,
+        mlm_probability: RateLike = 0.15,
+        structural_ratio: RateLike = 1.0,
         mask_replace_prob: float = 0.8,
         random_replace_prob: float = 0.1,
         seed: int = 0,
@@ -181,11 +183,15 @@ class CorrMasker(Masker):
     Parameters
     ----------
     graph
-        Which genes depend on each other.
+        Which genes depend on each other. Or several graphs of one vocabulary, such as one for each tissue: then rows
+        name theirs by its number, ``graph_ids`` at the call, and each row is masked as by that graph alone.
     mlm_probability
-        p, in (0, 1): share of a row's maskable tokens that is masked, exactly floor(n · p) of n.
+        p, in (0, 1): share of a row's maskable tokens that is masked, exactly floor(n · p) of n. A number; or
+        ``(low, high)``, between which each row draws its own; or a schedule over steps (``schedules.py``),
+        which goes by :meth:`set_step`.
     structural_ratio
-        λ, in [0, 1]: share of the masked tokens chosen through the graph; the rest is random. 0 is random masking.
+        λ, in [0, 1]: share of the masked tokens chosen through the graph; the rest is random. 0 is random masking. A
+        number, a range or a schedule.
     max_partners
         K_max, >= 0: partners masked with a seed.
     mask_replace_prob, random_replace_prob
@@ -219,22 +225,30 @@ class CorrMasker(Masker):
 
     def __init__(
         self,
-        graph: DependencyGraph,
+        graph: DependencyGraph | Sequence[DependencyGraph],
         *,
-        mlm_probability: float = 0.15,
-        structural_ratio: float = 0.5,
+        mlm_probability: RateLike = 0.15,
+        structural_ratio: RateLike = 0.5,
         max_partners: int = 5,
         mask_replace_prob: float = 0.8,
         random_replace_prob: float = 0.1,
         seed: int = 0,
         validate: bool | None = None,
     ) -> None:
-        if not hasattr(graph, "fingerprint"):
-            raise InputError(f"graph must be a DependencyGraph; got {graph!r}; DependencyGraph.load(path) reads a file")
+        graphs: list[Any] = list(graph) if isinstance(graph, list | tuple) else [graph]
+        for each in graphs:
+            if not hasattr(each, "fingerprint"):
+                raise InputError(
+                    f"graph must be a DependencyGraph; got {each!r}; DependencyGraph.load(path) reads a file"
+                )
+        if not graphs:
+            raise InputError("CorrMasker needs one graph at least; got none")
+        for number, each in enumerate(graphs[1:], 1):
+            graphs[0].vocabulary.check_same(each.vocabulary, "graph 0", f"graph {number}")
         super().__init__(
-            graph.vocabulary,
+            graphs[0].vocabulary,
             CORRMASK,
-            table_of_graphs([graph]),
+            table_of_graphs(graphs),
             mlm_probability=mlm_probability,
             structural_ratio=structural_ratio,
             max_partners=max_partners,
@@ -247,4 +261,5 @@ class CorrMasker(Masker):
     def extra_repr(self) -> str:
         """Return the parameters for ``repr``."""
         edges = self.neighbor_indices.numel() // 2
-        return f"{super().extra_repr()}, {edges} edges, max_partners={self.max_partners}"
+        several = f" in {self.n_graphs} graphs" if self.n_graphs > 1 else ""
+        return f"{super().extra_repr()}, {edges} edges{several}, max_partners={self.max_partners}"

@@ -150,6 +150,26 @@ def mask_rows(
     return min(bad_rows, default=-1)
 
 
+def check_graph_ids(graph_ids: np.ndarray, n_graphs: int) -> np.ndarray:
+    """Return the graphs' numbers of rows, or raise the error for the first that is none."""
+    if graph_ids.size and not (graph_ids.min() >= 0 and graph_ids.max() < n_graphs):
+        row = int(np.flatnonzero((graph_ids < 0) | (graph_ids >= n_graphs))[0])
+        raise InputError(
+            f"graph_ids[{row}] must be in [0, {n_graphs}), the graphs of this masker; got {graph_ids[row]}"
+        )
+    return graph_ids
+
+
+def check_priorities(priorities: np.ndarray) -> np.ndarray:
+    """Return the priorities of columns, or raise the error for the first that does not fit 32 bits."""
+    if priorities.size and not (priorities.min() >= 0 and priorities.max() < 2**32):
+        row, column = (int(i) for i in np.argwhere((priorities < 0) | (priorities >= 2**32))[0])
+        raise InputError(
+            f"priorities must be in [0, 4294967296); got {priorities[row, column]} in row {row}, column {column}"
+        )
+    return priorities
+
+
 def raise_unknown_token(row: int, tokens: np.ndarray, size: int) -> None:
     """Raise the error for the first token of a row that lies outside the vocabulary."""
     column = int(np.flatnonzero((tokens < 0) | (tokens >= size))[0])

@@ -35,6 +35,7 @@ class NeighborTable(NamedTuple):
     indices: np.ndarray  # int32
     degree: int  # the largest number of neighbours
     fingerprint: str  # SHA-256: equal exactly where masks come out equal
+    n_graphs: int = 0
 
 
 def table_of_graphs(graphs: Sequence[DependencyGraph]) -> NeighborTable:
@@ -52,6 +53,7 @@ def table_of_graphs(graphs: Sequence[DependencyGraph]) -> NeighborTable:
         np.concatenate([graph.indices for graph in graphs]).astype(np.int32, copy=False),
         max(int(graph.degrees.max(initial=0)) for graph in graphs),
         fingerprints[0] if len(graphs) == 1 else both,
+        len(graphs),
     )
 
 

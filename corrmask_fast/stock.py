@@ -41,7 +41,7 @@ def mask_as_stock(input_ids: torch.Tensor, masker: Masker) -> tuple[torch.Tensor
     vocabulary, special ones included. ``input_ids`` is written to.
     """
     vocabulary = masker.vocabulary
-    collator = stock_collator(vocabulary, mlm_probability=masker.mlm_probability)
+    collator = stock_collator(vocabulary, mlm_probability=masker.current_rates()[0][1])
     special = (input_ids == vocabulary.pad_token_id) | (input_ids == vocabulary.mask_token_id)
     return collator.torch_mask_tokens(input_ids, special_tokens_mask=special)
 

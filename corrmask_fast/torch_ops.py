@@ -11,7 +11,15 @@ import torch
 from corrmask_fast.buffers import empty
 from corrmask_fast.errors import InputError
 from corrmask_fast.kernels.layout import CORRMASK, SIZE, STRATEGY
-from corrmask_fast.masking import NOTHING, Draws, RowRules, mask_rows, raise_unknown_token
+from corrmask_fast.masking import (
+    NOTHING,
+    Draws,
+    RowRules,
+    check_graph_ids,
+    check_priorities,
+    mask_rows,
+    raise_unknown_token,
+)
 
 __all__ = ["mask", "mask_on_cpu"]
 
@@ -40,9 +48,13 @@ def mask_on_cpu(
     seen, protected = _as_bytes(attention_mask), _as_bytes(special_tokens_mask)
     more = {}
     if graph_ids is not None:
-        more["graph_ids"] = graph_ids.contiguous().numpy()
+        numbers = graph_ids.contiguous().numpy()
+        more["graph_ids"] = (
+            check_graph_ids(numbers, rules.indptr.size // (int(rules.settings[SIZE]) + 1)) if validate else numbers
+        )
     if priorities is not None:
-        more["priorities"] = priorities.contiguous().numpy().reshape(-1)
+        ranks = priorities.contiguous().numpy()
+        more["priorities"] = (check_priorities(ranks) if validate else ranks).reshape(-1)
     bad = -1
     if rows:
         bad = mask_rows(

@@ -1,0 +1,220 @@
+"""Rates that change: p and λ as functions of the training step, or drawn by each row from a range.
+
+    number       every row, every step
+    (low, high)  each row draws its own, evenly between the two
+    schedule     a function of the step: Linear, Cosine, Piecewise
+
+A schedule is computed from the step as a number, or on the device from a step kept there, by the same float64 formula.
+Its values are rounded to 12 decimals, so that both give the same bits: the last ones of a cosine differ from one
+library to another, and floor(n · p) could turn on them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from corrmask_fast.errors import InputError, check_integer, check_number
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Cosine", "Linear", "Piecewise", "Schedule", "parse_rate"]
+
+DECIMALS = 1e12
+
+
+class Schedule:
+    """A rate as a function of the training step, from 0 on; behind its last step it stays as it is there."""
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """Values between which all others lie."""
+        raise NotImplementedError
+
+    def formula(self, step: Any, math_of: Any) -> Any:
+        """Return the value at a step: a float, or a float64 tensor; ``math_of`` does for it what ``math`` does."""
+        raise NotImplementedError
+
+    def __call__(self, step: int) -> float:
+        """Return the value at a step."""
+        value = self.formula(float(check_integer("step", step, 0)), _OfNumbers)
+        return round(value * DECIMALS) / DECIMALS
+
+    def at(self, step: torch.Tensor) -> torch.Tensor:
+        """Return the value at a step kept in an integer tensor, as float64 on its device; nothing waits for it."""
+        value = self.formula(step.double(), _OfTensors)
+        return (value * DECIMALS).round() / DECIMALS
+
+
+class _OfNumbers:
+    """Arithmetic of floats."""
+
+    @staticmethod
+    def unit(x: float) -> float:
+        """Cut off what lies outside [0, 1]."""
+        return min(max(x, 0.0), 1.0)
+
+    cos = math.cos
+
+
+class _OfTensors:
+    """Arithmetic of tensors."""
+
+    @staticmethod
+    def unit(x: torch.Tensor) -> torch.Tensor:
+        """Cut off what lies outside [0, 1]."""
+        return x.clamp(0.0, 1.0)
+
+    @staticmethod
+    def cos(x: torch.Tensor) -> torch.Tensor:
+        """Cosine."""
+        return x.cos()
+
+
+@dataclass(frozen=True)
+class _Ramp(Schedule):
+    """From ``start`` to ``end`` in ``steps`` steps."""
+
+    start: float
+    end: float
+    steps: int
+
+    def __post_init__(self) -> None:
+        check_number("start", self.start, -math.inf, math.inf, open_ends=True)
+        check_number("end", self.end, -math.inf, math.inf, open_ends=True)
+        check_integer("steps", self.steps, 1)
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        return self.start, self.end
+
+
+class Linear(_Ramp):
+    """From ``start`` to ``end`` in ``steps`` equal steps.
+
+    Examples
+    --------
+    >>> rate = Linear(0.3, 0.15, 1000)
+    >>> rate(0), rate(500), rate(5000)
+    (0.3, 0.225, 0.15)
+    """
+
+    def formula(self, step: Any, math_of: Any) -> Any:
+        """Start + (end − start) · step / steps."""
+        return self.start + (self.end - self.start) * math_of.unit(step / self.steps)
+
+
+class Cosine(_Ramp):
+    """From ``start`` to ``end`` in ``steps`` steps along half a cosine: slow at both ends.
+
+    Examples
+    --------
+    >>> rate = Cosine(0.0, 1.0, 100)
+    >>> rate(0), rate(50), rate(100)
+    (0.0, 0.5, 1.0)
+    """
+
+    def formula(self, step: Any, math_of: Any) -> Any:
+        """Start + (end − start) · (1 − cos(π · step / steps)) / 2."""
+        turn = math_of.cos(math_of.unit(step / self.steps) * math.pi)
+        return self.start + (self.end - self.start) * (1.0 - turn) * 0.5
+
+
+@dataclass(frozen=True)
+class Piecewise(Schedule):
+    """Straight lines between (step, value) points; constant before the first and behind the last.
+
+    Examples
+    --------
+    >>> rate = Piecewise(((0, 0.0), (100, 0.5), (200, 0.25)))
+    >>> rate(50), rate(100), rate(150), rate(999)
+    (0.25, 0.5, 0.375, 0.25)
+    """
+
+    points: tuple[tuple[int, float], ...]
+
+    def __post_init__(self) -> None:
+        try:
+            points = tuple((step, value) for step, value in self.points)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"points must be (step, value) pairs; got {self.points!r}") from error
+        if not points:
+            raise InputError("points must hold one (step, value) pair at least")
+        for i, (step, value) in enumerate(points):
+            check_integer(f"the step of point {i}", step, 0 if i == 0 else points[i - 1][0] + 1)
+            check_number(f"the value of point {i}", value, -math.inf, math.inf, open_ends=True)
+        object.__setattr__(self, "points", points)
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """Values between which all others lie."""
+        return tuple(value for _, value in self.points)
+
+    def formula(self, step: Any, math_of: Any) -> Any:
+        """Return the first value, and of each line as much of its rise as lies before the step."""
+        rate = self.points[0][1] + 0.0 * step
+        for (begin, low), (end, high) in zip(self.points[:-1], self.points[1:], strict=True):
+            rate = rate + (high - low) * math_of.unit((step - begin) / (end - begin))
+        return rate
+
+
+class Rate(NamedTuple):
+    """A rate, checked: its ends at the first step, the largest that a row may ever have, and its schedule if any."""
+
+    low: float
+    high: float
+    largest: float
+    schedule: Schedule | None
+
+
+def check_rate(name: str, rate: Any, *, open_ends: bool = False) -> Rate:
+    """Return a number, a (low, high) range or a schedule as a :class:`Rate` inside [0, 1], or (0, 1)."""
+    interval = "(0, 1)" if open_ends else "[0, 1]"
+    if isinstance(rate, Schedule):
+        for value in rate.values:
+            if not (0 < value < 1 if open_ends else 0 <= value <= 1):
+                raise InputError(f"{name} must stay in {interval} at every step; {rate!r} reaches {value}")
+        return Rate(rate(0), rate(0), max(rate.values), rate)
+    if isinstance(rate, tuple | list):
+        if len(rate) != 2:
+            raise InputError(f"a range of {name} must be (low, high); got {rate!r}")
+        low, high = (check_number(f"each end of {name}", end, 0, 1, open_ends=open_ends) for end in rate)
+        if low > high:
+            raise InputError(f"a range of {name} must rise; got {rate!r}; give ({high}, {low})")
+        return Rate(low, high, high, None)
+    number = check_number(name, rate, 0, 1, open_ends=open_ends)
+    return Rate(number, number, number, None)
+
+
+def parse_rate(text: str) -> float | tuple[float, float] | Schedule:
+    """Return what the command line means by a rate.
+
+    Examples
+    --------
+    >>> parse_rate("0.15"), parse_rate("0.1..0.3"), parse_rate("linear:0.3:0.15:1000")
+    (0.15, (0.1, 0.3), Linear(start=0.3, end=0.15, steps=1000))
+    >>> parse_rate("piecewise:0=0.3,1000=0.15")
+    Piecewise(points=((0, 0.3), (1000, 0.15)))
+    """
+    kind, colon, rest = text.partition(":")
+    try:
+        if not colon:
+            low, dots, high = text.partition("..")
+            return (float(low), float(high)) if dots else float(text)
+        if kind == "piecewise":
+            return Piecewise(
+                tuple((int(step), float(value)) for step, value in (point.split("=") for point in rest.split(",")))
+            )
+        if kind in {"linear", "cosine"}:
+            start, end, steps = rest.split(":")
+            return (Linear if kind == "linear" else Cosine)(float(start), float(end), int(steps))
+    except InputError:
+        raise
+    except ValueError:
+        pass
+    raise InputError(
+        f"a rate must be a number, a range low..high that each cell draws from, or a schedule over steps: "
+        f"linear:START:END:STEPS, cosine:START:END:STEPS or piecewise:STEP=VALUE,…; got {text!r}"
+    )
