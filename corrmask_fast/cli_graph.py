@@ -86,7 +86,9 @@ def _add_graph_build(commands: Any) -> None:
     setting(parser, "--min-presence", 50, "N", "cells that a gene must stand in")
     parser.add_argument("--max-genes", type=int, metavar="N", help="only so many genes, highest first (default: all)")
     setting(parser, "--seed", 0, "N", "of the sample of cells")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
+    parser.add_argument(
+        "--device", default="auto", help="auto (a GPU where there is one), cpu or cuda (default: %(default)s)"
+    )
     parser.add_argument(
         "--checkpoint",
         metavar="FOLDER",

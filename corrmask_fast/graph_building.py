@@ -118,7 +118,8 @@ def build_dependency_graph(
     seed
         Which cells are sampled; in [0, 2**64).
     device
-        ``"cpu"``, or ``"auto"``: the fastest there is.
+        ``"cpu"``; ``"cuda"``: torch's current CUDA device, through CuPy; ``"auto"``: that, where there is one with
+        CuPy installed, else the CPU. The same bits on each.
     checkpoint
         A folder in which the state of a build is saved after each stage, and every minute of the long ones; a build
         that was ended goes on from there, and gives the same graph. It belongs to one corpus and one set of
@@ -137,7 +138,10 @@ def build_dependency_graph(
     InputError
         If a parameter is out of range, the corpus has no cells, or fewer than ``min_cooccurrence`` or
         ``min_presence``; if a cell holds a token outside the vocabulary, or a gene twice; if the checkpoint is of
-        another build; on all ranks, if ranks disagree.
+        another build; if ``device="cuda"`` has no CUDA device, or too little memory on it; on all ranks, if ranks
+        disagree.
+    MissingExtraError
+        If ``device="cuda"`` lacks CuPy.
     ConnectionError
         On the other ranks, if one of several stops or dies.
 
@@ -210,13 +214,19 @@ def _begin_work(
 
 def _stages(device: str) -> ModuleType:
     """Return the module whose functions are the stages, for a device."""
-    if device in {"auto", "cpu"}:
-        from corrmask_fast import graph_stages
+    from corrmask_fast.graph_device import can_use_cuda, check_cuda
 
-        return graph_stages
+    if device not in {"auto", "cpu", "cuda"}:
+        raise InputError(f"device must be 'auto', 'cpu' or 'cuda'; got {device!r}")
     if device == "cuda":
-        raise InputError("device='cuda': this version builds graphs on the CPU only; use device='auto' or 'cpu'")
-    raise InputError(f"device must be 'auto', 'cpu' or 'cuda'; got {device!r}")
+        check_cuda()
+    if device == "cuda" or (device == "auto" and can_use_cuda()):
+        from corrmask_fast import graph_stages_cuda
+
+        return graph_stages_cuda
+    from corrmask_fast import graph_stages
+
+    return graph_stages
 
 
 def _progress_bar(what: str, total: int, unit: str, *, shown: bool) -> Any:

@@ -48,6 +48,18 @@ __device__ __forceinline__ u32 block_sum_before(u32 value, u32* warp_sums) {
   return sum;
 }
 
+// The sum of the values of all threads, in every thread. A barrier at the beginning and one before the end.
+__device__ __forceinline__ i64 block_sum(i64 value, i64* warp_sums) {
+  for (int d = 16; d; d >>= 1) value += __shfl_xor_sync(FULL_WARP, value, d);
+  __syncthreads();  // an earlier call's sums have been read
+  if (lane_id() == 0) warp_sums[warp_id()] = value;
+  __syncthreads();
+  i64 sum = 0;
+#pragma unroll 1
+  for (u32 w = 0; w < warp_count(); ++w) sum += warp_sums[w];
+  return sum;
+}
+
 // The words that a thread takes of `count`, if each takes a run of them: [begin, end).
 __device__ __forceinline__ void run_of_thread(u32 count, u32& begin, u32& end) {
   const u32 run = (count + blockDim.x - 1) / blockDim.x;

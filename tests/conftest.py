@@ -74,7 +74,7 @@ def cuda_host() -> SimpleNamespace:
     folder = Path(__file__).parent / "cuda_host"
     sys.path.insert(0, str(folder))
     try:
-        found = {name: importlib.import_module(name) for name in ("launch", "masking", "sanitize")}
+        found = {name: importlib.import_module(name) for name in ("launch", "masking", "graph", "sanitize")}
     finally:
         sys.path.remove(str(folder))
     if reason := found["launch"].missing():

@@ -166,6 +166,25 @@ def test_the_masking_kernels_are_clean_under_sanitizers(cuda_host, sanitizer):
     assert code == 0, report
 
 
+@pytest.mark.parametrize("sanitizer", ["thread", "address"])
+def test_the_kernels_of_a_graph_are_clean_under_sanitizers(cuda_host, sanitizer):
+    code, report = sanitized(cuda_host, sanitizer, "graph")
+    assert code == 0, report
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("overlap.cu", "atomicAdd(&bins_u[level], 1u)", "++bins_u[level]"),
+        ("correlation.cu", "keep_found(list, found));\n    __syncthreads();", "keep_found(list, found));"),
+    ],
+)
+def test_the_thread_sanitizer_finds_what_the_kernels_of_a_graph_lack(cuda_host, file, old, new):
+    code, report = sanitized(cuda_host, "thread", "graph", file, old, new)
+    assert code == 66, report
+    assert f"{file}:" in report
+
+
 @pytest.mark.parametrize("left_out", ["syncthreads 13", "syncwarp 4"])
 def test_the_thread_sanitizer_finds_a_barrier_that_the_masking_kernels_lack(cuda_host, left_out):
     code, report = sanitized(cuda_host, "thread", "corrmask", left_out)

@@ -409,7 +409,6 @@ def test_the_limit_is_the_limit_of_int64():
         ({"seed": -1}, r"seed must be an integer in \[0, \d+\]; got -1"),
         ({"seed": 2**64}, r"seed must be an integer in"),
         ({"device": "gpu"}, r"device must be 'auto', 'cpu' or 'cuda'; got 'gpu'"),
-        ({"device": "cuda"}, r"device='cuda': .* on the CPU only; use device='auto' or 'cpu'"),
         ({}, r"min_cooccurrence must be at most the number of cells .* here 100; got 200; lower it, or bring more"),
         ({"n_cells": 60, "min_cooccurrence": 61}, r"min_cooccurrence must be at most .* here 60; got 61"),
         ({"min_cooccurrence": 1, "min_presence": 101}, r"min_presence must be at most .* here 100; got 101"),

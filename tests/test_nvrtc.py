@@ -14,7 +14,12 @@ from corrmask_fast import cuda
 
 KERNELS = sorted(path.name for path in (Path(__file__).parents[1] / "kernels").glob("*.cu"))
 ARCHITECTURES = (75, 80, 90, 100)
-REGISTERS = {"corrmask_i32": 48, "corrmask_i64": 48, "corrmask_i32_scratch": 64, "corrmask_i64_scratch": 64}
+REGISTERS = {
+    "corrmask_i32": 48, "corrmask_i64": 48, "corrmask_i32_scratch": 64, "corrmask_i64_scratch": 64,
+    "count_columns": 32, "fill_columns": 32, "rank_columns": 32, "rank_columns_scratch": 40,
+    "fill_dense": 32, "keep_strongest": 64,
+    "fill_levels": 32, "correlate_overlaps": 40, "correlate_overlaps_scratch": 48,
+}  # fmt: skip
 REGISTERS_ON_SM_75 = 64  # all that 1 024 threads, the most of a multiprocessor, can have
 SM_90 = {"registers": 65536, "shared_bytes": 228 * 1024, "shared_of_block": 227 * 1024, "reserved_of_block": 1024}
 

@@ -1,7 +1,8 @@
 """Run kernels under a sanitizer: started in a process of its own, with the sanitizer's library preloaded.
 
 LD_PRELOAD=$(g++ -print-file-name=libtsan.so) python sanitize.py thread selftest fault_plain_increment
-LD_PRELOAD=$(g++ -print-file-name=libasan.so) python sanitize.py address corrmask [number of the barrier to leave out]
+LD_PRELOAD=$(g++ -print-file-name=libasan.so) python sanitize.py address corrmask [barrier to leave out: syncthreads 3]
+LD_PRELOAD=$(g++ -print-file-name=libtsan.so) python sanitize.py thread graph [file old new: a change of its source]
 """
 
 from __future__ import annotations
@@ -46,6 +47,39 @@ def corrmask(sanitizer: str, left_out: str = "") -> None:
     emulate(module, plain, **draws, threads=64, scratch_blocks=2, max_partners=40, structural_ratio=1.0)
 
 
+def graph(sanitizer: str, file: str = "", old: str = "", new: str = "") -> None:
+    """The kernels of a graph on cells that reach most of their code; ``old`` becomes ``new`` in ``file``."""
+    from functools import partial
+
+    import torch
+    from graph import EmulatedDevice, changed, in_place
+    from launch import RANDOM
+
+    from corrmask_fast import Corpus
+    from corrmask_fast.graph_building import _progress_bar
+    from corrmask_fast.testing import make_vocabulary
+
+    torch.set_num_threads(1)  # its threads are no business of the sanitizer
+    small = {"correlation.cu": changed("correlation.cu", ("SLICE = 1024", "SLICE = 8"), ("== 16408", "> 0"))}
+    if file:
+        small[file] = changed(small.get(file, file), (old, new))
+    rng = np.random.default_rng(0)
+    cells = [rng.permutation(20)[: rng.integers(0, 20)] + 2 for _ in range(40)] + [np.arange(2, 22)] * 3
+    corpus = Corpus(np.cumsum([0, *map(len, cells)]), np.concatenate(cells), make_vocabulary(20))
+    bar = partial(_progress_bar, shown=False)
+    for shared_limit, preempt_percent in ((2000, 0), (400, 20)):
+        device = EmulatedDevice(
+            shared_limit=shared_limit, replace=small, sanitizer=sanitizer, schedule=RANDOM,
+            preempt_percent=preempt_percent,
+        )  # fmt: skip
+        with in_place(device, CHUNK_CELLS=9) as stages:
+            sample = stages.read_sample(corpus, np.arange(corpus.n_cells), 15, bar)
+            columns = stages.make_columns(sample, np.arange(2, 21), 15)
+            ranks = stages.rank_genes(columns)
+            pairs = stages.strongest_pairs(columns, ranks, 3, 0.0, bar, cut=stages.Cut(7, 16, 4))
+            stages.correlate_pairs(columns, pairs, 3, bar)
+
+
 def without_barrier(source: str, kind: str = "", number: str = "0") -> str:
     """Return the source without its number-th ``__<kind>();``."""
     if not kind:
@@ -57,4 +91,4 @@ def without_barrier(source: str, kind: str = "", number: str = "0") -> str:
 
 if __name__ == "__main__":
     sanitizer, what, *rest = sys.argv[1:]
-    {"selftest": selftest, "corrmask": corrmask}[what](sanitizer, *rest)
+    {"selftest": selftest, "corrmask": corrmask, "graph": graph}[what](sanitizer, *rest)

@@ -1,0 +1,386 @@
+"""A graph built on a CUDA device has the CPU's bits, stage by stage: by emulated kernels, and on a device if any."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+import warnings
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from corrmask_fast import (
+    Corpus,
+    InputError,
+    MissingExtraError,
+    Vocabulary,
+    build_dependency_graph,
+    graph_building,
+    graph_device,
+    graph_stages,
+    graph_stages_cuda,
+)
+from corrmask_fast.graph_stages import GeneColumns
+
+FORWARD, REVERSE, RANDOM = range(3)
+QUIET = partial(graph_building._progress_bar, shown=False)
+A, B, C, D, E = range(2, 7)
+LETTERS = Vocabulary(("<pad>", "<mask>", *"ABCDE"))
+BASE = {"max_length": 30, "min_presence": 3, "n_neighbors": 5, "rho_min": 0.05, "min_cooccurrence": 5}
+
+
+def corpus_of(cells, vocabulary=LETTERS):
+    return Corpus(np.cumsum([0, *map(len, cells)]), np.array([g for cell in cells for g in cell], np.int64), vocabulary)
+
+
+def stages_of(stages, corpus, *, max_length, min_presence, n_neighbors, rho_min, min_cooccurrence, cut=None):
+    """All that the stages hand on, as NumPy arrays."""
+    sample = stages.read_sample(corpus, np.arange(corpus.n_cells), max_length, QUIET, chunk_cells=13)
+    genes = np.flatnonzero(sample.presence.sum(axis=0) >= min_presence)
+    columns = stages.make_columns(sample, genes, max_length)
+    ranks = stages.rank_genes(columns)
+    pairs = stages.strongest_pairs(columns, ranks, n_neighbors, rho_min, QUIET, **({"cut": cut} if cut else {}))
+    overlaps = stages.correlate_pairs(columns, pairs, min_cooccurrence, QUIET)
+    return {
+        "indptr": columns.indptr, "cells": on_host(columns.cells), "levels": on_host(columns.levels, np.uint16),
+        "e": on_host(ranks.e, np.uint32), "n_positive": ranks.n_positive, "sum_squares": ranks.sum_squares,
+        "u": pairs.u, "v": pairs.v, "rho": pairs.rho, "overlap": overlaps[0], "rho_local": overlaps[1],
+    }  # fmt: skip
+
+
+def on_host(values, bits=None):
+    array = values.cpu().numpy() if isinstance(values, torch.Tensor) else values
+    return array if bits is None else array.view(bits)
+
+
+def assert_equal_stages(got, expected):
+    for name, values in expected.items():
+        np.testing.assert_array_equal(got[name], values, err_msg=name, strict=True)
+
+
+@pytest.fixture(name="emulated")
+def emulated_fixture(cuda_host):
+    """Run the CUDA stages on emulated kernels."""
+
+    def emulated(corpus, settings, *, cut=None, constants=None, **how):
+        device = cuda_host.graph.EmulatedDevice(**how)
+        cut = graph_stages_cuda.Cut(*cut) if cut else None
+        with cuda_host.graph.in_place(device, **(constants or {})) as stages:
+            return stages_of(stages, corpus, cut=cut, **settings), device
+
+    return emulated
+
+
+# ------------------------------------------------------------------------------------------------ kernels, emulated
+
+SETTINGS = (
+    {},
+    {"n_neighbors": 1},
+    {"n_neighbors": 10_000, "rho_min": 0.0, "min_cooccurrence": 0},
+    {"max_length": 7, "n_neighbors": 3},  # cells are longer
+    {"max_length": 1},  # every gene constant
+    {"max_length": 65_535},
+)
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_each_stage_has_the_bits_of_the_cpu(emulated, make_corpus, settings):
+    corpus, settings = make_corpus(110, 24, seed=1), {**BASE, **settings}
+    expected = stages_of(graph_stages, corpus, **settings)
+    assert expected["u"].size or settings["max_length"] == 1
+    got, device = emulated(
+        corpus, settings, cut=(7, 32, 3), schedule=RANDOM, preempt_percent=20, constants={"CHUNK_CELLS": 9}
+    )
+    assert_equal_stages(got, expected)
+    assert ("rank_columns_scratch" in device.launched) == (settings["max_length"] == 65_535)
+    assert_equal_stages(emulated(corpus, settings, threads=32)[0], expected)
+
+
+@pytest.mark.parametrize("threads", [32, 96, 256, 992])
+@pytest.mark.parametrize("schedule", [FORWARD, REVERSE, RANDOM])
+def test_any_block_and_any_order_of_threads(emulated, make_corpus, threads, schedule):
+    corpus = make_corpus(70, 14, seed=5)
+    got, _ = emulated(
+        corpus, BASE, threads=threads, schedule=schedule, preempt_percent=30, schedule_seed=threads, cut=(5, 16, 2)
+    )
+    assert_equal_stages(got, stages_of(graph_stages, corpus, **BASE))
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        [[], [], [A, B]],
+        [[A]],
+        [[A, B, C]] * 4,  # every gene constant
+        [[A, B], [B, A]] * 3,
+        [[A, B, C, D, E], [E, D, C, B, A]] * 2 + [[C]],
+        [[A], [B], [C], [D], [E]],  # no two genes meet
+        [[A, B, C, D, E]] * 3 + [[]] * 3,  # all as strong as each other
+    ],
+)
+def test_ties_and_constant_genes(emulated, cells):
+    corpus = corpus_of(cells)
+    for max_length, n_neighbors in itertools.product((1, 4, 9), (1, 2, 50)):
+        settings = {"max_length": max_length, "n_neighbors": n_neighbors, "min_presence": 1, "rho_min": 0.0}
+        settings["min_cooccurrence"] = 0
+        got, _ = emulated(corpus, settings, threads=32, cut=(2, 16, 1), schedule=RANDOM)
+        assert_equal_stages(got, stages_of(graph_stages, corpus, **settings))
+
+
+@pytest.mark.parametrize("settings", [{}, {"n_neighbors": 16, "rho_min": 0.0}], ids=str)
+@pytest.mark.parametrize("exact", [2.0**53, 2.0**20])
+def test_any_cut_into_strips_chunks_and_slices(cuda_host, emulated, make_corpus, settings, exact):
+    """Lists overflow slice by slice; sums that float64 would not hold are added up as integers."""
+    changed = cuda_host.graph.changed
+    corpus, settings = make_corpus(80, 40, seed=7), {**BASE, **settings}
+    expected = stages_of(graph_stages, corpus, **settings)
+    small = {"correlation.cu": changed("correlation.cu", ("SLICE = 1024", "SLICE = 6"), ("== 16408", "> 0"))}
+    for cut in ((40, 80, 40), (9, 16, 9), (9, 33, 4), (1, 16, 1), None):
+        got, device = emulated(
+            corpus, settings, threads=32, cut=cut, replace=small, constants={"EXACT": exact, "BLOCK_BYTES": 8192}
+        )
+        assert_equal_stages(got, expected)
+    assert device.launched.count("fill_dense") > 1
+
+
+def test_kernels_with_bins_in_device_memory(emulated, make_corpus):
+    corpus = make_corpus(70, 14, seed=5)
+    got, device = emulated(corpus, BASE, shared_limit=400, schedule=RANDOM)
+    assert_equal_stages(got, stages_of(graph_stages, corpus, **BASE))
+    assert {"rank_columns_scratch", "correlate_overlaps_scratch"} <= set(device.launched)
+
+
+def test_tokens_of_32_bits(emulated, make_corpus):
+    small = make_corpus(60, 14, seed=5)
+    wide = Vocabulary(("<pad>", "<mask>", *(f"G{i}" for i in range(70_000))))
+    corpus = Corpus(small.indptr, small.tokens.astype(np.int64) + 66_000, wide)
+    assert corpus.tokens.max() > 2**16
+    got, _ = emulated(corpus, BASE, threads=32)
+    assert_equal_stages(got, stages_of(graph_stages, corpus, **BASE))
+
+
+@pytest.mark.parametrize("n_cells", [131_072, 200_000, graph_building.MOST_CELLS])
+def test_sums_are_exact_at_the_limits(cuda_host, n_cells):
+    """Columns whose sums come as close to the limit as they can: no ties to speak of, every cell full."""
+    rng = np.random.default_rng(0)
+    levels = rng.integers(2, 65_536, (2, n_cells)).astype(np.uint16)
+    levels[1] = np.maximum(2, 65_537 - levels[0].astype(np.int64))  # as far from the first as can be
+    indptr, cells = np.arange(3) * n_cells, np.tile(np.arange(n_cells, dtype=np.int32), 2)
+    columns = GeneColumns(np.arange(2, 4), n_cells, 65_535, indptr, cells, levels.reshape(-1))
+    ranks = graph_stages.rank_genes(columns)
+    pairs = graph_stages.strongest_pairs(columns, ranks, 5, 0.0, QUIET)
+    device = cuda_host.graph.EmulatedDevice(threads=32)
+    on_device = GeneColumns(columns.genes, n_cells, 65_535, indptr, device.upload(cells), device.upload(columns.levels))
+    with cuda_host.graph.in_place(device) as stages:
+        got_ranks = stages.rank_genes(on_device)
+        # With most cells there are thousands of chunks, which take their time here.
+        most = n_cells == graph_building.MOST_CELLS
+        got_pairs = pairs if most else stages.strongest_pairs(on_device, got_ranks, 5, 0.0, QUIET)
+        got = stages.correlate_pairs(on_device, got_pairs, 1, QUIET)
+    np.testing.assert_array_equal(on_host(got_ranks.e, np.uint32), ranks.e)
+    np.testing.assert_array_equal(got_ranks.sum_squares, ranks.sum_squares)
+    assert got_pairs.rho.tolist() == pairs.rho.tolist()
+    assert pairs.rho[0] < -0.99
+    assert [values.tolist() for values in got] == [[n_cells], pairs.rho.tolist()]  # every cell holds both
+
+
+CLEARED = "clear_bins(bins, columns.max_length + 1);\n  __syncthreads();"
+OF_ROW = "max(first, gene + 1) : 0, partner_end = by_column ? end : gene"
+FAULTS = {  # what goes wrong: file, text, what stands in its place
+    "cells of a chunk overtake each other": ("ranks.cu", "    __syncthreads();  // the next", "    // the next"),
+    "bins are cleared while others count": ("ranks.cu", CLEARED, CLEARED.replace("__syncthreads();", "")),
+    "a gene's last place counts as a value": ("ranks.cu", "if (level > 1) atomicAdd", "if (level > 0) atomicAdd"),
+    "a chunk takes a cell of the next": ("correlation.cu", "< first_cell + width", "<= first_cell + width"),
+    "a tie goes to the higher gene": ("correlation.cu", "gene <= bar.gene)", "ANY_GENE - gene <= bar.gene)"),
+    "a gene is its own partner": ("correlation.cu", OF_ROW, OF_ROW + " + 1"),
+    "one kind of bins only is cleared": ("overlap.cu", "clear_bins(bins_v, n_bins);", ""),
+    "overlaps are counted too early": ("overlap.cu", "n_bins);\n  __syncthreads();", "n_bins);"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_planted_faults_show_in_the_results(cuda_host, emulated, make_corpus, fault):
+    file, *change = FAULTS[fault]
+    settings = {"max_length": 9, "n_neighbors": 3, "rho_min": 0.0, "min_presence": 3, "min_cooccurrence": 0}
+    how = {"cut": (5, 16, 2), "schedule": RANDOM, "preempt_percent": 30, "shared_limit": 400}
+    corpora = make_corpus(70, 14, seed=5), corpus_of([[A, B, C, D, E]] * 3 + [[]] * 3)  # the second is all ties
+    expected = [stages_of(graph_stages, corpus, **settings) for corpus in corpora]
+
+    def compare(replace=None):
+        for corpus, of_cpu in zip(corpora, expected, strict=True):
+            assert_equal_stages(emulated(corpus, settings, replace=replace, **how)[0], of_cpu)
+
+    compare()
+    with pytest.raises((AssertionError, InputError, cuda_host.launch.LaunchError)):
+        compare({file: cuda_host.graph.changed(file, tuple(change))})
+
+
+# ------------------------------------------------------------------------------------------------ the public door
+
+
+@pytest.fixture(name="pretend")
+def pretend_fixture(cuda_host, monkeypatch):
+    """An emulated device that ``device="cuda"`` and ``"auto"`` find."""
+    device = cuda_host.graph.EmulatedDevice(threads=32)
+    monkeypatch.setattr(graph_device, "check_cuda", lambda: None)
+    monkeypatch.setattr(graph_device, "can_use_cuda", lambda: True)
+    with cuda_host.graph.in_place(device):
+        yield device
+
+
+def test_a_graph_file_is_the_same_from_either_device(pretend, make_corpus, tmp_path):
+    corpus = make_corpus(150, 30, seed=3)
+    files = []
+    for device in ("cpu", "cuda", "auto"):
+        pretend.launched.clear()
+        graph = build_dependency_graph(
+            corpus, min_cooccurrence=10, min_presence=9, n_cells=120, rho_min=0.1, device=device, progress=False
+        )
+        assert bool(pretend.launched) == (device != "cpu")
+        graph.save(tmp_path / f"{device}.safetensors")
+        files.append((tmp_path / f"{device}.safetensors").read_bytes())
+    assert graph.n_edges > 20
+    assert len(set(files)) == 1
+
+
+def test_the_command_line_takes_a_device(pretend, make_corpus, tmp_path, capsys):
+    from corrmask_fast import write_corpus
+    from corrmask_fast.cli import main
+
+    write_corpus(make_corpus(80, 12, seed=3), tmp_path / "cells.npz")
+    command = ["graph", "build", str(tmp_path / "cells.npz"), "-o", str(tmp_path / "graph.safetensors")]
+    assert main([*command, "--min-cooccurrence", "5", "--min-presence", "5", "--device", "cuda", "--no-progress"]) == 0
+    assert "correlate_overlaps" in pretend.launched
+    assert "saved to" in capsys.readouterr().out
+
+
+def test_a_graph_without_edges_warns_the_same(pretend):
+    for cells in ([[A], [B]], [[A, B, C]] * 4):
+        messages = []
+        for device in ("cpu", "cuda"):
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                build_dependency_graph(
+                    corpus_of(cells), min_presence=1, min_cooccurrence=1, device=device, progress=False
+                )
+            messages.append([str(warning.message) for warning in caught])
+        assert messages[0] == messages[1]
+        assert len(messages[0]) == 1
+
+
+def test_progress_counts_every_pair(pretend, make_corpus, capsys):
+    build_dependency_graph(make_corpus(100, 20), min_cooccurrence=1, min_presence=5, rho_min=0.0, device="cuda")
+    err = capsys.readouterr().err
+    for what in ("reading cells", "correlating genes", "comparing overlaps"):
+        assert f"{what}: 100%" in err
+
+
+def test_an_explicit_request_is_obeyed_or_refused(make_corpus, monkeypatch):
+    build = partial(build_dependency_graph, make_corpus(60, 5), min_cooccurrence=5, progress=False)
+    if torch.version.cuda is None:
+        with pytest.raises(InputError, match=r"device='cuda': this PyTorch .* without CUDA; install .* or 'cpu'"):
+            build(device="cuda")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match=r"device='cuda': .* sees no CUDA device; look at nvidia-smi .* or 'cpu'"):
+        build(device="cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    with pytest.raises(MissingExtraError, match=r"'cupy'.*corrmask-fast\[cuda13\]"):
+        build(device="cuda")
+
+
+def test_auto_does_not_wait_for_torch_where_cupy_is_not_installed():
+    code = (
+        "import sys, importlib.util as u; find = u.find_spec\n"
+        "u.find_spec = lambda name, *rest: None if name == 'cupy' else find(name, *rest)\n"
+        "from corrmask_fast.graph_building import _stages\n"
+        "assert _stages('auto').__name__ == _stages('cpu').__name__ == 'corrmask_fast.graph_stages'\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+# ------------------------------------------------------------------------------------------------ memory, exactness
+
+
+@pytest.mark.parametrize("gigabytes", [4, 14, 130])
+@pytest.mark.parametrize(("n_genes", "n_cells"), [(2_000, 100_000), (25_000, 100_000), (60_000, 1_900_000)])
+def test_strips_and_chunks_fit_the_memory(gigabytes, n_genes, n_cells):
+    exact_cells = graph_stages_cuda._exact_cells(n_cells, np.array([n_cells // 2]), np.array([n_cells**3 / 4.0]))
+    assert (exact_cells == n_cells) == (n_cells == 100_000)
+    cut = graph_stages_cuda.Cut.fitting(n_genes, n_cells, exact_cells, gigabytes << 30)
+    assert 8 * n_genes * (cut.cells + cut.genes) <= 0.62 * (gigabytes << 30)
+    assert cut.cells <= exact_cells or (exact_cells == n_cells and cut.cells % 16 == 0)
+    if gigabytes > 4 and n_genes < 60_000:
+        assert min(cut.cells, cut.genes) >= 2000  # long enough for a matrix product at full speed
+
+
+def test_too_little_memory_is_named(cuda_host, emulated, make_corpus, monkeypatch):
+    corpus = make_corpus(60, 14, seed=5)
+    with pytest.raises(InputError, match=r"14 genes need .* MiB of free GPU memory .*; got 0 MiB; .*device='cpu'"):
+        emulated(corpus, BASE, free=1000)
+
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB. GPU 0 has …")
+
+    monkeypatch.setattr(torch, "mm", full)
+    with pytest.raises(
+        InputError, match=r"does not fit the GPU's memory \(CUDA out of memory\); .* or use device='cpu'"
+    ):
+        emulated(corpus, BASE)
+
+
+def test_a_product_that_is_not_exact_is_refused(emulated, make_corpus, monkeypatch):
+    exact = torch.mm
+
+    def emulated_product(a, b, *, out):
+        return out.copy_(exact(a.bfloat16(), b.bfloat16()))
+
+    monkeypatch.setattr(torch, "mm", emulated_product)
+    with pytest.raises(InputError, match=r"float64 matrix product .* is not exact.*or use device='cpu'"):
+        emulated(make_corpus(60, 14, seed=5), BASE)
+
+
+# ------------------------------------------------------------------------------------------------ a device
+
+
+@pytest.fixture(scope="module")
+def gpu():
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device: the kernels were only emulated")
+    pytest.importorskip("cupy", reason="CuPy is not installed: pip install 'corrmask-fast[cuda13]'")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize(("n_cells", "n_genes"), [(110, 24), (3000, 400)])
+def test_device_has_the_bits_of_the_cpu(gpu, make_corpus, settings, n_cells, n_genes):
+    corpus, settings = make_corpus(n_cells, n_genes, seed=1), {**BASE, **settings}
+    expected = stages_of(graph_stages, corpus, **settings)
+    for cut in (None, graph_stages_cuda.Cut(37, 160, 11)):
+        assert_equal_stages(stages_of(graph_stages_cuda, corpus, cut=cut, **settings), expected)
+
+
+@pytest.mark.gpu
+def test_device_adds_up_integers_beyond_float64(gpu, make_corpus, monkeypatch):
+    corpus = make_corpus(500, 90, seed=2)
+    monkeypatch.setattr(graph_stages_cuda, "EXACT", 2.0**26)
+    assert_equal_stages(stages_of(graph_stages_cuda, corpus, **BASE), stages_of(graph_stages, corpus, **BASE))
+
+
+@pytest.mark.gpu
+def test_device_is_chosen_by_auto(gpu, make_corpus, tmp_path):
+    corpus = make_corpus(2000, 1500, seed=4)
+    assert graph_building._stages("auto") is graph_stages_cuda
+    files = []
+    for device in ("auto", "cuda", "cpu"):
+        build_dependency_graph(corpus, device=device, min_cooccurrence=20, progress=False).save(
+            tmp_path / "g.safetensors"
+        )
+        files.append((tmp_path / "g.safetensors").read_bytes())
+    assert len(set(files)) == 1
