@@ -21,10 +21,12 @@ import numpy as np
 
 from corrmask_fast.errors import InputError
 from corrmask_fast.graph_device import GraphDevice, as_tensor, memory_errors_named
-from corrmask_fast.graph_stages import GeneColumns, Pairs, Ranks, Sample, read_sample
+from corrmask_fast.graph_products import StrongestPartners
+from corrmask_fast.graph_stages import GeneColumns, Overlaps, Pairs, Ranks, Sample, even_ranges, read_sample
+from corrmask_fast.graph_work import Work
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     import torch
 
@@ -36,7 +38,7 @@ CHUNK_CELLS = 128  # cells whose tokens one block puts into columns, one after t
 MOST_CHUNKS = 2048
 BLOCK_BYTES = 1 << 30  # of a chunk's dense rows, of a strip's sums, of a batch's dense columns: at most
 FREE_SHARE = 0.3  # of the free memory that each of them may take
-PART_GENES = 1024  # rows of a strip that are multiplied at a time: less of the square at its end is done in vain
+PART_GENES = 1024  # rows multiplied at a time: of the square at a strip's end, less is done in vain; also: of a task
 # Sizes in bytes of structures in kernels/level_ranks.cuh and kernels/correlation.cu, which assert them.
 BLOCK_SUMS, FOUND = 384, 16_408
 EXACT = 2.0**53
@@ -107,7 +109,7 @@ def rank_genes(columns: GeneColumns) -> Ranks:
     args = [gpu.upload(columns.indptr), columns.levels, G, columns.n_cells, np.uint32(columns.max_length)]
     args += [e, n_positive, sum_squares]
     _launch_with_bins(gpu, "ranks.cu", "rank_columns", G, args, n_bins)
-    return Ranks(e, n_positive.cpu().numpy(), sum_squares.cpu().numpy())
+    return Ranks(e, n_positive.cpu().numpy(), sum_squares.cpu().numpy().astype(np.float64))
 
 
 def _launch_with_bins(gpu: GraphDevice, file: str, name: str, blocks: int, args: list[Any], n_bins: int) -> None:
@@ -155,34 +157,95 @@ class Cut:
         return cls(min(room, n_genes), cells if exact_cells >= n_cells else min(cells, exact_cells))
 
 
+class DevicePartners:
+    """Each gene's list of its ``k`` strongest partners so far, on the device; what others found, on the host."""
+
+    def __init__(self, gpu: GraphDevice, n_genes: int, k: int, rho_min: float) -> None:
+        import torch
+
+        self._settings = n_genes, k, rho_min
+        self._others: StrongestPartners | None = None
+        self.n_kept = gpu.zeros(n_genes, torch.int32)
+        self.gene, self.rho = gpu.empty((n_genes, k), torch.int32), gpu.empty((n_genes, k), torch.float64)
+        self.reach = gpu.empty(n_genes, torch.float64).fill_(rho_min)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return all lists, as :meth:`merge` takes them."""
+        return self._merged().arrays()
+
+    def merge(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Take up the lists of others."""
+        self._others = self._others or StrongestPartners(*self._settings)
+        self._others.merge(arrays)
+
+    def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the pairs that stand in a list, u < v, each once, in order of (u, v)."""
+        import torch
+
+        if self._others is not None:
+            return self._merged().pairs()
+        n, listed = self.gene.shape[0], self._listed()
+        u, v = listed.nonzero()[:, 0], self.gene[listed].long()
+        pair, order = torch.sort(torch.minimum(u, v) * n + torch.maximum(u, v))
+        first = torch.ones_like(pair, dtype=torch.bool)
+        first[1:] = pair[1:] != pair[:-1]
+        pair, rho = pair[first], self.rho[listed][order][first]
+        host_pair = pair.cpu().numpy()
+        return host_pair // max(n, 1), host_pair % max(n, 1), rho.cpu().numpy()
+
+    def _listed(self) -> torch.Tensor:
+        import torch
+
+        return torch.arange(self.gene.shape[1], device=self.gene.device) < self.n_kept[:, None]
+
+    def _merged(self) -> StrongestPartners:
+        listed = self._listed()
+        own = {"n_kept": self.n_kept.long(), "gene": self.gene[listed], "rho": self.rho[listed]}
+        self.merge({name: values.cpu().numpy() for name, values in own.items()})
+        assert self._others is not None
+        return self._others
+
+
 @memory_errors_named()
 def strongest_pairs(
-    columns: GeneColumns, ranks: Ranks, n_neighbors: int, rho_min: float, bar: Bar, *, cut: Cut | None = None
+    columns: GeneColumns,
+    ranks: Ranks,
+    n_neighbors: int,
+    rho_min: float,
+    bar: Bar,
+    *,
+    work: Work | None = None,
+    cut: Cut | None = None,
 ) -> Pairs:
     """Return the pairs in which one gene is among the other's ``n_neighbors`` strongest and abs(rho) >= ``rho_min``."""
     import torch
 
     gpu = open_device()
     varying = np.flatnonzero(ranks.sum_squares)
-    n, k = varying.size, max(1, min(n_neighbors, varying.size - 1))
-    n_positive, squares = ranks.n_positive[varying], ranks.sum_squares[varying].astype(np.float64)
+    n = varying.size
+    n_positive, squares = ranks.n_positive[varying], ranks.sum_squares[varying]
     exact_cells = _exact_cells(columns.n_cells, n_positive, squares)
-    n_kept, kept_gene = gpu.zeros(n, torch.int32), gpu.empty((n, k), torch.int32)
-    kept_rho, reach = gpu.empty((n, k), torch.float64), gpu.empty(n, torch.float64).fill_(rho_min)
+    lists = DevicePartners(gpu, n, max(1, min(n_neighbors, n - 1)), rho_min)
+    cut = cut or Cut.fitting(max(n, 1), columns.n_cells, exact_cells, gpu.free_bytes())
+    # A task is the pairs v <= u of so many genes u, whatever the memory: several devices agree about it.
+    ends = np.minimum(np.arange(cut.part, n + cut.part, cut.part), n)
+    share = (work or Work()).divide("pairs", ("cuda", n, cut.part), ends, lists)
+    n_pairs = ends * (ends - 1) // 2
     inexact = gpu.zeros(1, torch.int32)
-    lists = [columns.n_cells, gpu.upload(n_positive), gpu.upload(squares), np.uint32(k)]
-    lists += [n_kept, kept_gene, kept_rho, reach, inexact]
-    if n > 1:
-        cut = cut or Cut.fitting(n, columns.n_cells, exact_cells, gpu.free_bytes())
-    with bar("correlating genes", n * (n - 1) // 2, "pair") as progress:
-        for begin, end, sums in _strips(gpu, columns, ranks, varying, cut, exact_cells) if cut and n > 1 else ():
+    of_all = [columns.n_cells, gpu.upload(n_positive), gpu.upload(squares), np.uint32(lists.gene.shape[1])]
+    of_all += [lists.n_kept, lists.gene, lists.rho, lists.reach, inexact]
+    with bar("correlating genes", int(np.diff(n_pairs, prepend=0)[share.tasks].sum()), "pair") as progress:
+        for begin, end, sums in _sums(gpu, columns, ranks, varying, cut, exact_cells, ends, share.tasks):
             looked_at = [sums, np.int32(sums.dtype == torch.int64), n]
             for by_column, genes in ((0, end - begin), (1, end)):
-                args = [*looked_at, np.int32(by_column), begin, end, *lists]
+                args = [*looked_at, np.int32(by_column), begin, end, *of_all]
                 gpu.launch("correlation.cu", "keep_strongest", genes, args, shared_bytes=FOUND)
             _check_exact(inexact)
+            share.done(share.tasks[(ends[share.tasks] > begin) & (ends[share.tasks] <= end)])
             progress.update((end * (end - 1) - begin * (begin - 1)) // 2)
-    return _listed_pairs(n_kept, kept_gene, kept_rho, varying)
+    share.finish()
+    u, v, rho = lists.pairs()
+    return Pairs(varying[u], varying[v], rho)
 
 
 def _exact_cells(n_cells: int, n_positive: np.ndarray, sum_squares: np.ndarray) -> int:
@@ -193,8 +256,23 @@ def _exact_cells(n_cells: int, n_positive: np.ndarray, sum_squares: np.ndarray) 
     return int(EXACT) // largest**2
 
 
-def _strips(
-    gpu: GraphDevice, columns: GeneColumns, ranks: Ranks, varying: np.ndarray, cut: Cut, exact_cells: int
+def _strips(ends: np.ndarray, tasks: np.ndarray, longest: int) -> Iterator[tuple[int, int]]:
+    """Yield strips [begin, end) of at most ``longest`` genes that cover the tasks."""
+    for run in np.split(tasks, np.flatnonzero(np.diff(tasks) != 1) + 1):
+        first, last = (int(ends[run[0] - 1]) if run[0] else 0, int(ends[run[-1]])) if run.size else (0, 0)
+        for begin in range(first, last, longest):
+            yield begin, min(begin + longest, last)
+
+
+def _sums(
+    gpu: GraphDevice,
+    columns: GeneColumns,
+    ranks: Ranks,
+    varying: np.ndarray,
+    cut: Cut,
+    exact_cells: int,
+    ends: np.ndarray,
+    tasks: np.ndarray,
 ) -> Iterator[tuple[int, int, torch.Tensor]]:
     """Yield (begin, end, sums) for strips [begin, end) of the varying genes.
 
@@ -207,8 +285,7 @@ def _strips(
     every = gpu.upload(varying), gpu.upload(columns.indptr), columns.cells, ranks.e
     dense = gpu.empty((n, cut.cells), torch.float64)
     memory = gpu.empty((min(cut.genes, n), n), torch.float64 if in_one_go else torch.int64)
-    for begin in range(0, n, cut.genes):
-        end = min(begin + cut.genes, n)
+    for begin, end in _strips(ends, tasks, cut.genes):
         for first_cell in range(0, columns.n_cells, cut.cells):
             dense[:end].zero_()
             gpu.launch("correlation.cu", "fill_dense", end, [*every, first_cell, cut.cells, dense], threads=128)
@@ -234,53 +311,46 @@ def _check_exact(inexact: torch.Tensor) -> None:
         )
 
 
-def _listed_pairs(n_kept: torch.Tensor, kept_gene: torch.Tensor, kept_rho: torch.Tensor, varying: np.ndarray) -> Pairs:
-    """Return what stands in the genes' lists as pairs u < v, each once, in order."""
-    import torch
-
-    n, k = kept_gene.shape
-    listed = torch.arange(k, device=n_kept.device) < n_kept[:, None]
-    u, v = listed.nonzero()[:, 0], kept_gene[listed].long()
-    pair, order = torch.sort(torch.minimum(u, v) * n + torch.maximum(u, v))
-    first = torch.ones_like(pair, dtype=torch.bool)
-    first[1:] = pair[1:] != pair[:-1]
-    pair, rho = pair[first], kept_rho[listed][order][first]
-    place_u, place_v = pair // max(n, 1), pair % max(n, 1)
-    return Pairs(varying[place_u.cpu().numpy()], varying[place_v.cpu().numpy()], rho.cpu().numpy())
-
-
 # ----------------------------------------------------------------------------------------------------------- overlaps
 
 
 @memory_errors_named()
 def correlate_pairs(
-    columns: GeneColumns, pairs: Pairs, min_cooccurrence: int, bar: Bar
+    columns: GeneColumns, pairs: Pairs, min_cooccurrence: int, bar: Bar, *, work: Work | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return each pair's overlap (int64) and its rho over the overlap (float64; 0 below ``min_cooccurrence``)."""
     import torch
 
     gpu = open_device()
-    overlap, rho = np.empty(pairs.u.size, np.int64), np.empty(pairs.u.size, np.float64)
     presence = columns.presence
     swap = presence[pairs.u] < presence[pairs.v]
     common, partner = np.where(swap, pairs.v, pairs.u), np.where(swap, pairs.u, pairs.v)
     order = torch.sort(gpu.upload(common), stable=True).indices.cpu().numpy()
     common, partner = common[order], partner[order]
-    indptr = gpu.upload(columns.indptr)
-    data = indptr, columns.cells, columns.levels
+    ranges, costs = even_ranges(presence[partner] + columns.max_length // 8)  # the tasks of the CPU
+    results = Overlaps(order.size)
+    share = (work or Work()).divide("overlaps", ranges, costs, results)
+    mine = np.concatenate([np.arange(*ranges[task]) for task in share.tasks] or [np.empty(0, np.int64)])
+    ends = np.cumsum([ranges[task][1] - ranges[task][0] for task in share.tasks])
+
+    data = gpu.upload(columns.indptr), columns.cells, columns.levels
     rows = max(1, min(BLOCK_BYTES // 4, int(FREE_SHARE * gpu.free_bytes())) // (2 * columns.n_cells))
     dense = gpu.empty((min(rows, columns.genes.size), columns.n_cells), torch.int16)
-    n_bins = 2 * (columns.max_length + 1)
-    with bar("comparing overlaps", order.size, "pair") as progress:
-        for begin, end, genes, row in _batches(common, len(dense)):
+    with bar("comparing overlaps", mine.size, "pair") as progress:
+        for begin, end, genes, row in _batches(common[mine], len(dense)):
+            these = mine[begin:end]
             dense[: genes.size].zero_()
             gpu.launch("overlap.cu", "fill_levels", genes.size, [gpu.upload(genes), *data, columns.n_cells, dense])
-            result = gpu.empty(end - begin, torch.int64), gpu.empty(end - begin, torch.float64)
-            args = [gpu.upload(row), gpu.upload(partner[begin:end]), end - begin, *data, dense, columns.n_cells]
-            args += [np.uint32(columns.max_length), min_cooccurrence, *result]
-            _launch_with_bins(gpu, "overlap.cu", "correlate_overlaps", end - begin, args, n_bins)
-            overlap[order[begin:end]], rho[order[begin:end]] = (values.cpu().numpy() for values in result)
+            found = gpu.empty(end - begin, torch.int64), gpu.empty(end - begin, torch.float64)
+            args = [gpu.upload(row), gpu.upload(partner[these]), end - begin, *data, dense, columns.n_cells]
+            args += [np.uint32(columns.max_length), min_cooccurrence, *found]
+            _launch_with_bins(gpu, "overlap.cu", "correlate_overlaps", end - begin, args, 2 * (columns.max_length + 1))
+            results.overlap[these], results.rho[these] = (values.cpu().numpy() for values in found)
+            share.done(share.tasks[(ends > begin) & (ends <= end)])
             progress.update(end - begin)
+    share.finish()
+    overlap, rho = np.empty_like(results.overlap), np.empty_like(results.rho)
+    overlap[order], rho[order] = results.overlap, results.rho
     return overlap, rho
 
 

@@ -193,17 +193,13 @@ inline int __clz(int x) { return x ? __builtin_clz((unsigned)x) : 32; }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __ffsll(long long x) { return __builtin_ffsll(x); }
 inline unsigned __umulhi(unsigned a, unsigned b) { return (uint64_t)a * b >> 32; }
-<<<<<<< HEAD
-inline double __dadd_rn(double a, double b) { return a + b; }  // compiled with -ffp-contract=off, these three
+inline double __dadd_rn(double a, double b) { return a + b; }  // compiled with -ffp-contract=off, these
 inline double __dsub_rn(double a, double b) { return a - b; }
 inline double __dmul_rn(double a, double b) { return a * b; }
-=======
-inline double __dmul_rn(double a, double b) { return a * b; }  // compiled with -ffp-contract=off
 inline double __ddiv_rn(double a, double b) { return a / b; }
 inline double __dsqrt_rn(double a) { return std::sqrt(a); }
 inline long long __double_as_longlong(double x) { return cuda_host::from_bits<long long>(cuda_host::to_bits(x)); }
 inline double __longlong_as_double(long long x) { return cuda_host::from_bits<double>(cuda_host::to_bits(x)); }
->>>>>>> 9e90946 (Graphs on a CUDA device: columns, ranks, strongest partners and overlaps as kernels, the product as a float64 GEMM)
 inline int __double2int_rd(double x) {                         // saturates; NaN gives 0 … as the instruction does
   if (x != x) return 0;
   return x >= 2147483647.0 ? 2147483647 : x <= -2147483648.0 ? -2147483647 - 1 : (int)std::floor(x);
