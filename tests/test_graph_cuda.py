@@ -5,7 +5,10 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
+import threading
 import warnings
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
@@ -22,7 +25,9 @@ from corrmask_fast import (
     graph_device,
     graph_stages,
     graph_stages_cuda,
+    graph_work,
 )
+from corrmask_fast.graph_distributed import Team
 from corrmask_fast.graph_stages import GeneColumns
 
 FORWARD, REVERSE, RANDOM = range(3)
@@ -36,14 +41,14 @@ def corpus_of(cells, vocabulary=LETTERS):
     return Corpus(np.cumsum([0, *map(len, cells)]), np.array([g for cell in cells for g in cell], np.int64), vocabulary)
 
 
-def stages_of(stages, corpus, *, max_length, min_presence, n_neighbors, rho_min, min_cooccurrence, cut=None):
+def stages_of(stages, corpus, *, max_length, min_presence, n_neighbors, rho_min, min_cooccurrence, cut=None, work=None):
     """All that the stages hand on, as NumPy arrays."""
     sample = stages.read_sample(corpus, np.arange(corpus.n_cells), max_length, QUIET, chunk_cells=13)
     genes = np.flatnonzero(sample.presence.sum(axis=0) >= min_presence)
     columns = stages.make_columns(sample, genes, max_length)
     ranks = stages.rank_genes(columns)
-    pairs = stages.strongest_pairs(columns, ranks, n_neighbors, rho_min, QUIET, **({"cut": cut} if cut else {}))
-    overlaps = stages.correlate_pairs(columns, pairs, min_cooccurrence, QUIET)
+    pairs = stages.strongest_pairs(columns, ranks, n_neighbors, rho_min, QUIET, cut=cut, work=work)
+    overlaps = stages.correlate_pairs(columns, pairs, min_cooccurrence, QUIET, work=work)
     return {
         "indptr": columns.indptr, "cells": on_host(columns.cells), "levels": on_host(columns.levels, np.uint16),
         "e": on_host(ranks.e, np.uint32), "n_positive": ranks.n_positive, "sum_squares": ranks.sum_squares,
@@ -302,6 +307,83 @@ def test_auto_does_not_wait_for_torch_where_cupy_is_not_installed():
         "assert 'torch' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+# ------------------------------------------------------------------------------------------------ tasks
+
+
+class RankOfTwo(Team):
+    """One of two ranks, each in a thread of its own."""
+
+    size = 2
+
+    def __init__(self, rank, meet, given):
+        self.rank, self._meet, self._given = rank, meet, given
+
+    def share(self, costs):
+        return np.arange(self.rank, len(costs), 2)
+
+    def agree(self, settings):
+        assert len({str(rank["settings"]) for rank in self.gather({"settings": str(settings)})}) == 1
+
+    def gather(self, arrays):
+        self._given[self.rank] = {name: np.array(array) for name, array in arrays.items()}
+        self._meet.wait(timeout=60)
+        both = list(self._given)
+        self._meet.wait(timeout=60)
+        return iter(both)
+
+
+def test_ranks_divide_the_tasks(cuda_host, make_corpus, monkeypatch):
+    corpus = make_corpus(80, 40, seed=7)
+    expected = stages_of(graph_stages, corpus, **BASE)
+    monkeypatch.setattr(graph_stages, "LEAST_WORK", 300)  # several tasks of overlaps, too
+    device, meet, given = cuda_host.graph.EmulatedDevice(threads=32), threading.Barrier(2), [{}, {}]
+    launch, one_at_a_time, launches = device.launch, threading.Lock(), []
+
+    def launch_alone(file, name, *args, **options):
+        with one_at_a_time:
+            launch(file, name, *args, **options)
+            launches.append((threading.current_thread().name, name))
+
+    monkeypatch.setattr(device, "launch", launch_alone)
+
+    def run(rank):
+        work = graph_work.Work(RankOfTwo(rank, meet, given))
+        return stages_of(graph_stages_cuda, corpus, cut=graph_stages_cuda.Cut(9, 33, 4), work=work, **BASE)
+
+    with cuda_host.graph.in_place(device), ThreadPoolExecutor(2) as pool:
+        for got in pool.map(run, range(2)):
+            assert_equal_stages(got, expected)
+    for kernel in ("keep_strongest", "correlate_overlaps"):
+        by_rank = Counter(thread for thread, name in launches if name == kernel)
+        assert len(by_rank) == 2
+
+
+def test_a_build_goes_on_from_its_checkpoint(pretend, make_corpus, tmp_path, monkeypatch):
+    corpus = make_corpus(150, 30, seed=3)
+    build = partial(build_dependency_graph, corpus, min_cooccurrence=10, min_presence=9, rho_min=0.1, progress=False)
+    monkeypatch.setattr(graph_stages_cuda, "PART_GENES", 7)
+    monkeypatch.setattr(graph_stages_cuda.Cut, "fitting", lambda *_: graph_stages_cuda.Cut(7, 48, 7))
+    monkeypatch.setattr(graph_work, "SAVE_SECONDS", 0.0)
+    launch, calls = pretend.launch, []
+
+    def failing(file, name, *args, **options):
+        calls.append(name)
+        if calls.count("keep_strongest") > 4 and "correlate_overlaps" not in calls:
+            raise KeyboardInterrupt
+        launch(file, name, *args, **options)
+
+    monkeypatch.setattr(pretend, "launch", failing)
+    with pytest.raises(KeyboardInterrupt):
+        build(device="cuda", checkpoint=tmp_path / "state")
+    monkeypatch.setattr(pretend, "launch", launch)
+    pretend.launched.clear()
+    resumed = build(device="cuda", checkpoint=tmp_path / "state")
+    assert 0 < pretend.launched.count("keep_strongest") <= 2 * (-(-30 // 7) - 2)
+    build(device="cpu").save(tmp_path / "whole.safetensors")
+    resumed.save(tmp_path / "resumed.safetensors")
+    assert (tmp_path / "whole.safetensors").read_bytes() == (tmp_path / "resumed.safetensors").read_bytes()
 
 
 # ------------------------------------------------------------------------------------------------ memory, exactness
