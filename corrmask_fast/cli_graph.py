@@ -1,10 +1,11 @@
-"""``corrmask-fast graph``: build, show and describe dependency graphs."""
+"""``corrmask-fast graph build | show | info``: make dependency graphs and look at them."""
 
 from __future__ import annotations
 
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from corrmask_fast.cli_graph_uses import add_graph_uses
 from corrmask_fast.cli_options import add_vocabulary_options, command, load_graph, open_corpus, setting
 from corrmask_fast.errors import InputError
 
@@ -28,10 +29,10 @@ LABELS = {
 
 
 def add_graph(commands: Any) -> None:
-    """Add ``graph build``, ``graph show`` and ``graph info``."""
-    group = commands.add_parser("graph", help="build, show and describe dependency graphs").add_subparsers(
-        title="commands", metavar="COMMAND", required=True
-    )
+    """Add ``graph build``, ``graph show``, ``graph info`` and what there is in :mod:`corrmask_fast.cli_graph_uses`."""
+    group = commands.add_parser(
+        "graph", help="build, show, draw, merge, compare and export dependency graphs"
+    ).add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_graph_build(group)
     show = command(
         group,
@@ -55,6 +56,7 @@ def add_graph(commands: Any) -> None:
         computes=False,
     )
     info.add_argument("graph", metavar="GRAPH", help="graph file")
+    add_graph_uses(group)
 
 
 def _add_graph_build(commands: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -19,6 +19,15 @@ if TYPE_CHECKING:
     from corrmask_fast.vocabulary import Vocabulary
 
 __all__ = ["DependencyGraph"]
+
+
+class Edges(NamedTuple):
+    """The edges of a graph, each once: u < v, in order of (u, v)."""
+
+    u: np.ndarray  # (n_edges,) int64 token ids
+    v: np.ndarray  # (n_edges,) int64
+    rho: np.ndarray  # (n_edges,) float32
+    rho_global: np.ndarray | None  # (n_edges,) float32, where known
 
 
 class DependencyGraph:
@@ -120,6 +129,13 @@ class DependencyGraph:
         order = np.argsort(-np.abs(self.rho[row]), kind="stable")
         return self.indices[row][order], self.rho[row][order]
 
+    def edges(self) -> Edges:
+        """Return each edge once: its genes u < v, in order of (u, v), with ``rho`` and ``rho_global``."""
+        rows = np.repeat(np.arange(self.vocabulary.size), self.degrees)
+        once = rows < self.indices
+        overall = None if self.rho_global is None else self.rho_global[once]
+        return Edges(rows[once], self.indices[once].astype(np.int64), self.rho[once], overall)
+
     def summary(self) -> dict[str, Any]:
         """Return what ``graph info`` shows: sizes, degrees, quantiles of rho, and parameters."""
         lo, hi = self.vocabulary.gene_range
@@ -165,17 +181,16 @@ class DependencyGraph:
 
         Nodes carry ``token`` and ``symbol`` (the name, where the vocabulary has no symbol).
         """
-        networkx = import_extra("networkx", "dev")
+        networkx = import_extra("networkx", "networkx")
         graph = networkx.Graph()
         lo, hi = self.vocabulary.gene_range
         names = self.vocabulary.names
         for token in range(lo, hi):
             graph.add_node(names[token], token=token, symbol=self.vocabulary.name_of(token))
-        rows = np.repeat(np.arange(self.vocabulary.size), self.degrees)
-        weights = {"rho": self.rho, "rho_global": self.rho_global}
-        for k in np.flatnonzero(rows < self.indices):
-            known = {name: float(values[k]) for name, values in weights.items() if values is not None}
-            graph.add_edge(names[rows[k]], names[self.indices[k]], **known)
+        edges = self.edges()
+        known = {name: values.tolist() for name, values in zip(edges._fields, edges, strict=True) if values is not None}
+        for u, v, *weights in zip(*known.values(), strict=True):
+            graph.add_edge(names[u], names[v], **dict(zip(list(known)[2:], weights, strict=True)))
         return graph
 
     @classmethod

@@ -76,19 +76,19 @@ def plot_audit(report: AuditReport, path: str | os.PathLike[str] | None = None) 
 
     strategies, colors = list(report), _strategy_colors(report)
     rows = len(strategies)
-    figure = _new_figure((11, 3.6 + 0.5 * rows))
+    figure = new_figure((11, 3.6 + 0.5 * rows))
     axes = figure.subplots(2, 3)
     for axis, (name, title, label, percent) in zip(axes.flat, _PANELS, strict=False):
         values = np.array([getattr(strategy, name) for strategy in strategies]) * (100 if percent else 1)
         _bars(axis, values, colors, percent)
-        _dress(axis, title=title, x=label)
+        dress(axis, title=title, x=label)
         first_column = axis in axes[:, 0]
         axis.set_yticks(range(rows), [s.name if first_column else "" for s in strategies], fontsize=9)
     _coverage(axes[1, 2], strategies, colors)
     cells = f"{report.n_cells:,} cells, {report.epochs} epoch{'s' if report.epochs > 1 else ''}"
     figure.supxlabel(NOTE, x=0.01, ha="left", fontsize=8, color="#404040")
     figure.suptitle(f"What masking hides: {cells}, {100 * strategies[0].rate:.1f} % of genes masked", x=0.01, ha="left")
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def plot_loss(
@@ -121,7 +121,7 @@ def plot_loss(
     values = np.asarray(losses, np.float64)
     steps = np.arange(1, values.size + 1)
     window = max(1, values.size // 10) if window is None else check_integer("window", window, 1)
-    figure = _new_figure((6.4, 4.0))
+    figure = new_figure((6.4, 4.0))
     axis = figure.subplots()
     axis.plot(steps, values, ".", color=COLORS[0], alpha=0.35, markersize=5)
     if values.size >= window:
@@ -134,16 +134,16 @@ def plot_loss(
     if chance is not None:
         axis.axhline(chance, color=GREY, linewidth=1, linestyle="--")
         axis.annotate("uniform\nguess", (steps[-1], chance), (6, 0), **_TEXT, color=GREY, va="center")
-    _dress(axis, title=title, x="training step", y="loss at masked genes (nats)")
+    dress(axis, title=title, x="training step", y="loss at masked genes (nats)")
     axis.set_xlim(0, values.size + 0.5)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
-def _new_figure(size: tuple[float, float]) -> Any:
+def new_figure(size: tuple[float, float]) -> Any:
     return import_extra("matplotlib.figure", "plot").Figure(figsize=size, layout="constrained")
 
 
-def _dress(axis: Any, *, title: str, x: str, y: str = "") -> None:
+def dress(axis: Any, *, title: str, x: str, y: str = "") -> None:
     """Title, axis labels, and no more frame than needed."""
     axis.set_title(title, loc="left", fontsize=10)
     axis.set_xlabel(x, fontsize=9)
@@ -152,7 +152,7 @@ def _dress(axis: Any, *, title: str, x: str, y: str = "") -> None:
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def _save(figure: Any, path: str | os.PathLike[str] | None) -> Any:
+def save_figure(figure: Any, path: str | os.PathLike[str] | None) -> Any:
     if path is not None:
         kind = check_picture(path).suffix.removeprefix(".").lower()
         with atomic_file(path) as temporary:
@@ -192,4 +192,4 @@ def _coverage(axis: Any, strategies: Sequence[StrategyAudit], colors: list[str])
         axis.annotate(strategy.name, (1, 1), (0, -12 * row), **_TEXT, **_INSIDE, color=color)
     seen = f"{np.count_nonzero(genes):,} genes seen\n{least} times or more"
     axis.annotate(seen, (1, 1), (0, -12 * len(strategies)), **_TEXT, **_INSIDE, color="#404040")
-    _dress(axis, title="How evenly genes are masked", x="times masked / times present (%)", y="genes")
+    dress(axis, title="How evenly genes are masked", x="times masked / times present (%)", y="genes")

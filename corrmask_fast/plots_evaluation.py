@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from corrmask_fast.errors import import_extra
-from corrmask_fast.plots import COLORS, GREY, _dress, _new_figure, _save
+from corrmask_fast.plots import COLORS, GREY, dress, new_figure, save_figure
 
 if TYPE_CHECKING:
     import os
@@ -29,7 +29,7 @@ def plot_cell_annotation(report: CellAnnotation, path: str | os.PathLike[str] | 
         Where to save it (``.png``, ``.pdf``, ``.svg``); None: only return it.
     """
     n_types = len(report.types)
-    figure = _new_figure((7.0, 1.6 + 0.28 * n_types))
+    figure = new_figure((7.0, 1.6 + 0.28 * n_types))
     axis = figure.subplots()
     rare = np.arange(n_types) >= n_types - report.n_rare
     colors = [COLORS[1] if one else COLORS[0] for one in rare]
@@ -46,8 +46,8 @@ def plot_cell_annotation(report: CellAnnotation, path: str | os.PathLike[str] | 
     axis.invert_yaxis()
     axis.set_xlim(0, 1)
     title = f"Cell types named (orange: the rarest {report.n_rare}, mean F1 {tail:.3f})\n"
-    _dress(axis, title=title, x="F1 on cells held out")
-    return _save(figure, path)
+    dress(axis, title=title, x="F1 on cells held out")
+    return save_figure(figure, path)
 
 
 def plot_gene_classification(report: GeneClassification, path: str | os.PathLike[str] | None = None) -> Any:
@@ -61,7 +61,7 @@ def plot_gene_classification(report: GeneClassification, path: str | os.PathLike
         Where to save it; None: only return it.
     """
     metrics = import_extra("sklearn.metrics", "eval")
-    figure = _new_figure((4.8, 4.8))
+    figure = new_figure((4.8, 4.8))
     axis = figure.subplots()
     false_rate = np.linspace(0, 1, 201)
     curves = []
@@ -76,10 +76,10 @@ def plot_gene_classification(report: GeneClassification, path: str | os.PathLike
     label = f"AUC {report.auc.mean():.3f}{spread}\n{report.auc.size} folds, mean in bold"
     axis.annotate(label, (0.98, 0.04), ha="right", fontsize=9, color=COLORS[0])
     axis.set_aspect("equal")
-    _dress(
+    dress(
         axis,
         title=f"{report.classes[1]} against {report.classes[0]}, genes held out",
         x="false positive rate",
         y="true positive rate",
     )
-    return _save(figure, path)
+    return save_figure(figure, path)

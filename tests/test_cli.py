@@ -105,7 +105,15 @@ def test_help_is_instant_and_has_an_example_for_each_command():
         "assert not {'numba', 'torch', 'scipy', 'transformers', 'numpy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
-    for command in (["tokenize"], ["graph", "build"], ["graph", "show"], ["graph", "info"], ["audit"], ["demo"]):
+    for command in (
+        ["tokenize"],
+        ["graph", "build"],
+        ["graph", "show"],
+        ["graph", "info"],
+        ["graph", "plot"],
+        ["audit"],
+        ["demo"],
+    ):
         result = run(sys.executable, "-m", "corrmask_fast", *command, "--help")
         assert result.returncode == 0
         assert f"example:\n  corrmask-fast {' '.join(command)}" in result.stdout
