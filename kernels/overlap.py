@@ -24,20 +24,21 @@ LOW, S16 = np.uint32(0xFFFF), np.uint32(16)
 @stage
 def rank_levels(n, rank):
     """Turn counts of levels into doubled, centred ranks; return sum d²."""
-    below, squares = 0, 0
+    cubes = 0  # 3 · sum d² = n³ - sum count³: from the counts alone, and so in vectors
+    for level in range(rank.size):
+        cubes += rank[level] * rank[level] * rank[level]
+    next_rank = -n
     for level in range(rank.size):
         count = rank[level]
-        d = 2 * below + count - n
-        rank[level] = d
-        squares += count * d * d
-        below += count
-    return squares
+        rank[level] = next_rank + count
+        next_rank += 2 * count
+    return (n * n * n - cubes) // 3
 
 
 @stage
 def rank_few_levels(n, rank, touched):
     """Do the same, visiting only the levels that have a bit in ``touched``, which is left zeroed."""
-    below, squares = 0, 0
+    cubes, next_rank = 0, -n
     for word in range(touched.size):
         bits = touched[word]
         touched[word] = 0
@@ -45,11 +46,10 @@ def rank_few_levels(n, rank, touched):
             level = np.uint64(64 * word + lowest_one(bits))
             bits &= bits - np.uint64(1)
             count = rank[level]
-            d = 2 * below + count - n
-            rank[level] = d
-            squares += count * d * d
-            below += count
-    return squares
+            rank[level] = next_rank + count
+            next_rank += 2 * count
+            cubes += count * count * count
+    return (n * n * n - cubes) // 3
 
 
 @inline
@@ -77,8 +77,8 @@ def correlate_overlaps(
             if current >= 0:
                 dense[:] = 0
             current = common[i]
-            a, b = indptr[current], indptr[current + 1]
-            dense[cells[a:b]] = levels[a:b]
+            for k in range(indptr[current], indptr[current + 1]):
+                dense[np.uint32(cells[k])] = levels[k]
 
         # Slices and unsigned indices spare a look at the index's sign for every element.
         a, b = indptr[partner[i]], indptr[partner[i] + 1]

@@ -38,15 +38,38 @@ def fill_columns(indptr, tokens, max_length, first_cell, column_of, cursor, cell
 
     ``column_of[token]`` is the column of a gene, or -1 where it was not kept. ``cursor`` (G,) moves on.
     """
-    for i in range(indptr.size - 1):
-        begin = indptr[i]
-        for k in range(begin, min(indptr[i + 1], begin + max_length)):
-            column = column_of[tokens[k]]
-            if column >= 0:
-                at = cursor[column]
-                cells[at] = first_cell + i
-                levels[at] = max_length - (k - begin)
-                cursor[column] = at + 1
+    # Some cells at a time are sorted by column in a small buffer: writing them straight to as many places of memory as
+    # there are genes misses every cache.
+    G, batch = cursor.size, 2048
+    begins = np.empty(G + 1, np.int64)
+    buffer = np.empty(0, np.uint32)  # cell within the batch, level: 16 bits each
+    for begin in range(0, indptr.size - 1, batch):
+        end = min(begin + batch, indptr.size - 1)
+        begins[:] = 0
+        for i in range(begin, end):
+            for k in range(indptr[i], min(indptr[i + 1], indptr[i] + max_length)):
+                column = column_of[tokens[k]]
+                if column >= 0:
+                    begins[column + 1] += 1
+        for g in range(G):
+            begins[g + 1] += begins[g]
+        if buffer.size < begins[G]:
+            buffer = np.empty(begins[G], np.uint32)
+        for i in range(begin, end):
+            for k in range(indptr[i], min(indptr[i + 1], indptr[i] + max_length)):
+                column = column_of[tokens[k]]
+                if column >= 0:
+                    buffer[begins[column]] = ((i - begin) << 16) | (max_length - (k - indptr[i]))
+                    begins[column] += 1
+        k = 0
+        for g in range(G):  # each beginning has moved to its column's end
+            at = cursor[g]
+            while k < begins[g]:
+                cells[at] = first_cell + begin + (buffer[k] >> 16)
+                levels[at] = buffer[k] & 0xFFFF
+                at += 1
+                k += 1
+            cursor[g] = at
 
 
 @kernel

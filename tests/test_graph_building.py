@@ -301,6 +301,16 @@ def test_only_the_sampled_cells_are_read_in_chunks(make_corpus, monkeypatch):
     assert_equals_reference(graph, reference.build_dependency_graph(cells_of(corpus), **parameters))
 
 
+def test_columns_of_many_cells(make_corpus):
+    """More cells in one call than are sorted by gene at a time."""
+    corpus = make_corpus(4500, 12, seed=4)
+    columns, _ = stages_of(corpus, 1, 20)
+    X, present = dense_values(columns)
+    for cell, genes in enumerate(cells_of(corpus)):
+        places = {gene: 20 - place for place, gene in enumerate(genes[:20])}
+        assert {columns.genes[g]: X[cell, g] + 1 for g in np.flatnonzero(present[cell])} == places
+
+
 def stored_segment(corpus, rows):
     indptr, tokens = corpus.gather(np.array(rows))
     rows = np.split(tokens, indptr[1:-1])
