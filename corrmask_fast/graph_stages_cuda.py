@@ -40,7 +40,7 @@ BLOCK_BYTES = 1 << 30  # of a chunk's dense rows, of a strip's sums, of a batch'
 FREE_SHARE = 0.3  # of the free memory that each of them may take
 PART_GENES = 1024  # rows multiplied at a time: of the square at a strip's end, less is done in vain; also: of a task
 # Sizes in bytes of structures in kernels/level_ranks.cuh and kernels/correlation.cu, which assert them.
-BLOCK_SUMS, FOUND = 384, 16_408
+BLOCK_SUMS, FOUND = 384, 16_392
 EXACT = 2.0**53
 
 

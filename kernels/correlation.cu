@@ -13,9 +13,11 @@
 //          u=4   r r r c              c  gene 3 looks down its column: partners 4 5
 //          u=5   r r r c r
 //
-// A gene's list holds its strongest partners so far, by (−|rho|, gene): a set, in any order. Of a slice of candidates
-// those that reach the list's weakest are found; then the k-th of both together is searched bit by bit, and who stays
-// takes the place of who leaves. No order of threads, slices or strips shows in the set.
+// A gene's list holds its strongest partners so far, in the order of (−|rho|, gene). Of a slice of candidates those that
+// reach the list's weakest are found; each finds its place by counting who is stronger, in the list and among the found.
+// No order of threads, slices or strips shows in the list.
+//
+//   list  9 7 4 2     found  3 8     →     9 8 7 4 | 3 2
 //
 // Work split: block = gene, thread = candidate. Twin of kernels/correlation.py. The _rn intrinsics round each operation
 // on its own: no contraction, whatever the compiler's options. Assumed: no column of constant rank.
@@ -43,87 +45,68 @@ extern "C" __global__ void __launch_bounds__(1024, 1)
 struct Found {
   double rho[SLICE];
   u32 gene[SLICE];
-  u32 slot[SLICE];      // places of the list that become free
-  u32 votes[3];         // of count_strong: of this step, of the next, of the one before
-  u32 n, slots, taken;  // candidates found; free places, and how many of them are taken again
+  u32 place[SLICE];  // in the new list
+  u32 n, unused;
 };
 
-static_assert(sizeof(Found) == 16408, "corrmask_fast/graph_stages_cuda.py counts on it");
+static_assert(sizeof(Found) == 16392, "corrmask_fast/graph_stages_cuda.py counts on it");
 
 struct List {
-  int* gene;    // (room,)
+  int* gene;    // (room,) the strongest partner first
   double* rho;  // (room,)
   u32 size, room;
 };
 
-// Where the last that stays stands: |rho| above `strength`, or equal and a gene up to `gene`.
-struct Bar {
-  u64 strength;  // the bits of |rho|, which have its order
-  u32 gene;
-};
-
-constexpr u32 ANY_GENE = 0xFFFFFFFFu;
-
-__device__ __forceinline__ bool stays(double rho, u32 gene, Bar bar) {
-  const u64 strength = (u64)__double_as_longlong(fabs(rho));
-  return strength > bar.strength || (strength == bar.strength && gene <= bar.gene);
+__device__ __forceinline__ bool is_stronger(double rho, u32 gene, double other_rho, u32 other_gene) {
+  const double strength = fabs(rho), other = fabs(other_rho);
+  return strength > other || (strength == other && gene < other_gene);
 }
 
-// How many of the list and of the found pass the bar. `step` counts the calls, from 0.
-__device__ __forceinline__ u32 count_strong(const List& list, Found& found, Bar bar, u32 step) {
+// How many of the found are stronger.
+__device__ __forceinline__ u32 stronger_found(const Found& found, double rho, u32 gene) {
   u32 count = 0;
-#pragma unroll 1
-  for (u32 i = threadIdx.x; i < list.size; i += blockDim.x) count += stays(list.rho[i], list.gene[i], bar);
-#pragma unroll 1
-  for (u32 i = threadIdx.x; i < found.n; i += blockDim.x) count += stays(found.rho[i], found.gene[i], bar);
-  for (int d = 16; d; d >>= 1) count += __shfl_xor_sync(FULL_WARP, count, d);
-  if (lane_id() == 0) atomicAdd(&found.votes[step % 3], count);
-  if (threadIdx.x == 0) found.votes[(step + 1) % 3] = 0;  // all have read it: two steps ago, before the last barrier
-  __syncthreads();
-  return found.votes[step % 3];
+#pragma unroll 4
+  for (u32 i = 0; i < found.n; ++i) count += is_stronger(found.rho[i], found.gene[i], rho, gene);
+  return count;
 }
 
-// The bar that exactly list.room of the list and the found pass; there are no fewer.
-__device__ __forceinline__ Bar find_bar(const List& list, Found& found) {
-  Bar bar = {0, ANY_GENE};
-  u32 step = 0;
-#pragma unroll 1
-  for (int bit = 61; bit >= 0; --bit) {  // |rho| < 2: the two highest bits are 0
-    const u64 higher = bar.strength | 1ull << bit;
-    if (count_strong(list, found, {higher, ANY_GENE}, step++) >= list.room) bar.strength = higher;
+// How many of the list are stronger.
+__device__ __forceinline__ u32 stronger_listed(const List& list, double rho, u32 gene) {
+  u32 low = 0, high = list.size;
+  while (low < high) {
+    const u32 middle = (low + high) / 2;
+    if (is_stronger(list.rho[middle], list.gene[middle], rho, gene)) low = middle + 1;
+    else high = middle;
   }
-  if (count_strong(list, found, bar, step++) == list.room) return bar;
-  bar.gene = 0;
-#pragma unroll 1
-  for (int bit = 31; bit >= 0; --bit) {
-    const u32 higher = bar.gene | 1u << bit;
-    if (count_strong(list, found, {bar.strength, higher - 1}, step++) < list.room) bar.gene = higher;
-  }
-  return bar;
+  return low;
 }
 
-// Lets the found into the list. Returns the least |rho| that may still enter, 0 while there is room.
-__device__ __forceinline__ double keep_found(List& list, Found& found) {
-  if (list.size + found.n < list.room) {
-    for (u32 i = threadIdx.x; i < found.n; i += blockDim.x) {
-      list.gene[list.size + i] = found.gene[i];
-      list.rho[list.size + i] = found.rho[i];
-    }
-    list.size += found.n;
-    return 0;
+// Lets the found into the list; who has no place any more falls off its end. A barrier at the end.
+__device__ __forceinline__ void keep_found(List& list, Found& found) {
+  for (u32 i = threadIdx.x; i < found.n; i += blockDim.x) {
+    const double rho = found.rho[i];
+    const u32 gene = found.gene[i];
+    found.place[i] = stronger_found(found, rho, gene) + stronger_listed(list, rho, gene);
   }
-  const Bar bar = find_bar(list, found);
-  for (u32 i = threadIdx.x; i < list.room; i += blockDim.x)
-    if (i >= list.size || !stays(list.rho[i], list.gene[i], bar)) found.slot[atomicAdd(&found.slots, 1u)] = i;
+  // From the end of the list: everyone moves back or stays, so that nobody steps on who was not read yet.
+  for (u32 last = list.size; last != 0; last -= min(last, blockDim.x)) {
+    const bool is_mine = threadIdx.x < last;
+    const u32 i = is_mine ? last - 1 - threadIdx.x : 0;
+    const double rho = list.rho[i];
+    const u32 gene = list.gene[i], place = i + stronger_found(found, rho, gene);
+    __syncthreads();
+    if (!is_mine || place >= list.room) continue;
+    list.rho[place] = rho;
+    list.gene[place] = gene;
+  }
   __syncthreads();
   for (u32 i = threadIdx.x; i < found.n; i += blockDim.x) {
-    if (!stays(found.rho[i], found.gene[i], bar)) continue;
-    const u32 slot = found.slot[atomicAdd(&found.taken, 1u)];
-    list.gene[slot] = found.gene[i];
-    list.rho[slot] = found.rho[i];
+    if (found.place[i] >= list.room) continue;
+    list.rho[found.place[i]] = found.rho[i];
+    list.gene[found.place[i]] = found.gene[i];
   }
-  list.size = list.room;
-  return __longlong_as_double((i64)bar.strength);
+  list.size = min(list.size + found.n, list.room);
+  __syncthreads();
 }
 
 // by_column = 0: block b looks along row `first + b`; else down column b. `sums` (strip, stride) are float64, or int64 if
@@ -144,7 +127,7 @@ extern "C" __global__ void __launch_bounds__(1024, 1)
   double least = reach[gene];
 
   for (i64 begin = 0; begin < partner_end - partner_begin; begin += SLICE) {
-    if (threadIdx.x == 0) found.n = found.slots = found.taken = found.votes[0] = 0;
+    if (threadIdx.x == 0) found.n = 0;
     __syncthreads();
     for (i64 i = begin + threadIdx.x; i < min(begin + SLICE, partner_end - partner_begin); i += blockDim.x) {
       const i64 partner = partner_begin + i;
@@ -157,7 +140,8 @@ extern "C" __global__ void __launch_bounds__(1024, 1)
       found.gene[n] = (u32)partner;
     }
     __syncthreads();
-    if (found.n) least = fmax(least, keep_found(list, found));
+    if (found.n) keep_found(list, found);
+    if (list.size == list.room) least = fmax(least, fabs(list.rho[list.room - 1]));
     __syncthreads();
   }
   if (threadIdx.x != 0) return;

@@ -176,7 +176,7 @@ def test_the_kernels_of_a_graph_are_clean_under_sanitizers(cuda_host, sanitizer)
     ("file", "old", "new"),
     [
         ("overlap.cu", "atomicAdd(&bins_u[level], 1u)", "++bins_u[level]"),
-        ("correlation.cu", "keep_found(list, found));\n    __syncthreads();", "keep_found(list, found));"),
+        ("correlation.cu", "    __syncthreads();\n    if (!is_mine", "    if (!is_mine"),
     ],
 )
 def test_the_thread_sanitizer_finds_what_the_kernels_of_a_graph_lack(cuda_host, file, old, new):
