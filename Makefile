@@ -15,7 +15,7 @@ help:
 	@echo "make demo         counts to graph, masks, audit, speed and a tiny BERT, in about a minute once installed"
 	@echo "make test         the tests (CORRMASK_DATA=folder adds those on real cells)"
 	@echo "make lint         format, lint, types"
-	@echo "make bench        time it against Hugging Face's collator; appends to bench/results"
+	@echo "make bench        time it against Hugging Face's collator, NumPy, SciPy …; appends to bench/results"
 	@echo "make bench-smoke  does the bench run, and agree?"
 	@echo "make gpu-report   on a machine with a GPU: its tests, sanitizers, benches and a report (STEPS=tests,masking …)"
 	@echo "make clean        remove the environment and everything built"
@@ -39,6 +39,7 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python bench/run.py
+	$(BIN)/python bench/graph/run.py
 
 bench-smoke: $(READY)
 	$(BIN)/pytest --quiet bench

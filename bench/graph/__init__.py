@@ -1,0 +1,1 @@
+"""Benches of building the dependency graph on the CPU."""

@@ -1,0 +1,32 @@
+"""Measuring in a process of its own: its peak memory is its own, and a peer that fails or runs away harms nobody."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS", "CORRMASK_NUM_THREADS")
+
+
+def measure(script: str, python: str = sys.executable, *, threads: int, limit_s: float, **what: Any) -> dict[str, Any]:
+    """Run ``script`` of this folder with ``what`` as JSON; return the JSON object that it prints last.
+
+    Where it fails, the object holds ``error``: why, in a line.
+    """
+    environment = os.environ | dict.fromkeys(THREADS, str(threads))
+    command = [python, str(HERE / script), json.dumps({"threads": threads, "limit_s": limit_s, **what}, default=str)]
+    try:
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=False, timeout=limit_s + 120
+        )
+    except subprocess.TimeoutExpired:
+        return {"error": f"took longer than {limit_s + 120:.0f} s"}
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        return {"error": "killed, most likely for want of memory" if done.returncode == -9 else last}
+    return json.loads(done.stdout.splitlines()[-1])

@@ -1,0 +1,182 @@
+"""Our side, in a process of its own: checks against the oracle, then times, then prints one JSON object."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+# ruff: noqa: E402
+import numpy as np
+from scipy.stats import spearmanr
+
+from corrmask_fast import Corpus, build_dependency_graph, graph_stages, reference, set_num_threads
+from corrmask_fast.graph_products import DENSE, PANEL, SCATTER, Cut, Operands, Rates, plan_product
+from graph import shapes
+from graph.stages import QUIET
+
+
+def peak_gib() -> float:
+    """Largest resident memory of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def check(corpus: Corpus) -> float:
+    """Hold a graph of a few cells and genes to the oracle, bit by bit; return the seconds of this first build."""
+    small = shapes.part_of(corpus, 150, 40)
+    parameters = {"min_presence": 5, "min_cooccurrence": 5, "rho_min": 0.05, "n_neighbors": 6}
+    began = time.perf_counter()
+    graph = build_dependency_graph(small, progress=False, **parameters)
+    seconds = time.perf_counter() - began
+    cells = [small.tokens[small.indptr[i] : small.indptr[i + 1]].tolist() for i in range(small.n_cells)]
+    expected = reference.build_dependency_graph(cells, **parameters)
+    pairs = [(u, v, *rhos) for u, partners in sorted(expected.items()) for v, rhos in partners.items()]
+    rows = np.repeat(np.arange(graph.vocabulary.size), np.diff(graph.indptr))
+    for got, want in zip((rows, graph.indices, graph.rho, graph.rho_global), zip(*pairs, strict=True), strict=True):
+        np.testing.assert_array_equal(got, np.array(want, got.dtype))
+    return seconds
+
+
+def build(corpus: Corpus, threads: int, min_cooccurrence: int = 200) -> dict:
+    """From tokens in memory to the saved graph."""
+    set_num_threads(threads)
+    with tempfile.TemporaryDirectory() as folder:
+        began, cpu = time.perf_counter(), time.process_time()
+        graph = build_dependency_graph(corpus, min_cooccurrence=min_cooccurrence, progress=False)
+        graph.save(Path(folder) / "graph.safetensors")
+        seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
+    used = {"n_cells": graph.params["n_cells_used"], "n_genes": graph.params["n_genes_used"], "nnz": corpus.nnz}
+    return {"seconds": seconds, "cpu_seconds": cpu, "n_edges": graph.n_edges, **used}
+
+
+def run_build(what: dict) -> dict:
+    """Time ``repeats`` builds and take the quickest; how far rho is from exact where both are known."""
+    corpus = shapes.load(what["corpus"])
+    first_call = check(corpus)
+    corpus = shapes.part_of(corpus, what.get("n_cells"), what.get("n_genes"))
+    runs = [build(corpus, what["threads"], what["min_cooccurrence"]) for _ in range(what.get("repeats", 1))]
+    best = min(runs, key=lambda run: run["seconds"]) | {"peak_gib": peak_gib(), "first_call_s": first_call}
+    return best | {"largest_error": largest_error(corpus) if what.get("error") else None}
+
+
+def largest_error(corpus: Corpus) -> float:
+    """Of every pair among the first genes: rho as the stages give it, against integers summed by the definition."""
+    columns, ranks = shapes.columns_of(corpus)
+    exact = shapes.exact_rho(columns, ranks)
+    n = exact.shape[0]
+    few = slice(0, columns.indptr[n])
+    part = columns.__class__(
+        columns.genes[:n],
+        columns.n_cells,
+        columns.max_length,
+        columns.indptr[: n + 1],
+        columns.cells[few],
+        columns.levels[few],
+    )
+    pairs = graph_stages.strongest_pairs(part, graph_stages.rank_genes(part), n, 0.0, QUIET)
+    return float(np.abs(pairs.rho - exact[pairs.u, pairs.v]).max())
+
+
+def run_growth(what: dict) -> dict:
+    """Time builds of growing parts of one corpus."""
+    corpus = shapes.load(what["corpus"])
+    check(corpus)
+    rows = []
+    for n_cells, n_genes in what["parts"]:
+        part = shapes.part_of(corpus, n_cells, n_genes)
+        rows.append(build(part, what["threads"], what["min_cooccurrence"]) | {"cells": n_cells, "genes": n_genes})
+    return {"rows": rows}
+
+
+def run_overlap(what: dict) -> dict:
+    """Pairs a second of the overlap step on one core, and SciPy's on some of the same pairs.
+
+    The pairs are those that correlate (abs(rho) >= 0.05) and whose overlap is within a tenth of what is asked for.
+    """
+    set_num_threads(1)
+    corpus = shapes.load(what["corpus"])
+    check(corpus)
+    columns, ranks = shapes.columns_of(shapes.part_of(corpus, None, what["n_genes"]))
+    pairs = graph_stages.strongest_pairs(columns, ranks, 1000, 0.05, QUIET)
+    overlap, _ = graph_stages.correlate_pairs(columns, pairs, 1, QUIET)
+    rows = []
+    for target in what["overlaps"]:
+        some = np.flatnonzero(np.abs(overlap - target) <= target / 10)[:20_000]
+        if some.size == 0:
+            continue
+        chosen = graph_stages.Pairs(pairs.u[some], pairs.v[some], pairs.rho[some])
+        seconds = []
+        for _ in range(what["repeats"]):
+            began = time.perf_counter()
+            _, rho = graph_stages.correlate_pairs(columns, chosen, 1, QUIET)
+            seconds.append(time.perf_counter() - began)
+        rows.append(
+            {"overlap": target, "pairs": some.size, "ours": some.size / min(seconds)}
+            | scipy_overlaps(columns, chosen, rho, what["scipy_pairs"])
+        )
+    return {"rows": rows}
+
+
+def scipy_overlaps(columns: graph_stages.GeneColumns, pairs: graph_stages.Pairs, rho: np.ndarray, n: int) -> dict:
+    """Pairs a second of SciPy from dense columns to rho, and of ``spearmanr`` alone; the largest difference."""
+    whole, alone, largest, done = 0.0, 0.0, 0.0, 0
+    for k in range(0, pairs.u.size, max(1, pairs.u.size // n)):
+        x, y = (dense_column(columns, gene) for gene in (pairs.u[k], pairs.v[k]))
+        began = time.perf_counter()
+        both = (x > 0) & (y > 0)
+        x, y = x[both], y[both]
+        selected = time.perf_counter()
+        found = spearmanr(x, y).statistic
+        ended = time.perf_counter()
+        whole, alone, done = whole + ended - began, alone + ended - selected, done + 1
+        largest = max(largest, abs(found - rho[k]))
+    return {"scipy": done / whole, "scipy_alone": done / alone, "scipy_pairs": done, "largest_error": largest}
+
+
+def dense_column(columns: graph_stages.GeneColumns, gene: int) -> np.ndarray:
+    """(n_cells,) uint16: level of a gene in every cell, 0 where it is absent."""
+    dense = np.zeros(columns.n_cells, np.uint16)
+    part = slice(columns.indptr[gene], columns.indptr[gene + 1])
+    dense[columns.cells[part]] = columns.levels[part]
+    return dense
+
+
+def run_rates(what: dict) -> dict:
+    """Products a second of each method on one core, over all tasks that it would get if it were the only one."""
+    set_num_threads(1)
+    corpus = shapes.load(what["corpus"])
+    check(corpus)
+    columns, ranks = shapes.columns_of(shapes.part_of(corpus, None, what["n_genes"]))
+    rows = {}
+    for method, rates in (
+        (SCATTER, Rates(scatter=np.inf)),
+        (PANEL, Rates(panel=np.inf)),
+        (DENSE, Rates(dense=np.inf)),
+    ):
+        plan = plan_product(columns.presence, ranks.sum_squares, columns.n_cells, Cut(rates=rates))
+        operands = Operands(plan, columns, ranks.e)
+        # The tasks that the method is made for: the rarest blocks, all of the commonest panel, the commonest block.
+        task = (min if method == SCATTER else max)(plan.tasks, key=lambda task: (task.v.start, task.u.start))
+        counted = columns.presence[plan.order]
+        nonzeros_u, nonzeros_v = (float(counted[part.start : part.stop].sum()) for part in (task.u, task.v))
+        products = {
+            SCATTER: nonzeros_u * nonzeros_v / columns.n_cells / (2 if task.ahead == 0 else 1),
+            PANEL: nonzeros_u * len(task.v),
+            DENSE: len(task.u) * len(task.v) * float(columns.n_cells),
+        }[method]
+        sums = task.zeros()
+        operands.add(task, sums)
+        began = time.perf_counter()
+        operands.add(task, sums)
+        rows[method] = products / (time.perf_counter() - began)
+    return {"rates": rows}
+
+
+if __name__ == "__main__":
+    asked = json.loads(sys.argv[1])
+    print(json.dumps(globals()[f"run_{asked['part']}"](asked)))

@@ -1,0 +1,198 @@
+"""Check, time and record graph building: ``python bench/graph/run.py`` prints tables, appends to results/graph.csv.
+
+Everything is measured in processes of their own, one after the other. Peers that are not installed are named and
+skipped; ``--peers-python`` takes the interpreter of an environment that has them (NumPy and SciPy, and the peer).
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+BENCH = Path(__file__).resolve().parents[1]
+if __name__ == "__main__":
+    sys.path[0] = str(BENCH)  # the folder of benches, in place of this one: `graph` is a package in it
+
+# ruff: noqa: E402
+import argparse
+import time
+from typing import TYPE_CHECKING, Any
+
+import records
+
+from graph import goals, growth, shapes
+from graph.child import measure
+from graph.goals import MKL, OURS, SCIPY, SGEMM
+from graph.peers import PEERS
+
+if TYPE_CHECKING:
+    from graph.shapes import Shape
+
+ROOT = BENCH.parent
+RESULTS = records.RESULTS.with_name("graph.csv")
+PICTURE = records.RESULTS.with_name("graph_growth.png")
+PARTS = ("goals", "peers", "overlap", "threads", "growth", "rates")
+SMOKE_PARTS = ("goals", "peers", "overlap", "growth")
+PACKAGES = ("corrmask-fast", "numpy", "scipy", "numba", "torch")
+GROWTH = tuple((cells, genes) for cells in (10_000, 30_000, 100_000) for genes in (2_000, 8_000, 25_000))
+PANDAS = "pandas corr"
+
+
+class Bench:
+    """What the parts share: the corpora, the settings, and the rows so far."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.smoke, self.python = arguments.smoke, arguments.peers_python
+        self.limit_s, self.threads, self.sizes = arguments.minute, arguments.threads, arguments.sizes
+        self.keep = arguments.keep
+        self.shapes = shapes.SMOKE if self.smoke else shapes.SHAPES
+        self.min_cooccurrence = 20 if self.smoke else 200
+        self.peers = ("NumPy corrcoef of ranks",) if self.smoke else tuple(PEERS)
+        self.rows: list[records.Row] = []
+
+    def add(self, case: str, contestant: str, threads: int, found: dict[str, Any], **more: Any) -> None:
+        """Keep a row, and say it."""
+        found = found | more
+        columns = ("n_cells", "n_genes", "seconds", "cpu_seconds", "peak_gib", "largest_error", "n_edges")
+        row = {"case": case, "contestant": contestant, "threads": threads}
+        row |= {name: _rounded(found.get(name)) for name in columns} | {"note": found.get("error", "")}
+        self.rows.append(row)
+        said = ", ".join(f"{name} {value}" for name, value in row.items() if value not in ("", None) and name != "case")
+        print(f"{case}: {said}", flush=True)
+
+    def ours(self, part: str, shape: Shape, *, threads: int | None = None, **what: Any) -> dict[str, Any]:
+        """Measure our side; a failure of ours ends the run."""
+        found = measure(
+            "ours.py",
+            threads=threads or self.threads,
+            limit_s=600,
+            part=part,
+            corpus=shapes.corpus_file(shape, self.keep),
+            min_cooccurrence=self.min_cooccurrence,
+            **what,
+        )
+        if "error" in found:
+            raise SystemExit(f"our own part {part} on {shape.name} failed: {found['error']}")
+        return found
+
+    def peer(self, name: str, path: Path, *, all_genes: bool) -> dict[str, Any]:
+        """Measure a peer."""
+        limit = {"limit_s": self.limit_s, "threads": self.threads}
+        return measure("peers.py", self.python, peer=name, input=path, all_genes=all_genes, **limit)
+
+    def peer_input(self, shape: Shape) -> Path:
+        """Return the file that peers read a corpus from, made where it is not kept yet."""
+        corpus_file = shapes.corpus_file(shape, self.keep)
+        path = corpus_file.with_name(f"{corpus_file.stem}-peers.npz")
+        if not path.exists():
+            shapes.write_peer_input(path, *shapes.columns_of(shapes.load(corpus_file)))
+        return path
+
+    # ------------------------------------------------------------------------------------------------------ parts
+
+    def goals(self) -> None:
+        """Measure the sizes of the goals against the peers that they name."""
+        for name in self.sizes:
+            shape = self.shapes[name]
+            repeats = 1 if name == "big" else 3
+            ours = self.ours("build", shape, repeats=repeats, error=name != "big")
+            self.add(name, OURS, self.threads, ours)
+            if name == "big":
+                n = 512 if self.smoke else 6144
+                flops = measure("peers.py", threads=self.threads, limit_s=60, peer="SGEMM", n=n)["flops"]
+                # A multiplication and an addition for every cell and every pair of genes: half of the square.
+                seconds = ours["n_cells"] * ours["n_genes"] ** 2 / flops
+                size = {"n_cells": ours["n_cells"], "n_genes": ours["n_genes"], "seconds": seconds}
+                self.add(name, SGEMM, self.threads, size)
+            else:
+                peer = MKL if name == "d12k" else SCIPY
+                self.add(name, peer, self.threads, self.peer(peer, self.peer_input(shape), all_genes=True))
+
+    def peers_(self) -> None:
+        """Run every peer at the largest size it manages, and ours at the same sizes."""
+        shape = self.shapes["d12k"]
+        path = self.peer_input(shape)
+        for name in self.peers:
+            # pandas correlates pair by pair in one thread.
+            self.add("peers", name, 1 if name == PANDAS else self.threads, self.peer(name, path, all_genes=False))
+        for n_genes in sorted({row["n_genes"] for row in self.rows if row["case"] == "peers" and row["n_genes"]}):
+            found = self.ours("build", shape, n_genes=n_genes, repeats=2)
+            self.add("peers", OURS, self.threads, found, n_genes=n_genes)
+
+    def overlap(self) -> None:
+        """Pairs a second of the overlap step."""
+        sizes = {"n_genes": 200, "overlaps": [100, 400], "scipy_pairs": 5, "repeats": 1}
+        if not self.smoke:
+            sizes = {"n_genes": 3_000, "overlaps": [200, 2_000, 20_000], "scipy_pairs": 200, "repeats": 5}
+        for row in self.ours("overlap", self.shapes["big"], threads=1, **sizes)["rows"]:
+            case, error = f"overlap {row['overlap']}", {"largest_error": row["largest_error"]}
+            self.add(case, OURS, 1, {"seconds": 1 / row["ours"]})
+            self.add(case, SCIPY, 1, {"seconds": 1 / row["scipy"]} | error)
+            self.add(case, "SciPy spearmanr, overlap given", 1, {"seconds": 1 / row["scipy_alone"]})
+
+    def threads_(self) -> None:
+        """One thread beside two."""
+        for threads, name in ((1, f"{OURS}, 1 thread"), (2, OURS)):
+            self.add("threads", name, threads, self.ours("build", self.shapes["d12k"], threads=threads, repeats=3))
+
+    def growth(self) -> None:
+        """Builds of growing parts of the largest corpus."""
+        parts = ((300, 100), (900, 100), (900, 400)) if self.smoke else GROWTH
+        for row in self.ours("growth", self.shapes["big"], parts=parts)["rows"]:
+            # The sizes asked for: at 10 000 cells some genes are in too few of them and drop out.
+            self.add("growth", OURS, self.threads, row, n_cells=row["cells"], n_genes=row["genes"])
+        rows = [row for row in self.rows if row["case"] == "growth"]
+        found = growth.draw(rows, self.keep / "graph_growth.png" if self.smoke else PICTURE)
+        print(f"time grows as cells^{found.cells_power:.2f} · genes^{found.genes_power:.2f}")
+
+    def rates(self) -> None:
+        """Say the rates of the methods, which the plan of a product is made with."""
+        n_genes = 200 if self.smoke else 6_000
+        for method, rate in self.ours("rates", self.shapes["d12k"], threads=1, n_genes=n_genes)["rates"].items():
+            self.add("rates", f"{method}, 10^9 products", 1, {"seconds": 1e9 / rate})
+
+
+def _rounded(value: Any) -> Any:
+    return float(f"{value:.4g}") if isinstance(value, float) else "" if value is None else value
+
+
+def main() -> None:
+    """Run what the arguments ask for."""
+    arguments = _arguments()
+    bench = Bench(arguments)
+    began = time.perf_counter()
+    for part in arguments.parts:
+        {"peers": bench.peers_, "threads": bench.threads_}.get(part, getattr(bench, part, None))()
+    print(f"\n{goals.goal_table(bench.rows)}\n")
+    if "peers" in arguments.parts:
+        cells = bench.shapes["d12k"].n_cells
+        print(f"Peers at the largest size they manage in {bench.limit_s:g} s, of {cells:,} cells:\n")
+        print(f"{goals.peer_table(bench.rows)}\n")
+    described = {"density": bench.shapes["big"].density, "seconds_of_bench": round(time.perf_counter() - began)}
+    shared = records.conditions(described, 1, 0.0, PACKAGES)
+    print(f"{shared['cores']} cores of {shared['device']}, load {shared['load']}, commit {shared['commit']}")
+    if bench.smoke:
+        print("A smoke run: nothing is recorded, and the figures mean nothing.")
+    elif not arguments.dry:
+        records.append([row | shared for row in bench.rows], RESULTS)
+        print(f"{len(bench.rows)} rows appended to {RESULTS.relative_to(ROOT)}")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="default: all")
+    parser.add_argument("--sizes", nargs="+", choices=list(shapes.SHAPES), default=list(shapes.SHAPES))
+    parser.add_argument("--minute", type=float, default=60.0, help="seconds that a peer may take (default: 60)")
+    parser.add_argument("--threads", type=int, default=2, help="of everybody (default: 2)")
+    parser.add_argument("--dry", action="store_true", help="print, but record nothing")
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes: does everything run, and agree?")
+    parser.add_argument("--peers-python", default=sys.executable, help="interpreter that runs the peers")
+    parser.add_argument("--keep", type=Path, default=ROOT / "build" / "bench", help="where corpora are kept")
+    arguments = parser.parse_args()
+    if arguments.smoke:
+        arguments.parts, arguments.sizes = SMOKE_PARTS, ["d4k"]
+    return arguments
+
+
+if __name__ == "__main__":
+    main()
