@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 _ROOMS = {
     "AuditReport": "audit",
     "CellAnnotation": "cell_annotation",
+    "BertForSparseMaskedLM": "sparse_head",
     "Corpus": "corpus",
     "CorpusDataset": "dataset",
     "CorrMaskCallback": "pretrain",

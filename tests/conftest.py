@@ -68,6 +68,17 @@ def make_corpus_fixture():
     return make_corpus
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """One thread for PyTorch: small layers lose more by waiting for other threads than they gain."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def cuda_host() -> SimpleNamespace:
     """CUDA kernels on the CPU: the modules of tests/cuda_host; the test is skipped where they cannot run."""

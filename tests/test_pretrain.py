@@ -28,19 +28,13 @@ transformers = pytest.importorskip("transformers", minversion="4.46")
 pytest.importorskip("accelerate")
 
 from corrmask_fast.pretrain import EVALUATION_EPOCH, CorrMaskCallback, CorrMaskTrainer
+from corrmask_fast.sparse_head import BertForSparseMaskedLM
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 VOCABULARY = make_vocabulary(60)
 GRAPH = make_graph(VOCABULARY)
 MASKER = CorrMasker(GRAPH, mlm_probability=0.3, seed=5)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Layers this small lose more by waiting for other threads than they gain."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def make_cells(n_cells, seed=0, least=4, most=24):
@@ -283,6 +277,22 @@ def test_the_loss_is_the_models_own(tmp_path):
     for trainer in (ours, stock):
         said = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         np.testing.assert_allclose(said, trainer.losses, rtol=1e-4)
+
+
+@pytest.mark.parametrize("masking", ["worker", "device"])
+def test_a_model_that_takes_masked_positions_gets_them(tmp_path, masking):
+    stock = our_trainer(tmp_path, masking=masking, gradient_accumulation_steps=2, eval_dataset=DATASET)
+    sparse = BertForSparseMaskedLM(make_model().config)
+    sparse.load_state_dict(make_model().state_dict())
+    ours = our_trainer(tmp_path, sparse, masking=masking, gradient_accumulation_steps=2, eval_dataset=DATASET)
+    for trainer in (stock, ours):
+        trainer.train()
+    assert all("masked_positions" in batch for batch in ours.batches)
+    assert not any("masked_positions" in batch for batch in stock.batches)
+    np.testing.assert_allclose(ours.losses, stock.losses, rtol=1e-5)
+    for one, other in zip(ours.gradients, stock.gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+    assert ours.evaluate()["eval_loss"] == pytest.approx(stock.evaluate()["eval_loss"], rel=1e-5)
 
 
 @pytest.mark.parametrize("masking", ["worker", "device"])

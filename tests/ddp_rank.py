@@ -1,0 +1,45 @@
+"""A run that test_pretrain_ddp.py makes in one process and, as this script, in each of two."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+from test_pretrain import VOCABULARY, make_cells, our_trainer
+from test_sparse_head import make_pair
+
+from corrmask_fast import CorpusDataset, read_corpus
+
+RUNS = (("worker", 1), ("device", 2))  # masking, accumulated batches
+
+
+def run(folder, masking, accumulated, batch_size):
+    """Train for six steps; the stock model with masks from the collator, ours with masks on the device."""
+    stock, sparse = make_pair()
+    dataset = CorpusDataset(read_corpus(make_cells(48, seed=2), VOCABULARY))
+    distributed = {"ddp_backend": "gloo", "ddp_find_unused_parameters": False} if "RANK" in os.environ else {}
+    trainer = our_trainer(
+        folder, sparse if masking == "device" else stock, dataset, masking=masking, eval_dataset=dataset, max_steps=6,
+        per_device_train_batch_size=batch_size, gradient_accumulation_steps=accumulated, logging_steps=1,
+        group_by_length=True, **distributed,
+    )  # fmt: skip
+    trainer.train()
+    return {
+        "rank": trainer.args.process_index,
+        "batches": trainer.batches,
+        "losses": trainer.losses,
+        "gradients": trainer.gradients,
+        "said": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+        "evaluation": trainer.evaluate()["eval_loss"],
+        "weights": [parameter.detach().clone() for parameter in trainer.model.parameters()],
+        "buffers": [name for name, _ in trainer.model_wrapped.named_buffers()],
+    }
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    folder = Path(sys.argv[1])
+    runs = {masking: run(folder / masking, masking, accumulated, 2) for masking, accumulated in RUNS}
+    torch.save(runs, folder / f"rank-{runs['worker']['rank']}.pt")

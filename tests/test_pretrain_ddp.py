@@ -1,0 +1,84 @@
+"""Two processes (gloo) against one: the same cells, masks, losses and gradients."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("transformers", minversion="4.46")
+pytest.importorskip("accelerate")
+if not torch.distributed.is_gloo_available():
+    pytest.skip("this PyTorch has no gloo", allow_module_level=True)
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+HERE = Path(__file__).parent
+RUNS = (("worker", 1), ("device", 2))
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """What each of two ranks saw, in both modes of masking."""
+    folder = tmp_path_factory.mktemp("ddp")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    shared |= {"LOCAL_WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, str(HERE / "ddp_rank.py"), str(folder)],
+            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    try:
+        said = [process.communicate(timeout=240)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert all(process.returncode == 0 for process in started), "\n".join(text[-3000:] for text in said)
+    return [torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def rows_of(batches):
+    """Cell → its masked row and labels, without padding."""
+    found = {}
+    for batch in batches:
+        for row, seen in enumerate(batch["attention_mask"] == 1):
+            ids, labels = batch["input_ids"][row][seen], batch["labels"][row][seen]
+            cell = tuple(torch.where(labels == -100, ids, labels).tolist())
+            found[cell] = ids.tolist(), labels.tolist()
+    return found
+
+
+@pytest.mark.parametrize(("masking", "accumulated"), RUNS)
+def test_two_processes_train_as_one(ranks, tmp_path, monkeypatch, masking, accumulated):
+    monkeypatch.syspath_prepend(HERE)
+    import ddp_rank
+
+    assert ddp_rank.RUNS == RUNS
+    alone = ddp_rank.run(tmp_path, masking, accumulated, 4)
+    one, other = (rank[masking] for rank in ranks)
+    assert (one["rank"], other["rank"]) == (0, 1)
+    assert len(alone["losses"]) == len(one["losses"]) == len(other["losses"]) == 6 * accumulated
+    for step in range(6 * accumulated):
+        together = rows_of([one["batches"][step], other["batches"][step]])
+        assert together == rows_of([alone["batches"][step]])
+        assert (one["losses"][step] + other["losses"][step]) / 2 == pytest.approx(alone["losses"][step], rel=1e-4)
+    assert one["said"] == pytest.approx(alone["said"], rel=1e-4)
+    for mine, theirs, both in zip(one["gradients"], other["gradients"], alone["gradients"], strict=True):
+        assert torch.equal(mine, theirs)
+        torch.testing.assert_close(mine, both, rtol=1e-3, atol=1e-5)
+    for mine, theirs in zip(one["weights"], other["weights"], strict=True):
+        assert torch.equal(mine, theirs)
+    assert one["evaluation"] == pytest.approx(other["evaluation"])
+    assert one["evaluation"] == pytest.approx(alone["evaluation"], rel=0.05)  # a mean of means over other batches
+    assert not [name for name in one["buffers"] if "neighbor" in name or "draw" in name]  # DDP broadcasts buffers
