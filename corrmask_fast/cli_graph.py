@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 # Options of `graph build` that are parameters of build_dependency_graph.
 BUILD_OPTIONS = ("n_cells", "max_length", "n_neighbors", "rho_min", "min_cooccurrence", "min_presence", "max_genes",
-                 "seed", "device", "progress")  # fmt: skip
+                 "seed", "device", "memory_limit", "progress")  # fmt: skip
 
 # What the two kinds of rho of a summary are.
 LABELS = {
@@ -80,7 +80,13 @@ def _add_graph_build(commands: Any) -> None:
         "--by", metavar="COLUMN", help="a graph for each value of this obs column (tissue, donor, ...), in folder GRAPH"
     )
     add_vocabulary_options(parser)
-    setting(parser, "--n-cells", 100_000, "N", "cells sampled")
+    parser.add_argument(
+        "--n-cells",
+        type=_cells,
+        default=100_000,
+        metavar="N",
+        help="cells sampled, or 'all' (default: %(default)s)",
+    )
     setting(parser, "--max-length", 2048, "N", "genes read of a cell")
     setting(parser, "--n-neighbors", 50, "N", "partners sought for each gene")
     setting(parser, "--rho-min", 0.2, "X", "least |rho| of a pair, over all cells sampled (absent genes rank last)")
@@ -92,10 +98,21 @@ def _add_graph_build(commands: Any) -> None:
         "--device", default="auto", help="auto (a GPU where there is one), cpu or cuda (default: %(default)s)"
     )
     parser.add_argument(
+        "--memory",
+        dest="memory_limit",
+        metavar="SIZE",
+        help="memory that each process may take, such as 8GB; cells that do not fit are read several times, with the "
+        "same result (default: 80%% of what is free)",
+    )
+    parser.add_argument(
         "--checkpoint",
         metavar="FOLDER",
         help="save what is done here now and then; the same command goes on from there (remove it afterwards)",
     )
+
+
+def _cells(text: str) -> int | None:
+    return None if text == "all" else int(text)
 
 
 def _graph_build(arguments: argparse.Namespace) -> None:

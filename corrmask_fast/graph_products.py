@@ -127,6 +127,9 @@ def plan_product(presence: np.ndarray, sum_squares: np.ndarray, n_cells: int, cu
     varying = np.flatnonzero(sum_squares)
     order = varying[np.argsort(presence[varying], kind="stable")]
     n = order.size
+    # Many cells have ranks of which BLAS can add few products exactly at a time, and from 2**26 cells on none.
+    n_exact = 2**53 // (2 * n_cells) ** 2
+    dense = max(1e-9, cut.rates.dense * min(1.0, n_exact / DENSE_CELLS))
     blocks = [range(begin, min(begin + cut.tile_genes, n)) for begin in range(0, n, cut.tile_genes)]
     nonzeros = [float(presence[order[block.start : block.stop]].sum()) for block in blocks]
     tasks: list[Task] = []
@@ -137,7 +140,7 @@ def plan_product(presence: np.ndarray, sum_squares: np.ndarray, n_cells: int, cu
             return {
                 SCATTER: half * nonzeros[i] * nonzeros[j] / n_cells / cut.rates.scatter,
                 PANEL: half * nonzeros[i] * len(v) / cut.rates.panel,
-                DENSE: len(blocks[i]) * len(v) * n_cells / cut.rates.dense,
+                DENSE: len(blocks[i]) * len(v) * n_cells / dense,
             }
 
         priced = [(i, *min(costs(i).items(), key=lambda item: item[1])) for i in range(j + 1)]

@@ -19,7 +19,7 @@ from corrmask_fast.kernels.ranks import count_genes, fill_columns, rank_columns
 from corrmask_fast.threads import map_tasks, run_ranges
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from corrmask_fast.corpus import Corpus
 
@@ -74,14 +74,14 @@ class Pairs(NamedTuple):
 
 
 def read_sample(
-    corpus: Corpus, rows: np.ndarray, max_length: int, bar: Bar, *, chunk_cells: int = CHUNK_CELLS
+    corpus: Corpus, rows: Sequence[int] | np.ndarray, max_length: int, bar: Bar, *, chunk_cells: int = CHUNK_CELLS
 ) -> Sample:
     """Read cells ``rows``: only their tokens are held, whatever the size of the corpus."""
     size = corpus.vocabulary.size
 
     def read() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for begin in range(0, rows.size, chunk_cells):
-            yield corpus.gather(rows[begin : begin + chunk_cells], check=not corpus.in_memory)
+        for begin in range(0, len(rows), chunk_cells):
+            yield corpus.gather(np.asarray(rows[begin : begin + chunk_cells]), check=not corpus.in_memory)
 
     def count(chunk: tuple[np.ndarray, np.ndarray]) -> tuple[Any, np.ndarray, np.ndarray]:
         presence, value_sum = np.zeros(size, np.int64), np.zeros(size, np.int64)
@@ -89,7 +89,7 @@ def read_sample(
         return chunk, presence, value_sum
 
     chunks, presences, total = [], [], np.zeros(size, np.int64)
-    with bar("reading cells", rows.size, "cell") as progress:
+    with bar("reading cells", len(rows), "cell") as progress:
         for chunk, presence, value_sum in map_tasks(count, read()):
             chunks.append(chunk)
             presences.append(presence)
@@ -180,13 +180,9 @@ def correlate_pairs(
     columns: GeneColumns, pairs: Pairs, min_cooccurrence: int, bar: Bar, *, work: Work | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return each pair's overlap (int64) and its rho over the overlap (float64; 0 below ``min_cooccurrence``)."""
-    presence = columns.presence
-    swap = presence[pairs.u] < presence[pairs.v]
-    common, partner = np.where(swap, pairs.v, pairs.u), np.where(swap, pairs.u, pairs.v)
-    order = np.argsort(common, kind="stable")
-    common, partner = common[order], partner[order]
-    ranges, costs = even_ranges(presence[partner] + columns.max_length // 8)
-    results = Overlaps(order.size)
+    common, partner, back = by_common_gene(columns.presence, pairs)
+    ranges, costs = even_ranges(columns.presence[partner] + columns.max_length // 8)
+    results = Overlaps(common.size)
 
     def correlate(number: int) -> tuple[int, np.ndarray, np.ndarray]:
         these = slice(*ranges[number])
@@ -204,9 +200,17 @@ def correlate_pairs(
             share.done(number)
             progress.update(overlap.size)
     share.finish()
+    return results.overlap[back], results.rho[back]
+
+
+def by_common_gene(presence: np.ndarray, pairs: Pairs) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the commoner and the rarer gene of each pair, sorted by the commoner, and where each pair went."""
+    swap = presence[pairs.u] < presence[pairs.v]
+    common, partner = np.where(swap, pairs.v, pairs.u), np.where(swap, pairs.u, pairs.v)
+    order = np.argsort(common, kind="stable")
     back = np.empty_like(order)
     back[order] = np.arange(order.size)
-    return results.overlap[back], results.rho[back]
+    return common[order], partner[order], back
 
 
 def even_ranges(work: np.ndarray) -> tuple[list[tuple[int, int]], np.ndarray]:

@@ -21,6 +21,8 @@ merged by one thread. Assumed: no column of constant rank among those given; n_c
 """
 
 import numpy as np
+from numba import types
+from numba.extending import overload
 
 from .jit import inline, kernel, stage
 
@@ -88,12 +90,24 @@ def add_exact(products, sums):
             sums[a, b] += np.uint64(np.int64(products[a, b]))
 
 
+def centred(total, offset):
+    """Sum of d_u·d_v: from that of e_u·e_v (uint64); a float64 is it already."""
+
+
+@overload(centred, inline="always")
+def _centred(total, offset):
+    if isinstance(total, types.Float):
+        return lambda total, offset: total
+    return lambda total, offset: np.float64(np.int64(total) - offset)
+
+
 @kernel
 def select_pairs(sums, columns_u, columns_v, ahead, n_cells, n_positive, sum_squares, reach):
     """Return (u, v, rho) of the pairs whose abs(rho) is at least ``reach`` of u or of v.
 
-    ``ahead`` is how far the first of ``columns_v`` lies behind the first of ``columns_u`` in the order of genes: of the
-    pairs (a, b) those with a < b + ahead count, so that each pair is seen once.
+    ``sums`` are of e_u·e_v (uint64), or of d_u·d_v (float64, rounded once from more bits). ``ahead`` is how far the
+    first of ``columns_v`` lies behind the first of ``columns_u`` in the order of genes: of the pairs (a, b) those with
+    a < b + ahead count, so that each pair is seen once.
     """
     found_u, found_v = np.empty(sums.size, np.int32), np.empty(sums.size, np.int32)
     found_rho = np.empty(sums.size, np.float64)
@@ -110,7 +124,7 @@ def select_pairs(sums, columns_u, columns_v, ahead, n_cells, n_positive, sum_squ
         scale_u = 1 / np.sqrt(np.float64(sum_squares[u]))
         for b in range(max(0, a + 1 - ahead), columns_v.size):
             v = columns_v[b]
-            product = np.float64(np.int64(sums[a, b]) - n_cells * n_positive[u] * n_positive[v])
+            product = centred(sums[a, b], n_cells * n_positive[u] * n_positive[v])
             if abs(product) * scale_u * scale_v[b] < min(reach_u, reach_v[b]):
                 continue
             rho = product / np.sqrt(np.float64(sum_squares[u]) * np.float64(sum_squares[v]))

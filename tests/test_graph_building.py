@@ -19,6 +19,7 @@ from corrmask_fast import (
     Vocabulary,
     build_dependency_graph,
     graph_building,
+    graph_memory,
     graph_stages,
     reference,
     set_num_threads,
@@ -361,7 +362,7 @@ def test_scipy_agrees_before_rounding(make_corpus, max_length):
     assert_agrees_with_scipy(*stages_of(make_corpus(700, 70, seed=8), 20, max_length), at_most=150)
 
 
-@pytest.mark.parametrize("n_cells", [131_072, graph_building.MOST_CELLS])
+@pytest.mark.parametrize("n_cells", [131_072, graph_memory.MOST_CELLS_OF_64_BITS])
 def test_sums_are_exact_at_the_limits(n_cells):
     """Columns whose sums come as close to the limit as they can: no ties to speak of, every cell full."""
     rng = np.random.default_rng(0)
@@ -434,9 +435,9 @@ def test_an_empty_corpus():
         build_dependency_graph(corpus_of([]), progress=False)
 
 
-def test_more_cells_than_int64_holds(make_corpus, monkeypatch):
+def test_more_cells_than_ranks_hold(make_corpus, monkeypatch):
     monkeypatch.setattr(graph_building, "MOST_CELLS", 99)
-    with pytest.raises(InputError, match=r"exact for up to 99 cells; got 100; lower n_cells"):
+    with pytest.raises(InputError, match=r"built from at most 99 cells; got 100; lower n_cells"):
         build_dependency_graph(make_corpus(100, 5), progress=False, min_cooccurrence=1)
 
 
