@@ -395,7 +395,7 @@ def test_sums_are_exact_at_the_limits(n_cells):
 
 
 def test_the_limit_is_the_limit_of_int64():
-    most = graph_building.MOST_CELLS
+    most = graph_memory.MOST_CELLS_OF_64_BITS
     assert 4 * most**3 // 3 < 2**63 <= 4 * (most + 1000) ** 3 // 3
 
 
