@@ -159,10 +159,11 @@ def find_portions(
     if limit is None:
         return Portions(MOST_CELLS_AT_ONCE, 1 << 62, wide)
     if limit < need.least:
+        least = need.least if wide else min(need.least, need.in_memory)
         raise InputError(
-            f"memory_limit={in_units(limit)} is too little: this build needs at least {in_units(need.least)}, of which "
-            f"{in_units(need.tables)} for ranks of {max_length} places in cells of {need.vocabulary_size} tokens; "
-            "raise memory_limit, or lower max_length or the number of threads"
+            f"memory_limit={in_units(limit)} is too little: this build needs at least {in_units(least)}; raise "
+            f"memory_limit, or lower max_length (ranks of {max_length} places for {need.vocabulary_size} tokens take "
+            f"{in_units(need.tables)}) or the number of threads (now {get_num_threads()})"
         )
     room = limit - need.tables - need.chunk(0)
     a_cell = need.chunk(1) - need.chunk(0)

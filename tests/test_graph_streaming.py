@@ -111,9 +111,9 @@ def test_the_same_bits_as_the_oracle(make_corpus):
 def test_threads_chunks_and_bands_change_nothing(make_corpus, tmp_path):
     corpus = make_corpus(300, 90, seed=4)
     files = set()
-    for threads, (chunk_cells, band_bytes) in itertools.product((1, 3), ((10**6, 2**40), (64, 30_000))):
+    for threads, (chunk_cells, band_bytes) in itertools.product((1, 3), ((10**6, 2**40), (64, 60_000))):
         set_num_threads(threads)
-        graph = streamed(corpus, chunk_cells, band_bytes, min_cooccurrence=10, rho_min=0.05)
+        graph = streamed(corpus, chunk_cells, band_bytes, min_cooccurrence=10, rho_min=0.05, max_length=40)
         graph.save(tmp_path / "graph.safetensors")
         files.add((tmp_path / "graph.safetensors").read_bytes())
     assert graph.n_edges > 100
@@ -225,8 +225,8 @@ def test_too_little_memory_says_what_is_needed(make_corpus):
     with pytest.raises(InputError) as caught:
         build_dependency_graph(corpus, memory_limit="1MB", progress=False, **LOOSE)
     message = re.fullmatch(
-        r"memory_limit=1MB is too little: this build needs at least ([\d.]+MB), of which [\d.]+MB for ranks of 2048 "
-        r"places in cells of 62 tokens; raise memory_limit, or lower max_length or the number of threads",
+        r"memory_limit=1MB is too little: this build needs at least ([\d.]+MB); raise memory_limit, or lower "
+        r"max_length \(ranks of 2048 places for 62 tokens take 0.51MB\) or the number of threads \(now \d+\)",
         str(caught.value),
     )
     build_dependency_graph(corpus, memory_limit=message[1], progress=False, **LOOSE)  # what it says is enough
@@ -237,9 +237,14 @@ def test_what_fits_is_held_and_what_does_not_passes(make_corpus):
     need = Need.of(corpus, range(200), 2048)
     assert need.n_tokens == corpus.nnz
     assert graph_memory.find_portions(corpus, range(200), 2048, math.ceil(need.in_memory), team) is None
-    assert graph_memory.find_portions(corpus, range(200), 2048, math.ceil(need.in_memory) - 1, team).chunk_cells == 1024
     many = replace(need, n_cells=10**7, n_tokens=10**10, longest=1000.0, vocabulary_size=25_000)
     with pytest.MonkeyPatch.context() as patch:
+        fits = replace(many, n_cells=10**5, n_tokens=10**8)
+        patch.setattr(Need, "of", lambda *_: fits)
+        for more, whole in ((0, True), (-1, False)):
+            found = graph_memory.find_portions(corpus, range(1), 2048, math.ceil(fits.in_memory) + more, team)
+            assert (found is None) == whole
+        assert not found.wide
         patch.setattr(Need, "of", lambda *_: many)
         for limit in ("1GB", "4GB", "50GB"):
             size = graph_memory.check_memory(limit)
