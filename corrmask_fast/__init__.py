@@ -32,6 +32,7 @@ _ROOMS = {
     "MaskedValues": "value_masking",
     "Masker": "masker_base",
     "MissingExtraError": "errors",
+    "MultinomialAttentionMasker": "mam",
     "PMIMasker": "maskers",
     "PMITable": "pmi",
     "Piecewise": "schedules",

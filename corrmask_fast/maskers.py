@@ -13,6 +13,8 @@ from corrmask_fast.neighbor_tables import no_table, table_of_graphs, table_of_pa
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import torch
+
     from corrmask_fast.graph import DependencyGraph
     from corrmask_fast.pmi import PMITable
     from corrmask_fast.vocabulary import Vocabulary
@@ -257,6 +259,39 @@ class CorrMasker(Masker):
             seed=seed,
             validate=validate,
         )
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        special_tokens_mask: torch.Tensor | None = None,
+        *,
+        draw_ids: torch.Tensor | None = None,
+        epoch: int | torch.Tensor | None = None,
+        seed_weights: torch.Tensor | None = None,
+        **more: Any,
+    ) -> MaskedBatch:
+        """Mask a padded batch: see :meth:`Masker.forward` for all but ``seed_weights``.
+
+        Parameters
+        ----------
+        seed_weights
+            (rows, columns) floating point, >= 0: chances of columns to be the next seed, as their weights. Learned
+            weights, such as MAM's, say where to start, and the graph where to go. None: all alike.
+        """
+        if seed_weights is None:
+            return super().forward(
+                input_ids, attention_mask, special_tokens_mask, draw_ids=draw_ids, epoch=epoch, **more
+            )
+        from corrmask_fast.torch_random import check_weights, gumbel_priorities, look_at_rows
+
+        rows = look_at_rows(self, input_ids, attention_mask, special_tokens_mask, draw_ids, epoch)
+        check_weights("seed_weights", seed_weights, input_ids)
+        more["priorities"] = gumbel_priorities(seed_weights, rows.w0)
+        masked = super().forward(input_ids, attention_mask, special_tokens_mask, draw_ids=rows.draw_ids, **more)
+        if rows.counted:
+            self.draw_counter.add_(input_ids.shape[0])
+        return masked
 
     def extra_repr(self) -> str:
         """Return the parameters for ``repr``."""

@@ -6,13 +6,17 @@ right brings in the sign, which a mask takes away.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from corrmask_fast.batch_checks import check_batch
+from corrmask_fast.draws import draws_of_tensors, priorities_of
+from corrmask_fast.errors import InputError
 from corrmask_fast.kernels.layout import CONTENT, COUNTED
 
 if TYPE_CHECKING:
+    from corrmask_fast.masker_base import Masker
     from corrmask_fast.vocabulary import Vocabulary
 
 LOW = 0xFFFFFFFF
@@ -112,19 +116,51 @@ def gumbel_priorities(weights: torch.Tensor, w0: torch.Tensor) -> torch.Tensor:
     Parameters
     ----------
     weights
-        (rows, columns), finite and >= 0: the chance of a column is its share of the weights left. Columns of weight 0
-        come last.
+        (rows, columns), >= 0: the chance of a column is its share of the weights left. Columns of weight 0 come last.
     w0
         (rows, columns) int64: the columns' first random words.
 
     Returns
     -------
-    (rows, columns) int64 in [0, 2**32): the columns' ranks by falling log(weight) − log(−log((w0 + ½) / 2³²)), ties by
-    column, spread evenly over 32 bits, as the kernels that look for the smallest expect of random words.
+    (rows, columns) int64: by falling log(weight) − log(−log((w0 + ½) / 2³²)), ties by column.
     """
     uniform = (w0.to(torch.float64) + 0.5) / 2**32
-    scores = weights.to(torch.float64).log() - (-uniform.log()).log()
-    order = scores.argsort(dim=1, descending=True, stable=True)
-    ranks = torch.empty_like(order)
-    ranks.scatter_(1, order, torch.arange(order.shape[1], device=order.device).expand_as(order))
-    return ranks * (2**32 // max(order.shape[1], 1))
+    return priorities_of(weights.to(torch.float64).log() - (-uniform.log()).log())
+
+
+class Rows(NamedTuple):
+    """What the kernels would find out about the rows of a batch."""
+
+    draw_ids: torch.Tensor  # (rows,) int64
+    visible: torch.Tensor  # (rows, columns) bool: not padding
+    maskable: torch.Tensor  # (rows, columns) bool
+    w0: torch.Tensor  # (rows, columns) int64: the columns' first random words
+    counted: bool  # whether the masker's counter has to move on
+
+
+def look_at_rows(
+    masker: Masker,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    special_tokens_mask: torch.Tensor | None,
+    draw_ids: torch.Tensor | None,
+    epoch: int | torch.Tensor | None,
+) -> Rows:
+    """Check a padded batch and return its rows' draws and words."""
+    check_batch(input_ids, attention_mask, special_tokens_mask, masker.seed_bits.device)
+    visible = input_ids != masker.vocabulary.pad_token_id if attention_mask is None else attention_mask != 0
+    maskable = maskable_columns(masker.vocabulary, input_ids, visible, special_tokens_mask)
+    columns = relative_columns(visible)
+    draws = draws_of_tensors(input_ids.shape[0], draw_ids, epoch, masker.draw_counter, input_ids.device)
+    draw = draw_ids_of(draws, input_ids, maskable, columns)
+    w0 = philox_words(masker.seed_bits, draw[:, None], columns.clamp(min=0), 0)[0]
+    return Rows(draw, visible, maskable, w0, draws[1] == COUNTED)
+
+
+def check_weights(name: str, weights: torch.Tensor, input_ids: torch.Tensor) -> None:
+    """Raise InputError unless there is a weight for each column."""
+    if weights.shape != input_ids.shape or not weights.dtype.is_floating_point or weights.device != input_ids.device:
+        raise InputError(
+            f"{name} must be {tuple(input_ids.shape)} floating point on {input_ids.device}, a weight >= 0 for each "
+            f"column; got {tuple(weights.shape)} {weights.dtype} on {weights.device}"
+        )

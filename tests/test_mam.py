@@ -1,0 +1,210 @@
+"""Multinomial Attention Masking: who is chosen, by what, what leaks, and what learns."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from corrmask_fast import CorrMasker, InputError, MultinomialAttentionMasker, reference
+from corrmask_fast.testing import make_graph, make_vocabulary
+
+VOCABULARY = make_vocabulary(60)
+DIM = 16
+
+
+@pytest.fixture(name="embeddings")
+def embeddings_fixture():
+    torch.manual_seed(0)
+    return nn.Embedding(VOCABULARY.size, DIM)
+
+
+def make_masker(**changes):
+    torch.manual_seed(1)
+    masker = MultinomialAttentionMasker(
+        VOCABULARY, DIM, **{"n_latents": 6, "n_heads": 2, "mlm_probability": 0.3, "seed": 5, **changes}
+    )
+    with torch.no_grad():
+        masker.latents.mul_(300)  # so that attention differs between genes
+    return masker
+
+
+def batch(rows=4, columns=30, padding=(0, 3, 11, 29)):
+    rng = np.random.default_rng(2)
+    ids = np.stack([rng.permutation(60)[:columns] + 2 for _ in range(rows)])
+    for row, pad in zip(ids, padding, strict=False):
+        row[columns - pad :] = 0
+    return torch.from_numpy(ids)
+
+
+def test_masks_are_those_of_the_definition(embeddings):
+    """Latents, attention, scores and replacement computed row by row, latent by latent."""
+    masker, ids = make_masker(latent_ratio=0.5), batch()
+    got = masker(ids, embeddings, draw_ids=torch.tensor([7, 8, -1, 2**40]))
+    for row, draw in enumerate([7, 8, 2**64 - 1, 2**40]):
+        cell = ids[row].tolist()
+        seen = [c for c, token in enumerate(cell) if token != 0]
+        key = [reference.words(5, draw, latent, 2**32 - 1)[0] for latent in range(6)]
+        chosen = sorted(range(6), key=lambda latent: (key[latent], latent))[:3]
+        with torch.no_grad():
+            keys = masker.key(masker.norm(embeddings(ids[row][seen])))
+            queries = masker.query(masker.latents)
+            weight = torch.zeros(len(cell), dtype=torch.float32)
+            for latent in chosen:
+                for head in (slice(0, 8), slice(8, 16)):
+                    scores = keys[:, head] @ queries[latent, head] / math.sqrt(8)
+                    weight[seen] += scores.softmax(0)
+        gumbel = [-math.log(-math.log((reference.words(5, draw, c, 0)[0] + 0.5) / 2**32)) for c in range(len(cell))]
+        score = {c: math.log(weight[c]) + gumbel[c] for c in seen}
+        order = sorted(seen, key=lambda c: (-score[c], c))
+        expected = reference.mask_row(
+            cell,
+            {},
+            vocab_size=VOCABULARY.size,
+            gene_range=VOCABULARY.gene_range,
+            pad_token_id=0,
+            mask_token_id=1,
+            special_token_ids=VOCABULARY.special_token_ids,
+            seed=5,
+            draw_id=draw,
+            strategy="sampled",
+            mlm_probability=0.3,
+            priorities=[order.index(c) if c in order else 99 for c in range(len(cell))],
+        )
+        assert got.input_ids[row].tolist() == expected.input_ids
+        assert got.labels[row].tolist() == expected.labels
+
+
+def test_attention_draws_the_masks(embeddings):
+    """Genes attended to more are masked more: over many draws, in the order of their weights."""
+    masker, ids = make_masker(latent_ratio=1.0, mlm_probability=0.1), batch(1, 30, (0,))
+    rows = ids.repeat(4000, 1)
+    times = (masker(rows, embeddings, draw_ids=torch.arange(4000)).labels != -100).double().mean(0)
+    seen = torch.ones_like(ids, dtype=torch.bool)
+    weights = masker.weights(embeddings(ids), seen, masker.choose_latents(torch.zeros(1, dtype=torch.int64)))[0]
+    assert weights.max() > 3 * weights.min()  # else there is nothing to see
+    assert np.corrcoef(times, weights)[0, 1] > 0.95
+    assert times.sum() == pytest.approx(3)
+
+
+def test_the_context_alone_teaches_the_latents(embeddings):
+    masker, ids = make_masker(), batch()
+    masked, chosen = masker._draw(ids, embeddings, None, None, None, 0)
+    embeddings(masked.input_ids).sum().backward()
+    assert masker.latents.grad is None
+    seen = ids != 0
+    context = masker.context(embeddings(masked.input_ids), seen, chosen)
+    context.square().sum().backward()
+    assert masker.latents.grad is not None
+    assert masker.latents.grad.abs().max() > 0
+    assert masker.project.weight.grad.abs().max() > 0
+
+
+def test_what_is_hidden_does_not_leak_into_the_context(embeddings):
+    masker, ids = make_masker(mask_replace_prob=1.0, random_replace_prob=0.0), batch()
+    masked, chosen = masker._draw(ids, embeddings, None, None, None, 0)
+    before = masker.context(embeddings(masked.input_ids), ids != 0, chosen)
+    other = nn.Embedding.from_pretrained(embeddings.weight.detach().clone())
+    hidden = torch.unique(masked.labels[0][masked.labels[0] >= 0])
+    other.weight[hidden] = 1000.0
+    after = masker.context(other(masked.input_ids), ids != 0, chosen)
+    torch.testing.assert_close(before[0], after[0])
+
+
+def test_draws_follow_from_cell_and_epoch_whatever_the_batch(embeddings):
+    masker, ids = make_masker(), batch()
+    whole = masker(ids, embeddings, epoch=3)
+    for row in range(4):
+        n = int((ids[row] != 0).sum())
+        alone = masker(ids[row : row + 1, :n], embeddings, epoch=3)
+        assert alone.labels[0].tolist() == whole.labels[row, :n].tolist()
+    assert not torch.equal(whole.labels, masker(ids, embeddings, epoch=4).labels)
+
+
+def test_its_counter_goes_on_and_is_saved(embeddings):
+    masker, ids = make_masker(), batch()
+    first, second = masker(ids, embeddings), masker(ids, embeddings)
+    assert not torch.equal(first.labels, second.labels)
+    again = make_masker()
+    again.load_state_dict({**masker.state_dict(), "sampler.draw_counter": torch.tensor([4])})
+    assert torch.equal(again(ids, embeddings).labels, second.labels)
+
+
+def test_rows_of_padding_stay_finite(embeddings):
+    masker, ids = make_masker(), batch()
+    ids[2] = 0
+    masked, chosen = masker._draw(ids, embeddings, None, None, None, 0)
+    assert (masked.labels[2] == -100).all()
+    context = masker.context(embeddings(masked.input_ids), ids != 0, chosen)
+    context.sum().backward()
+    assert torch.isfinite(context).all()
+    assert torch.isfinite(masker.latents.grad).all()
+
+
+def test_training_bert_with_it():
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=VOCABULARY.size,
+        hidden_size=DIM,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=DIM,
+        max_position_embeddings=40,
+    )
+    model, masker = transformers.BertForMaskedLM(config), make_masker()
+    before = masker.latents.detach().clone()
+    optimizer = torch.optim.AdamW([*model.parameters(), *masker.parameters()], lr=1e-2)
+    ids, losses = batch(16, 30, (0,) * 16), []
+    for step in range(40):
+        output, masked = masker.masked_lm(model, ids, epoch=step)
+        assert int((masked.labels != -100).sum()) == 16 * 9
+        output.loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(output.loss.item())
+    assert np.mean(losses[-5:]) < 0.95 * np.mean(losses[:5])  # genes at random: little to learn but which there are
+    assert (masker.latents - before).abs().max() > 1e-3
+
+
+def test_seeds_go_by_weights():
+    graph = make_graph(VOCABULARY, degree=3, seed=0)
+    masker = CorrMasker(graph, structural_ratio=1.0, mlm_probability=0.15, max_partners=0)
+    ids = torch.arange(2, 62).repeat(500, 1)
+    seeds = np.flatnonzero(graph.degrees[2:62])
+    weights = torch.zeros(500, 60)
+    weights[:, seeds[:9]] = 1.0
+    masked = masker(ids, seed_weights=weights, epoch=0, draw_ids=None)
+    assert masked.masked_positions[0].tolist() == seeds[:9].tolist()  # nine of weight: all of them
+    weights[:, seeds[:9]] = torch.arange(1.0, 10.0)
+    weights[:, seeds[9:]] = 0.5
+    times = (masker(ids, seed_weights=weights, draw_ids=torch.arange(500)).labels != -100).double().mean(0)
+    assert times[seeds[8]] > times[seeds[0]] + 0.2
+    with pytest.raises(InputError, match=r"seed_weights must be \(500, 60\) floating point"):
+        masker(ids, seed_weights=weights[:, :5], epoch=0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"latent_ratio": 0}, r"latent_ratio must be in \(0, 1\]; got 0"),
+        ({"latent_ratio": 1.5}, r"latent_ratio must be a number in \[0, 1\]; got 1.5"),
+        ({"n_heads": 3}, "n_heads must divide dim=16; got 3"),
+        ({"n_latents": 0}, "n_latents must be an integer >= 1"),
+    ],
+)
+def test_bad_parameters_are_refused(changes, message):
+    with pytest.raises(InputError, match=message):
+        make_masker(**changes)
+
+
+def test_embeddings_of_another_width_are_refused():
+    with pytest.raises(InputError, match="vectors of dim=16; got"):
+        make_masker()(batch(), nn.Embedding(VOCABULARY.size, 8), epoch=0)
+
+
+def test_a_small_ratio_still_leaves_a_latent():
+    assert make_masker(latent_ratio=0.01).n_chosen == 1
