@@ -121,7 +121,8 @@ def build_dependency_graph(
         Which cells are sampled; in [0, 2**64).
     device
         ``"cpu"``; ``"cuda"``: torch's current CUDA device, through CuPy; ``"auto"``: that, where there is one with
-        CuPy installed, else the CPU. The same bits on each.
+        CuPy installed, else the CPU. The same bits on each. The product is one of float64, in which gaming cards are
+        weak: many cores may be faster than those.
     memory_limit
         Bytes, or text such as ``"8GB"``, that this process may take for the build (on top of the program and its
         libraries, some 0.3 GB). Sampled cells that do not fit are read again and again, chunk by chunk, as often as

@@ -334,8 +334,8 @@ def correlate_pairs(
     ends = np.cumsum([ranges[task][1] - ranges[task][0] for task in share.tasks])
 
     data = gpu.upload(columns.indptr), columns.cells, columns.levels
-    rows = max(1, min(BLOCK_BYTES // 4, int(FREE_SHARE * gpu.free_bytes())) // (2 * columns.n_cells))
-    dense = gpu.empty((min(rows, columns.genes.size), columns.n_cells), torch.int16)
+    rows = min(BLOCK_BYTES // 4, int(FREE_SHARE * gpu.free_bytes())) // (2 * columns.n_cells)
+    dense = gpu.empty((max(1, min(rows, columns.genes.size)), columns.n_cells), torch.int16)
     with bar("comparing overlaps", mine.size, "pair") as progress:
         for begin, end, genes, row in _batches(common[mine], len(dense)):
             these = mine[begin:end]

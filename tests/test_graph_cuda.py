@@ -23,6 +23,7 @@ from corrmask_fast import (
     build_dependency_graph,
     graph_building,
     graph_device,
+    graph_memory,
     graph_stages,
     graph_stages_cuda,
     graph_work,
@@ -167,7 +168,7 @@ def test_tokens_of_32_bits(emulated, make_corpus):
     assert_equal_stages(got, stages_of(graph_stages, corpus, **BASE))
 
 
-@pytest.mark.parametrize("n_cells", [131_072, 200_000, graph_building.MOST_CELLS])
+@pytest.mark.parametrize("n_cells", [131_072, 200_000, graph_memory.MOST_CELLS_OF_64_BITS])
 def test_sums_are_exact_at_the_limits(cuda_host, n_cells):
     """Columns whose sums come as close to the limit as they can: no ties to speak of, every cell full."""
     rng = np.random.default_rng(0)
@@ -182,7 +183,7 @@ def test_sums_are_exact_at_the_limits(cuda_host, n_cells):
     with cuda_host.graph.in_place(device) as stages:
         got_ranks = stages.rank_genes(on_device)
         # With most cells there are thousands of chunks, which take their time here.
-        most = n_cells == graph_building.MOST_CELLS
+        most = n_cells == graph_memory.MOST_CELLS_OF_64_BITS
         got_pairs = pairs if most else stages.strongest_pairs(on_device, got_ranks, 5, 0.0, QUIET)
         got = stages.correlate_pairs(on_device, got_pairs, 1, QUIET)
     np.testing.assert_array_equal(on_host(got_ranks.e, np.uint32), ranks.e)
@@ -299,13 +300,13 @@ def test_the_command_line_takes_a_device(pretend, make_corpus, tmp_path, capsys)
 
 
 def test_a_graph_without_edges_warns_the_same(pretend):
-    for cells in ([[A], [B]], [[A, B, C]] * 4):
+    for cells, min_presence in (([[A], [B]], 1), ([[A, B, C]] * 4, 1), ([[A], [B]], 2)):
         messages = []
         for device in ("cpu", "cuda"):
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 build_dependency_graph(
-                    corpus_of(cells), min_presence=1, min_cooccurrence=1, device=device, progress=False
+                    corpus_of(cells), min_presence=min_presence, min_cooccurrence=1, device=device, progress=False
                 )
             messages.append([str(warning.message) for warning in caught])
         assert messages[0] == messages[1]
