@@ -168,10 +168,8 @@ def run_profile(bench: Bench) -> None:
         times[key] = Timing(us, us, us)
         told[key] = next((found for name, found in details.items() if key.startswith(name)), None)
     bench.keep("profile: kernels", batch, times, moved=moved, details=told)
-    for some in (
-        ids,
-        ids[: bench.sizes.batches[0]],
-    ):  # few rows leave multiprocessors idle: larger blocks may win there
+    # Few rows leave multiprocessors idle: larger blocks may win there.
+    for some in (ids, ids[: bench.sizes.batches[0]]):
         contestants = profiling.blocks_race(bench.workload, some)
         bench.keep("profile: blocks", len(some), bench.race(contestants), moved=masking.bytes_moved(some))
 
