@@ -14,19 +14,23 @@ if __name__ == "__main__":
 
 # ruff: noqa: E402
 import argparse
+import copy
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from corrmask_fast import CorrMasker, cuda
+from corrmask_fast import cuda
+from corrmask_fast.strategies import STRATEGIES
 from corrmask_fast.testing import Case, assert_same, cases, make_graph, make_vocabulary
 from gpu import devices, parity, profiling
 from gpu.workloads import COMPARED, atlas
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from corrmask_fast.masker_base import Masker
 
 KERNELS = Path(cuda.__file__).parent / "kernels"
 ROWS = 24  # a few blocks on each of some multiprocessors
@@ -60,26 +64,40 @@ def small_shared_memory(device: torch.device) -> Iterator[None]:
         ours.shared_limit = given
 
 
+def maskers_of(case: Case) -> list[Masker]:
+    """Every strategy at its defaults, and CorrMask with more partners than a warp ranks at a time."""
+    many = {"structural_ratio": 1.0, "max_partners": 40, "mlm_probability": 0.4}
+    return [*(case.masker(name) for name in STRATEGIES), case.masker("corrmask", **many)]
+
+
 def mask_everything(device: torch.device) -> int:
     """Mask the batches by both dtypes, in shared and in device memory; return how many results were compared."""
     compared = 0
     for case in batches():
-        for parameters in ({}, {"structural_ratio": 1.0, "max_partners": 40, "mlm_probability": 0.4}):
-            masker = CorrMasker(case.graph, validate=False, **parameters)
-            on_device = CorrMasker(case.graph, validate=False, **parameters).to(device)
+        for masker in maskers_of(case):
+            on_device = copy.deepcopy(masker).to(device)
             for dtype in (np.int64, np.int32):
                 tensors = [
                     None if array is None else torch.from_numpy(array)
                     for array in (case.astype(dtype).input_ids, case.attention_mask, case.special_tokens_mask)
                 ]
                 there = [None if tensor is None else tensor.to(device) for tensor in tensors]
-                want = masker(*tensors, epoch=3)
-                assert_same(want, parity.to_cpu(on_device(*there, epoch=3)), f"{case.name}, {parameters}, {dtype}")
+                want, what = masker(*tensors, epoch=3), f"{case.name}, {masker.label}, {np.dtype(dtype)}"
+                assert_same(want, parity.to_cpu(on_device(*there, epoch=3)), what)
                 with small_shared_memory(device):
                     got = parity.to_cpu(on_device(*there, epoch=3))
-                assert_same(want, got, f"{case.name}, {parameters}, {dtype}, in device memory")
+                assert_same(want, got, f"{what}, in device memory")
                 compared += 2
     return compared
+
+
+def build_graphs(device: torch.device) -> None:
+    """Build a small graph, in shared and in device memory."""
+    corpus = atlas(COMPARED, 400)
+    settings = {"n_cells": 600, "min_presence": 10, "min_cooccurrence": 20}
+    print(parity.check_graph(corpus, device, **settings), flush=True)
+    with small_shared_memory(device):
+        print(parity.check_graph(corpus, device, **settings), "with bins in device memory", flush=True)
 
 
 def unlaunched(launches: list[profiling.Launch]) -> list[str]:
@@ -106,8 +124,7 @@ def main() -> int:
         if arguments.only != "graph":
             print(f"{mask_everything(device)} masked batches are the CPU's", flush=True)
         if arguments.only != "masking":
-            small = {"n_cells": 600, "min_presence": 10, "min_cooccurrence": 20}
-            print(parity.check_graph(atlas(COMPARED, 400), device, **small), flush=True)
+            build_graphs(device)
     torch.cuda.synchronize()
     print(f"{len(launches)} launches of {len({one.name for one in launches})} kernels")
     missed = unlaunched(launches)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from timing import Timing
 
 from corrmask_fast import CorrMasker, DependencyGraph, Vocabulary, get_num_threads, reference, set_num_threads
 from corrmask_fast.stock import stock_collator
+from corrmask_fast.strategies import STRATEGIES
 from corrmask_fast.testing import Case, cases, draw_ids, make_graph, make_vocabulary
 from gpu import devices, exercise, goals, graphs, masking, pages, profiling, report, results, run
 from gpu.torch_corrmask import TorchCorrMask
@@ -245,3 +247,11 @@ def test_the_steps_name_files_that_exist():
     for step in report.STEPS.values():
         for word in step.command:
             assert not word.endswith(".py") or (report.ROOT / word).is_file(), word
+
+
+def test_the_exercise_goes_through_every_strategy_and_dtype(monkeypatch):
+    """On the CPU in the device's place: the same batches, maskers and comparisons."""
+    monkeypatch.setattr(exercise, "small_shared_memory", lambda _device: nullcontext())
+    n_batches, n_maskers = len(exercise.batches()), len(STRATEGIES) + 1
+    assert exercise.mask_everything(CPU) == n_batches * n_maskers * 4
+    exercise.build_graphs(CPU)
