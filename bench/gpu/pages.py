@@ -76,7 +76,7 @@ def draw_masking(rows: Sequence[records.Row], folder: Path) -> Path | None:
     lines = {name: points for name, points in lines.items() if points}
     if not lines:
         return None
-    figure = plots._new_figure((7.2, 4.2))
+    figure = plots.new_figure((7.2, 4.2))
     axis = figure.subplots()
     for (name, points), color in zip(lines.items(), (plots.GREY, *plots.COLORS), strict=False):
         batches = [batch for batch, _ in points]
@@ -85,10 +85,10 @@ def draw_masking(rows: Sequence[records.Row], folder: Path) -> Path | None:
         axis.annotate(SHOWN[name], (batches[-1], each[-1]), (6, 0), **plots._TEXT, color=color, va="center")
     axis.set_xscale("log")
     axis.set_yscale("log")
-    plots._dress(axis, title="Masking on the device", x="rows of a batch", y="microseconds a row (median)")
+    plots.dress(axis, title="Masking on the device", x="rows of a batch", y="microseconds a row (median)")
     axis.margins(x=0.1)
     path = folder / "gpu-masking.png"
-    plots._save(figure, path)
+    plots.save_figure(figure, path)
     return path
 
 
@@ -103,7 +103,7 @@ def draw_graphs(rows: Sequence[records.Row], folder: Path) -> Path | None:
             found.setdefault(label, []).append((stage, float(row["p50_us"]) / 1e6))
     if not found:
         return None
-    figure = plots._new_figure((7.2, 1.6 + 0.6 * len(found)))
+    figure = plots.new_figure((7.2, 1.6 + 0.6 * len(found)))
     axis = figure.subplots()
     stages = list(dict.fromkeys(stage for bars in found.values() for stage, _ in bars))
     left = dict.fromkeys(found, 0.0)
@@ -113,7 +113,7 @@ def draw_graphs(rows: Sequence[records.Row], folder: Path) -> Path | None:
         left = {label: left[label] + width for label, width in zip(found, widths, strict=True)}
     axis.invert_yaxis()
     axis.legend(fontsize=8, frameon=False, ncols=2)
-    plots._dress(axis, title="Building a dependency graph", x="seconds (median)")
+    plots.dress(axis, title="Building a dependency graph", x="seconds (median)")
     path = folder / "gpu-graph.png"
-    plots._save(figure, path)
+    plots.save_figure(figure, path)
     return path
