@@ -99,6 +99,7 @@ def _add_graph_build(commands: Any) -> None:
     )
     parser.add_argument(
         "--memory",
+        "--memory-limit",
         dest="memory_limit",
         metavar="SIZE",
         help="memory that each process may take, such as 8GB; cells that do not fit are read several times, with the "

@@ -11,6 +11,7 @@ from corrmask_fast.errors import InputError, check_integer, check_seed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
     from corrmask_fast.vocabulary import Vocabulary
 
@@ -102,6 +103,7 @@ class Corpus:
         self.obs: Mapping[str, np.ndarray] = {} if obs is None else obs
         self._segments = [segment for segment in segments if segment.offsets.size > 1] or segments[:1]
         self._order = order
+        self.files: Mapping[Path, int] = {}  # behind memory-mapped segments, with their sizes
         self._clean = False  # whether the one segment holds the cells stripped, cut and checked
         self._index_segments()
         if isinstance(self.obs, dict):  # a dataset's own columns are not read before they are asked for
@@ -175,6 +177,16 @@ class Corpus:
         out = np.empty(rows.size, np.int64)
         row_lengths(self._first_cell, self._offset_address, self._segments[0].offsets[:0], self._stored_rows(rows), out)
         return out
+
+    def check_files(self) -> None:
+        """Raise InputError if a file was cut off or removed since: reading what it held would end the process."""
+        for path, size in self.files.items():
+            now = path.stat().st_size if path.exists() else 0
+            if now < size:
+                raise InputError(
+                    f"{path} had {size} bytes when it was opened and has {now} now: it was cut off or removed while it "
+                    "was being read; bring it back"
+                )
 
     def _load(self) -> None:
         if not self._clean:
@@ -262,7 +274,9 @@ class Corpus:
         """
         rows = self._check_rows(rows)
         order, obs = self._stored_rows(rows), obs_of(self.obs, rows)
-        return Corpus.from_segments(self._segments, self.vocabulary, max_length=self.max_length, obs=obs, order=order)
+        chosen = Corpus.from_segments(self._segments, self.vocabulary, max_length=self.max_length, obs=obs, order=order)
+        chosen.files = self.files
+        return chosen
 
     def chunks(self, n_cells: int) -> Iterator[Corpus]:
         """Yield the corpus in order as corpora in memory of ``n_cells`` cells (the last may have fewer)."""

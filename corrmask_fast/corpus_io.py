@@ -259,11 +259,26 @@ def _load_folder(path: Path) -> Any:
     try:
         dataset = datasets.load_from_disk(str(path))
     except Exception as error:  # datasets raises a different type for each thing that can be wrong
+        for file in sorted(path.glob("*.arrow")):
+            if damage := _damage(file):
+                raise InputError(f"{file} is cut off or damaged: {damage}; copy it again, or make it again") from error
         raise InputError(f"{path} is not a readable datasets folder: {error}") from error
     if not isinstance(dataset, datasets.Dataset):
         names = ", ".join(map(str, dataset))
         raise InputError(f"{path} holds several splits ({names}); give the folder of one of them, such as {path}/train")
     return dataset
+
+
+def _damage(file: Path) -> str | None:
+    """Return what is wrong with an Arrow file, or None; its cells are not looked at."""
+    pa = import_extra("pyarrow", "hf")
+    try:
+        with pa.memory_map(str(file)) as source, pa.ipc.open_stream(source) as stream:
+            for _ in stream:
+                pass
+    except (OSError, ValueError) as error:  # Arrow's own errors are among these
+        return str(error)
+    return None
 
 
 def _stored_vocabulary(path: Path, given: Vocabulary | None) -> Vocabulary:
@@ -310,6 +325,8 @@ def _from_dataset(dataset: Any, vocabulary: Vocabulary, max_length: int | None) 
     obs = _DatasetColumns(dataset)
     corpus = _DatasetCorpus.from_segments(segments, vocabulary, max_length=max_length, obs=obs, order=order)
     corpus.dataset = dataset
+    files = [Path(file["filename"]) for file in dataset.cache_files]
+    corpus.files = {file: file.stat().st_size for file in files if file.is_file()}
     return corpus
 
 

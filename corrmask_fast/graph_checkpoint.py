@@ -79,7 +79,7 @@ class Checkpoint:
         raise InputError(f"{file} is no description of a build: {why}; delete {self.folder}, or give another folder")
 
     def save(self, name: str, layout: str, arrays: Mapping[str, np.ndarray]) -> None:
-        """Write this rank's part ``name``, in place of an earlier one."""
+        """Write this rank's part ``name``, in place of an earlier one; warn if the disk does not take it."""
         if self.folder is None:
             return
         from safetensors.numpy import save_file
@@ -87,8 +87,15 @@ class Checkpoint:
         header = {"format": FORMAT, "layout": layout}
         arrays = {key: np.ascontiguousarray(array) for key, array in arrays.items()}
         header["sha256"] = hash_tensors(canonical(header), arrays)
-        with atomic_file(self.folder / f"{name}-{self.rank}{SUFFIX}") as temporary:
-            save_file(arrays, temporary, {METADATA: canonical(header).decode()})
+        try:
+            with atomic_file(self.folder / f"{name}-{self.rank}{SUFFIX}") as temporary:
+                save_file(arrays, temporary, {METADATA: canonical(header).decode()})
+        except OSError as error:  # hours of work must not end with a full disk: what was saved before is whole
+            warnings.warn(
+                f"the checkpoint was not saved, and the build goes on without: {error.filename}: {error.strerror}",
+                UserWarning,
+                stacklevel=2,
+            )
 
     def parts(self, name: str, layout: str) -> Iterator[dict[str, np.ndarray]]:
         """Yield the parts ``name`` of all ranks that speak of this layout; warn of damaged ones."""

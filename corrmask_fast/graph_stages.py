@@ -81,6 +81,7 @@ def read_sample(
 
     def read() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for begin in range(0, len(rows), chunk_cells):
+            corpus.check_files()
             yield corpus.gather(np.asarray(rows[begin : begin + chunk_cells]), check=not corpus.in_memory)
 
     def count(chunk: tuple[np.ndarray, np.ndarray]) -> tuple[Any, np.ndarray, np.ndarray]:

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
+import textwrap
 import zipfile
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
-from corrmask_fast import Corpus, InputError, MissingExtraError, Vocabulary, read_corpus, write_corpus
+from corrmask_fast import (
+    Corpus,
+    InputError,
+    MissingExtraError,
+    Vocabulary,
+    build_dependency_graph,
+    read_corpus,
+    write_corpus,
+)
 from corrmask_fast.corpus_io import CorpusWriter
 from corrmask_fast.testing import make_vocabulary
 
@@ -302,7 +313,7 @@ def test_truncated_folders(tmp_path):
     content = arrow.read_bytes()
     for size in (0, 100, len(content) // 2):
         arrow.write_bytes(content[:size])
-        with pytest.raises(InputError, match="is not a readable datasets folder"):
+        with pytest.raises(InputError, match=r"data-.*\.arrow is cut off or damaged: .*; copy it again"):
             read_corpus(tmp_path / "cells")
     arrow.write_bytes(content)
     (tmp_path / "cells" / "vocabulary.json").write_text("{}")
@@ -433,3 +444,64 @@ def test_the_stored_state_is_json_without_paths(tmp_path):
         text = (tmp_path / "cells.dataset" / name).read_text()
         json.loads(text)
         assert str(tmp_path) not in text
+
+
+def test_a_file_that_is_cut_off_is_named_before_and_while_it_is_read(tmp_path):
+    corpus = corpus_of_folder(tmp_path / "cells")
+    data = next((tmp_path / "cells").glob("*.arrow"))
+    whole = data.read_bytes()
+    os.truncate(data, len(whole) - 1000)
+    with pytest.raises(InputError, match=r"data-.*arrow had \d+ bytes when it was opened and has \d+ now"):
+        build_dependency_graph(corpus, min_cooccurrence=1, min_presence=1, progress=False)
+    with pytest.raises(InputError, match=r"data-.*arrow is cut off or damaged: Expected .*; copy it again, or make it"):
+        read_corpus(tmp_path / "cells")
+    data.unlink()
+    with pytest.raises(InputError, match=r"has 0 now: it was cut off or removed while it was being read"):
+        build_dependency_graph(corpus, min_cooccurrence=1, min_presence=1, progress=False)
+
+
+def corpus_of_folder(path):
+    rng = np.random.default_rng(0)
+    cells = [rng.choice(20, 10, replace=False) + 2 for _ in range(500)]
+    vocabulary = Vocabulary(("<pad>", "<mask>", *(f"G{i}" for i in range(20))))
+    write_corpus(read_corpus(cells, vocabulary), path)
+    return read_corpus(path)
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path):
+    """Files of limited size, in a process of its own, break off in the middle as on a full disk."""
+    text = """
+        import resource, sys, warnings
+        import numpy as np
+        from corrmask_fast import Corpus, Vocabulary, build_dependency_graph, write_corpus
+        folder = sys.argv[1]
+        vocabulary = Vocabulary(("<pad>", "<mask>", *(f"G{i}" for i in range(200))))
+        rng = np.random.default_rng(0)
+        tokens = np.concatenate([rng.permutation(200) + 2 for _ in range(300)])
+        corpus = Corpus(np.arange(0, tokens.size + 1, 200), tokens, vocabulary)
+        parameters = {"min_cooccurrence": 1, "rho_min": 0, "progress": False}
+        graph = build_dependency_graph(corpus, **parameters)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+        for name in ("cells.npz", "cells", "graph.safetensors"):
+            try:
+                save = graph.save if name == "graph.safetensors" else lambda path: write_corpus(corpus, path)
+                save(f"{folder}/{name}")
+            except OSError as error:
+                print(error)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            again = build_dependency_graph(corpus, checkpoint=f"{folder}/state", **parameters)
+        print(caught[0].message)
+        assert (again.rho == graph.rho).all()
+    """
+    command = [sys.executable, "-c", textwrap.dedent(text), str(tmp_path)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=80)
+    assert run.returncode == 0, run.stderr
+    *errors, warning = run.stdout.splitlines()
+    for line, name in zip(errors, ("cells.npz", "cells", "graph.safetensors"), strict=True):
+        assert re.search(rf"File too large; nothing is left half-written; .*: '{tmp_path}/{name}'$", line), line
+    assert re.match(
+        r"the checkpoint was not saved, and the build goes on without: .*pairs-0.safetensors: File", warning
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["state"]
+    assert sorted(path.name for path in (tmp_path / "state").iterdir()) == ["build.json", "counts-0.safetensors"]
