@@ -19,13 +19,16 @@ from corrmask_fast import (
     Corpus,
     InputError,
     build_dependency_graph,
+    graph_building,
     graph_checkpoint,
     graph_stages,
+    graph_streaming,
     graph_work,
     write_corpus,
 )
 from corrmask_fast.graph_checkpoint import fingerprint_corpus
 from corrmask_fast.graph_distributed import Team
+from corrmask_fast.graph_memory import Portions
 from corrmask_fast.graph_products import Cut, StrongestPartners
 
 PARAMETERS = {"rho_min": 0.05, "min_cooccurrence": 5, "min_presence": 5, "n_neighbors": 4, "progress": False}
@@ -34,7 +37,8 @@ PARAMETERS = {"rho_min": 0.05, "min_cooccurrence": 5, "min_presence": 5, "n_neig
 PRELUDE = """
     import os, signal, sys, json, time
     from corrmask_fast import read_corpus, build_dependency_graph, InputError, set_num_threads
-    from corrmask_fast import graph_checkpoint, graph_distributed, graph_stages, graph_work
+    from corrmask_fast import graph_building, graph_checkpoint, graph_distributed
+    from corrmask_fast import graph_memory, graph_stages, graph_work
     from corrmask_fast.graph_products import Cut
     set_num_threads(1)
     graph_stages.Cut = lambda: Cut(tile_genes=5)
@@ -97,6 +101,8 @@ KILL = """
 
     graph_checkpoint.Checkpoint.save = counted
     parameters = json.load(open(folder + "/parameters.json"))
+    if len(sys.argv) > 6:
+        graph_building.find_portions = lambda *_: graph_memory.Portions(*map(int, sys.argv[6:]))
     build_dependency_graph(corpus, checkpoint=sys.argv[5], **parameters)
 """
 
@@ -124,6 +130,25 @@ def test_a_killed_build_goes_on_and_gives_the_same_file(folder, corpus, tmp_path
             patch.setattr(graph_stages, "correlate_overlaps", None)  # nothing is left to do
             again = build_dependency_graph(corpus, checkpoint=state, **PARAMETERS)
     assert saved(again, tmp_path / "again.safetensors") == (folder / "graph.safetensors").read_bytes()
+
+
+def test_a_killed_build_of_chunks_goes_on_and_gives_the_same_file(folder, corpus, tmp_path):
+    state, portions = tmp_path / "state", (64, 1_000_000)
+    for place in (("levels", 1, "after"), ("pairs", 1, "after"), ("overlaps", 2, "after")):
+        process = start(program(KILL), folder, *place, state, *portions)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == -signal.SIGKILL, err
+    assert done_in(state, "pairs").all()
+    assert 2 <= done_in(state, "overlaps").sum() < done_in(state, "overlaps").size
+    with small_tasks(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(graph_building, "find_portions", lambda *_: Portions(*portions))
+        patch.setattr(graph_streaming, "count_levels", None)  # the levels were saved
+        graph = build_dependency_graph(corpus, checkpoint=state, **PARAMETERS)
+    assert saved(graph, tmp_path / "graph.safetensors") == (folder / "graph.safetensors").read_bytes()
+    # What chunks have saved serves a build in memory too.
+    with small_tasks():
+        graph = build_dependency_graph(corpus, checkpoint=state, **PARAMETERS)
+    assert saved(graph, tmp_path / "graph.safetensors") == (folder / "graph.safetensors").read_bytes()
 
 
 def done_in(state, name):
@@ -271,6 +296,10 @@ TEAM = """
 """
 SCENARIOS = """
     attempt("parity")
+    found = graph_building.find_portions
+    graph_building.find_portions = lambda *_: graph_memory.Portions(64, 2_000_000)
+    attempt("streamed", checkpoint=folder + "/streamed")
+    graph_building.find_portions = found
     attempt("parameters", seed=1 if rank == 1 else 0)
     attempt("range", n_neighbors=0 if rank == 2 else 4)
     attempt("corpus", corpus.take(range(rank == 3, 200)))
@@ -313,7 +342,7 @@ def test_four_processes(folder):
         return [result[name][0] if name in result else None for result in results]
 
     whole = (folder / "graph.safetensors").read_bytes()
-    for name in ("parity", "resumed"):
+    for name in ("parity", "streamed", "resumed"):
         assert said(name) == ["built"] * 4
         assert [(folder / f"{name}-{rank}.safetensors").read_bytes() for rank in range(4)] == [whole] * 4
     for text in said("parameters"):
