@@ -335,6 +335,24 @@ def test_an_explicit_request_is_obeyed_or_refused(make_corpus, monkeypatch):
         build(device="cuda")
 
 
+@pytest.mark.parametrize("has_cupy", [False, True])
+@pytest.mark.parametrize("has_device", [False, True])
+def test_auto_takes_a_device_where_cupy_and_torch_see_one(monkeypatch, has_cupy, has_device):
+    monkeypatch.setattr(graph_device.importlib.util, "find_spec", lambda _: object() if has_cupy else None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_device)
+    assert graph_building._stages("auto") is (graph_stages_cuda if has_cupy and has_device else graph_stages)
+    assert graph_building._stages("cpu") is graph_stages
+
+
+def test_cells_beyond_the_memory_of_the_host_are_refused(pretend, make_corpus, monkeypatch):
+    monkeypatch.setattr(graph_building, "find_portions", lambda *_: graph_memory.Portions(16, 1 << 20))
+    build = partial(build_dependency_graph, make_corpus(60, 9), min_cooccurrence=1, min_presence=1, progress=False)
+    with pytest.raises(InputError, match=r"device='cuda' holds all sampled cells in memory.*or use device='cpu'"):
+        build(device="cuda")
+    assert build(device="auto").n_edges == build(device="cpu").n_edges
+    assert not pretend.launched
+
+
 def test_auto_does_not_wait_for_torch_where_cupy_is_not_installed():
     code = (
         "import sys, importlib.util as u; find = u.find_spec\n"
