@@ -1,6 +1,6 @@
 """Figure 4 of the paper: does masking by correlation help as data become more modular (appendix B.2).
 
-    python bench/paper/figure4.py            50 small models of about 40 s each on a core; --jobs at a time
+    python bench/paper/figure4.py            50 small models, --jobs at a time, a core each
 
 1 500 samples of 60 genes in 3 modules. Each sample adds a signal to 20 genes: with probability gamma to those of its
 module, else to any 20. A sample is the rank of each gene; a small transformer learns to name masked ranks, and its
