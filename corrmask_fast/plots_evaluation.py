@@ -29,7 +29,7 @@ def plot_pretraining(report: PretrainingReport, path: str | os.PathLike[str] | N
     path
         Where to save it (``.png``, ``.pdf``, ``.svg``); None: only return it.
     """
-    figure = _new_figure((7.2, 4.2))
+    figure = new_figure((7.2, 4.2))
     axis = figure.subplots()
     lines = (
         ("loss", "in training", GREY, "-", 1.2),
@@ -42,10 +42,10 @@ def plot_pretraining(report: PretrainingReport, path: str | os.PathLike[str] | N
         if points.size:
             marker = "o" if name != "loss" else ""
             axis.plot(*points.T, style, marker=marker, markersize=3, color=color, linewidth=width, label=label)
-    _dress(axis, title="Learning to name masked genes", x="training step", y="loss at masked genes (nats)")
+    dress(axis, title="Learning to name masked genes", x="training step", y="loss at masked genes (nats)")
     if axis.lines:
         axis.legend(frameon=False, fontsize=8)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def plot_cell_annotation(report: CellAnnotation, path: str | os.PathLike[str] | None = None) -> Any:
