@@ -45,7 +45,7 @@ def plot_pretraining(report: PretrainingReport, path: str | os.PathLike[str] | N
     dress(axis, title="Learning to name masked genes", x="training step", y="loss at masked genes (nats)")
     if axis.lines:
         axis.legend(frameon=False, fontsize=8)
-    return save(figure, path)
+    return save_figure(figure, path)
 
 
 def plot_cell_annotation(report: CellAnnotation, path: str | os.PathLike[str] | None = None) -> Any:
