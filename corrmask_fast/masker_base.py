@@ -200,47 +200,50 @@ class Masker(nn.Module):
             On shapes, dtypes or devices that do not fit, both ``draw_ids`` and ``epoch``, and (with ``validate``)
             a token outside the vocabulary (row, column, value).
         """
-        check_batch(input_ids, attention_mask, special_tokens_mask, self.neighbor_indptr.device)
+        device = self.neighbor_indptr.device  # a lookup in a module is not free
+        check_batch(input_ids, attention_mask, special_tokens_mask, device)
         if graph_ids is not None or priorities is not None or self._needs_more:
             check_row_numbers(graph_ids, priorities, self.n_graphs, self._settings[STRATEGY] == SAMPLED, input_ids)
-        draws, mode, offset = draws_of_tensors(
-            input_ids.shape[0], draw_ids, epoch, self.draw_counter, self.neighbor_indptr.device
-        )
-        validate = input_ids.device.type == "cpu" if self.validate is None else self.validate
+        draws, mode, offset = draws_of_tensors(input_ids.shape[0], draw_ids, epoch, self.draw_counter, device)
+        on_cpu = device.type == "cpu"
+        validate = on_cpu if self.validate is None else self.validate
         # A plain CPU call skips the dispatcher, which costs as much as a row; everything else goes through the op.
-        if type(input_ids) is torch.Tensor and input_ids.device.type == "cpu" and not torch.compiler.is_compiling():
+        if type(input_ids) is torch.Tensor and on_cpu and not torch.compiler.is_compiling():
             rules, rates = self._rules_and_rates()
+            values = draws.numpy()
             result = torch_ops.mask_on_cpu(
                 rules,
                 rates,
                 input_ids,
                 attention_mask,
                 special_tokens_mask,
-                Draws(draws.numpy(), mode, offset),
+                Draws(values, mode, offset),
                 max_probability=self.max_probability,
                 validate=validate,
                 graph_ids=graph_ids,
                 priorities=priorities,
             )
-        else:
-            result = torch_ops.mask(
-                input_ids,
-                attention_mask,
-                special_tokens_mask,
-                draws,
-                mode,
-                offset,
-                self.seed_bits,
-                self.rate_bits,
-                self.neighbor_lookup,
-                self.neighbor_indptr,
-                self.neighbor_indices,
-                graph_ids,
-                priorities,
-                self._settings,
-                self.max_probability,
-                validate,
-            )
+            if mode == COUNTED:
+                values += input_ids.shape[0]  # the counter's memory; the tensor's own addition costs ten times as much
+            return MaskedBatch(*result)
+        result = torch_ops.mask(
+            input_ids,
+            attention_mask,
+            special_tokens_mask,
+            draws,
+            mode,
+            offset,
+            self.seed_bits,
+            self.rate_bits,
+            self.neighbor_lookup,
+            self.neighbor_indptr,
+            self.neighbor_indices,
+            graph_ids,
+            priorities,
+            self._settings,
+            self.max_probability,
+            validate,
+        )
         if mode == COUNTED:
             self.draw_counter.add_(input_ids.shape[0])  # += would register the buffer anew, at twenty times the cost
         return MaskedBatch(*result)
@@ -352,11 +355,11 @@ class Masker(nn.Module):
             # Half the bytes, where they suffice: the table is far larger than the cache.
             narrow = np.uint16 if self.vocabulary.size <= 2**16 else np.int32
             indices = self.neighbor_indices.numpy().astype(narrow)
-            rules = RowRules(
-                self.neighbor_lookup.numpy().view(np.uint64),
+            rules = RowRules.make(
+                self.neighbor_lookup.numpy(),
                 self.neighbor_indptr.numpy(),
                 indices,
-                np.array(self._settings, np.int64),
+                self._settings,
                 self.seed_bits.numpy(),
             )
             self._cpu_rules = rules, self.rate_bits.numpy().view(np.float64)

@@ -5,15 +5,30 @@ from __future__ import annotations
 import math
 import operator
 import threading
+from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from corrmask_fast.errors import InputError
-from corrmask_fast.kernels.layout import CORRMASK, DEGREE, P_HI, SIZE, STRATEGY
+from corrmask_fast.kernels.layout import (
+    BATCH,
+    CORRMASK,
+    DEGREE,
+    FEW,
+    KEPT,
+    LANES,
+    P_HI,
+    PARTNERS,
+    SIZE,
+    STRATEGY,
+    WIDE,
+)  # fmt: skip
 from corrmask_fast.threads import run_ranges
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from corrmask_fast.vocabulary import Vocabulary
 
 NOTHING = np.empty(0, np.uint8)
@@ -39,6 +54,17 @@ class RowRules(NamedTuple):
     indices: np.ndarray  # uint16 or int32
     settings: np.ndarray  # int64, see kernels/layout.py
     seed: np.ndarray  # (1,) int64, the bits of the seed
+    scratch: tuple[int, int, int]  # what the memory must suffice for: genes, neighbours of one, partners of one
+
+    @classmethod
+    def make(
+        cls, lookup: np.ndarray, indptr: np.ndarray, indices: np.ndarray, settings: Sequence[int], seed: np.ndarray
+    ) -> RowRules:
+        """Collect the rules of a masker."""
+        scratch = (0, 0, 0)
+        if settings[STRATEGY] == CORRMASK:
+            scratch = settings[SIZE], settings[DEGREE], min(settings[PARTNERS], settings[DEGREE])
+        return cls(lookup.view(np.uint64), indptr, indices, np.array(settings, np.int64), seed, scratch)
 
     @staticmethod
     def settings_of(
@@ -60,40 +86,45 @@ class RowRules(NamedTuple):
 class _Scratch(threading.local):
     """Memory that a thread keeps for its next rows; it only ever grows."""
 
-    sizes: tuple[int, ...] = (0, 0, 0)
+    sizes: tuple[int, ...] = (0, 0, 0, 0)
     arrays: tuple[np.ndarray, ...] = ()
 
     def ready(self, rules: RowRules, columns: int) -> tuple[np.ndarray, ...]:
         """Return the arrays for rows of up to ``columns`` columns, in the kernel's order."""
-        settings = rules.settings
-        genes = int(settings[SIZE]) if settings[STRATEGY] == CORRMASK else 0
-        needed = -(-genes // 64) * 64, -(-columns // 64) * 64 + 64, -(-int(settings[DEGREE]) // 64) * 64
+        needed = *rules.scratch, columns
         if any(map(operator.lt, self.sizes, needed)):
-            sizes = genes, padded, entries = tuple(map(max, self.sizes, needed))
+            sizes = genes, degree, most, width = tuple(map(max, self.sizes, needed))
+            padded = -(-width // 64) * 64 + 64
             # The smaller the gene table, the more of it stays in the first cache.
             entry = np.uint16 if padded < 2**16 else np.int32
-            self.sizes = (0, 0, 0)  # nothing is claimed before all the memory is there
+            self.sizes = (0, 0, 0, 0)  # nothing is claimed before all the memory is there
             self.arrays = (
                 np.ones(1, np.int64),  # table_base: entries of the gene table below it are left from earlier rows
                 np.full(1, 2.0),  # paces: columns masked for each one looked at as a seed, in the rows before
                 np.zeros(genes, entry),  # pos
-                np.empty(padded, np.uint32),  # w0
-                np.empty(padded, np.uint32),  # w1
+                *(np.empty(padded, np.uint32) for _ in range(4)),  # w0 w1 w2 w3
                 np.empty(padded // 64, np.uint64),  # pool
                 np.empty(padded // 64, np.uint64),  # masked
                 np.empty(padded, np.uint64),  # seed_keys
-                np.empty(entries, entry),  # looked
-                np.empty(entries, np.uint32),  # keys
-                np.empty(max(padded, entries, 128), np.uint64),  # order
-                np.empty(max(padded, entries, 128), np.uint64),  # spare
-                np.empty(padded, np.int64),  # columns
-                np.empty(padded, np.int64),  # drawn
+                np.empty(max(LANES * FEW, degree + 8 * LANES), entry),  # looked: eight lanes, their ends rounded up
+                np.empty(3 * LANES, np.uint64),  # lanes
+                np.empty(LANES * (most + KEPT), np.uint64),  # keys
+                np.empty(max(padded, 128), np.uint64),  # order
+                np.empty(max(padded, 128), np.uint64),  # spare
+                np.empty(max(BATCH * WIDE, LANES * most), np.int32),  # partners
             )
             self.sizes = sizes
         return self.arrays
 
 
 _scratch = _Scratch()
+
+
+@cache
+def _mask_kernel() -> Callable[..., int]:
+    from corrmask_fast.kernels.mask import mask  # brings Numba in: not before rows are masked
+
+    return mask
 
 
 def mask_rows(
@@ -131,8 +162,7 @@ def mask_rows(
     -------
     The first row that holds a token outside the vocabulary, or −1.
     """
-    from corrmask_fast.kernels.mask import mask
-
+    mask = _mask_kernel()
     rows, columns = out.shape
     if positions.shape[1] < math.floor(columns * rates[P_HI]):
         raise ValueError(f"masked_positions has {positions.shape[1]} columns; p = {rates[P_HI]} of {columns} need more")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
 
 from corrmask_fast.buffers import empty
-from corrmask_fast.kernels.layout import SIZE
+from corrmask_fast.errors import InputError
+from corrmask_fast.kernels.layout import CORRMASK, SIZE, STRATEGY
 from corrmask_fast.masking import (
     NOTHING,
     Draws,
@@ -43,7 +45,7 @@ def mask_on_cpu(
     out, labels = empty((rows, columns)), empty((rows, columns))
     positions = empty((rows, math.floor(columns * max_probability)))
     tokens = input_ids.contiguous().numpy().astype(np.int64, copy=False).reshape(-1)
-    row_ptr = np.arange(rows + 1, dtype=np.int64) * columns
+    row_ptr = _row_starts(rows, columns)
     seen, protected = _as_bytes(attention_mask), _as_bytes(special_tokens_mask)
     more = {}
     if graph_ids is not None:
@@ -67,6 +69,11 @@ def mask_on_cpu(
         torch.from_numpy(labels),
         torch.from_numpy(positions),
     )
+
+
+@lru_cache(maxsize=16)
+def _row_starts(rows: int, columns: int) -> np.ndarray:
+    return np.arange(rows + 1, dtype=np.int64) * columns
 
 
 def _as_bytes(mask: torch.Tensor | None) -> np.ndarray:
@@ -95,12 +102,8 @@ def mask(
     validate: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Mask a padded batch (SPEC 4 and 5): (input_ids, labels, masked_positions)."""
-    rules = RowRules(
-        neighbor_lookup.numpy().view(np.uint64),
-        neighbor_indptr.numpy(),
-        neighbor_indices.numpy(),
-        np.array(settings, np.int64),
-        seed_bits.numpy(),
+    rules = RowRules.make(
+        neighbor_lookup.numpy(), neighbor_indptr.numpy(), neighbor_indices.numpy(), settings, seed_bits.numpy()
     )
     return mask_on_cpu(
         rules,
@@ -135,18 +138,16 @@ def _(
     max_probability: float,
     validate: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    from corrmask_fast.cuda_masking import mask_cuda
+    from corrmask_fast.cuda import corrmask_cuda
 
     if validate:  # waits for the device; without it such a token counts as a gene without neighbours
         rows = ((input_ids < 0) | (input_ids >= settings[SIZE])).any(dim=1).nonzero()
         if rows.numel():
             row = int(rows[0])
             raise_unknown_token(row, input_ids[row].cpu().numpy(), settings[SIZE])
-    if validate and graph_ids is not None:
-        check_graph_ids(graph_ids.cpu().numpy(), neighbor_indptr.numel() // (settings[SIZE] + 1))
-    if validate and priorities is not None:
-        check_priorities(priorities.cpu().numpy())
-    return mask_cuda(
+    if settings[STRATEGY] != CORRMASK or graph_ids is not None or priorities is not None:
+        raise InputError("on a device there is CorrMask with one graph so far; mask on the CPU")
+    return corrmask_cuda(
         input_ids,
         attention_mask,
         special_tokens_mask,
@@ -155,11 +156,8 @@ def _(
         draw_offset,
         seed_bits,
         rate_bits,
-        neighbor_lookup,
         neighbor_indptr,
         neighbor_indices,
-        graph_ids,
-        priorities,
         settings,
         max_probability,
     )

@@ -21,10 +21,10 @@ def count_ones(typingctx, word):
 
 @intrinsic
 def lowest_one(typingctx, word):
-    """Index of the lowest one of a uint64 that is not 0."""
+    """Index of the lowest one of a uint64; 64 if it is 0."""
 
     def codegen(context, builder, signature, args):
-        return builder.cttz(args[0], ir.Constant(I1, 1))
+        return builder.cttz(args[0], ir.Constant(I1, 0))
 
     return types.int64(types.uint64), codegen
 

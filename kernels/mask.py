@@ -15,13 +15,27 @@ import numpy as np
 
 from .corrmask import expand_seeds, largest_entry, place_genes
 from .jit import kernel, stage
-from .layout import CORRMASK, P_HI, P_LO, PAD, PARTNERS, PMI, RANDOM, RATIO_HI, RATIO_LO, SAMPLED, SIZE, SPAN, STRATEGY
+from .layout import (
+    CORRMASK,
+    DEGREE,
+    P_HI,
+    P_LO,
+    PAD,
+    PARTNERS,
+    PMI,
+    RANDOM,
+    RATIO_HI,
+    RATIO_LO,
+    SAMPLED,
+    SIZE,
+    SPAN,
+    STRATEGY,
+)
 from .philox import LOW, RATE_COLUMN, S32, philox
 from .pmi import add_runs
 from .rows import (
     U0,
     column_words,
-    draw_replacements,
     find_maskable,
     padding_ends,
     row_draw,
@@ -46,8 +60,8 @@ def row_rates(rates, draw, seed):
 @kernel
 def mask(
     begin, end, row_ptr, tokens, seen, protected, draws, mode, offset, seed, rates, settings,
-    lookup, indptr, indices, graph_ids, priorities, table_base, paces, pos, w0, w1, pool, masked, seed_keys, looked,
-    keys, order, spare, columns, drawn, out, attention, labels, positions,
+    lookup, indptr, indices, graph_ids, priorities, table_base, paces, pos, w0, w1, w2, w3, pool, masked, seed_keys,
+    looked, lanes, keys, order, spare, partners, out, attention, labels, positions,
 ):  # fmt: skip
     """Mask the rows [begin, end) of a batch.
 
@@ -77,9 +91,8 @@ def mask(
         budget = np.int64(np.floor(n * p))
         quota = np.int64(np.floor(budget * ratio))
         masked[: words_for(span)] = U0
-        k = 0
         if budget > 0:
-            column_words(w0, w1, span, draw, key)
+            column_words(w0, w1, w2, w3, span, draw, key)
             if ranks.size:
                 order_by = w1 if strategy == SAMPLED else w0
                 for r in range(span):
@@ -103,15 +116,15 @@ def mask(
                     cell, first, span, pool, masked, w0, n, quota, draw, key,
                     lookup[table * flags : (table + 1) * flags],
                     indptr[table * (size + 1) : (table + 1) * (size + 1)], indices,
-                    settings[PARTNERS], base, pos, pace, seed_keys, looked, keys, order, spare,
+                    min(settings[PARTNERS], settings[DEGREE]), base, pos, pace, seed_keys, looked, lanes, keys, order,
+                    spare, partners,
                 )  # fmt: skip
             for i in range(words_for(span)):
                 pool[i] &= ~masked[i]
             take_smallest(w1, pool, span, n - count, budget - count, masked, seed_keys, order)
-            k = draw_replacements(masked, span, draw, key, settings, columns, drawn)
         write_row(
-            cell, first, k, columns, drawn, settings[PAD], out[row], labels[row],
-            attention[row] if attention.size else attention[0], positions[row],
+            cell, first, span, masked, w2, w3, settings, out[row], labels[row],
+            attention[row] if attention.size else attention[0], positions[row], order,
         )  # fmt: skip
         base += span
     table_base[0], paces[0] = base, pace

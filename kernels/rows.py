@@ -15,8 +15,9 @@ import numpy as np
 
 from .bits import count_ones, lowest_one, ones_below, ones_inside, ones_unequal
 from .jit import inline, stage
-from .layout import COUNTED, GIVEN, HI, LO, MASK, MASK_BELOW, RANDOM_BELOW, SIZE
-from .philox import LOW, S32, philox
+from .lanes import fill_words, sort_by_rank, write_replaced
+from .layout import COUNTED, GIVEN, HI, LO, MASK, MASK_BELOW, PAD, RANDOM_BELOW, SIZE
+from .philox import LOW, S32
 
 U0, U1 = np.uint64(0), np.uint64(1)
 ALL = np.uint64(0xFFFFFFFFFFFFFFFF)
@@ -130,39 +131,49 @@ def row_draw(tokens, first, maskable, span, row, draws, mode, offset):
 
 
 @stage
-def column_words(w0, w1, span, draw, seed):
-    """Fill w0 and w1 of the columns 0 … span − 1, rounded up to 64."""
-    d0, d1, k0, k1 = draw & LOW, draw >> S32, seed & LOW, seed >> S32
-    for r in range(64 * words_for(span)):
-        a, b, _, _ = philox(np.uint64(r), U0, d0, d1, k0, k1)
-        w0[r] = np.uint32(a)
-        w1[r] = np.uint32(b)
+def column_words(w0, w1, w2, w3, span, draw, seed):
+    """Fill the words of the columns 0 … span − 1, rounded up to 64."""
+    fill_words(w0, w1, w2, w3, 64 * words_for(span), draw & LOW, draw >> S32, seed & LOW, seed >> S32)
 
 
-@stage
-def count_below(w, pool, span, bound):
-    """Number of columns of ``pool`` with w < bound."""
-    n = 0
-    for i in range(words_for(span)):
-        n += count_ones(pool[i] & ones_below(w, 64 * i, bound))
-    return n
+@inline
+def list_ones(bits, begin, out, n):
+    """Append begin + b for each bit b of a word to the n columns in ``out``; return how many there are then.
+
+    Four are written at a time, wanted or not: a branch for each would be guessed wrong as often as not.
+    """
+    end = n + count_ones(bits)
+    while True:
+        for k in range(4):
+            out[n + k] = np.uint64(begin + lowest_one(bits))
+            bits &= bits - U1
+        n += 4
+        if n >= end:
+            return end
 
 
 @stage
 def sort_keys(keys, n, buffer):
-    """Sort the first n keys, all different: in short lists each key's place is the number of smaller ones."""
+    """Sort the first n keys, all different; both arrays need room up to the next multiple of 16 behind n."""
     if n > 128:
         keys[:n].sort()
-        return
-    for i in range(n):
-        buffer[i] = keys[i]
-    for i in range(n, 128):
-        buffer[i] = ALL
-    for i in range(n):
-        place = count_ones(ones_below(buffer, 0, buffer[i]))
-        if n > 64:
-            place += count_ones(ones_below(buffer, 64, buffer[i]))
-        keys[place] = buffer[i]
+    elif n > 1:
+        buffer[:n] = keys[:n]
+        sort_by_rank(buffer, n, keys)
+
+
+@stage
+def split_by_bounds(w, pool, span, low, high, inside, between):
+    """inside: the columns of ``pool`` with w < low; between: those from there up to ``high``; return both numbers."""
+    n, more = 0, 0
+    for i in range(words_for(span)):
+        bits = pool[i]
+        below = bits & ones_below(w, 64 * i, low)
+        rest = bits & ones_below(w, 64 * i, high) & ~below
+        inside[i], between[i] = below, rest
+        n += count_ones(below)
+        more += count_ones(rest)
+    return n, more
 
 
 @stage
@@ -170,99 +181,59 @@ def take_smallest(w, pool, span, size, count, chosen, keys, buffer):
     """Move the ``count`` columns with the smallest (w, column) from ``pool`` (``size`` columns) to ``chosen``.
 
     Two bounds are guessed, two standard deviations below and above the expected count: columns below the lower one
-    are taken 64 at a time, and only those between the two are sorted. A wrong guess is moved and looked at again.
+    are taken 64 at a time, and only those between the two are sorted. After a wrong guess they move apart.
     """
     if count <= 0:
         return
+    words = words_for(span)
     if count >= size:
-        for i in range(words_for(span)):
+        for i in range(words):
             chosen[i] |= pool[i]
         return
+    inside, between = buffer[:words], buffer[words : 2 * words]
     step = 2.0 * np.sqrt(count) + 1.0
-    low_guess, high_guess = count - step, count + step
-    low, high = U0, LOW  # always true: columns below ``low`` <= count <= columns up to ``high``
-    below = 0
     while True:
-        if low_guess > 0.0:
-            bound = np.uint64(4294967295.0 * (low_guess / size))
-            if low < bound < high:
-                n = count_below(w, pool, span, bound)
-                if n <= count:
-                    low, below = bound, n
-                else:
-                    high, high_guess = bound, low_guess
-                    low_guess -= 2.0 * step
-                    continue
-        if high_guess < size:
-            bound = np.uint64(4294967295.0 * (high_guess / size))
-            if low < bound < high:
-                n = count_below(w, pool, span, bound)
-                if n >= count:
-                    high = bound
-                else:
-                    low, below, low_guess = bound, n, high_guess
-                    high_guess += 2.0 * step
-                    continue
-        break
-    between = 0
-    for i in range(words_for(span)):
-        bits = pool[i]
-        inside = bits & ones_below(w, 64 * i, low)
-        chosen[i] |= inside
-        bits &= ~inside
-        if high < LOW:
-            bits &= ones_below(w, 64 * i, high)
-        while bits != U0:
-            r = 64 * i + lowest_one(bits)
-            bits &= bits - U1
-            keys[between] = (np.uint64(w[r]) << S32) | np.uint64(r)
-            between += 1
-    sort_keys(keys, between, buffer)
+        low = np.uint64(4294967295.0 * max((count - step) / size, 0.0))
+        high = np.uint64(4294967295.0 * min((count + step) / size, 1.0))
+        below, more = split_by_bounds(w, pool, span, low, high, inside, between)
+        if below <= count and below + more >= count:
+            break
+        if low == U0 and high == LOW:  # only words of 2**32 − 1 are left out
+            for i in range(words):
+                between[i] = pool[i] & ~inside[i]
+            break
+        step *= 2.0
+    n = 0
+    for i in range(words):
+        chosen[i] |= inside[i]
+        n = list_ones(between[i], 64 * i, keys, n)
+    for k in range(n):
+        keys[k] |= np.uint64(w[keys[k]]) << S32
+    sort_keys(keys, n, buffer)
     for k in range(count - below):
         r = keys[k] & LOW
         chosen[r >> S6] |= U1 << (r & np.uint64(63))
 
 
 @stage
-def draw_replacements(masked, span, draw, seed, settings, columns, drawn):
-    """List the masked columns and what replaces each (−1: nothing); return how many there are.
-
-    80/10/10: w2 < mask_below → <mask>; else w2 < random_below → the gene lo + (w3 · (hi − lo) >> 32); else unchanged.
-    """
-    n = 0
-    for i in range(words_for(span)):
-        bits = masked[i]
-        while bits != U0:
-            columns[n] = 64 * i + lowest_one(bits)
-            bits &= bits - U1
-            n += 1
-    d0, d1, k0, k1 = draw & LOW, draw >> S32, seed & LOW, seed >> S32
-    mask_below, random_below = np.uint64(settings[MASK_BELOW]), np.uint64(settings[RANDOM_BELOW])
-    lo, width, mask = settings[LO], np.uint64(settings[HI] - settings[LO]), settings[MASK]
-    for k in range((n + 15) // 16 * 16):  # whole vectors; columns has room behind n
-        _, _, w2, w3 = philox(np.uint64(columns[k]) & LOW, U0, d0, d1, k0, k1)
-        gene = lo + np.int64((w3 * width) >> S32)
-        drawn[k] = mask if w2 < mask_below else (gene if w2 < random_below else -1)
-    return n
-
-
-@stage
-def write_row(tokens, first, n, columns, drawn, pad, out, labels, attention, positions):
+def write_row(tokens, first, span, masked, w2, w3, settings, out, labels, attention, positions, columns):
     """Write one row of the batch: tokens with their replacements, padding, labels, attention, masked positions.
 
+    80/10/10: w2 < mask_below → <mask>; else w2 < random_below → the gene lo + (w3 · (hi − lo) >> 32); else unchanged.
     ``attention`` may be empty.
     """
-    size = tokens.size
-    out[:size] = tokens
-    out[size:] = pad
-    labels[:] = -100
-    for k in range(n):
-        c = np.uint64(first + columns[k])
-        labels[c] = tokens[c]
-        if drawn[k] >= 0:
-            out[c] = drawn[k]
-        positions[k] = c
-    positions[n:] = -1
+    size, pad, last = tokens.size, settings[PAD], first + span
+    out[:first], labels[:first] = tokens[:first], -100
+    write_replaced(
+        tokens, first, span, masked, w2, w3, settings[MASK_BELOW], settings[RANDOM_BELOW], settings[LO],
+        settings[HI] - settings[LO], settings[MASK], out, labels,
+    )  # fmt: skip
+    out[last:size], labels[last:size] = tokens[last:], -100
+    out[size:], labels[size:] = pad, -100
+    n = 0
+    for i in range(words_for(span)):
+        n = list_ones(masked[i], first + 64 * i, columns, n)
+    positions[:n], positions[n:] = columns[:n], -1
     if attention.size:
         for c in range(size):
             attention[c] = tokens[c] != pad

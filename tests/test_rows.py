@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from corrmask_fast.kernels import corrmask, rows
+from corrmask_fast.kernels import rows
 
 
 def bits_of(columns, span):
@@ -61,31 +61,3 @@ def test_keys_are_sorted(n):
     out[:n] = keys
     rows.sort_keys(out, n, buffer)
     assert out[:n].tolist() == sorted(keys.tolist())
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_partners_are_the_first_by_key_and_place(kind):
-    """Keys of a seed's neighbours set by hand; neighbour j has the entry (j mod 4)·quarter + j div 4."""
-    rng = np.random.default_rng(KINDS.index(kind))
-    base, top = 100, np.uint32(2**32 - 1)
-    for _ in range(120):
-        n = int(rng.integers(1, 200))
-        quarter, size = 16 * -(-n // 64), 64 * -(-n // 64)
-        key_of, column_of = some_words(rng, n, kind), rng.permutation(250)[:n]
-        present = rng.random(n) < 0.7
-        looked, keys = np.zeros(size, np.uint16), np.full(size, top)
-        for j in range(n):
-            entry = j % 4 * quarter + j // 4
-            looked[entry] = base + column_of[j] if present[j] else rng.integers(0, base)
-            keys[entry] = key_of[j] if present[j] else top
-        order = sorted(np.flatnonzero(present).tolist(), key=lambda j: (key_of[j], j))
-        most, room = int(rng.integers(1, 12)), int(rng.integers(1, 12))
-        k = len(order)
-        masked = bits_of([], 250)
-        buffers = np.zeros(256, np.uint64), np.zeros(256, np.uint64)
-        corrmask.add_partners(n, k, most, base, 2**16 - 1 - base, masked, looked, keys, *buffers)
-        assert columns_of(masked) == sorted(column_of[order[:most]].tolist())
-        masked = bits_of([], 250)
-        new = corrmask.add_in_order(n, most, room, base, masked, looked, keys, *buffers)
-        assert columns_of(masked) == sorted(column_of[order[: min(most, room)]].tolist())
-        assert new == min(most, room, k)
