@@ -1,4 +1,4 @@
-"""The command line: ``corrmask-fast tokenize | graph | audit | evaluate | demo``.
+"""The command line: ``corrmask-fast COMMAND``.
 
 Each command is a function that adds its parser, and one that runs it; heavy imports stand in the latter, so that
 ``--help`` is instant. Bad input ends in one line on stderr and exit code 2, never in a traceback.
@@ -29,6 +29,7 @@ from corrmask_fast.cli_options import (
     setting,
 )
 from corrmask_fast.cli_pmi import add_pmi
+from corrmask_fast.cli_pretrain import add_pretrain
 from corrmask_fast.errors import InputError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_graph(commands)
     add_pmi(commands)
     _add_audit(commands)
+    add_pretrain(commands)
     add_evaluate(commands)
     _add_demo(commands)
     return parser

@@ -83,14 +83,22 @@ def load_vocabulary(path: str, symbols: str | None) -> Vocabulary:
     return Vocabulary.load(path) if symbols is None else Vocabulary.from_token_dictionary(path, symbols)
 
 
-def open_corpus(arguments: argparse.Namespace) -> Corpus:
-    """Open ``CORPUS`` with the vocabulary that the options name, or its own."""
+def open_corpus(arguments: argparse.Namespace, *, model_length: int | None = None) -> Corpus:
+    """Open ``CORPUS`` with the vocabulary that the options name, or its own.
+
+    ``model_length`` cuts cells so that they fit a model of so many positions, ``<cls>`` and ``<eos>`` included.
+    """
     from corrmask_fast.corpus_io import read_corpus
 
     if arguments.symbols and not arguments.vocabulary:
         raise InputError("--symbols belongs to --vocabulary; give both, or neither")
     vocabulary = load_vocabulary(arguments.vocabulary, arguments.symbols) if arguments.vocabulary else None
-    return read_corpus(arguments.corpus, vocabulary)
+    corpus = read_corpus(arguments.corpus, vocabulary)
+    if model_length is None:
+        return corpus
+    special = {corpus.vocabulary.cls_token_id, corpus.vocabulary.eos_token_id} - {None}
+    length = min(corpus.max_length, max(1, model_length - len(special)))
+    return read_corpus(arguments.corpus, corpus.vocabulary, max_length=length)
 
 
 def load_graph(path: str) -> DependencyGraph:

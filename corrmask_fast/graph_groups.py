@@ -58,6 +58,12 @@ def build_graphs_by(
     InputError
         If there is no such column, no group has enough cells, or a graph cannot be built (names the group).
 
+    Notes
+    -----
+    Of n cells in which two genes have nothing to do with each other, rho has a standard deviation of 1 / sqrt(n - 1):
+    0.07 for 200 cells, where a ``rho_min`` of 0.2 lets through one pair of genes in 200 by chance. Groups of few
+    hundred cells want a larger ``rho_min``, and :func:`corrmask_fast.edge_stability`.
+
     Examples
     --------
     >>> from corrmask_fast import Corpus, Vocabulary

@@ -204,5 +204,7 @@ def _matrix(comparisons: Sequence[GraphComparison]) -> Any:
     bar = figure.colorbar(shown, ax=axis, shrink=0.6)
     bar.set_label("Jaccard index of edges", fontsize=8)
     bar.ax.tick_params(labelsize=7)
-    axis.set_title("Edges shared; below, over chance\nwith the same degrees", loc="left", fontsize=10)
+    axis.set_title(
+        "Edges shared: Jaccard index, and below it\nhow many times more than by chance", loc="left", fontsize=10
+    )
     return figure

@@ -1,4 +1,4 @@
-"""Pictures of the evaluations: F1 by abundance of the cell type, ROC curves of gene classes."""
+"""Pictures of pretraining and evaluation: losses, F1 by abundance of the cell type, ROC curves of gene classes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,38 @@ if TYPE_CHECKING:
 
     from corrmask_fast.cell_annotation import CellAnnotation
     from corrmask_fast.gene_classification import GeneClassification
+    from corrmask_fast.pretraining_run import PretrainingReport
 
-__all__ = ["plot_cell_annotation", "plot_gene_classification"]
+__all__ = ["plot_cell_annotation", "plot_gene_classification", "plot_pretraining"]
+
+
+def plot_pretraining(report: PretrainingReport, path: str | os.PathLike[str] | None = None) -> Any:
+    """Draw the losses of a run: in training, and on held-out cells with a partner in view or hidden.
+
+    Parameters
+    ----------
+    report
+        Of :func:`corrmask_fast.pretraining_run.pretrain`.
+    path
+        Where to save it (``.png``, ``.pdf``, ``.svg``); None: only return it.
+    """
+    figure = new_figure((7.2, 4.2))
+    axis = figure.subplots()
+    lines = (
+        ("loss", "in training", GREY, "-", 1.2),
+        ("eval_loss", "held-out cells", "black", "-", 1.8),
+        ("eval_loss_partner_visible", "held out, a partner in view", COLORS[1], "--", 1.6),
+        ("eval_loss_partner_hidden", "held out, all partners hidden", COLORS[0], "--", 1.6),
+    )
+    for name, label, color, style, width in lines:
+        points = np.array([(row["step"], row[name]) for row in report.history if name in row])
+        if points.size:
+            marker = "o" if name != "loss" else ""
+            axis.plot(*points.T, style, marker=marker, markersize=3, color=color, linewidth=width, label=label)
+    dress(axis, title="Learning to name masked genes", x="training step", y="loss at masked genes (nats)")
+    if axis.lines:
+        axis.legend(frameon=False, fontsize=8)
+    return save_figure(figure, path)
 
 
 def plot_cell_annotation(report: CellAnnotation, path: str | os.PathLike[str] | None = None) -> Any:

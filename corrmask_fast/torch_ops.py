@@ -10,8 +10,7 @@ import numpy as np
 import torch
 
 from corrmask_fast.buffers import empty
-from corrmask_fast.errors import InputError
-from corrmask_fast.kernels.layout import CORRMASK, SIZE, STRATEGY
+from corrmask_fast.kernels.layout import SIZE
 from corrmask_fast.masking import (
     NOTHING,
     Draws,
@@ -138,16 +137,18 @@ def _(
     max_probability: float,
     validate: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    from corrmask_fast.cuda import corrmask_cuda
+    from corrmask_fast.cuda_masking import mask_cuda
 
     if validate:  # waits for the device; without it such a token counts as a gene without neighbours
         rows = ((input_ids < 0) | (input_ids >= settings[SIZE])).any(dim=1).nonzero()
         if rows.numel():
             row = int(rows[0])
             raise_unknown_token(row, input_ids[row].cpu().numpy(), settings[SIZE])
-    if settings[STRATEGY] != CORRMASK or graph_ids is not None or priorities is not None:
-        raise InputError("on a device there is CorrMask with one graph so far; mask on the CPU")
-    return corrmask_cuda(
+    if validate and graph_ids is not None:
+        check_graph_ids(graph_ids.cpu().numpy(), neighbor_indptr.numel() // (settings[SIZE] + 1))
+    if validate and priorities is not None:
+        check_priorities(priorities.cpu().numpy())
+    return mask_cuda(
         input_ids,
         attention_mask,
         special_tokens_mask,
@@ -156,8 +157,11 @@ def _(
         draw_offset,
         seed_bits,
         rate_bits,
+        neighbor_lookup,
         neighbor_indptr,
         neighbor_indices,
+        graph_ids,
+        priorities,
         settings,
         max_probability,
     )

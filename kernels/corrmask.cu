@@ -18,7 +18,6 @@
 
 #include "rows.cuh"
 
-constexpr u32 MAX_THREADS = 32 * MAX_WARPS;
 constexpr u32 NO_COLUMN = 0xFFFFFFFFu;
 constexpr u64 LAST_KEY = ~0ull;
 constexpr u32 POOL = 32;               // neighbours that a warp ranks at a time, one a lane
@@ -30,9 +29,11 @@ constexpr float WAVE_MARGIN = 4.0f;    // seeds that a wave takes beyond those e
 constexpr float WAVE_FILLING = 0.75f;  // of its list: chance must not make it overflow often
 
 struct Graph {
-  const void* indptr;  // (vocab_size + 1,) int32 or int64
+  const void* indptr;  // (vocab_size + 1,) int32 or int64; of several graphs one behind the other
   int indptr_bytes;    // of one element
   const int* indices;
+  const i64* graph_ids;  // (rows,) which graph a row goes by, or null: the first
+  u32 n_graphs;
   u32 max_partners;
 };
 
@@ -280,8 +281,19 @@ __device__ __forceinline__ void expand_seeds(const Batch& batch, const Row& row,
   }
 }
 
-__device__ __forceinline__ void mask_row(const Batch& batch, const Graph& graph, uint4* arena, u32 wave_capacity,
+// The graph that a row goes by; false where its number is none's.
+__device__ __forceinline__ bool graph_of_row(const Batch& batch, Graph& graph, i64 index) {
+  if (!graph.graph_ids) return true;
+  const u64 id = graph.graph_ids[index];
+  if (id >= graph.n_graphs) return false;
+  graph.indptr = (const u8*)graph.indptr + id * (batch.vocab_size + 1ull) * graph.indptr_bytes;
+  return true;
+}
+
+__device__ __forceinline__ void mask_row(const Batch& batch, const Graph& graphs, uint4* arena, u32 wave_capacity,
                                          i64 index) {
+  Graph graph = graphs;
+  const bool has_graph = graph_of_row(batch, graph, index);
   const Row row = row_in_arena(batch, arena, index);
   Pool* pools = (Pool*)row.end;
   RankedWord* present = (RankedWord*)(pools + warp_count());
@@ -295,62 +307,44 @@ __device__ __forceinline__ void mask_row(const Batch& batch, const Graph& graph,
   __syncthreads();
   read_row(batch, row, true, genes.present);
   draw_row(batch, row);
-  if (row.state->quota) place_genes(row, genes);
-  if (row.state->budget) draw_words(row);
-  if (row.state->quota) expand_seeds(batch, row, genes, graph, wave);
+  const bool expands = has_graph && row.state->quota;
+  if (expands) place_genes(row, genes);
+  if (row.state->budget) draw_words(batch, row);
+  if (expands) expand_seeds(batch, row, genes, graph, wave);
   finish_row(batch, row);
 }
 
-// The kernels: tokens of int32 or int64; the arena in shared memory or, where that is too small (a huge vocabulary,
-// long rows on a small card), in global memory: scratch_size elements for each block, and a block takes rows in turn.
+#define CORRMASK_PARAMETERS                                                                                            \
+  const void *__restrict__ indptr, int indptr_bytes, const int *__restrict__ indices,                                  \
+      const i64 *__restrict__ graph_ids, u32 n_graphs, u32 max_partners, u32 wave_capacity
+#define CORRMASK_GRAPH const Graph graph = {indptr, indptr_bytes, indices, graph_ids, n_graphs, max_partners}
 
-// At 48 registers five blocks of 256 threads live on a multiprocessor. A Turing has room for four, whatever they need;
-// compilers before 12.4 cannot be told.
-#if __CUDA_ARCH__ >= 800 && __CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__ >= 1204
-#define FIVE_BLOCKS __maxnreg__(48)
-#else
-#define FIVE_BLOCKS __launch_bounds__(MAX_THREADS)
-#endif
-
-#define CORRMASK_PARAMETERS(Token)                                                                                     \
-  const Token *__restrict__ input_ids, const void *__restrict__ attention_mask,                                        \
-      const void *__restrict__ special_tokens_mask, int attention_bytes, int special_bytes, i64 rows, u32 columns,     \
-      const i64 *__restrict__ draws, int draw_mode, u64 draw_offset, const u64 *__restrict__ seed,                     \
-      const double *__restrict__ rates, const void *__restrict__ indptr, int indptr_bytes,                             \
-      const int *__restrict__ indices,                                                                                 \
-      u32 vocab_size, u32 gene_lo, u32 gene_hi, u32 pad_token, u32 mask_token, u32 max_partners, u64 mask_below,       \
-      u64 random_below, Token *__restrict__ out_ids, i64 *__restrict__ labels, i64 *__restrict__ masked_positions,     \
-      i64 max_masked, u32 wave_capacity
-
-#define CORRMASK_BATCH(wide)                                                                                           \
-  const Batch batch = {input_ids, wide, attention_mask, special_tokens_mask, attention_bytes, special_bytes, rows,     \
-                       columns, draws, draw_mode, draw_offset, seed, rates, vocab_size, gene_lo, gene_hi, pad_token,   \
-                       mask_token, mask_below, random_below, out_ids, labels, masked_positions, max_masked,            \
-                       columns % 2 == 0 && (((u64)input_ids | (u64)out_ids | (u64)labels) & 15) == 0};                 \
-  const Graph graph = {indptr, indptr_bytes, indices, max_partners}
-
-extern "C" __global__ void FIVE_BLOCKS corrmask_i32(CORRMASK_PARAMETERS(int)) {
-  CORRMASK_BATCH(false);
+extern "C" __global__ void FIVE_BLOCKS corrmask_i32(ROW_PARAMETERS(int), CORRMASK_PARAMETERS) {
+  ROW_BATCH(false, false);
+  CORRMASK_GRAPH;
   SHARED_ARENA(arena);
   mask_row(batch, graph, arena, wave_capacity, blockIdx.x);
 }
 
-extern "C" __global__ void FIVE_BLOCKS corrmask_i64(CORRMASK_PARAMETERS(i64)) {
-  CORRMASK_BATCH(true);
+extern "C" __global__ void FIVE_BLOCKS corrmask_i64(ROW_PARAMETERS(i64), CORRMASK_PARAMETERS) {
+  ROW_BATCH(true, false);
+  CORRMASK_GRAPH;
   SHARED_ARENA(arena);
   mask_row(batch, graph, arena, wave_capacity, blockIdx.x);
 }
 
 extern "C" __global__ void __launch_bounds__(MAX_THREADS)
-corrmask_i32_scratch(CORRMASK_PARAMETERS(int), uint4* scratch, i64 scratch_size) {
-  CORRMASK_BATCH(false);
+corrmask_i32_scratch(ROW_PARAMETERS(int), CORRMASK_PARAMETERS, uint4* scratch, i64 scratch_size) {
+  ROW_BATCH(false, false);
+  CORRMASK_GRAPH;
   for (i64 index = blockIdx.x; index < rows; index += gridDim.x)
     mask_row(batch, graph, scratch + blockIdx.x * scratch_size, wave_capacity, index);
 }
 
 extern "C" __global__ void __launch_bounds__(MAX_THREADS)
-corrmask_i64_scratch(CORRMASK_PARAMETERS(i64), uint4* scratch, i64 scratch_size) {
-  CORRMASK_BATCH(true);
+corrmask_i64_scratch(ROW_PARAMETERS(i64), CORRMASK_PARAMETERS, uint4* scratch, i64 scratch_size) {
+  ROW_BATCH(true, false);
+  CORRMASK_GRAPH;
   for (i64 index = blockIdx.x; index < rows; index += gridDim.x)
     mask_row(batch, graph, scratch + blockIdx.x * scratch_size, wave_capacity, index);
 }

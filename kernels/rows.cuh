@@ -43,6 +43,8 @@ struct Batch {
   u64 draw_offset;  // COUNTED: added to the counter
   const u64* seed;
   const double* rates;  // the ends of p, then of λ; a row draws its own between ends that differ
+  const i64* priorities;  // (rows, columns) or null: in place of w0, or of w1 where `ranks_top_up` says so
+  bool ranks_top_up;
   u32 vocab_size, gene_lo, gene_hi, pad_token, mask_token;
   u64 mask_below, random_below;  // 2^32 · probability
   void* out_ids;                 // as input_ids
@@ -250,9 +252,19 @@ __device__ __forceinline__ uint4 row_words(const Row& row, u32 column, u32 block
   return philox_words(row.state->seed, row.state->draw, column - row.state->first, block);
 }
 
+// Puts the given priorities in the place of random words. No barrier: see draw_words.
+__device__ __forceinline__ void take_priorities(const Batch& batch, const Row& row) {
+  u32* words = batch.ranks_top_up ? row.w1 : row.w0;
+#pragma unroll 1
+  for (u32 c = 2 * threadIdx.x; c < batch.columns; c += 2 * blockDim.x) {
+    const i64* given = batch.priorities + row.start + c;
+    set_pair(words, c, (u32)given[0], c + 1 < batch.columns ? (u32)given[1] : 0);
+  }
+}
+
 // Fills w0 and w1 of all columns in words that hold a maskable one. w0 takes the place of `token`, each by the thread
 // that takes its pair. No barrier: until the caller's next one, a thread may read what it wrote itself.
-__device__ __forceinline__ void draw_words(const Row& row) {
+__device__ __forceinline__ void draw_words(const Batch& batch, const Row& row) {
 #pragma unroll 1
   for (u32 c = 2 * threadIdx.x; c < row.width; c += 2 * blockDim.x) {
     const uint2 maskable = pair_of(row.maskable, word_of(c));
@@ -261,6 +273,7 @@ __device__ __forceinline__ void draw_words(const Row& row) {
     set_pair(row.w0, c, even.x, odd.x);
     set_pair(row.w1, c, even.y, odd.y);
   }
+  if (batch.priorities) take_priorities(batch, row);
 }
 
 // Where a bin's count lies: lane l of a warp sums bins 8·l … 8·l + 7, and no two lanes meet in one bank.
@@ -349,21 +362,21 @@ __device__ __forceinline__ void top_up(const Row& row, u32 want) {
   __syncthreads();
 }
 
-// Lists the masked columns, ascending.
-__device__ __forceinline__ void list_masked(const Row& row) {
+// Lists the columns of a set of bits, ascending.
+__device__ __forceinline__ void list_columns(const Row& row, const u32* set, u32* columns) {
   u32 begin, end, ones = 0;
   run_of_thread(row.words / 2, begin, end);
 #pragma unroll 1
-  for (u32 i = begin; i < end; ++i) ones += __popc(row.masked[2 * i]) + __popc(row.masked[2 * i + 1]);
+  for (u32 i = begin; i < end; ++i) ones += __popc(set[2 * i]) + __popc(set[2 * i + 1]);
   u32 rank = block_sum_before(ones, row.state->warp_sums);
 #pragma unroll 1
   for (u32 i = begin; i < end; ++i) {
-    uint2 bits = pair_of(row.masked, 2 * i);
+    uint2 bits = pair_of(set, 2 * i);
 #pragma unroll 1
     while (bits.x | bits.y) {  // of the next even and the next odd column, the first
       const u32 even = 2 * (u32)(__ffs(bits.x) - 1), odd = 2 * (u32)(__ffs(bits.y) - 1) + 1;
       const bool is_odd = !bits.x || (bits.y && odd < even);
-      row.masked_list[rank++] = 64 * i + (is_odd ? odd : even);
+      columns[rank++] = 64 * i + (is_odd ? odd : even);
       if (is_odd) bits.y &= bits.y - 1;
       else bits.x &= bits.x - 1;
     }
@@ -420,10 +433,52 @@ __device__ __forceinline__ void write_row(const Batch& batch, const Row& row) {
   }
 }
 
+// A strategy whose groups of columns never overlap out of order (spans, runs) proposes them by a number for each column:
+// the w0 of the first group that holds it. The `quota` columns of `candidates` with the smallest (number, column) are then
+// those that adding group after group would give. `count`: how many candidates there are, equal for all threads.
+__device__ __forceinline__ void take_groups(const Row& row, u32* candidates, u32* numbers, u32 count) {
+  const u32 want = min(row.state->quota, count);
+  if (threadIdx.x == 0) row.state->masked = want;
+  __syncthreads();
+  Row groups = row;
+  groups.maskable = candidates;
+  groups.w1 = numbers;
+  top_up(groups, want);
+}
+
 // What comes after a strategy has put its columns into `masked`, and their number into the row's state.
 __device__ __forceinline__ void finish_row(const Batch& batch, const Row& row) {
   top_up(row, row.state->budget - row.state->masked);
-  list_masked(row);
+  list_columns(row, row.masked, row.masked_list);
   choose_replacements(batch, row);
   write_row(batch, row);
 }
+
+// The kernels of a strategy: tokens of int32 or int64; the arena in shared memory or, where that is too small (a huge
+// vocabulary, long rows on a small card), in global memory: scratch_size elements for each block, and a block takes rows
+// in turn. They begin with the same parameters, then come the strategy's own.
+
+constexpr u32 MAX_THREADS = 32 * MAX_WARPS;
+
+// At 48 registers five blocks of 256 threads live on a multiprocessor. A Turing has room for four, whatever they need;
+// compilers before 12.4 cannot be told.
+#if __CUDA_ARCH__ >= 800 && __CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__ >= 1204
+#define FIVE_BLOCKS __maxnreg__(48)
+#else
+#define FIVE_BLOCKS __launch_bounds__(MAX_THREADS)
+#endif
+
+#define ROW_PARAMETERS(Token)                                                                                          \
+  const Token *__restrict__ input_ids, const void *__restrict__ attention_mask,                                        \
+      const void *__restrict__ special_tokens_mask, int attention_bytes, int special_bytes, i64 rows, u32 columns,     \
+      const i64 *__restrict__ draws, int draw_mode, u64 draw_offset, const u64 *__restrict__ seed,                     \
+      const double *__restrict__ rates, const i64 *__restrict__ priorities, u32 vocab_size, u32 gene_lo, u32 gene_hi,  \
+      u32 pad_token, u32 mask_token, u64 mask_below, u64 random_below, Token *__restrict__ out_ids,                    \
+      i64 *__restrict__ labels, i64 *__restrict__ masked_positions, i64 max_masked
+
+#define ROW_BATCH(wide, ranks_top_up)                                                                                  \
+  const Batch batch = {input_ids, wide, attention_mask, special_tokens_mask, attention_bytes, special_bytes, rows,     \
+                       columns, draws, draw_mode, draw_offset, seed, rates, priorities, ranks_top_up, vocab_size,      \
+                       gene_lo, gene_hi, pad_token, mask_token, mask_below, random_below, out_ids, labels,             \
+                       masked_positions, max_masked,                                                                   \
+                       columns % 2 == 0 && (((u64)input_ids | (u64)out_ids | (u64)labels) & 15) == 0}

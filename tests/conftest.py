@@ -111,3 +111,14 @@ def emulated_cuda(cuda_host, monkeypatch) -> Any:
     fake.device = cuda.CudaDevice(3)
     monkeypatch.setattr(cuda, "open_device", lambda _: fake.device)
     return fake
+
+
+@pytest.fixture(scope="session")
+def gpu() -> Any:
+    """The CUDA device; the test is skipped where there is none."""
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device: the kernels were only emulated")
+    pytest.importorskip("cupy", reason="CuPy is not installed: pip install 'corrmask-fast[cuda13]'")
+    return torch.device("cuda", torch.cuda.current_device())

@@ -20,6 +20,7 @@ from corrmask_fast import (
     Vocabulary,
     build_dependency_graph,
     cuda,
+    cuda_masking,
     read_corpus,
     reference,
     tokenize_h5ad,
@@ -112,7 +113,7 @@ def test_a_hub_with_thousands_of_neighbors(check):
 def test_waves_that_overflow_their_list(check, capacity):
     """Seeds are then expanded in many waves, each halved until it fits."""
     for partners in (0, 5):
-        arena = cuda.Arena.make(MIXED.columns, MIXED.graph.vocabulary.size, partners, 256)
+        arena = cuda_masking.Arena.make(MIXED.columns, MIXED.graph.vocabulary.size, partners, 256)
         parameters = {"max_partners": partners, "structural_ratio": 1.0, "mlm_probability": 0.3}
         check(MIXED, parameters, arena=arena._replace(wave_capacity=capacity), schedule=RANDOM)
 
@@ -280,7 +281,7 @@ def fake(emulated_cuda):
 
 
 def arguments(case, *, draws=None, mode=GIVEN, offset=0, **parameters):
-    """What torch_ops hands to corrmask_cuda for a case."""
+    """What torch_ops hands to mask_cuda for a case."""
     masker = CorrMasker(case.graph, **parameters)
     given = torch.from_numpy(draw_ids(case.rows, seed=7)) if draws is None else draws
     masks = [
@@ -288,7 +289,8 @@ def arguments(case, *, draws=None, mode=GIVEN, offset=0, **parameters):
     ]
     return [
         torch.from_numpy(case.input_ids), *masks, given, mode, offset, masker.seed_bits, masker.rate_bits,
-        masker.neighbor_indptr, masker.neighbor_indices, masker._settings, masker.mlm_probability,
+        masker.neighbor_lookup, masker.neighbor_indptr, masker.neighbor_indices, None, None, masker._settings,
+        masker.max_probability,
     ]  # fmt: skip
 
 
@@ -300,7 +302,7 @@ def as_result(tensors):
 @pytest.mark.parametrize("dtype", [np.int32, np.int64])
 def test_the_loader_equals_the_oracle_to_the_bit(fake, case, dtype):
     case = case.astype(dtype)
-    out, labels, positions = cuda.corrmask_cuda(*arguments(case, mlm_probability=0.3))
+    out, labels, positions = cuda_masking.mask_cuda(*arguments(case, mlm_probability=0.3))
     assert (out.dtype, labels.dtype, positions.dtype) == (torch.from_numpy(case.input_ids).dtype, *[torch.int64] * 2)
     expected = case.expected(draw_ids=draw_ids(case.rows, seed=7), mlm_probability=0.3)
     assert_same(expected, as_result((out, labels, positions)), case.name)
@@ -314,7 +316,7 @@ def test_the_loader_equals_the_oracle_to_the_bit(fake, case, dtype):
 
 def test_the_module_is_compiled_once_and_gets_all_shared_memory(fake):
     for case in (MIXED, MIXED.astype(np.int32), MIXED):
-        cuda.corrmask_cuda(*arguments(case))
+        cuda_masking.mask_cuda(*arguments(case))
     assert fake.compiled == [SOURCE]
     assert set(fake.limits) == {227 * 1024}
 
@@ -322,7 +324,7 @@ def test_the_module_is_compiled_once_and_gets_all_shared_memory(fake):
 def test_a_row_too_long_for_shared_memory_takes_device_memory(fake):
     fake.device.shared_limit = 8_000
     case = Case("rows", MIXED.graph, np.concatenate([MIXED.input_ids] * 3))
-    got = cuda.corrmask_cuda(*arguments(case))
+    got = cuda_masking.mask_cuda(*arguments(case))
     assert fake.launches[0][:2] == ("corrmask_i64_scratch", (4,))  # two blocks a multiprocessor
     assert_same(case.expected(draw_ids=draw_ids(case.rows, seed=7)), as_result(got), "scratch")
 
@@ -335,16 +337,16 @@ def test_masks_of_any_dtype_and_layout(fake, dtype):
     args[1] = args[1].to(dtype).repeat_interleave(2, dim=1)[:, ::2]
     before = [args[0].clone(), args[1].clone()]
     expected = case.expected(draw_ids=draw_ids(case.rows, seed=7))
-    assert_same(expected, as_result(cuda.corrmask_cuda(*args)), str(dtype))
+    assert_same(expected, as_result(cuda_masking.mask_cuda(*args)), str(dtype))
     assert all(torch.equal(a, b) for a, b in zip(args, before, strict=False))
 
 
 def test_counter_and_epoch_through_the_loader(fake):
-    got = cuda.corrmask_cuda(*arguments(MIXED, draws=torch.tensor([5]), mode=COUNTED, offset=-(1 << 63)))
+    got = cuda_masking.mask_cuda(*arguments(MIXED, draws=torch.tensor([5]), mode=COUNTED, offset=-(1 << 63)))
     draws = np.array([-(1 << 63) + 5 + row for row in range(3)])
     assert_same(MIXED.expected(draw_ids=draws), as_result(got), "counter")
     salt = torch.from_numpy(np.array([7 * 0x9E3779B97F4A7C15 % 2**64], np.uint64).view(np.int64))
-    got = cuda.corrmask_cuda(*arguments(MIXED, draws=salt, mode=CONTENT))
+    got = cuda_masking.mask_cuda(*arguments(MIXED, draws=salt, mode=CONTENT))
     assert_same(MIXED.expected(epoch=7), as_result(got), "epoch")
 
 
@@ -361,30 +363,30 @@ def replaced(index, change):
         (0, lambda t: t.float(), r"of int32 or int64; got \(\d+, \d+\) torch.float32"),
         (1, lambda t: t[:, :3], "attention_mask must have the shape of input_ids"),
         (1, lambda t: t.to("meta"), "attention_mask is on meta, input_ids on cpu; move both to one device"),
-        (8, lambda t: t.to("meta"), "indptr is on meta"),
+        (9, lambda t: t.to("meta"), "indptr is on meta"),
         (3, lambda t: t.int(), "draws must be of torch.int64; got torch.int32"),
-        (9, lambda t: t.long(), "indices must be of torch.int32; got torch.int64"),
+        (10, lambda t: t.long(), "indices must be of torch.int32; got torch.int64"),
     ],
 )
 def test_bad_tensors_are_refused(fake, index, change, message):
     with pytest.raises(InputError, match=message):
-        cuda.corrmask_cuda(*replaced(index, change))
+        cuda_masking.mask_cuda(*replaced(index, change))
     assert not fake.launches
 
 
 def test_a_kernel_cannot_be_loaded_while_a_graph_is_captured(fake, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     with pytest.raises(InputError, match=r"corrmask_i64 is not loaded yet.* before the capture"):
-        cuda.corrmask_cuda(*arguments(MIXED))
+        cuda_masking.mask_cuda(*arguments(MIXED))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    cuda.corrmask_cuda(*arguments(MIXED))
+    cuda_masking.mask_cuda(*arguments(MIXED))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    cuda.corrmask_cuda(*arguments(MIXED.astype(np.int32)))  # of the same file
+    cuda_masking.mask_cuda(*arguments(MIXED.astype(np.int32)))  # of the same file
 
 
 def test_cpu_tensors_are_refused():
     with pytest.raises(InputError, match="CUDA kernels need tensors on a CUDA device; got one on cpu"):
-        cuda.corrmask_cuda(*arguments(MIXED))
+        cuda_masking.mask_cuda(*arguments(MIXED))
 
 
 def test_without_cupy_the_error_names_the_extra(monkeypatch):
@@ -414,14 +416,6 @@ def test_includes_are_pasted_with_their_lines():
 # ------------------------------------------------------------------------------------------------ a device
 
 
-@pytest.fixture(scope="module")
-def gpu():
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device: the kernels were only emulated")
-    pytest.importorskip("cupy", reason="CuPy is not installed: pip install 'corrmask-fast[cuda13]'")
-    return torch.device("cuda", torch.cuda.current_device())
-
-
 def on_device(args, device):
     return [arg.to(device) if isinstance(arg, torch.Tensor) else arg for arg in args]
 
@@ -436,14 +430,14 @@ def assert_on_device(case, got, **parameters):
 def test_device_equals_the_oracle_to_the_bit(gpu, case):
     for parameters in PARAMETERS if case.columns < 500 else LONG_PARAMETERS:
         for narrow in (case, case.astype(np.int32)):
-            got = cuda.corrmask_cuda(*on_device(arguments(narrow, **parameters), gpu))
+            got = cuda_masking.mask_cuda(*on_device(arguments(narrow, **parameters), gpu))
             assert_on_device(narrow, got, **parameters)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("threads", [32, 96, 416, 1024])
 def test_device_takes_any_block(gpu, threads):
-    got = cuda.corrmask_cuda(*on_device(arguments(MIXED), gpu), threads=threads)
+    got = cuda_masking.mask_cuda(*on_device(arguments(MIXED), gpu), threads=threads)
     assert_on_device(MIXED, got)
 
 
@@ -454,7 +448,7 @@ def test_device_works_on_a_side_stream(gpu):
     stream.wait_stream(torch.cuda.current_stream(gpu))
     with torch.cuda.stream(stream):
         args[0] = args[0] * 1  # not ready on the default stream
-        got = cuda.corrmask_cuda(*args)
+        got = cuda_masking.mask_cuda(*args)
     stream.synchronize()
     assert_on_device(MIXED, got)
 
@@ -464,10 +458,10 @@ def test_device_graph_replays_follow_the_counter(gpu):
     counter = torch.zeros(1, dtype=torch.int64, device=gpu)
     args = on_device(arguments(MIXED, draws=counter, mode=COUNTED), gpu)
     args[3] = counter
-    cuda.corrmask_cuda(*args)  # loads the kernel
+    cuda_masking.mask_cuda(*args)  # loads the kernel
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        got = cuda.corrmask_cuda(*args)
+        got = cuda_masking.mask_cuda(*args)
         counter += MIXED.rows
     for replay in range(3):
         graph.replay()
@@ -483,7 +477,7 @@ def test_device_masks_a_hundred_thousand_rows(gpu):
     ids = np.tile(MIXED.input_ids[:1, :64], (rows, 1))
     draws = np.arange(rows)
     args = arguments(Case("many", MIXED.graph, ids), draws=torch.from_numpy(draws), structural_ratio=1.0)
-    got = [tensor.cpu() for tensor in cuda.corrmask_cuda(*on_device(args, gpu))]
+    got = [tensor.cpu() for tensor in cuda_masking.mask_cuda(*on_device(args, gpu))]
     some = np.array([0, 1, 65_535, 65_536, rows - 1])
     expected = Case("some", MIXED.graph, ids[some]).expected(draw_ids=draws[some], structural_ratio=1.0)
     assert_same(expected, as_result(tensor[some] for tensor in got), "many rows")

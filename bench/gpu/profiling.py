@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from timing import Contestant
 
-from corrmask_fast import CorrMasker, cuda
+from corrmask_fast import CorrMasker, cuda, cuda_masking
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -53,12 +53,12 @@ def watched_launches() -> Iterator[list[Launch]]:
 @contextmanager
 def blocks_of(threads: int) -> Iterator[None]:
     """Let the masking kernels run in blocks of so many threads."""
-    given = cuda.corrmask_cuda
-    cuda.corrmask_cuda = partial(given, threads=threads)
+    given = cuda_masking.mask_cuda
+    cuda_masking.mask_cuda = partial(given, threads=threads)
     try:
         yield
     finally:
-        cuda.corrmask_cuda = given
+        cuda_masking.mask_cuda = given
 
 
 def parts(workload: Workload) -> list[tuple[str, CorrMasker, dict[str, Any]]]:

@@ -67,10 +67,12 @@ def tests_on_a_gpu() -> tuple[str, ...]:
 PLAIN_MEMORY = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 PYTHON = sys.executable
 EXERCISE = (PYTHON, "bench/gpu/exercise.py")
-SANITIZER = ("compute-sanitizer", "--error-exitcode", "66", "--print-limit", "20", "--tool")
+MORE = os.environ.get("SANITIZER_OPTIONS", "").split()  # such as a filter of kernels, where it takes too long
+SANITIZER = ("compute-sanitizer", *MORE, "--error-exitcode", "66", "--print-limit", "20", "--tool")
 NCU = ("ncu", "--clock-control", "none", "--set", "full", "--kernel-name", "regex:corrmask", "--launch-count", "4")
+# -P keeps the root of the repository off the path, as find_package does.
 STEPS = {
-    "tests": Step("tests marked gpu", (PYTHON, "-m", "pytest", "-m", "gpu", "-q", *tests_on_a_gpu()), 150, 480),
+    "tests": Step("tests marked gpu", (PYTHON, "-P", "-m", "pytest", "-m", "gpu", "-q", *tests_on_a_gpu()), 150, 480),
     "memcheck": Step("memcheck", (*SANITIZER, "memcheck", *EXERCISE), 90, 420, SANITIZER[0], PLAIN_MEMORY),
     "racecheck": Step("racecheck", (*SANITIZER, "racecheck", *EXERCISE), 180, 540, SANITIZER[0], PLAIN_MEMORY),
     "masking": Step("masking, parity and times", (PYTHON, BENCH, "--cases", "masking"), 90, 300),

@@ -19,7 +19,6 @@ import time
 import traceback
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import records
 import torch
 from timing import Timing, race
@@ -237,5 +236,4 @@ def _arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    np.seterr(all="raise", under="ignore")
     sys.exit(main())

@@ -1,6 +1,6 @@
 """Figure 4 of the paper: does masking by correlation help as data become more modular (appendix B.2).
 
-    python bench/paper/figure4.py            50 small models of about 40 s each on a core; --jobs at a time
+    python bench/paper/figure4.py            50 small models, --jobs at a time, a core each
 
 1 500 samples of 60 genes in 3 modules. Each sample adds a signal to 20 genes: with probability gamma to those of its
 module, else to any 20. A sample is the rank of each gene; a small transformer learns to name masked ranks, and its
@@ -18,6 +18,7 @@ Both strategies of a trial see the same data, initial weights and batches.
 
 from __future__ import annotations
 
+import csv
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -170,11 +171,21 @@ def draw(path, rows, gammas):
     return dict(zip(gammas, gaps, strict=True))
 
 
+def finished(table):
+    """Return the rows of a table that is there already, numbers as numbers."""
+    if not table.exists():
+        return []
+    kinds = {"gamma": float, "seed": int, "accuracy": float, "accuracy_of_ranks": float, "epochs": int}
+    with table.open(newline="", encoding="utf-8") as file:
+        return [{name: kinds.get(name, str)(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
 def main(arguments=None):
     parser = options(__doc__.splitlines()[0])
     parser.add_argument("--background", choices=("rate", "scale"), default="rate", help="what the 0.1 of Exp(0.1) is")
     parser.add_argument("--cut", action="store_true", help="mask no more than 25 %% by correlation either")
     parser.add_argument("--jobs", type=int, default=2, help="models trained at a time, a core each (default: 2)")
+    parser.add_argument("--resume", action="store_true", help="keep the rows of a run that was broken off")
     given = parser.parse_args(arguments)
     gammas, trials, epochs = ((0.0, 1.0), 2, 2) if given.quick else (GAMMAS, 5, 50)
     seeds = range(1000 * given.seed, 1000 * given.seed + trials)
@@ -182,7 +193,9 @@ def main(arguments=None):
     table, picture = given.out / f"{name}.csv", given.out / f"{name}.png"
     # Trial by trial, so that a run that is broken off has something to say of every modularity.
     todo = [(gamma, strategy, seed, epochs, given) for seed in seeds for gamma in gammas for strategy in STRATEGIES]
-    rows = []
+    rows = finished(table) if given.resume else []
+    done = {(row["gamma"], row["strategy"], row["seed"]) for row in rows if row["epochs"] == epochs}
+    todo = [one for one in todo if one[:3] not in done]
     with ProcessPoolExecutor(given.jobs, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
         for row in pool.map(trial, *zip(*todo, strict=True)):
             print({name: row[name] for name in ("gamma", "strategy", "seed", "accuracy", "seconds")}, flush=True)

@@ -98,7 +98,7 @@ def test_correlation_masks_take_partners_until_a_quarter(figure4):
         assert np.var(together) > 4 * np.var(apart)  # whole groups of one module
 
 
-def test_a_trial_learns_and_is_the_same_twice(figure4, monkeypatch):
+def test_a_trial_learns_and_is_the_same_twice(figure4, monkeypatch, tmp_path):
     monkeypatch.setattr(figure4, "N_SAMPLES", 160)
     monkeypatch.setattr(figure4, "N_TRAIN", 96)
     monkeypatch.setattr(figure4, "N_TEST", 32)
@@ -109,6 +109,11 @@ def test_a_trial_learns_and_is_the_same_twice(figure4, monkeypatch):
     assert one["mask_rate"] == 0.25
     assert one["accuracy_of_ranks"] > 0.9
     assert one["last_loss"] < 4.3  # of log(60) = 4.09 for a guess, at first
+    table = tmp_path / "figure4.csv"
+    assert figure4.finished(table) == []
+    figure4.save_table(table, [one, again])
+    for row in figure4.finished(table):
+        assert all(row[name] == one[name] for name in ("gamma", "strategy", "seed", "accuracy", "epochs"))
 
 
 def test_the_picture_and_the_gap_come_from_the_rows(figure4, tmp_path):

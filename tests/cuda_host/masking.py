@@ -1,4 +1,4 @@
-"""The masking kernels of kernels/corrmask.cu, emulated on a case of corrmask_fast.testing."""
+"""The masking kernels of kernels/*.cu, emulated on a case of corrmask_fast.testing."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import math
 
 import numpy as np
 
-from corrmask_fast.cuda import Arena, corrmask_arguments
-from corrmask_fast.kernels.layout import CONTENT, CORRMASK, GIVEN
-from corrmask_fast.masking import RowRules
+from corrmask_fast.cuda_masking import Arena, kernel_of, mask_arguments
+from corrmask_fast.kernels.layout import CONTENT, GIVEN, PARTNERS, SIZE, STRATEGY
 from corrmask_fast.testing import Expected
 
 GOLDEN = 0x9E3779B97F4A7C15
+PARAMETERS = {
+    *("strategy", "mlm_probability", "structural_ratio", "max_partners", "npmi_min", "seed"),
+    *("mask_replace_prob", "random_replace_prob"),
+}
 
 
 TIE_BITS = 0xFF000000
@@ -40,37 +43,43 @@ def emulate(
     offset=0,
     guard_bytes=256,
     rates=None,
-    mlm_probability=0.15,
-    structural_ratio=0.5,
-    max_partners=5,
-    mask_replace_prob=0.8,
-    random_replace_prob=0.1,
-    seed=0,
-    **how,
+    masker=None,
+    graph_ids=None,
+    priorities=None,
+    **options,
 ):
-    """Mask a case with the emulated kernel; return what :meth:`Case.expected` does.
+    """Mask a case with the emulated kernel of its strategy; return what :meth:`Case.expected` does.
 
     Parameters
     ----------
+    module
+        The kernels: those of the strategy's file.
     draw_ids, epoch, draws
         One of them: (rows,) draws, the epoch, or (values, mode, offset).
     arena
         In place of the one that the loader would choose.
     scratch_blocks
         If not 0, use the kernel that works in device memory, with so many blocks.
+    rates
+        p and λ in place of the masker's.
+    masker
+        In place of the one that the parameters among the options describe.
+    **options
+        Parameters of :meth:`Case.masker`; the others say how to launch.
     """
     from launch import Guarded, poisoned, read_only
 
+    parameters = {name: value for name, value in options.items() if name in PARAMETERS}
+    how = {name: value for name, value in options.items() if name not in PARAMETERS}
+    masker = masker or case.masker(**parameters)
     if draws is None:
         salt = None if epoch is None else np.array([epoch * GOLDEN % 2**64], np.uint64).view(np.int64)
         draws = (draw_ids, GIVEN, 0) if epoch is None else (salt, CONTENT, 0)
     rows, columns = case.input_ids.shape
-    graph = case.graph
-    settings = RowRules.settings_of(
-        graph.vocabulary, CORRMASK, int(graph.degrees.max()), max_partners, mask_replace_prob, random_replace_prob
-    )
-    max_masked = math.floor(columns * mlm_probability)
-    arena = arena or Arena.make(columns, graph.vocabulary.size, max_partners, threads)
+    settings = masker._settings
+    strategy, size = settings[STRATEGY], settings[SIZE]
+    max_masked = math.floor(columns * masker.max_probability)
+    arena = arena or Arena.make(columns, size, settings[PARTNERS], threads, strategy)
     masks = [
         None if mask is None else mask.astype(mask_dtype) for mask in (case.attention_mask, case.special_tokens_mask)
     ]
@@ -79,10 +88,13 @@ def emulate(
         "attention_mask": masks[0],
         "special_tokens_mask": masks[1],
         "draws": np.ascontiguousarray(draws[0]),
-        "seed": np.array([seed], np.uint64),
-        "rates": np.repeat([mlm_probability, structural_ratio] if rates is None else rates, 2),
-        "indptr": graph.indptr.astype(indptr_dtype),
-        "indices": graph.indices.astype(np.int32),
+        "seed": masker.seed_bits.numpy(),
+        "rates": masker.rate_bits.numpy().view(np.float64) if rates is None else np.repeat(rates, 2),
+        "lookup": masker.neighbor_lookup.numpy(),
+        "indptr": masker.neighbor_indptr.numpy().astype(indptr_dtype),
+        "indices": masker.neighbor_indices.numpy(),
+        "graph_ids": graph_ids,
+        "priorities": None if priorities is None else np.ascontiguousarray(priorities),
     }
     outputs = {
         "out_ids": poisoned((rows, columns), case.input_ids.dtype),
@@ -92,14 +104,17 @@ def emulate(
     arrays = {name: read_only(array) for name, array in inputs.items()} | outputs
     guarded = {name: Guarded(array, offset=offset, guard_bytes=guard_bytes) for name, array in arrays.items()}
     buffers = {name: array.buffer for name, array in guarded.items()}
-    args = corrmask_arguments((rows, columns), max_masked, settings, arena, draws[1], draws[2], **buffers)
-    name = "corrmask_i64" if case.input_ids.dtype == np.int64 else "corrmask_i32"
+    args = mask_arguments(
+        (rows, columns), max_masked, settings, arena, draws[1], draws[2],
+        lookup_words=inputs["lookup"].size, tables=inputs["indptr"].size // (size + 1), **buffers,
+    )  # fmt: skip
+    name = kernel_of(strategy, case.input_ids.itemsize, in_device_memory=bool(scratch_blocks))[1]
     if rows == 0 or columns == 0:
         pass  # nothing is launched
     elif scratch_blocks:
         scratch = Guarded(poisoned((scratch_blocks, arena.bytes), np.uint8), guard_bytes=guard_bytes)
         args += [scratch.buffer.address, np.int64(arena.bytes // 16)]
-        module.launch(f"{name}_scratch", (scratch_blocks,), (threads,), args, **how)
+        module.launch(name, (scratch_blocks,), (threads,), args, **how)
         scratch.finish("scratch")
     else:
         module.launch(name, (rows,), (threads,), args, shared_bytes=arena.bytes, **how)

@@ -27,7 +27,8 @@ def corrmask(sanitizer: str, left_out: str = "") -> None:
     from launch import RANDOM, REVERSE, HostModule
     from masking import emulate, with_ties
 
-    from corrmask_fast.cuda import Arena, kernel_source
+    from corrmask_fast.cuda import kernel_source
+    from corrmask_fast.cuda_masking import Arena
     from corrmask_fast.testing import Case, draw_ids, make_graph, make_vocabulary
 
     source = without_barrier(with_ties(kernel_source("corrmask.cu")), *left_out.split())

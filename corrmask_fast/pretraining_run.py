@@ -1,0 +1,358 @@
+"""One pretraining run from a corpus to a checkpoint, with what a user wants to know on the way."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from corrmask_fast.dataset import CorpusDataset
+from corrmask_fast.errors import InputError
+from corrmask_fast.files import atomic_file
+from corrmask_fast.partner_loss import PartnerLoss
+from corrmask_fast.pretrain import EVALUATION_EPOCH, CorrMaskTrainer, transformers
+from corrmask_fast.tables import write_csv
+
+if TYPE_CHECKING:
+    from corrmask_fast.corpus import Corpus
+    from corrmask_fast.graph import DependencyGraph
+    from corrmask_fast.masker_base import Masker
+    from corrmask_fast.pretraining_settings import PretrainingSettings
+
+__all__ = ["PretrainingReport", "pretrain"]
+
+MOST_HELD_OUT = 2000
+LOG, MODEL, SETTINGS, PLOT = "log.csv", "model", "settings.toml", "loss.png"
+
+
+@dataclass(frozen=True)
+class PretrainingReport:
+    """What came out of a run.
+
+    Attributes
+    ----------
+    folder
+        Holds ``model/`` (an ordinary ``BertForMaskedLM``), ``log.csv``, ``settings.toml``, ``loss.png``, checkpoints.
+    history
+        What was logged, one dict a time: ``step``, ``loss``, ``tokens_per_second``, ``eval_loss``, …
+    masking
+        ``"worker"`` (time spent masking is time waiting for input) or ``"device"``.
+    """
+
+    folder: Path
+    history: list[dict[str, float]]
+    masking: str
+
+    def last(self, name: str) -> float:
+        """Return the last value that was logged under a name; NaN if there is none."""
+        return next((row[name] for row in reversed(self.history) if name in row), math.nan)
+
+    def summary(self) -> str:
+        """Return the run in a few lines."""
+        lines = [f"{int(self.last('step')):,} steps; the model lies in {self.folder / MODEL}"]
+        if not math.isnan(self.last("eval_loss")):
+            lines.append(f"loss on held-out cells      {self.last('eval_loss'):.3f} nats")
+        if not math.isnan(self.last("eval_loss_partner_hidden")):
+            share = 100 * self.last("eval_share_partner_visible")
+            lines += [
+                f"  a partner in view          {self.last('eval_loss_partner_visible'):.3f} ({share:.1f} % of them)",
+                f"  all partners hidden        {self.last('eval_loss_partner_hidden'):.3f}",
+            ]
+        if not math.isnan(self.last("tokens_per_second")):
+            masking = (
+                f", {100 * self.last('share_masking'):.1f} % masking" if self.masking == "device" else " and masks"
+            )
+            share = 100 * self.last("share_input")
+            lines.append(f"{self.last('tokens_per_second'):,.0f} tokens/s; {share:.1f} % of the time: input{masking}")
+        return "\n".join(lines)
+
+
+def pretrain(
+    corpus: Corpus,
+    masker: Masker,
+    folder: str | Path,
+    settings: PretrainingSettings,
+    *,
+    graph: DependencyGraph | None = None,
+    resume: bool = False,
+    progress: bool = True,
+) -> PretrainingReport:
+    """Pretrain a ``BertForMaskedLM`` on a corpus.
+
+    Parameters
+    ----------
+    corpus
+        Tokenised cells of the masker's vocabulary.
+    masker
+        The masking strategy, on the CPU.
+    folder
+        Where checkpoints, log and model go; a new one, unless ``resume``.
+    settings
+        Model and training.
+    graph
+        Splits the loss on held-out cells by whether a partner of the masked gene is in view.
+    resume
+        Go on from the last checkpoint in ``folder``: the losses are those of a run that was not stopped.
+
+    Raises
+    ------
+    InputError
+        If corpus, masker and settings do not fit each other, or ``folder`` holds a run and ``resume`` is not set.
+    """
+    folder = Path(folder)
+    checkpoint = _checkpoint(folder, resume)
+    corpus.vocabulary.check_same(masker.vocabulary, "the corpus", "the masker")
+    train, held_out = split_cells(corpus, settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    trainer = RunTrainer(
+        make_model(masker.vocabulary.size, masker.vocabulary.pad_token_id, settings),
+        training_arguments(folder, settings, train.n_cells, held_out.n_cells, progress=progress),
+        train_dataset=CorpusDataset(train),
+        eval_dataset=CorpusDataset(held_out) if held_out.n_cells else None,
+        masker=masker,
+        masking=_masking(settings),
+        partner_graph=graph,
+    )
+    if trainer.is_world_process_zero():
+        with atomic_file(folder / SETTINGS) as temporary:
+            temporary.write_text(settings.to_toml())
+    trainer.add_callback(_LogFile(folder / LOG))
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    evaluated = [row["step"] for row in trainer.state.log_history if "eval_loss" in row]
+    if held_out.n_cells and trainer.state.global_step not in evaluated[-1:]:
+        trainer.evaluate()
+    history = [dict(row) for row in trainer.state.log_history]
+    if trainer.is_world_process_zero():
+        trainer.save_model(str(folder / MODEL))
+        masker.vocabulary.save(folder / MODEL / "token_dictionary.json")
+        _write_log(folder / LOG, history)
+    return PretrainingReport(folder, history, trainer.masking)
+
+
+def split_cells(corpus: Corpus, settings: PretrainingSettings) -> tuple[Corpus, Corpus]:
+    """Return (training cells, held-out cells): a split that follows from ``run_seed`` alone."""
+    if corpus.n_cells == 0:
+        raise InputError("the corpus has no cells; check the file that it was read from")
+    n_held_out = min(round(corpus.n_cells * settings.held_out), MOST_HELD_OUT)
+    everyone = np.arange(corpus.n_cells)
+    held_out = corpus.sample_rows(n_held_out, settings.run_seed) if n_held_out else everyone[:0]
+    if n_held_out == corpus.n_cells:
+        raise InputError(f"held_out={settings.held_out} leaves none of {corpus.n_cells} cells to train on; lower it")
+    return corpus.select(np.setdiff1d(everyone, held_out)), corpus.select(held_out)
+
+
+def make_model(vocab_size: int, pad_token_id: int, settings: PretrainingSettings) -> Any:
+    """Return a BERT for masked language modelling with fresh weights, which follow from ``run_seed``."""
+    config = transformers.BertConfig(
+        vocab_size=vocab_size,
+        hidden_size=settings.hidden_size,
+        num_hidden_layers=settings.layers,
+        num_attention_heads=settings.heads,
+        intermediate_size=settings.intermediate_size,
+        hidden_dropout_prob=settings.dropout,
+        attention_probs_dropout_prob=settings.dropout,
+        max_position_embeddings=settings.max_length,
+        hidden_act="relu",  # Geneformer's
+        pad_token_id=pad_token_id,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(settings.run_seed % 2**63)
+        if settings.head == "masked":
+            from corrmask_fast.sparse_head import BertForSparseMaskedLM
+
+            return BertForSparseMaskedLM(config)
+        return transformers.BertForMaskedLM(config)
+
+
+def training_arguments(
+    folder: Path, settings: PretrainingSettings, n_train: int, n_held_out: int, *, progress: bool
+) -> Any:
+    """Return the settings as Hugging Face's TrainingArguments, whatever the version of transformers."""
+    processes = max(1, int(torch.distributed.get_world_size())) if torch.distributed.is_initialized() else 1
+    together = settings.batch_size * settings.gradient_accumulation * processes
+    steps = settings.max_steps or math.ceil(settings.epochs * n_train / together)
+    on_gpu = settings.device != "cpu" and torch.cuda.is_available()
+    if settings.device == "cuda" and not on_gpu:
+        raise InputError("device='cuda': PyTorch finds no GPU here; use device='auto' or 'cpu'")
+    bf16 = settings.precision == "bfloat16" or (
+        settings.precision == "auto" and on_gpu and torch.cuda.is_bf16_supported()
+    )
+    known = {one.name for one in transformers.TrainingArguments.__dataclass_fields__.values()}
+    grouping: dict[str, Any] = {}
+    if settings.group_by_length:  # transformers 4 and 5 name it differently
+        new = "train_sampling_strategy" in known
+        grouping = {"train_sampling_strategy": "group_by_length"} if new else {"group_by_length": True}
+    return transformers.TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.gradient_accumulation,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.lr_schedule if settings.lr_schedule != "constant" else "constant_with_warmup",
+        warmup_steps=min(settings.warmup_steps, steps // 10),
+        weight_decay=settings.weight_decay,
+        num_train_epochs=settings.epochs,
+        max_steps=settings.max_steps or -1,
+        seed=settings.run_seed % 2**32,
+        data_seed=settings.run_seed % 2**32,
+        bf16=bf16,
+        use_cpu=not on_gpu,
+        dataloader_num_workers=settings.workers,
+        eval_strategy="steps" if n_held_out else "no",
+        eval_steps=settings.eval_every,
+        save_steps=settings.save_every,
+        save_total_limit=2,
+        logging_steps=settings.log_every,
+        disable_tqdm=not progress,
+        report_to=[],
+        **grouping,
+    )
+
+
+def _masking(settings: PretrainingSettings) -> str:
+    if settings.masking != "auto":
+        return settings.masking
+    return "device" if settings.device != "cpu" and torch.cuda.is_available() else "worker"
+
+
+def _checkpoint(folder: Path, resume: bool) -> Path | None:
+    """Return the checkpoint to go on from; refuse to write over a run."""
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    if resume:
+        if not found:
+            raise InputError(f"{folder} holds no checkpoint to resume from; leave out resume to begin a run")
+        return found[-1]
+    if found or (folder / MODEL).exists():
+        raise InputError(f"{folder} holds a run already; resume it, or choose another folder")
+    return None
+
+
+class RunTrainer(CorrMaskTrainer):
+    """A trainer that measures where the time goes, and splits the loss on held-out cells by partners in view."""
+
+    def __init__(self, *args: Any, partner_graph: DependencyGraph | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._partner_graph = partner_graph
+        self._clock = _Clock(self.args.device)
+
+    def get_batch_samples(self, *args: Any) -> Any:
+        """Return a step's batches; the time until they are there is time waiting for input."""
+        began, masking = time.perf_counter(), self._clock.masking_on_cpu
+        batches, count = super().get_batch_samples(*args)
+        self._clock.input += time.perf_counter() - began - (self._clock.masking_on_cpu - masking)
+        for batch in batches:
+            self._clock.tokens.append(batch["attention_mask"].sum())
+        return batches, count
+
+    def _masked(self, batch: dict[str, Any], epoch: int) -> dict[str, Any]:
+        if self.masking == "worker":
+            return super()._masked(batch, epoch)
+        with self._clock.masking():
+            return super()._masked(batch, epoch)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Add tokens a second and shares of the time to what Trainer logs of its training."""
+        if "loss" in logs:
+            logs |= self._clock.read(self.args.world_size)
+        super().log(logs, *args, **kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:  # noqa: ARG002
+        """Return and log the loss on held-out cells; masks are the same at every evaluation."""
+        began = time.perf_counter()
+        losses, training = PartnerLoss(self._partner_graph), self.model.training
+        self.model.eval()
+        for batch in self.get_eval_dataloader():
+            masked = super()._masked(self._prepare_input(batch), EVALUATION_EPOCH)
+            with (
+                self.autocast_smart_context_manager()
+                if hasattr(self, "autocast_smart_context_manager")
+                else torch.no_grad()
+            ):
+                losses.add(self.model, masked)
+        self.model.train(training)
+        if self.args.world_size > 1:
+            losses.add_up(lambda sums: self.accelerator.reduce(sums.to(self.args.device), "sum"))
+        metrics = losses.metrics()
+        self._clock.pause(time.perf_counter() - began)
+        self.log(metrics)
+        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+class _Clock:
+    """Adds up where the time between two readings went."""
+
+    def __init__(self, device: Any) -> None:
+        self.device = device
+        self.tokens: list[torch.Tensor] = []
+        self.input = self.masking_on_cpu = self.paused = 0.0
+        self.events: list[tuple[Any, Any]] = []
+        self.began = time.perf_counter()
+
+    def masking(self) -> _Timed:
+        return _Timed(self)
+
+    def pause(self, seconds: float) -> None:
+        self.paused += seconds
+
+    def read(self, world_size: int) -> dict[str, float]:
+        """Return what has passed since the last reading, and begin anew."""
+        masking = self.masking_on_cpu
+        if self.events:
+            torch.cuda.synchronize(self.device)
+            masking = sum(before.elapsed_time(after) for before, after in self.events) / 1000
+        seconds = max(time.perf_counter() - self.began - self.paused, 1e-9)
+        tokens = int(torch.stack(self.tokens).sum()) if self.tokens else 0
+        result = {
+            "tokens_per_second": tokens * world_size / seconds,
+            "share_input": self.input / seconds,
+            "share_masking": masking / seconds,
+        }
+        self.__init__(self.device)  # type: ignore[misc]
+        return result
+
+
+class _Timed:
+    """The time of one masking: by the CPU's clock, or on a GPU by events that nobody waits for."""
+
+    def __init__(self, clock: _Clock) -> None:
+        self.clock = clock
+
+    def __enter__(self) -> None:
+        self.began = time.perf_counter()
+        if self.clock.device.type == "cuda":
+            self.before = torch.cuda.Event(enable_timing=True)
+            self.before.record()
+
+    def __exit__(self, *_: object) -> None:
+        if self.clock.device.type == "cuda":
+            after = torch.cuda.Event(enable_timing=True)
+            after.record()
+            self.clock.events.append((self.before, after))
+        else:
+            self.clock.masking_on_cpu += time.perf_counter() - self.began
+
+
+class _LogFile(transformers.TrainerCallback):
+    """Keeps ``log.csv`` up to date: a run that is watched, or killed, has its log."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        if state.is_world_process_zero:
+            _write_log(self.path, state.log_history)
+
+
+def _write_log(path: Path, history: list[dict[str, float]]) -> None:
+    """Write what was logged as a table, a row a step; a column that a row lacks stays empty."""
+    rows: dict[float, dict[str, float]] = {}
+    for row in history:
+        rows.setdefault(row["step"], {}).update(row)
+    names = list(dict.fromkeys(["step", "epoch", *(name for row in rows.values() for name in row)]))
+    write_csv(path, names, [[row.get(name, "") for name in names] for row in rows.values()])

@@ -1,0 +1,156 @@
+"""What a pretraining run is made of: the paper's numbers by default, a TOML file or the command line for others."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from corrmask_fast.errors import InputError, check_integer, check_number, check_seed
+
+if TYPE_CHECKING:
+    import argparse
+    import os
+
+__all__ = ["PRESETS", "PretrainingSettings"]
+
+CHOICES = {
+    "lr_schedule": ("linear", "cosine", "constant"),
+    "precision": ("auto", "float32", "bfloat16"),
+    "device": ("auto", "cpu", "cuda"),
+    "masking": ("auto", "worker", "device"),
+    "head": ("masked", "full"),
+}
+
+
+def _number(default: float, metavar: str, text: str) -> Any:
+    return field(default=default, metadata={"metavar": metavar, "help": text})
+
+
+def _choice(default: str, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class PretrainingSettings:
+    """Model and training; the defaults are Table 5 of Hacohen et al. 2026 (Geneformer's architecture).
+
+    Every field is an option of ``corrmask-fast pretrain`` and a key of its configuration file.
+    """
+
+    hidden_size: int = _number(256, "N", "width of the model")
+    layers: int = _number(6, "N", "layers")
+    heads: int = _number(4, "N", "attention heads; divides the width")
+    intermediate_size: int = _number(512, "N", "width of the feed-forward layers")
+    dropout: float = _number(0.02, "P", "dropout, of attention too")
+    max_length: int = _number(2048, "N", "cells are cut to so many genes")
+    batch_size: int = _number(12, "N", "cells in a batch, on each process")
+    gradient_accumulation: int = _number(1, "N", "batches in a step")
+    learning_rate: float = _number(1e-3, "RATE", "highest learning rate (AdamW)")
+    lr_schedule: str = _choice("linear", "how it falls")
+    warmup_steps: int = _number(10_000, "N", "steps in which it rises; at most a tenth of all")
+    weight_decay: float = _number(0.001, "X", "of AdamW")
+    epochs: float = _number(3.0, "N", "passes over the cells")
+    max_steps: int = _number(0, "N", "stop after so many steps; 0: by epochs")
+    run_seed: int = _number(0, "N", "of weights, order of cells and dropout")
+    precision: str = _choice("auto", "auto: bfloat16 on a GPU that has it")
+    device: str = _choice("auto", "where to train")
+    masking: str = _choice("auto", "in the collator's workers, or on the device inside the step (auto: there on a GPU)")
+    head: str = _choice("masked", "logits at masked genes alone, or at all (the same loss)")
+    workers: int = _number(0, "N", "worker processes that collate")
+    held_out: float = _number(0.02, "SHARE", "of the cells, kept for evaluation (at most 2 000 cells)")
+    eval_every: int = _number(500, "STEPS", "evaluate so often, and at the end")
+    save_every: int = _number(500, "STEPS", "write a checkpoint so often; the last two are kept")
+    log_every: int = _number(50, "STEPS", "log so often")
+    group_by_length: bool = field(default=False, metadata={"help": "batch cells of like length: less padding"})
+
+    def __post_init__(self) -> None:
+        for name in ("hidden_size", "layers", "heads", "intermediate_size", "max_length", "batch_size"):
+            check_integer(name, getattr(self, name), 1)
+        for name in ("gradient_accumulation", "eval_every", "save_every", "log_every"):
+            check_integer(name, getattr(self, name), 1)
+        for name in ("warmup_steps", "max_steps", "workers"):
+            check_integer(name, getattr(self, name), 0)
+        check_number("dropout", self.dropout, 0, 1)
+        check_number("learning_rate", self.learning_rate, 0, 10, open_ends=True)
+        check_number("weight_decay", self.weight_decay, 0, 10)
+        check_number("epochs", self.epochs, 0, 100_000, open_ends=True)
+        check_number("held_out", self.held_out, 0, 0.5)
+        check_seed(self.run_seed)
+        if self.hidden_size % self.heads:
+            raise InputError(f"heads must divide hidden_size={self.hidden_size}; got {self.heads}")
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise InputError(f"{name} must be one of {', '.join(allowed)}; got {getattr(self, name)!r}")
+        if not isinstance(self.group_by_length, bool):
+            raise InputError(f"group_by_length must be true or false; got {self.group_by_length!r}")
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str] | None, preset: str = "paper", **given: Any) -> PretrainingSettings:
+        """Return a preset's settings, changed by a TOML file, changed by what is given (None: not given).
+
+        Raises
+        ------
+        InputError
+            If the preset, the file or one of its keys is unknown, or a value breaks its rule.
+        """
+        if preset not in PRESETS:
+            raise InputError(f"preset must be one of {', '.join(PRESETS)}; got {preset!r}")
+        changes: dict[str, Any] = {}
+        if path is not None:
+            try:
+                changes = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+            except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+                raise InputError(
+                    f"{path} is no TOML file: {error}; write lines such as `learning_rate = 1e-3`"
+                ) from error
+        known = {one.name for one in fields(cls)}
+        for name in changes:
+            if name not in known:
+                raise InputError(f"{path}: there is no setting {name!r}; there are {', '.join(sorted(known))}")
+        changes |= {name: value for name, value in given.items() if value is not None}
+        return replace(PRESETS[preset], **changes)
+
+    def to_toml(self) -> str:
+        """Return the settings as a configuration file."""
+        lines = []
+        for name, value in asdict(self).items():
+            text = (
+                str(value).lower()
+                if isinstance(value, bool)
+                else f'"{value}"'
+                if isinstance(value, str)
+                else repr(value)
+            )
+            lines.append(f"{name} = {text}\n")
+        return "".join(lines)
+
+
+PRESETS = {
+    "paper": PretrainingSettings(),
+    "small": PretrainingSettings(
+        hidden_size=128,
+        layers=3,
+        intermediate_size=256,
+        max_length=512,
+        batch_size=16,
+        warmup_steps=500,
+        eval_every=200,
+        save_every=200,
+        log_every=20,
+    ),
+}
+
+
+def add_setting_options(parser: argparse.ArgumentParser) -> None:
+    """Add an option for every setting; one that is not given is None, and the file or the preset speaks."""
+    for one in fields(PretrainingSettings):
+        flag, text = f"--{one.name.replace('_', '-')}", one.metadata["help"]
+        if isinstance(one.default, bool):
+            parser.add_argument(flag, action="store_const", const=True, help=text)
+        elif one.name in CHOICES:
+            parser.add_argument(flag, choices=CHOICES[one.name], help=f"{text} (default: {one.default})")
+        else:
+            what: dict[str, Any] = {"type": type(one.default), "metavar": one.metadata["metavar"]}
+            parser.add_argument(flag, **what, help=f"{text} (default: {one.default})")

@@ -1,0 +1,267 @@
+"""CUDA masking by every strategy, several graphs, ranges, priorities: emulated, and on a device where there is one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from corrmask_fast import CorrMasker, DependencyGraph, cuda, cuda_masking
+from corrmask_fast.draws import priorities_of
+from corrmask_fast.kernels.layout import SAMPLED
+from corrmask_fast.masker_base import Masker
+from corrmask_fast.neighbor_tables import no_table
+from corrmask_fast.testing import (
+    STRATEGY_PARAMETERS,
+    Case,
+    assert_same,
+    cases,
+    draw_ids,
+    long_cases,
+    make_graph,
+    make_vocabulary,
+)
+
+CASES, LONG_CASES = cases(), long_cases()
+FORWARD, REVERSE, RANDOM = range(3)
+MIXED = Case(
+    "repeats, padding",
+    make_graph(make_vocabulary(500), degree=40, seed=3),
+    np.where(np.arange(400) < [[400], [333], [70]], np.random.default_rng(1).integers(2, 502, (3, 400)), 0),
+)
+RANGES = (
+    {"mlm_probability": (0.1, 0.6), "structural_ratio": (0.2, 0.9)},
+    {"strategy": "span", "mlm_probability": (0.2, 0.5)},
+    {"strategy": "random", "mlm_probability": (0.05, 0.9), "seed": 4},
+)
+
+
+@pytest.fixture(scope="module")
+def modules(cuda_host):
+    """The kernels of each strategy, compiled once."""
+    found = {name: cuda_host.launch.HostModule(cuda.kernel_source(f"{name}.cu")) for name in ("random", "span", "pmi")}
+    return {**found, "corrmask": cuda_host.launch.HostModule(cuda.kernel_source("corrmask.cu"))}
+
+
+@pytest.fixture(scope="module", name="check")
+def check_fixture(cuda_host, modules):
+    """Emulate a case and compare it with the oracle."""
+
+    def check(case, parameters, *, of=modules, epoch=None, **how):
+        draws = {"epoch": epoch} if epoch is not None else {"draw_ids": draw_ids(case.rows, seed=7)}
+        module = of[parameters.get("strategy", "corrmask")]
+        got = cuda_host.masking.emulate(module, case, **draws, **parameters, **how)
+        given = {"priorities": how["priorities"]} if "priorities" in how else {}
+        assert_same(case.expected(**draws, **parameters, **given), got, f"{case.name}, {parameters}")
+
+    return check
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_equals_the_oracle_to_the_bit(check, case):
+    for number, parameters in enumerate((*STRATEGY_PARAMETERS, *RANGES)):
+        check(case, parameters, schedule=RANDOM, schedule_seed=number, preempt_percent=20)
+    for parameters in STRATEGY_PARAMETERS[1::3]:
+        check(case.astype(np.int32), parameters, schedule=REVERSE, epoch=3)
+
+
+@pytest.mark.parametrize("case", LONG_CASES[2:5], ids=lambda case: case.name)
+def test_long_rows_equal_the_oracle_to_the_bit(check, case):
+    for parameters in STRATEGY_PARAMETERS[::2]:
+        check(case, parameters, schedule=RANDOM, schedule_seed=1)
+
+
+@pytest.mark.parametrize("threads", [32, 160, 1024])
+@pytest.mark.parametrize("schedule", [FORWARD, REVERSE, RANDOM])
+def test_any_block_and_any_order_of_threads(check, threads, schedule):
+    for parameters in STRATEGY_PARAMETERS[1:7:2]:
+        how = {"threads": threads, "schedule": schedule, "schedule_seed": threads, "preempt_percent": 30}
+        check(MIXED, {**parameters, "mlm_probability": 0.4}, **how)
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_kernels_that_work_in_device_memory(check, blocks):
+    for parameters in STRATEGY_PARAMETERS[::2]:
+        check(MIXED, parameters, scratch_blocks=blocks, schedule=RANDOM)
+        check(MIXED.astype(np.int32), parameters, scratch_blocks=blocks, schedule=RANDOM)
+
+
+def test_tables_of_both_widths(check):
+    check(MIXED, {"strategy": "pmi", "mlm_probability": 0.5}, indptr_dtype=np.int64)
+
+
+@pytest.mark.parametrize("strategy", ["span", "pmi"])
+def test_equal_keys_are_settled_as_the_oracle_does(cuda_host, check, monkeypatch, strategy):
+    """Words of eight bits are equal often: groups by (w0, first column), the top-up by (w1, column)."""
+    from corrmask_fast import reference
+
+    right = reference.words
+    monkeypatch.setattr(reference, "words", lambda *at: tuple(word & cuda_host.masking.TIE_BITS for word in right(*at)))
+    ties = {strategy: cuda_host.launch.HostModule(cuda_host.masking.with_ties(cuda.kernel_source(f"{strategy}.cu")))}
+    for case in (MIXED, *CASES):
+        for number, parameters in enumerate(STRATEGY_PARAMETERS):
+            if parameters["strategy"] == strategy:
+                check(case, parameters, of=ties, schedule=RANDOM, schedule_seed=number)
+
+
+def test_one_run_of_a_whole_row(check):
+    """Every gene is followed by the next one: nothing but the quota ends the run."""
+    ids = np.tile(np.arange(2, 402), (2, 1))
+    case = Case("one run", make_graph(make_vocabulary(500)), ids)
+    every = cases()[2].pairs.__class__(
+        (np.arange(503) - 2).clip(0, 498), np.arange(3, 501), np.ones(498), np.full(498, 60), case.graph.vocabulary
+    )
+    object.__setattr__(case, "pairs", every)
+    for p in (0.15, 0.9):
+        check(case, {"strategy": "pmi", "mlm_probability": p}, schedule=RANDOM, preempt_percent=30)
+
+
+@pytest.mark.parametrize("kind", ["spread", "ties"])
+def test_priorities_equal_the_oracle_to_the_bit(cuda_host, modules, check, kind):
+    for case in (MIXED, *[case for case in CASES if case.known]):
+        scores = torch.rand(case.input_ids.shape, generator=torch.Generator().manual_seed(1))
+        given = (priorities_of(scores) if kind == "spread" else (scores * 4).long() * 2**29).numpy()
+        for strategy in ("corrmask", "span", "pmi", "random"):
+            check(case, {"strategy": strategy, "mlm_probability": 0.4}, priorities=given, schedule=RANDOM)
+        vocabulary = case.graph.vocabulary
+        masker = Masker(
+            vocabulary, SAMPLED, no_table(vocabulary), mlm_probability=0.4, structural_ratio=0.0, seed=0,
+            mask_replace_prob=0.8, random_replace_prob=0.1, validate=False,
+        )  # fmt: skip
+        draws = draw_ids(case.rows, seed=7)
+        got = cuda_host.masking.emulate(modules["random"], case, draw_ids=draws, masker=masker, priorities=given)
+        expected = case.expected(draw_ids=draws, strategy="sampled", mlm_probability=0.4, priorities=given)
+        assert_same(expected, got, f"sampled, {case.name}")
+
+
+def test_each_row_goes_by_its_own_graph(cuda_host, modules):
+    """A number that is none's is a row without a graph: a device cannot say so without waiting."""
+    vocabulary, nothing = MIXED.graph.vocabulary, DependencyGraph.from_edges([], MIXED.graph.vocabulary)
+    graphs = [make_graph(vocabulary, degree=5, seed=1), make_graph(vocabulary, degree=30, seed=2)]
+    parameters = {"mlm_probability": 0.4, "structural_ratio": 0.9}
+    masker, draws = CorrMasker(graphs, **parameters), np.arange(3)
+    for which in ([0, 1, 1], [1, 0, 7], [-1, 2**62, 0]):
+        for indptr_dtype in (np.int32, np.int64):
+            got = cuda_host.masking.emulate(
+                modules["corrmask"], MIXED, draw_ids=draws, masker=masker, graph_ids=np.array(which),
+                indptr_dtype=indptr_dtype, schedule=RANDOM,
+            )  # fmt: skip
+            for row, number in enumerate(which):
+                graph = graphs[number] if number in {0, 1} else nothing
+                alone = Case("row", graph, MIXED.input_ids[row : row + 1])
+                expected = alone.expected(draw_ids=draws[row : row + 1], **parameters)
+                assert_same(expected, type(got)(*(field[row : row + 1] for field in got)), f"{which}, row {row}")
+
+
+@pytest.mark.parametrize("rates", [(np.nan, np.nan), (2.0, 2.0), (-1.0, 0.5), (np.inf, np.inf)])
+@pytest.mark.parametrize("strategy", ["span", "pmi", "random"])
+def test_rates_that_a_device_cannot_refuse_do_no_harm(cuda_host, modules, rates, strategy):
+    how = {"draw_ids": draw_ids(3), "rates": np.array(rates), "schedule": RANDOM, "strategy": strategy}
+    got = cuda_host.masking.emulate(modules[strategy], MIXED, **how)
+    labelled = got.labels != -100
+    assert (got.labels[labelled] == MIXED.input_ids[labelled]).all()
+    assert (got.input_ids[~labelled] == MIXED.input_ids[~labelled]).all()
+
+
+FAULTS = {  # one a strategy: each costs a compilation
+    "span": ("<< LENGTH_SHIFT;\n  __syncthreads();", "<< LENGTH_SHIFT;\n"),  # a barrier is missing (lengths)
+    "pmi": ("    __syncthreads();  // the first word of a run may be another thread's\n", ""),
+}
+
+
+@pytest.mark.parametrize("strategy", FAULTS)
+def test_planted_faults_are_found(cuda_host, check, strategy):
+    source, (right, wrong) = cuda.kernel_source(f"{strategy}.cu"), FAULTS[strategy]
+    assert source.count(right) == 1
+    broken = {strategy: cuda_host.launch.HostModule(source.replace(right, wrong))}
+
+    def run():
+        for seed in range(10):
+            parameters = {"strategy": strategy, "mlm_probability": 0.5}
+            check(MIXED, parameters, of=broken, schedule=RANDOM, schedule_seed=seed, preempt_percent=50)
+
+    with pytest.raises((AssertionError, cuda_host.launch.LaunchError)):
+        run()
+
+
+# ---------------------------------------------------------------------------------------------------- the loader
+
+
+def arguments(case, device="cpu", *, graph_ids=None, priorities=None, **parameters):
+    """What torch_ops hands to mask_cuda for a case."""
+    masker = case.masker(**parameters).to(device)
+    tensors = [
+        None if each is None else torch.from_numpy(each).to(device)
+        for each in (case.input_ids, case.attention_mask, case.special_tokens_mask)
+    ]
+    return [
+        *tensors, torch.from_numpy(draw_ids(case.rows, seed=7)).to(device), 0, 0, masker.seed_bits, masker.rate_bits,
+        masker.neighbor_lookup, masker.neighbor_indptr, masker.neighbor_indices, graph_ids, priorities,
+        masker._settings, masker.max_probability,
+    ]  # fmt: skip
+
+
+def result_of(tensors):
+    names = ("input_ids", "labels", "masked_positions")
+    return type("Result", (), dict(zip(names, (tensor.cpu() for tensor in tensors), strict=True)))
+
+
+@pytest.mark.parametrize("parameters", STRATEGY_PARAMETERS[::2], ids=str)
+def test_the_loader_equals_the_oracle_to_the_bit(emulated_cuda, parameters):
+    for case in (MIXED, MIXED.astype(np.int32), *CASES[:4]):
+        got = cuda_masking.mask_cuda(*arguments(case, **parameters))
+        expected = case.expected(draw_ids=draw_ids(case.rows, seed=7), **parameters)
+        assert_same(expected, result_of(got), f"{case.name}, {parameters}")
+    assert emulated_cuda.launches[0][0] == f"{parameters['strategy']}_i64"
+    emulated_cuda.device.shared_limit = 4_000
+    got = cuda_masking.mask_cuda(*arguments(MIXED, **parameters))
+    assert emulated_cuda.launches[-1][0] == f"{parameters['strategy']}_i64_scratch"
+    assert_same(MIXED.expected(draw_ids=draw_ids(3, seed=7), **parameters), result_of(got), "scratch")
+
+
+def test_row_numbers_through_the_loader(emulated_cuda):
+    given = torch.from_numpy(np.random.default_rng(0).integers(0, 2**32, MIXED.input_ids.shape))
+    got = cuda_masking.mask_cuda(*arguments(MIXED, priorities=given))
+    expected = MIXED.expected(draw_ids=draw_ids(3, seed=7), priorities=given.numpy())
+    assert_same(expected, result_of(got), "priorities")
+    got = cuda_masking.mask_cuda(*arguments(MIXED, graph_ids=torch.tensor([0, 5, 0])))
+    expected = MIXED.expected(draw_ids=draw_ids(3, seed=7), structural_ratio=0.0)
+    assert np.array_equal(result_of(got).labels[1], expected.labels[1])
+
+
+# ------------------------------------------------------------------------------------------------------- a device
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", [MIXED, *CASES, *LONG_CASES], ids=lambda case: case.name)
+def test_device_equals_the_oracle_to_the_bit(gpu, case):
+    for parameters in (*STRATEGY_PARAMETERS, *RANGES):
+        for narrow in (case, case.astype(np.int32)):
+            got = cuda_masking.mask_cuda(*arguments(narrow, gpu, **parameters))
+            expected = narrow.expected(draw_ids=draw_ids(case.rows, seed=7), **parameters)
+            assert_same(expected, result_of(got), f"{case.name}, {parameters}")
+
+
+@pytest.mark.gpu
+def test_device_graph_replays_follow_the_step(gpu):
+    """A captured graph holds the schedule: replays mask by the step that stands in the tensor."""
+    from corrmask_fast import Cosine, SpanMasker
+
+    vocabulary = MIXED.graph.vocabulary
+    masker = SpanMasker(vocabulary, mlm_probability=Cosine(0.1, 0.5, 10)).to(gpu)
+    ids, draws = torch.from_numpy(MIXED.input_ids).to(gpu), torch.arange(3, device=gpu)
+    step = torch.zeros(1, dtype=torch.int64, device=gpu)
+    masker.set_step(step)
+    masker(ids, draw_ids=draws)  # loads the kernel
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        masker.set_step(step)
+        masked = masker(ids, draw_ids=draws)
+    for number in (0, 3, 10, 5):
+        step.fill_(number)
+        graph.replay()
+        torch.cuda.synchronize()
+        there = SpanMasker(vocabulary, mlm_probability=Cosine(0.1, 0.5, 10))
+        there.set_step(number)
+        expected = there(torch.from_numpy(MIXED.input_ids), draw_ids=torch.arange(3))
+        assert torch.equal(masked.labels.cpu(), expected.labels)

@@ -1,0 +1,198 @@
+"""``corrmask-fast pretrain``: settings, a run and its files, resuming, and the loss split by partners in view."""
+
+from __future__ import annotations
+
+import csv
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from corrmask_fast import CorrMasker, DependencyGraph, InputError
+from corrmask_fast.cli import main
+from corrmask_fast.corpus_io import write_corpus
+from corrmask_fast.pretraining_settings import PRESETS, PretrainingSettings
+
+transformers = pytest.importorskip("transformers")
+
+from corrmask_fast.partner_loss import PartnerLoss, masked_losses
+from corrmask_fast.pretraining_run import make_model, pretrain, split_cells
+
+TINY = PretrainingSettings(
+    hidden_size=16,
+    layers=1,
+    heads=2,
+    intermediate_size=16,
+    max_length=40,
+    batch_size=8,
+    max_steps=6,
+    learning_rate=5e-3,
+    held_out=0.2,
+    eval_every=3,
+    save_every=3,
+    log_every=1,
+    device="cpu",
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def corpus(make_corpus):
+    return make_corpus(60, 40, seed=3, max_length=40)
+
+
+@pytest.fixture(scope="module")
+def graph(corpus):
+    pairs = [(2 * i, 2 * i + 1) for i in range(1, 20)]
+    return DependencyGraph.from_edges(pairs, corpus.vocabulary)
+
+
+def changed(**changes):
+    from dataclasses import replace
+
+    return replace(TINY, **changes)
+
+
+def test_the_defaults_are_the_papers_table_5():
+    paper = PRESETS["paper"]
+    assert (paper.hidden_size, paper.intermediate_size, paper.heads, paper.layers) == (256, 512, 4, 6)
+    assert (paper.learning_rate, paper.warmup_steps, paper.weight_decay) == (1e-3, 10_000, 0.001)
+    assert (paper.epochs, paper.batch_size, paper.dropout, paper.lr_schedule) == (3, 12, 0.02, "linear")
+
+
+def test_options_win_over_the_file_and_the_file_over_the_preset(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text("layers = 2\nlearning_rate = 1e-4\ngroup_by_length = true\n")
+    settings = PretrainingSettings.read(path, "small", layers=4, heads=None)
+    assert (settings.layers, settings.learning_rate, settings.group_by_length) == (4, 1e-4, True)
+    assert settings.hidden_size == PRESETS["small"].hidden_size
+    path.write_text(settings.to_toml())
+    assert PretrainingSettings.read(path) == settings
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("layer = 2", "there is no setting 'layer'"),
+        ("layers = ", "is no TOML file"),
+        ("layers = 0", "layers must be an integer >= 1; got 0"),
+        ("heads = 3", "heads must divide hidden_size=256; got 3"),
+        ('precision = "int8"', "precision must be one of auto, float32, bfloat16; got 'int8'"),
+        ("dropout = 2.0", r"dropout must be a number in \[0, 1\]"),
+    ],
+)
+def test_bad_settings_are_refused(tmp_path, text, message):
+    (tmp_path / "run.toml").write_text(text)
+    with pytest.raises(InputError, match=message):
+        PretrainingSettings.read(tmp_path / "run.toml")
+
+
+def test_held_out_cells_are_not_trained_on(corpus):
+    train, held_out = split_cells(corpus, TINY)
+    assert (train.n_cells, held_out.n_cells) == (48, 12)
+    cells = [tuple(c.tokens[a:b]) for c in (train, held_out) for a, b in zip(c.indptr, c.indptr[1:], strict=False)]
+    everyone = [tuple(corpus.tokens[a:b]) for a, b in zip(corpus.indptr, corpus.indptr[1:], strict=False)]
+    assert sorted(cells) == sorted(everyone)
+    assert split_cells(corpus, changed(held_out=0.0))[1].n_cells == 0
+
+
+def test_a_run_writes_its_model_log_and_settings_and_resumes_to_the_same_losses(corpus, graph, tmp_path):
+    masker = CorrMasker(graph, mlm_probability=0.2)
+    whole = pretrain(corpus, masker, tmp_path / "whole", TINY, graph=graph, progress=False)
+    model = transformers.BertForMaskedLM.from_pretrained(tmp_path / "whole" / "model")
+    assert model.config.hidden_size == 16
+    assert PretrainingSettings.read(tmp_path / "whole" / "settings.toml") == TINY
+    with (tmp_path / "whole" / "log.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    losses = [float(row["loss"]) for row in rows if row["loss"]]
+    assert len(losses) == 6
+    assert losses[-1] < losses[0]
+    assert [row["step"] for row in rows if row["eval_loss"]] == ["3", "6"]
+    assert "a partner in view" in whole.summary()
+    assert float(rows[2]["tokens_per_second"]) > 0
+
+    pretrain(corpus, masker, tmp_path / "halves", changed(max_steps=6), graph=graph, progress=False)
+    import shutil
+
+    shutil.rmtree(tmp_path / "halves" / "checkpoint-6")  # as if it had been killed on the way
+    shutil.rmtree(tmp_path / "halves" / "model")
+    resumed = pretrain(corpus, masker, tmp_path / "halves", TINY, graph=graph, resume=True, progress=False)
+    for name in ("loss", "eval_loss", "eval_loss_partner_visible", "eval_loss_partner_hidden"):
+        got, expected = ([row[name] for row in run.history if name in row] for run in (resumed, whole))
+        assert got == expected, name
+
+    with pytest.raises(InputError, match="holds a run already"):
+        pretrain(corpus, masker, tmp_path / "whole", TINY, progress=False)
+    with pytest.raises(InputError, match="no checkpoint to resume from"):
+        pretrain(corpus, masker, tmp_path / "fresh", TINY, resume=True, progress=False)
+
+
+@pytest.mark.parametrize("changes", [{"head": "full"}, {"masking": "device"}])
+def test_neither_the_head_nor_where_masks_are_made_changes_the_training(corpus, graph, tmp_path, changes):
+    runs = [
+        pretrain(corpus, CorrMasker(graph), tmp_path / str(i), settings, graph=graph, progress=False)
+        for i, settings in enumerate([TINY, changed(**changes)])
+    ]
+    for name in ("loss", "eval_loss", "eval_loss_partner_hidden"):
+        first, second = ([row[name] for row in run.history if name in row] for run in runs)
+        np.testing.assert_allclose(first, second, rtol=1e-4, err_msg=name)
+
+
+def test_losses_are_split_by_what_stays_in_view(corpus, graph):
+    """Against plain loops over the rows."""
+    masker = CorrMasker(graph, mlm_probability=0.3, structural_ratio=0.5)
+    ids = torch.zeros(10, 40, dtype=torch.int64)
+    for row in range(10):
+        cell = corpus.tokens[corpus.indptr[row] : corpus.indptr[row + 1]].astype(np.int64)
+        ids[row, : cell.size] = torch.from_numpy(cell)
+    attention = (ids != 0).long()
+    masked = masker(ids, attention, epoch=0)
+    for head in ("masked", "full"):
+        model = make_model(corpus.vocabulary.size, 0, changed(head=head)).eval()
+        batch = {"input_ids": masked.input_ids, "attention_mask": attention, "labels": masked.labels}
+        if head == "masked":
+            batch["masked_positions"] = masked.masked_positions
+        losses, rows, tokens = masked_losses(model, batch)
+        expected: dict[str, list[float]] = {"visible": [], "hidden": [], "alone": []}
+        for loss, row, token in zip(losses, rows, tokens, strict=True):
+            hidden = set(masked.labels[row][masked.labels[row] != -100].tolist())
+            partners = set(graph.neighbors(int(token))[0].tolist()) & set(ids[row].tolist())
+            kind = "alone" if not partners else "visible" if partners - hidden else "hidden"
+            expected[kind].append(loss)
+        split = PartnerLoss(graph)
+        split.add(model, batch)
+        metrics = split.metrics("")
+        assert min(map(len, expected.values())) > 0
+        assert metrics["loss_partner_visible"] == pytest.approx(np.mean(expected["visible"]))
+        assert metrics["loss_partner_hidden"] == pytest.approx(np.mean(expected["hidden"]))
+        assert metrics["loss"] == pytest.approx(np.mean(np.concatenate(list(expected.values()))))
+        judged = len(expected["visible"]) + len(expected["hidden"])
+        assert metrics["share_partner_visible"] == pytest.approx(len(expected["visible"]) / judged)
+    assert math.isnan(PartnerLoss(graph).metrics("")["loss"])
+
+
+def test_command_line(corpus, graph, tmp_path, capsys):
+    write_corpus(corpus, tmp_path / "cells.dataset")
+    graph.save(tmp_path / "graph.safetensors")
+    (tmp_path / "tiny.toml").write_text(TINY.to_toml())
+    common = ["pretrain", str(tmp_path / "cells.dataset"), "--out", str(tmp_path / "run"), "--no-progress"]
+    made = [*common, "--graph", str(tmp_path / "graph.safetensors"), "--config", str(tmp_path / "tiny.toml")]
+    assert main([*made, "--max-steps", "3"]) == 0
+    out = capsys.readouterr().out
+    assert "3 steps; the model lies in" in out
+    assert "all partners hidden" in out
+    assert (tmp_path / "run" / "loss.png").stat().st_size > 5000
+    assert main([*made, "--max-steps", "3"]) == 2
+    assert "holds a run already; resume it" in capsys.readouterr().err
+    assert main([*made, "--heads", "3"]) == 2
+    assert "--heads must divide --hidden-size" in capsys.readouterr().err
+    assert main(common) == 2
+    assert "--strategy corrmask needs --graph GRAPH" in capsys.readouterr().err
