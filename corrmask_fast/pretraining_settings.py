@@ -79,7 +79,7 @@ class PretrainingSettings:
         check_number("held_out", self.held_out, 0, 0.5)
         check_seed(self.run_seed)
         if self.hidden_size % self.heads:
-            raise InputError(f"heads must divide hidden_size={self.hidden_size}; got {self.heads}")
+            raise InputError(f"heads must be a divisor of hidden_size={self.hidden_size}; got {self.heads}")
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name} must be one of {', '.join(allowed)}; got {getattr(self, name)!r}")

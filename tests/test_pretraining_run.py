@@ -84,7 +84,7 @@ def test_options_win_over_the_file_and_the_file_over_the_preset(tmp_path):
         ("layer = 2", "there is no setting 'layer'"),
         ("layers = ", "is no TOML file"),
         ("layers = 0", "layers must be an integer >= 1; got 0"),
-        ("heads = 3", "heads must divide hidden_size=256; got 3"),
+        ("heads = 3", "heads must be a divisor of hidden_size=256; got 3"),
         ('precision = "int8"', "precision must be one of auto, float32, bfloat16; got 'int8'"),
         ("dropout = 2.0", r"dropout must be a number in \[0, 1\]"),
     ],
@@ -193,6 +193,6 @@ def test_command_line(corpus, graph, tmp_path, capsys):
     assert main([*made, "--max-steps", "3"]) == 2
     assert "holds a run already; resume it" in capsys.readouterr().err
     assert main([*made, "--heads", "3"]) == 2
-    assert "--heads must divide --hidden-size" in capsys.readouterr().err
+    assert "--heads must be a divisor of --hidden-size" in capsys.readouterr().err
     assert main(common) == 2
     assert "--strategy corrmask needs --graph GRAPH" in capsys.readouterr().err
