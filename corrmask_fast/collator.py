@@ -182,6 +182,8 @@ class PaddingCollator:
         Names the padding token.
     pad_to_multiple_of
         Round the batch's width up to a multiple of this.
+    graph_column, graph_numbers
+        As for :class:`DataCollatorForCorrMask`: the batch gets ``graph_ids``, (rows,) int64.
 
     Examples
     --------
@@ -190,16 +192,35 @@ class PaddingCollator:
     [[3, 2], [2, 0]]
     """
 
-    def __init__(self, vocabulary: Vocabulary, *, pad_to_multiple_of: int | None = None) -> None:
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        *,
+        pad_to_multiple_of: int | None = None,
+        graph_column: str | None = None,
+        graph_numbers: Mapping[Any, int] | None = None,
+    ) -> None:
         self.vocabulary = vocabulary
         self.pad_to_multiple_of = _check_multiple(pad_to_multiple_of)
+        self.graph_column, self.graph_numbers = graph_column, graph_numbers
+
+    @classmethod
+    def like(cls, collator: DataCollatorForCorrMask) -> PaddingCollator:
+        """Return what pads as a collator does, and leaves the masking to its masker."""
+        return cls(
+            collator.masker.vocabulary,
+            pad_to_multiple_of=collator.pad_to_multiple_of,
+            graph_column=collator.graph_column,
+            graph_numbers=collator.graph_numbers,
+        )
 
     def __call__(self, features: Any) -> dict[str, torch.Tensor]:
         """Collate one batch: ``input_ids`` and ``attention_mask``, each (rows, columns) int64.
 
         ``special_tokens_mask`` comes along where the features have one.
         """
-        indptr, tokens, marks = _ragged(_whole_batch(features), self.vocabulary)
+        features = _whole_batch(features)
+        indptr, tokens, marks = _ragged(features, self.vocabulary)
         lengths, multiple = np.diff(indptr), self.pad_to_multiple_of or 1
         shape = lengths.size, -(-int(lengths.max(initial=0)) // multiple) * multiple
         inside = np.arange(shape[1]) < lengths[:, None]
@@ -214,6 +235,8 @@ class PaddingCollator:
             protected = np.zeros(shape, np.int64)
             protected[inside] = marks["protected"]
             batch["special_tokens_mask"] = torch.from_numpy(protected)
+        if self.graph_column is not None:
+            batch["graph_ids"] = torch.from_numpy(_graph_ids(features, self.graph_column, self.graph_numbers))
         return batch
 
 

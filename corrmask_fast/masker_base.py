@@ -339,6 +339,11 @@ class Masker(nn.Module):
             value = schedule.at(self.schedule_step).view(torch.int64)
             self.rate_bits[entry : entry + 2].copy_(value.expand(2))
 
+    @property
+    def has_schedule(self) -> bool:
+        """Whether a rate goes by the step."""
+        return bool(self._schedules)
+
     def current_rates(self) -> tuple[tuple[float, float], tuple[float, float]]:
         """Return the ends of p and of λ as they are now: equal where rows do not draw their own."""
         p_low, p_high, low, high = self.rate_bits.view(torch.float64).tolist()

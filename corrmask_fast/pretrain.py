@@ -31,6 +31,7 @@ __all__ = ["EVALUATION_EPOCH", "CorrMaskCallback", "CorrMaskTrainer"]
 
 # The epoch of evaluation masks: no training run gets there, and every evaluation sees the same masks.
 EVALUATION_EPOCH = 2**63 - 1
+LAST_STEP = 2**53  # and its schedules, if it has any, are at their ends
 
 
 class CorrMaskCallback(transformers.TrainerCallback):
@@ -157,6 +158,10 @@ class CorrMaskTrainer(transformers.Trainer):
         self.masker, self.masking = collator.masker, masking
         if masking == "device" and collator.compat:
             raise InputError("compat='geneformer' masks in the collator; use masking='worker' with it")
+        if masking == "worker" and self.masker.has_schedule:
+            raise InputError(
+                "the masker's rates go by the step, and workers prepare batches ahead of it; use masking='device'"
+            )
         super().__init__(model, args, collator, train_dataset, eval_dataset, **kwargs)
         self._check_arguments()
         for dataset in (train_dataset, eval_dataset):
@@ -188,9 +193,7 @@ class CorrMaskTrainer(transformers.Trainer):
     def _set_up_collators(self, collator: DataCollatorForCorrMask) -> None:
         """Choose the collators of training and of evaluation."""
         if self.masking == "device":
-            self.data_collator: Any = PaddingCollator(
-                self.masker.vocabulary, pad_to_multiple_of=collator.pad_to_multiple_of
-            )
+            self.data_collator: Any = PaddingCollator.like(collator)
             self._eval_collator: Any = self.data_collator
             return
         if "masked_positions" in self._takes and not collator.compat:
@@ -244,16 +247,16 @@ class CorrMaskTrainer(transformers.Trainer):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, *args)
         if not batches:
             return batches, None
-        batches = [self._masked(self._prepare_input(batch), self._epoch) for batch in batches]
+        batches = [self._masked(self._prepare_input(batch), self._epoch, self.state.global_step) for batch in batches]
         count = sum((batch["labels"] != -100).sum() for batch in batches)
         if self.args.world_size > 1:
             count = self.accelerator.gather(count.reshape(1)).sum()
         return batches, count
 
     def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """Evaluate a batch, masked as in :data:`EVALUATION_EPOCH`."""
+        """Evaluate a batch, masked as in :data:`EVALUATION_EPOCH`, at the rates with which schedules end."""
         return super().prediction_step(
-            model, self._masked(self._prepare_input(inputs), EVALUATION_EPOCH), *args, **kwargs
+            model, self._masked(self._prepare_input(inputs), EVALUATION_EPOCH, LAST_STEP), *args, **kwargs
         )
 
     def compute_loss(
@@ -277,7 +280,7 @@ class CorrMaskTrainer(transformers.Trainer):
             loss = loss * self.args.world_size  # DDP takes the mean over ranks; the count is of all of them
         return (loss, outputs) if return_outputs else loss
 
-    def _masked(self, batch: dict[str, Any], epoch: int) -> dict[str, Any]:
+    def _masked(self, batch: dict[str, Any], epoch: int, step: int) -> dict[str, Any]:
         """Mask a padded batch where it lies; a batch that comes with labels is left as it is."""
         if self.masking == "worker":
             if "labels" not in batch:
@@ -285,9 +288,15 @@ class CorrMaskTrainer(transformers.Trainer):
             return batch
         if self._on_device is None:
             self._on_device = copy.deepcopy(self.masker).to(batch["input_ids"].device)
+        more = {"graph_ids": batch.pop("graph_ids")} if "graph_ids" in batch else {}
+        self._on_device.set_step(step)
         with torch.no_grad():
             masked = self._on_device(
-                batch["input_ids"], batch["attention_mask"], batch.pop("special_tokens_mask", None), epoch=epoch
+                batch["input_ids"],
+                batch["attention_mask"],
+                batch.pop("special_tokens_mask", None),
+                epoch=epoch,
+                **more,
             )
         batch |= {"input_ids": masked.input_ids, "labels": masked.labels}
         if "masked_positions" in self._takes:

@@ -84,8 +84,9 @@ def _settings(masker: Any) -> dict[str, Any]:
     """Return all that decides a masker's masks but its graph."""
     from corrmask_fast.masker_base import FIXED
 
-    found = {name: getattr(masker, name) for name in sorted(FIXED) if hasattr(masker, name)}
-    return {"strategy": type(masker).__name__, **found}
+    found = {name: getattr(masker, name) for name in sorted(FIXED)}
+    plain = {name: value if isinstance(value, int | float) else repr(value) for name, value in found.items()}
+    return {"strategy": type(masker).__name__, **plain}
 
 
 def _is_map(dataset: Any) -> bool:

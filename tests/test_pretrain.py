@@ -17,6 +17,7 @@ from corrmask_fast import (
     CorrMasker,
     DataCollatorForCorrMask,
     InputError,
+    Linear,
     RaggedBatch,
     collator,
     read_corpus,
@@ -341,6 +342,43 @@ def test_masks_of_evaluation_are_frozen(tmp_path, masking):
     assert torch.equal(rows, torch.cat([expected] * 3))
     assert_masked_as_in(trainer.batches[6:], 1)  # evaluation did not touch the masks of training
     assert losses[0] == pytest.approx(trainer.evaluate()["eval_loss"])
+
+
+def test_schedules_go_by_the_step_of_each_batch(tmp_path):
+    """On the device; workers prepare batches ahead of the step, so there it is refused. A resume changes nothing."""
+    masker = CorrMasker(GRAPH, mlm_probability=Linear(0.6, 0.2, 4), seed=5)
+    with pytest.raises(InputError, match="workers prepare batches ahead of it; use masking='device'"):
+        our_trainer(tmp_path, masker=masker)
+    run = {"masker": masker, "masking": "device", "max_steps": 6, "gradient_accumulation_steps": 2}
+    run |= {"save_strategy": "steps", "save_steps": 3}
+    trainer = our_trainer(tmp_path, eval_dataset=DATASET, eval_strategy="steps", eval_steps=2, **run)
+    trainer.train()
+    for k, batch in enumerate(trainer.batches):
+        expected = CorrMasker(GRAPH, mlm_probability=Linear(0.6, 0.2, 4)(k // 2), seed=5)
+        assert_masked_as_in([batch], k // 6, expected)
+    evaluated = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert len(evaluated) == 3
+    resumed = our_trainer(tmp_path, **run)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert resumed.losses == trainer.losses[6:]
+
+
+def test_graphs_of_cells_are_chosen_on_the_device_too(tmp_path):
+    masker = CorrMasker([GRAPH, make_graph(VOCABULARY, seed=1)], mlm_probability=0.3, seed=5)
+    corpus = read_corpus(CELLS, VOCABULARY)
+    corpus.obs = {"tissue": np.array(["lung", "kidney"] * 12)}
+    dataset = CorpusDataset(corpus, columns=("tissue",))
+    collate = DataCollatorForCorrMask(masker, graph_column="tissue", graph_numbers={"lung": 0, "kidney": 1})
+    seen = []
+    for masking in ("worker", "device"):
+        trainer = OurTrainer(
+            make_model(), make_arguments(tmp_path), data_collator=collate, train_dataset=dataset, masking=masking
+        )
+        trainer.train()
+        seen.append(trainer)
+    for one, other in zip(seen[0].batches, seen[1].batches, strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in one)
+    assert seen[0].losses == seen[1].losses
 
 
 def read_cells(dataset):
