@@ -40,6 +40,7 @@ lint: $(READY)
 bench: $(READY)
 	$(BIN)/python bench/run.py
 	$(BIN)/python bench/graph/run.py
+	$(BIN)/python bench/pretrain/run.py
 
 bench-smoke: $(READY)
 	$(BIN)/pytest --quiet bench

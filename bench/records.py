@@ -94,11 +94,11 @@ class Comparison(NamedTuple):
     floor: float  # 0: none was measured beside it
 
 
-def comparisons(rows: Sequence[Row]) -> list[Comparison]:
+def comparisons(rows: Sequence[Row], goals: Sequence[Goal] = GOALS) -> list[Comparison]:
     """Return every comparison that the rows allow, in the order of the goals."""
     us = {(row["case"], row["contestant"], int(row["batch"])): float(row["p50_us"]) for row in rows}
     found = []
-    for goal in GOALS:
+    for goal in goals:
         for batch in sorted({int(row["batch"]) for row in rows if row["case"] == goal.case}):
             if goal.smallest_batch <= batch <= goal.largest_batch:
                 floor = us.get((goal.case, COPY, batch), 0.0) + us.get((goal.case, PHILOX, batch), 0.0)
@@ -109,9 +109,9 @@ def comparisons(rows: Sequence[Row]) -> list[Comparison]:
     return found
 
 
-def table(rows: Sequence[Row], *, brief: bool = False) -> str:
+def table(rows: Sequence[Row], goals: Sequence[Goal] = GOALS, *, brief: bool = False) -> str:
     """Return the comparisons as a Markdown table; ``brief``: without the goals."""
-    found = comparisons(rows)
+    found = comparisons(rows, goals)
     lines = [["what", "against", "batch", "theirs, µs a cell", "ours, µs a cell", "ratio", "ours / floor", "goal"]]
     for one in found:
         times = [f"{one.theirs:,.1f}", f"{one.ours:,.1f}", f"{one.theirs / one.ours:,.4g}x"]

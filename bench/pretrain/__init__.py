@@ -1,0 +1,1 @@
+"""Benches of pretraining: the input of a Trainer, and a training step."""
