@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Corpus"]
 
+SAMPLE_BLOCK = 1 << 20  # cells whose keys are drawn at a time
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -292,13 +294,20 @@ class Corpus:
         check_seed(seed)
         if n_cells >= self.n_cells:
             return np.arange(self.n_cells)
-        keys = np.empty(self.n_cells, np.uint64)
-        sample_keys(np.uint64(seed), keys)
-        # Cells first by (key, index): everything below the last key taken, then ties by index.
-        last = np.partition(keys, n_cells - 1)[n_cells - 1]
-        below = np.flatnonzero(keys < last)
-        ties = np.flatnonzero(keys == last)[: n_cells - below.size]
-        return np.sort(np.concatenate([below, ties]))
+        # Cells first by (key, index), of one block after the other: no more keys are held than are sampled.
+        keys, cells = np.empty(0, np.uint64), np.empty(0, np.int64)
+        for begin in range(0, self.n_cells, SAMPLE_BLOCK):
+            block = np.arange(begin, min(begin + SAMPLE_BLOCK, self.n_cells))
+            drawn = np.empty(block.size, np.uint64)
+            sample_keys(np.uint64(seed), begin, drawn)
+            keys, cells = np.concatenate([keys, drawn]), np.concatenate([cells, block])
+            if keys.size > n_cells:
+                last = np.partition(keys, n_cells - 1)[n_cells - 1]
+                below = np.flatnonzero(keys < last)
+                ties = np.flatnonzero(keys == last)[: n_cells - below.size]
+                kept = np.sort(np.concatenate([below, ties]))
+                keys, cells = keys[kept], cells[kept]
+        return cells
 
     def __repr__(self) -> str:
         return f"Corpus({self.n_cells} cells, {self.vocabulary!r})"

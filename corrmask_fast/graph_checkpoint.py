@@ -97,11 +97,11 @@ class Checkpoint:
                 stacklevel=2,
             )
 
-    def parts(self, name: str, layout: str) -> Iterator[dict[str, np.ndarray]]:
-        """Yield the parts ``name`` of all ranks that speak of this layout; warn of damaged ones."""
+    def parts(self, name: str, layout: str, *, own: bool = False) -> Iterator[dict[str, np.ndarray]]:
+        """Yield the parts ``name`` of all ranks, or this one's, that speak of this layout; warn of damaged ones."""
         if self.folder is None:
             return
-        for path in sorted(self.folder.glob(f"{name}-*{SUFFIX}")):
+        for path in sorted(self.folder.glob(f"{name}-{self.rank if own else '*'}{SUFFIX}")):
             try:
                 header, arrays = read_tensors(path, "part of a checkpoint")
                 digest = header.pop("sha256")
@@ -112,6 +112,11 @@ class Checkpoint:
                 continue
             if header == {"format": FORMAT, "layout": layout}:
                 yield arrays
+
+    def drop(self, name: str) -> None:
+        """Remove this rank's part ``name``, which is of no more use."""
+        if self.folder is not None:
+            (self.folder / f"{name}-{self.rank}{SUFFIX}").unlink(missing_ok=True)
 
 
 def fingerprint_corpus(corpus: Corpus) -> str:

@@ -18,6 +18,7 @@ division, and of half of u for each of S, T and their product: below 5 u at ever
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -46,6 +47,11 @@ if TYPE_CHECKING:
     from corrmask_fast.graph_products import ProductPlan, Task
     from corrmask_fast.graph_stages import Bar, GeneColumns
     from corrmask_fast.graph_work import Work
+
+    Sums = list[tuple[np.ndarray, np.ndarray | None]]  # low and high words, of each task of a band
+
+
+SUMS_SECONDS = 300.0  # between two times that sums, which may take gigabytes, are saved
 
 
 class StreamedSample(NamedTuple):
@@ -85,10 +91,12 @@ class StreamedStages:
         self._rows: Sequence[int] | np.ndarray = ()
         self._max_length = 0
 
-    def _chunks(self, genes: np.ndarray, chunk_cells: int, *, of_this_rank: bool = False) -> Iterator[GeneColumns]:
-        """Read all cells, or those of this rank, chunk by chunk, as columns of ``genes``."""
+    def _chunks(
+        self, genes: np.ndarray, chunk_cells: int, *, first: int = 0, of_this_rank: bool = False
+    ) -> Iterator[GeneColumns]:
+        """Read all cells from ``first`` on, or those of this rank, chunk by chunk, as columns of ``genes``."""
         team = self._work.team
-        begins = range(0, len(self._rows), chunk_cells)
+        begins = range(first, len(self._rows), chunk_cells)
         for begin in begins[team.rank :: team.size] if of_this_rank else begins:
             team.check()
             rows = self._rows[begin : begin + chunk_cells]
@@ -180,10 +188,13 @@ class StreamedStages:
         tasks = [plan.tasks[number] for number in numbers]
         wide = self._portions.wide
         sums = [(low, np.zeros(low.shape, np.uint32) if wide else None) for low in (task.zeros() for task in tasks)]
+        cells = self._saved_sums(numbers, sums)
+        update(cells)
+        saved = time.monotonic()
         chunk_cells = self._portions.chunk_cells
         if wide:
             chunk_cells = max(1, min(chunk_cells, (2**64 - 1) // max(1, int(ranks.e.max(initial=0))) ** 2))
-        for chunk in self._chunks(columns.genes, chunk_cells):
+        for chunk in self._chunks(columns.genes, chunk_cells, first=cells):
             e = np.empty(chunk.levels.size, np.uint32)
             run_ranges(partial(look_up_ranks, chunk.indptr, chunk.levels, ranks.e, e), columns.genes.size, 16)
             operands = Operands(plan, chunk, e, tasks)
@@ -198,6 +209,10 @@ class StreamedStages:
             for _ in map_tasks(add, range(len(tasks))):
                 self._work.team.check()
             update(chunk.n_cells)
+            cells += chunk.n_cells
+            if time.monotonic() - saved >= SUMS_SECONDS and cells < columns.n_cells:
+                self._save_sums(numbers, sums, cells)
+                saved = time.monotonic()
 
         def found(place: int) -> Any:
             task, (low, high) = tasks[place], sums[place]
@@ -206,6 +221,25 @@ class StreamedStages:
 
         for pairs in map_tasks(found, range(len(tasks))):
             strongest.offer(pairs)
+        self._work.checkpoint.drop("sums")
+
+    def _save_sums(self, numbers: np.ndarray, sums: Sums, cells: int) -> None:
+        """Save the sums of a band in the middle of its pass: over a large corpus it may take hours."""
+        arrays = {f"low {i}": low for i, (low, _) in enumerate(sums)}
+        arrays |= {f"high {i}": high for i, (_, high) in enumerate(sums) if high is not None}
+        layout = f"{self._portions.wide} {numbers.tolist()}"
+        self._work.checkpoint.save("sums", layout, {**arrays, "cells": np.array([cells])})
+
+    def _saved_sums(self, numbers: np.ndarray, sums: Sums) -> int:
+        """Take up the sums of a band that was begun; return how many cells they are of."""
+        layout = f"{self._portions.wide} {numbers.tolist()}"
+        for part in self._work.checkpoint.parts("sums", layout, own=True):
+            for i, (low, high) in enumerate(sums):
+                low[:] = part[f"low {i}"]
+                if high is not None:
+                    high[:] = part[f"high {i}"]
+            return int(part["cells"][0])
+        return 0
 
     # ------------------------------------------------------------------------------------------------------- overlaps
 

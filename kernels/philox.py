@@ -39,10 +39,10 @@ def words(seed, draw_id, column, block):
 
 
 @kernel
-def sample_keys(seed, out):
-    """out[i] = (w0 << 32) | w1 of draw i: the order in which cells enter a graph's sample (section 2)."""
+def sample_keys(seed, first, out):
+    """out[i] = (w0 << 32) | w1 of draw first + i: the order in which cells enter a graph's sample (section 2)."""
     k0, k1 = seed & LOW, seed >> S32
     for i in range(out.size):
-        draw = np.uint64(i)
+        draw = np.uint64(first + i)
         w0, w1, _, _ = philox(SAMPLE_COLUMN, np.uint64(0), draw & LOW, draw >> S32, k0, k1)
         out[i] = (w0 << S32) | w1

@@ -191,6 +191,22 @@ def test_graph_parameters_reach_the_build(folder, tmp_path):
     assert {name: params[name] for name in options} == options
 
 
+def test_a_whole_corpus_in_little_memory_with_a_checkpoint(folder, tmp_path, fails):
+    output, state = tmp_path / "graph.safetensors", tmp_path / "state"
+    build = ["graph", "build", f"{folder}/cells.npz", "--min-cooccurrence", "30", "--no-progress", "--threads", "1"]
+    whole = [*build, "--n-cells", "all", "-o", str(output)]
+    assert main(whole) == 0
+    expected = output.read_bytes()
+    least = re.search(r"needs at least ([\d.]+MB); raise --memory-limit", fails(*whole, "--memory", "1MB"))[1]
+    for _ in range(2):  # the second takes up what the first has done
+        assert main([*whole, "--memory", least, "--checkpoint", str(state)]) == 0
+        assert output.read_bytes() == expected
+    other = fails(*build, "-o", output, "--n-cells", "100", "--checkpoint", state)
+    assert "belongs to another build: --n-cells was None there and is 100 now" in other
+    both = fails(*build, "-o", tmp_path / "graphs", "--by", "cell_type", "--checkpoint", state)
+    assert "--checkpoint is of one graph, and --by builds several; leave one of them out" in both
+
+
 def test_audit_prints_and_saves(folder, tmp_path, capsys):
     arguments = [
         "--graph",

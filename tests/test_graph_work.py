@@ -38,12 +38,12 @@ PRELUDE = """
     import os, signal, sys, json, time
     from corrmask_fast import read_corpus, build_dependency_graph, InputError, set_num_threads
     from corrmask_fast import graph_building, graph_checkpoint, graph_distributed
-    from corrmask_fast import graph_memory, graph_stages, graph_work
+    from corrmask_fast import graph_memory, graph_stages, graph_streaming, graph_work
     from corrmask_fast.graph_products import Cut
     set_num_threads(1)
     graph_stages.Cut = lambda: Cut(tile_genes=5)
     graph_stages.LEAST_WORK = 2000
-    graph_work.SAVE_SECONDS = 0.0
+    graph_work.SAVE_SECONDS = graph_streaming.SUMS_SECONDS = 0.0
     folder = sys.argv[1]
     corpus = read_corpus(folder + "/cells.npz")
 """
@@ -134,10 +134,13 @@ def test_a_killed_build_goes_on_and_gives_the_same_file(folder, corpus, tmp_path
 
 def test_a_killed_build_of_chunks_goes_on_and_gives_the_same_file(folder, corpus, tmp_path):
     state, portions = tmp_path / "state", (64, 1_000_000)
-    for place in (("levels", 1, "after"), ("pairs", 1, "after"), ("overlaps", 2, "after")):
+    for place in (("levels", 1, "after"), ("sums", 2, "after"), ("sums", 1, "after"), ("overlaps", 2, "after")):
         process = start(program(KILL), folder, *place, state, *portions)
         _, err = process.communicate(timeout=60)
         assert process.returncode == -signal.SIGKILL, err
+        if place[0] == "sums":  # of four chunks, two were added; then, from there on, the third
+            assert load_file(state / "sums-0.safetensors")["cells"] == (128 if place[1] == 2 else 192)
+    assert not (state / "sums-0.safetensors").exists()
     assert done_in(state, "pairs").all()
     assert 2 <= done_in(state, "overlaps").sum() < done_in(state, "overlaps").size
     with small_tasks(), pytest.MonkeyPatch.context() as patch:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from corrmask_fast import Corpus, InputError, reference
+from corrmask_fast import Corpus, InputError, corpus, reference
 from corrmask_fast.kernels import philox, rows
 from corrmask_fast.testing import draw_ids, make_vocabulary
 
@@ -93,12 +93,21 @@ def test_a_sample_of_all_or_more_is_all(take):
 
 
 def test_ties_go_to_the_earlier_cell(monkeypatch):
-    def equal_keys(seed, out):
-        out[:] = 5
-        out[3] = 1
+    def equal_keys(seed, first, out):
+        out[:] = [1 if cell == 3 else 5 for cell in range(first, first + out.size)]
 
     monkeypatch.setattr(philox, "sample_keys", equal_keys)
     assert empty_cells(10).sample_rows(4).tolist() == [0, 1, 2, 3]
+    assert empty_cells(10).sample_rows(2).tolist() == [0, 3]
+    monkeypatch.setattr(corpus, "SAMPLE_BLOCK", 3)
+    assert empty_cells(10).sample_rows(4).tolist() == [0, 1, 2, 3]
+    assert empty_cells(10).sample_rows(2).tolist() == [0, 3]
+
+
+def test_a_sample_drawn_in_blocks_is_the_same(monkeypatch):
+    expected = {take: empty_cells(100).sample_rows(take, 5).tolist() for take in (1, 7, 50, 99)}
+    monkeypatch.setattr(corpus, "SAMPLE_BLOCK", 8)
+    assert {take: empty_cells(100).sample_rows(take, 5).tolist() for take in expected} == expected
 
 
 @pytest.mark.parametrize(
