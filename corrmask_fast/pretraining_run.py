@@ -15,7 +15,7 @@ from corrmask_fast.dataset import CorpusDataset
 from corrmask_fast.errors import InputError
 from corrmask_fast.files import atomic_file
 from corrmask_fast.partner_loss import PartnerLoss
-from corrmask_fast.pretrain import EVALUATION_EPOCH, CorrMaskTrainer, transformers
+from corrmask_fast.pretrain import EVALUATION_EPOCH, LAST_STEP, CorrMaskTrainer, transformers
 from corrmask_fast.tables import write_csv
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def pretrain(
         train_dataset=CorpusDataset(train),
         eval_dataset=CorpusDataset(held_out) if held_out.n_cells else None,
         masker=masker,
-        masking=_masking(settings),
+        masking=_masking(settings, masker),
         partner_graph=graph,
     )
     if trainer.is_world_process_zero():
@@ -214,9 +214,11 @@ def training_arguments(
     )
 
 
-def _masking(settings: PretrainingSettings) -> str:
+def _masking(settings: PretrainingSettings, masker: Masker) -> str:
     if settings.masking != "auto":
         return settings.masking
+    if masker.has_schedule:  # each batch by its own step, which workers that prepare ahead do not know
+        return "device"
     return "device" if settings.device != "cpu" and torch.cuda.is_available() else "worker"
 
 
@@ -249,11 +251,11 @@ class RunTrainer(CorrMaskTrainer):
             self._clock.tokens.append(batch["attention_mask"].sum())
         return batches, count
 
-    def _masked(self, batch: dict[str, Any], epoch: int) -> dict[str, Any]:
+    def _masked(self, batch: dict[str, Any], epoch: int, step: int) -> dict[str, Any]:
         if self.masking == "worker":
-            return super()._masked(batch, epoch)
+            return super()._masked(batch, epoch, step)
         with self._clock.masking():
-            return super()._masked(batch, epoch)
+            return super()._masked(batch, epoch, step)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add tokens a second and shares of the time to what Trainer logs of its training."""
@@ -267,7 +269,7 @@ class RunTrainer(CorrMaskTrainer):
         losses, training = PartnerLoss(self._partner_graph), self.model.training
         self.model.eval()
         for batch in self.get_eval_dataloader():
-            masked = super()._masked(self._prepare_input(batch), EVALUATION_EPOCH)
+            masked = super()._masked(self._prepare_input(batch), EVALUATION_EPOCH, LAST_STEP)
             with (
                 self.autocast_smart_context_manager()
                 if hasattr(self, "autocast_smart_context_manager")
