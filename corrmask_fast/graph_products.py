@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import groupby, pairwise
+from threading import local
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -180,6 +181,7 @@ class Operands:
 
     def __init__(self, plan: ProductPlan, columns: GeneColumns, e: np.ndarray, tasks: list[Task] | None = None) -> None:
         self.order, self.cut, self.columns, self.e = plan.order, plan.cut, columns, e
+        self._of_thread = local()
         tasks = plan.tasks if tasks is None else tasks
         blocks = sorted({block for task in tasks if task.method == SCATTER for block in (task.u, task.v)}, key=min)
         self._rows = dict(zip(blocks, map_tasks(self._make_rows, blocks), strict=True))
@@ -208,7 +210,11 @@ class Operands:
     def _add_panel(self, task: Task, sums: np.ndarray) -> None:
         columns, n_cells = self.columns, self.columns.n_cells
         of_u, of_v = self.order[task.u.start : task.u.stop], self.order[task.v.start : task.v.stop]
-        panel = np.zeros((n_cells, LANES), np.uint32)
+        panel = getattr(self._of_thread, "panel", None)
+        if panel is None:
+            panel = self._of_thread.panel = np.zeros((n_cells, LANES), np.uint32)
+        else:  # memory that is there already comes cheaper than new
+            panel[:] = 0
         fill_panel(of_v, columns.indptr, columns.cells, self.e, panel)
         # Columns go by in ranges large enough to be worth a pass over the panel.
         passes = np.cumsum(columns.presence[of_u]) // max(1, int(self.cut.passes * n_cells))
