@@ -207,8 +207,10 @@ class Masker(nn.Module):
         draws, mode, offset = draws_of_tensors(input_ids.shape[0], draw_ids, epoch, self.draw_counter, device)
         on_cpu = device.type == "cpu"
         validate = on_cpu if self.validate is None else self.validate
-        # A plain CPU call skips the dispatcher, which costs as much as a row; everything else goes through the op.
-        if type(input_ids) is torch.Tensor and on_cpu and not torch.compiler.is_compiling():
+        # A plain call skips the dispatcher, which costs as much as a row on the CPU, and beside a device as much as all
+        # else that the host does; everything else goes through the op.
+        plain = type(input_ids) is torch.Tensor and not torch.compiler.is_compiling()
+        if plain and on_cpu:
             rules, rates = self._rules_and_rates()
             values = draws.numpy()
             result = torch_ops.mask_on_cpu(
@@ -226,7 +228,8 @@ class Masker(nn.Module):
             if mode == COUNTED:
                 values += input_ids.shape[0]  # the counter's memory; the tensor's own addition costs ten times as much
             return MaskedBatch(*result)
-        result = torch_ops.mask(
+        mask = torch_ops.mask_on_device if plain and device.type == "cuda" else torch_ops.mask
+        result = mask(
             input_ids,
             attention_mask,
             special_tokens_mask,

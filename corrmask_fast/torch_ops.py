@@ -21,7 +21,7 @@ from corrmask_fast.masking import (
     raise_unknown_token,
 )
 
-__all__ = ["mask", "mask_on_cpu"]
+__all__ = ["mask", "mask_on_cpu", "mask_on_device"]
 
 Result = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -119,7 +119,7 @@ def mask(
 
 
 @mask.register_kernel("cuda")
-def _(
+def mask_on_device(
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor | None,
     special_tokens_mask: torch.Tensor | None,
@@ -137,6 +137,7 @@ def _(
     max_probability: float,
     validate: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Mask a padded batch of CUDA tensors; return (input_ids, labels, masked_positions)."""
     from corrmask_fast.cuda_masking import mask_cuda
 
     if validate:  # waits for the device; without it such a token counts as a gene without neighbours

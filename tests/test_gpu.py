@@ -83,12 +83,12 @@ def place(request):
         pytest.importorskip("cupy", reason="CuPy is not installed: pip install 'corrmask-fast[cuda13]'")
     if request.param == "emulated":
         request.getfixturevalue("emulated_cuda")
-        request.getfixturevalue("monkeypatch").setattr(torch_ops, "mask", torch_ops.mask._backend_fns["cuda"])
+        request.getfixturevalue("monkeypatch").setattr(torch_ops, "mask", torch_ops.mask_on_device)
     return Place(request.param)
 
 
 def test_the_emulated_place_launches_cuda_kernels(emulated_cuda, request, monkeypatch):
-    monkeypatch.setattr(torch_ops, "mask", torch_ops.mask._backend_fns["cuda"])
+    monkeypatch.setattr(torch_ops, "mask", torch_ops.mask_on_device)
     place = Place("emulated")
     place.masker()(place.put(HUB.input_ids), epoch=4)
     assert [launch[0] for launch in emulated_cuda.launches] == ["corrmask_i64"]
@@ -395,6 +395,16 @@ def test_tensors_of_any_layout_are_read_and_left_alone(place, layout):
     case = Case(layout, GRAPH, LAYOUTS[layout](plain).numpy().copy())
     assert_same(case.expected(epoch=4), got, layout)
     assert torch.equal(ids, before)
+
+
+@pytest.mark.gpu
+def test_an_eager_call_on_a_device_skips_the_dispatcher(monkeypatch):
+    """Which costs the host as much as all else it does; a compiled call needs it."""
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    monkeypatch.setattr(torch_ops, "mask", None)
+    masker, ids = CorrMasker(GRAPH).to("cuda"), torch.from_numpy(HUB.input_ids).to("cuda")
+    assert_same(EXPECTED, masker_base.MaskedBatch(*(tensor.cpu() for tensor in masker(ids, epoch=4))), "eager")
 
 
 @pytest.mark.gpu
