@@ -1,0 +1,140 @@
+"""Every strategy beside Random, and beside the same strategy in plain PyTorch: ``python bench/strategies.py``.
+
+Checked against the oracle, then timed in turns; rows go to results/strategies.csv.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import records
+import torch
+from gpu.torch_corrmask import TorchCorrMask
+from timing import Contestant, race
+from workload import SMOKE, Size, make_workload
+
+from corrmask_fast import MaskedBatch, PMITable, make_masker, set_num_threads
+from corrmask_fast.stock import stock_collator
+from corrmask_fast.testing import Case, assert_same
+
+if TYPE_CHECKING:
+    from workload import Workload
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = records.RESULTS.with_name("strategies.csv")
+STRATEGIES = ("random", "span", "pmi", "corrmask")
+FEW = 2  # rows that the oracle masks
+# Of some 3 000 cells: pairs as frequent as those seen 50 times in ten times as many.
+MIN_COUNT = 5
+
+
+def plain(name: str) -> str:
+    """Name the rival of a strategy."""
+    return f"{name}, plain PyTorch"
+
+
+class TorchGroups:
+    """Span or PMI masking of (rows, columns) int64 cells without padding, as it is mostly written: row by row."""
+
+    def __init__(self, groups_of: Any, vocabulary: Any, p: float = 0.15) -> None:
+        self.groups_of, self.p, self.stock = groups_of, p, stock_collator(vocabulary)
+        self.mask_token = vocabulary.mask_token_id
+
+    def __call__(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        hidden = torch.zeros(ids.shape, dtype=torch.bool)
+        budget = int(ids.shape[1] * self.p)
+        for row, cell in enumerate(ids):
+            masked: dict[int, None] = {}
+            groups = self.groups_of(cell)
+            for k in torch.randperm(len(groups)).tolist():
+                masked.update(dict.fromkeys(groups[k]))
+                if len(masked) >= budget:
+                    break
+            if len(masked) < budget:
+                masked.update(dict.fromkeys(torch.randperm(cell.numel()).tolist()))
+            hidden[row, list(masked)[:budget]] = True
+        labels = torch.where(hidden, ids, -100)
+        chance = torch.rand(ids.shape)
+        out = torch.where(hidden & (chance < 0.8), self.mask_token, ids)
+        return torch.where(hidden & (chance >= 0.9), torch.randint_like(ids, 2, int(ids.max()) + 1), out), labels
+
+
+def span_groups(cell: torch.Tensor) -> list[range]:
+    """Return a span from every column."""
+    n = cell.numel()
+    weights = 0.8 ** torch.arange(10)
+    lengths = torch.multinomial(weights, n, replacement=True) + 1
+    return [range(c, min(c + length, n)) for c, length in enumerate(lengths.tolist())]
+
+
+def run_groups(pairs: set[tuple[int, int]]) -> Any:
+    """Return a function that finds the runs of a cell."""
+
+    def groups(cell: torch.Tensor) -> list[list[int]]:
+        tokens, runs = cell.tolist(), [[0]]
+        for c in range(1, len(tokens)):
+            if (tokens[c - 1], tokens[c]) in pairs:
+                runs[-1].append(c)
+            else:
+                runs.append([c])
+        return [run for run in runs if len(run) > 1]
+
+    return groups
+
+
+def contestants(workload: Workload, table: PMITable, batch: int) -> list[Contestant]:
+    """Return the plain versions, then ours; ours are checked first."""
+    rows, graph = torch.from_numpy(workload.rows(batch)), workload.graph
+    maskers = {name: make_masker(name, graph=graph, pmi=table) for name in STRATEGIES}
+    case = Case("bench", graph, workload.rows(FEW))
+    object.__setattr__(case, "pairs", table)
+    for name, masker in maskers.items():
+        got = masker(rows, epoch=1)
+        assert_same(case.expected(epoch=1, strategy=name), MaskedBatch(*(each[:FEW] for each in got)), name)
+    indptr, indices = table.at_least(0.1)
+    first = np.repeat(np.arange(graph.vocabulary.size), np.diff(indptr))
+    pairs = set(zip(first.tolist(), indices.tolist(), strict=True))
+    stock, special = stock_collator(graph.vocabulary), torch.zeros(rows.shape, dtype=torch.bool)
+    rivals = {
+        "random": lambda ids: stock.torch_mask_tokens(ids.clone(), special),
+        "span": TorchGroups(span_groups, graph.vocabulary),
+        "pmi": TorchGroups(run_groups(pairs), graph.vocabulary),
+        "corrmask": TorchCorrMask(graph, torch.device("cpu")),
+    }
+    return [
+        *(Contestant(plain(name), lambda rival=rival: rival(rows), batch) for name, rival in rivals.items()),
+        *(Contestant(name, lambda masker=masker: masker(rows), batch) for name, masker in maskers.items()),
+    ]
+
+
+def main() -> None:
+    """Check, time, print, record."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=15, help="samples of each contestant (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--dry", action="store_true", help="print, but record nothing")
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes: does everything run, and agree?")
+    parser.add_argument("--keep", type=Path, default=ROOT / "build" / "bench", help="where cells and graph are kept")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    set_num_threads(1)
+    workload = make_workload(SMOKE if arguments.smoke else Size(), arguments.keep)
+    table = PMITable.from_corpus(workload.corpus, min_count=MIN_COUNT, progress=False)
+    entrants = contestants(workload, table, 4 if arguments.smoke else arguments.batch)
+    timings = race(entrants, rounds=3 if arguments.smoke else arguments.rounds, sample_ms=20.0)
+    shared = records.conditions({**workload.describe(), "pairs": table.n_pairs}, arguments.rounds, 0.0)
+    rows = records.rows_of_race("strategies", entrants[0].rows, entrants, timings, shared)
+    base = timings["random"].p50
+    for name in STRATEGIES:
+        ours, theirs = timings[name].p50, timings[plain(name)].p50
+        print(f"{name:9} {ours:8.1f} µs a cell, {ours / base:5.2f} of Random's; plain PyTorch {theirs:9.1f}, "
+              f"{theirs / ours:6.1f}x")  # fmt: skip
+    if not (arguments.dry or arguments.smoke):
+        records.append(rows, RESULTS)
+
+
+if __name__ == "__main__":
+    main()
