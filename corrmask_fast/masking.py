@@ -92,7 +92,7 @@ class _Scratch(threading.local):
     def ready(self, rules: RowRules, columns: int) -> tuple[np.ndarray, ...]:
         """Return the arrays for rows of up to ``columns`` columns, in the kernel's order."""
         needed = *rules.scratch, columns
-        if any(map(operator.lt, self.sizes, needed)):
+        if not self.arrays or any(map(operator.lt, self.sizes, needed)):
             sizes = genes, degree, most, width = tuple(map(max, self.sizes, needed))
             padded = -(-width // 64) * 64 + 64
             # The smaller the gene table, the more of it stays in the first cache.
