@@ -44,18 +44,20 @@ def reader(tmp_path, monkeypatch):
 def test_commands_and_python_run(reader, capsys):
     datasets = pytest.importorskip("datasets")
     commands = [line for block in blocks("bash") for line in block.replace("\\\n", "").splitlines()]
-    assert len(commands) == 5
+    assert len(commands) == 11
     for command in commands:
         program, *arguments = shlex.split(command)
         assert program == "corrmask-fast"
         assert main(arguments) == 0, command
     printed = capsys.readouterr().out
     assert re.search(r"RPL3 .*: [1-9]\d* partners", printed), printed
-    assert Path("audit.png").stat().st_size
+    for picture in ("audit.png", "types.png", "graph.png", "run/loss.png"):
+        assert Path(picture).stat().st_size
+    assert Path("whole.safetensors").read_bytes()  # from all cells, in chunks
 
     reader["dataset"] = datasets.load_from_disk("cells.dataset")
     programs, result = blocks("python"), {}
-    assert len(programs) == 4
+    assert len(programs) == 6
     for program in programs:
         names = dict(reader)  # each block alone, with what a reader brings
         exec(compile(program, "README.md", "exec"), names)
