@@ -41,6 +41,7 @@ def test_a_run_goes_through_the_file_into_the_readme(tmp_path):
     assert text.startswith(f"before {records.BEGIN}\n\n| what")
     assert text.endswith(f"{records.END} behind")
     assert "of yore" not in text
+    assert "10.0x (10.0 µs)" in text
     assert "Medians of 7 rounds" in text
 
 
