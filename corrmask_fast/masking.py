@@ -101,7 +101,8 @@ class _Scratch(threading.local):
             self.arrays = (
                 np.ones(1, np.int64),  # table_base: entries of the gene table below it are left from earlier rows
                 np.full(1, 2.0),  # paces: columns masked for each one looked at as a seed, in the rows before
-                np.zeros(genes, entry),  # pos
+                # pos, for every bit of lookup: a token of no vocabulary is looked up at the last one
+                np.zeros(-(-genes // 64) * 64, entry),
                 *(np.empty(padded, np.uint32) for _ in range(4)),  # w0 w1 w2 w3
                 np.empty(padded // 64, np.uint64),  # pool
                 np.empty(padded // 64, np.uint64),  # masked
