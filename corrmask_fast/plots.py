@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from corrmask_fast.audit import AuditReport, StrategyAudit
+    from corrmask_fast.audit_report import AuditReport, StrategyAudit
 
 __all__ = ["check_picture", "plot_audit", "plot_loss"]
 
@@ -72,7 +72,7 @@ def plot_audit(report: AuditReport, path: str | os.PathLike[str] | None = None) 
     MissingExtraError
         Without matplotlib (extra ``plot``).
     """
-    from corrmask_fast.audit import NOTE
+    from corrmask_fast.audit_report import NOTE
 
     strategies, colors = list(report), _strategy_colors(report)
     rows = len(strategies)
@@ -163,7 +163,7 @@ def save_figure(figure: Any, path: str | os.PathLike[str] | None) -> Any:
 def _strategy_colors(report: AuditReport) -> list[str]:
     """Give each strategy a colour; controls are grey."""
     palette = iter(COLORS * (1 + len(report.strategies) // len(COLORS)))
-    return [GREY if strategy.name.startswith("control") else next(palette) for strategy in report]
+    return [GREY if strategy.name in report.controls else next(palette) for strategy in report]
 
 
 def _bars(axis: Any, values: np.ndarray, colors: list[str], percent: bool) -> None:

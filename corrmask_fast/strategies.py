@@ -31,6 +31,7 @@ __all__ = ["STRATEGIES", "Strategy", "make_masker"]
 class Strategy(NamedTuple):
     """How a strategy is made, and what it takes."""
 
+    label: str  # in tables and pictures
     masker: str  # the class, of maskers.py
     needs: str  # the argument of make_masker that it is made from
     summary: str
@@ -41,14 +42,18 @@ class Strategy(NamedTuple):
 _NO_GRAPH = frozenset({"max_partners"})
 STRATEGIES: dict[str, Strategy] = {
     "random": Strategy(
-        "RandomMasker", "vocabulary", "single genes", refused=_NO_GRAPH | {"structural_ratio", "npmi_min"}
+        "Random", "RandomMasker", "vocabulary", "single genes", refused=_NO_GRAPH | {"structural_ratio", "npmi_min"}
     ),
-    "span": Strategy("SpanMasker", "vocabulary", "runs of random length", refused=_NO_GRAPH | {"npmi_min"}),
-    "pmi": Strategy("PMIMasker", "pmi", "runs of associated neighbours", refused=_NO_GRAPH),
-    "pmi-rand": Strategy("PMIMasker", "pmi", "half of that, half single genes", {"structural_ratio": 0.5}, _NO_GRAPH),
-    "corrmask": Strategy("CorrMasker", "graph", "correlated genes, half single genes", refused=frozenset({"npmi_min"})),
+    "span": Strategy("Span", "SpanMasker", "vocabulary", "runs of random length", refused=_NO_GRAPH | {"npmi_min"}),
+    "pmi": Strategy("PMI", "PMIMasker", "pmi", "runs of associated neighbours", refused=_NO_GRAPH),
+    "pmi-rand": Strategy(
+        "PMI-Rand", "PMIMasker", "pmi", "half of that, half single genes", {"structural_ratio": 0.5}, _NO_GRAPH
+    ),
+    "corrmask": Strategy(
+        "CorrMask", "CorrMasker", "graph", "correlated genes, half single genes", refused=frozenset({"npmi_min"})
+    ),
     "corrmask-100": Strategy(
-        "CorrMasker", "graph", "correlated genes", {"structural_ratio": 1.0}, frozenset({"npmi_min"})
+        "CorrMask-100", "CorrMasker", "graph", "correlated genes", {"structural_ratio": 1.0}, frozenset({"npmi_min"})
     ),
 }
 

@@ -24,8 +24,9 @@ from corrmask_fast import (
     reference,
     set_num_threads,
 )
-from corrmask_fast.audit import CONTROL, COUNTS, NOTE, audit_strategies, common_mix
+from corrmask_fast.audit import CONTROL, audit_strategies, common_mix
 from corrmask_fast.audit import _Tally as Tally
+from corrmask_fast.audit_report import COUNTS, NOTE
 
 VOCABULARY = Vocabulary(("<pad>", "<mask>", "<cls>", "<eos>", *"ABCDEFGHIJKL"))
 A, B, C, D, E = range(4, 9)
@@ -228,7 +229,7 @@ def test_same_genes_take_out_the_mix_of_genes():
         positions = np.array([[*sorted(masked), -1][:2] for _, _, masked in rows])
         tokens = np.array([token for row in rows for token in row[0]], np.int64)
         counts.add(np.arange(len(rows) + 1) * 4, tokens, np.ones(tokens.size, np.bool_), positions)
-    mix = common_mix({"ours": ours.times_judged, CONTROL: control.times_judged})
+    mix = common_mix({"ours": ours.times_judged, CONTROL: control.times_judged}, CONTROL)
     assert {g: int(mix[g]) for g in np.flatnonzero(mix)} == {A: 1, C: 3}  # the control never judged B
     ours, control = ours.finish("ours", mix), control.finish(CONTROL, mix)
     assert ours.residual_shortcut == 2.5 / 6 > control.residual_shortcut == 1.5 / 4
