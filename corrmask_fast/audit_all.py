@@ -102,7 +102,7 @@ def audit_all_strategies(
     own = {"max_partners": max_partners, "npmi_min": npmi_min}
 
     def masker(name: str, by: DependencyGraph) -> Any:
-        given = {key: value for key, value in own.items() if key not in STRATEGIES[name].refused}
+        given: dict[str, Any] = {key: value for key, value in own.items() if key not in STRATEGIES[name].refused}
         return make_masker(name, graph=by, pmi=pmi, mlm_probability=mlm_probability, seed=seed, **given)
 
     maskers = {

@@ -15,18 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from corrmask_fast import __version__
+from corrmask_fast.cli_audit import add_audit
 from corrmask_fast.cli_evaluate import add_evaluate
 from corrmask_fast.cli_graph import add_graph
-from corrmask_fast.cli_masker import add_masker_options, masker_of
 from corrmask_fast.cli_options import (
     PROGRAM,
-    add_vocabulary_options,
     command,
     in_options,
-    load_graph,
     load_vocabulary,
-    open_corpus,
-    setting,
 )
 from corrmask_fast.cli_pmi import add_pmi
 from corrmask_fast.cli_pretrain import add_pretrain
@@ -93,7 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_tokenize(commands)
     add_graph(commands)
     add_pmi(commands)
-    _add_audit(commands)
+    add_audit(commands)
     add_pretrain(commands)
     add_evaluate(commands)
     _add_demo(commands)
@@ -138,72 +134,6 @@ def _tokenize(arguments: argparse.Namespace) -> None:
         progress=arguments.progress,
     )
     print(report)
-
-
-# ------------------------------------------------------------------------------------------------------------- audit
-
-
-AUDIT_COLUMNS = """columns (over the masked genes that have a partner in their cell, where partners are spoken of):
-  hit rate              of the partners in the cell, the share that is masked too
-  all-partner hit rate  the same over all partners, in the cell or not
-  hidden rate           share of masked genes all of whose partners in the cell are masked
-  residual shortcut     mean over masked genes of the largest |rho| among their visible partners (0 if none)
-  shortcut, same genes  the same, each gene weighted as the control masks it: CorrMask masks hubs more often, so
-                        that the other figures are over another mix of genes in each line; compare by this one
-  mean span             mean length of runs of masked genes, in genes
-  rate                  masked genes of all genes
-  genes reached         of the genes that stood in a cell, the share that was masked at least once"""
-
-
-def _add_audit(commands: Any) -> None:
-    parser = command(
-        commands,
-        "audit",
-        _audit,
-        summary="what masking hides, beside a random control",
-        text="Mask a corpus and count how often the partners of a masked gene are masked with it; the control line is "
-        "the same draws with lambda = 0 (random masking).",
-        notes=AUDIT_COLUMNS,
-        example="audit cells.dataset --graph graph.safetensors --plot audit.png --csv audit.csv",
-    )
-    parser.add_argument("corpus", metavar="CORPUS", help="datasets folder or .npz file of tokenised cells")
-    add_masker_options(parser, graph_required=True)
-    add_vocabulary_options(parser)
-    setting(parser, "--epochs", 1, "N", "epochs to mask")
-    parser.add_argument("--n-cells", type=int, metavar="N", help="audit a sample of so many cells (default: all)")
-    parser.add_argument("--plot", metavar="FILE", help="save a picture (.png, .pdf or .svg)")
-    parser.add_argument("--csv", metavar="FILE", help="save the table")
-    parser.add_argument("--coverage-csv", metavar="FILE", help="save how often each gene was present and masked")
-
-
-def _audit(arguments: argparse.Namespace) -> None:
-    from corrmask_fast.audit import audit_masking
-    from corrmask_fast.errors import import_extra
-    from corrmask_fast.files import check_output
-    from corrmask_fast.plots import check_picture, plot_audit
-
-    for path in (arguments.csv, arguments.coverage_csv):
-        if path is not None:
-            check_output(path)  # before the work, not behind it
-    if arguments.plot is not None:
-        check_picture(arguments.plot)
-        import_extra("matplotlib", "plot")
-    graph = load_graph(arguments.graph)
-    report = audit_masking(
-        masker_of(arguments, vocabulary=graph.vocabulary, graph=graph),
-        open_corpus(arguments),
-        graph,
-        epochs=arguments.epochs,
-        n_cells=arguments.n_cells,
-        progress=arguments.progress,
-    )
-    print(report.table())
-    if arguments.csv is not None:
-        report.save_csv(arguments.csv)
-    if arguments.coverage_csv is not None:
-        report.save_coverage_csv(arguments.coverage_csv)
-    if arguments.plot is not None:
-        plot_audit(report, arguments.plot)
 
 
 # -------------------------------------------------------------------------------------------------------------- demo

@@ -6,9 +6,15 @@ import csv
 from types import SimpleNamespace
 
 import figure3
+import figure7
 import numpy as np
 import pytest
+import real_cells
+import table3
 from scipy.stats import spearmanr
+
+from corrmask_fast import Corpus, Vocabulary
+from corrmask_fast.audit_all import ALL_CONTROL
 
 
 def test_cells_hold_mostly_genes_of_their_module():
@@ -128,3 +134,57 @@ def test_the_picture_and_the_gap_come_from_the_rows(figure4, tmp_path):
     gaps = figure4.draw(tmp_path / "figure4.png", rows, (0.0, 1.0))
     assert gaps[1.0] == pytest.approx((10, 10))  # +20 and 0 points, paired
     assert (tmp_path / "figure4.png").exists()
+
+
+@pytest.fixture
+def _made_up_cells(monkeypatch):
+    """Cells of five modules in place of the real ones."""
+    cells, _ = figure3.generate(np.random.default_rng(0), n_cells=500, n_genes=60, n_modules=5, length=40)
+    vocabulary = Vocabulary(("<pad>", "<mask>", *(f"G{i}" for i in range(60))))
+    corpus = Corpus(np.arange(501) * 40, cells.ravel() + 2, vocabulary)
+    for module in (table3, figure7):
+        monkeypatch.setattr(module, "data_folder", lambda: None)
+        monkeypatch.setattr(module, "read_cells", lambda *_: corpus)
+
+
+@pytest.mark.usefixtures("_made_up_cells")
+def test_table_3_runs(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    audits, windows = table3.main(["--quick", "--out", str(tmp_path)])
+    found = {(row["cells"], row["mlm_probability"], row["strategy"]): row for row in audits}
+    assert len(found) == 2 * 2 * 7 == len(audits)
+    ours, control = (found["pbmc3k", 0.15, name] for name in ("CorrMask", ALL_CONTROL))
+    assert ours["hit_rate"] > control["hit_rate"] == pytest.approx(0.15, abs=0.02)
+    assert control["mean_span"] == pytest.approx(1 / 0.85, abs=0.03)
+    assert [row["order"] for row in windows] == ["as ranked", "rewired graph", "random order"] * 2
+    out = capsys.readouterr().out
+    assert "paper says: mean span and hit rate: Random 1.08 and 1.93 %" in out
+    assert "cannot be reproduced" in out
+    assert {path.name for path in tmp_path.iterdir()} == {"table3.csv", "table8.csv", "table3.png"}
+
+
+@pytest.mark.usefixtures("_made_up_cells")
+def test_figure_7_runs(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    rows = figure7.main(["--quick", "--out", str(tmp_path)])
+    assert [row["lambda"] for row in rows] == [*figure7.LAMBDAS] * 2
+    hits = [row["hit_rate"] for row in rows[:5]]
+    assert hits == sorted(hits)
+    assert "models were not trained" in capsys.readouterr().out
+    assert {path.name for path in tmp_path.iterdir()} == {"figure7.csv", "figure7.png"}
+
+
+def test_unevenness_is_what_would_have_to_move():
+    row = SimpleNamespace(times_present=np.array([100, 100, 200, 10]), times_masked=np.array([30, 10, 40, 10]))
+    assert figure7.unevenness(row) == 10 / 80  # of 80 masks, even is 20, 20, 40; the gene seen ten times is left out
+
+
+@pytest.mark.parametrize("folder", [None, "nothing"])
+def test_without_real_cells_the_experiments_say_so(monkeypatch, tmp_path, capsys, folder):
+    monkeypatch.delenv("CORRMASK_DATA", raising=False)
+    if folder:
+        monkeypatch.setenv("CORRMASK_DATA", str(tmp_path / folder))
+    with pytest.raises(SystemExit) as stop:
+        real_cells.data_folder()
+    assert stop.value.code == 0
+    assert capsys.readouterr().err.startswith("skipped: this needs real cells; set CORRMASK_DATA to a folder with pbmc")

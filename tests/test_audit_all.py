@@ -1,0 +1,145 @@
+"""All strategies audited side by side: each as it masks by itself, one control for all, and the command."""
+
+from __future__ import annotations
+
+import csv
+
+import numpy as np
+import pytest
+
+from corrmask_fast import (
+    DependencyGraph,
+    InputError,
+    PMITable,
+    audit_all_strategies,
+    audit_masking,
+    make_masker,
+    read_corpus,
+    rewired,
+    write_corpus,
+)
+from corrmask_fast.audit import CONTROL, audit_strategies, masks_of
+from corrmask_fast.audit_all import ALL_CONTROL, ALL_REWIRED
+from corrmask_fast.cli import main
+from corrmask_fast.strategies import STRATEGIES
+from corrmask_fast.testing import make_graph, make_vocabulary
+
+NAMES = [ALL_CONTROL, "Span", "PMI", "PMI-Rand", "CorrMask", "CorrMask-100", ALL_REWIRED]
+
+
+@pytest.fixture(scope="module")
+def corpus(make_corpus):
+    return make_corpus(250, 60)
+
+
+@pytest.fixture(scope="module")
+def graph(corpus):
+    return make_graph(corpus.vocabulary, degree=5, hub=False)
+
+
+@pytest.fixture(scope="module")
+def pmi(corpus):
+    return PMITable.from_corpus(corpus, min_count=4, progress=False)
+
+
+@pytest.fixture(scope="module")
+def report(corpus, graph, pmi):
+    options = {"mlm_probability": 0.3, "npmi_min": 0.05, "epochs": 2, "seed": 3}
+    return audit_all_strategies(corpus, graph, pmi, **options, progress=False)
+
+
+def test_every_line_is_what_its_strategy_gives_alone(report, corpus, graph, pmi):
+    assert [row.name for row in report] == NAMES
+    assert report.controls == (ALL_CONTROL, ALL_REWIRED)
+    for name, each in STRATEGIES.items():
+        own = {"npmi_min": 0.05} if each.needs == "pmi" else {}
+        masker = make_masker(name, graph=graph, pmi=pmi, mlm_probability=0.3, seed=3, **own)
+        alone = audit_masking(masker, corpus, graph, epochs=2, progress=False)
+        row = report[ALL_CONTROL if name == "random" else each.label]
+        for field in ("masked", "runs", "hits", "pairs", "hidden", "shortcut_sum"):
+            assert getattr(row, field) == getattr(alone[masker.label], field), (name, field)
+        # One line speaks for the controls of all.
+        assert np.array_equal(alone[CONTROL].times_masked, report[ALL_CONTROL].times_masked)
+        assert (alone[CONTROL].hits, alone[CONTROL].runs) == (report[ALL_CONTROL].hits, report[ALL_CONTROL].runs)
+    assert report["Span"].mean_span > report["PMI"].mean_span > 1.05 * report[ALL_CONTROL].mean_span
+
+
+def test_random_is_the_control_of_every_strategy_column_by_column(corpus, graph, pmi):
+    indptr, tokens = corpus.gather_for_training(np.arange(corpus.n_cells))
+    plain = masks_of(make_masker("random", vocabulary=corpus.vocabulary, seed=9))(indptr, tokens, 4)
+    for name in STRATEGIES:
+        masker = make_masker(name, graph=graph, pmi=pmi, vocabulary=corpus.vocabulary, seed=9)
+        assert np.array_equal(masks_of(masker, structural_ratio=0.0)(indptr, tokens, 4), plain), name
+
+
+def test_the_rewired_line_masks_by_other_partners(report, corpus, graph):
+    other = make_masker("corrmask", graph=rewired(graph, 3), mlm_probability=0.3, seed=3)
+    alone = audit_strategies({"other": masks_of(other)}, graph, corpus, epochs=2, progress=False)["other"]
+    assert report[ALL_REWIRED].hits == alone.hits
+    # It masks linked genes as often, and so hits more than random masking; the edges say the rest.
+    assert report["CorrMask"].hit_rate > report[ALL_REWIRED].hit_rate + 0.05 > report[ALL_CONTROL].hit_rate + 0.1
+    assert report[ALL_REWIRED].masked == report["CorrMask"].masked
+
+
+def test_bad_input(corpus, graph):
+    with pytest.raises(InputError, match="different vocabularies"):
+        audit_all_strategies(read_corpus([[2, 3]], make_vocabulary(4)), graph, progress=False)
+    with pytest.raises(InputError, match="mlm_probability"):
+        audit_all_strategies(corpus, graph, mlm_probability=1.5, progress=False)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, corpus, graph, pmi):
+    folder = tmp_path_factory.mktemp("all")
+    write_corpus(corpus, folder / "cells.npz")
+    graph.save(folder / "graph.safetensors")
+    pmi.save(folder / "pmi.safetensors")
+    DependencyGraph.from_edges([], make_vocabulary(3)).save(folder / "other.safetensors")
+    return folder
+
+
+def audit(folder, *options):
+    files = [f"{folder}/cells.npz", "--graph", f"{folder}/graph.safetensors"]
+    return main(["audit", *files, *map(str, options), "--no-progress"])
+
+
+def test_the_command_prints_and_saves(folder, tmp_path, capsys, report):
+    pytest.importorskip("matplotlib")
+    files = {name: tmp_path / name for name in ("a.csv", "w.csv", "a.png")}
+    outputs = ["--csv", files["a.csv"], "--windows-csv", files["w.csv"], "--plot", files["a.png"]]
+    given = ["--pmi", folder / "pmi.safetensors", "--npmi-min", 0.05, "--mlm-probability", 0.3, "--epochs", 2]
+    assert audit(folder, "--all", *given, "--seed", 3, *outputs) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert out.startswith(report.table())
+    for text in ("rewired graph: ", "PMI table: ", "as ranked", "random order"):
+        assert text in out
+    with files["a.csv"].open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["strategy"] for row in rows] == NAMES
+    assert [float(row["hit_rate"]) for row in rows] == [row.hit_rate for row in report]
+    assert files["w.csv"].read_text().count("\n") == 4
+    assert files["a.png"].read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_a_table_it_is_counted_from_the_corpus(folder, capsys):
+    assert audit(folder, "--all", "--n-cells", 60) == 0
+    assert "(counted from these cells)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--all", "--strategy", "span"], "--all audits every strategy; leave --strategy span out, or --all"),
+        (["--all", "--structural-ratio", "0.3"], "--structural-ratio is what each strategy's name says"),
+        (["--windows-csv", "w.csv"], "--windows-csv belongs to --all; give both, or neither"),
+        (["--all", "--csv", "nowhere/a.csv"], "the folder nowhere does not exist"),
+        (["--all", "--pmi", "missing.safetensors"], "no PMI table file at missing.safetensors"),
+        (["--all", "--epochs", "0"], "--epochs must be an integer >= 1; got 0"),
+    ],
+)
+def test_bad_options(folder, capsys, options, message):
+    assert audit(folder, *options) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
