@@ -31,7 +31,7 @@ def add_masker_options(parser: argparse.ArgumentParser, *, graph_required: bool 
         choices=STRATEGIES,
         default="corrmask",
         metavar="NAME",
-        help=f"what is masked together: {names} (default: %(default)s)",
+        help=f"what is masked together: {names} (default: corrmask)",
     )
     parser.add_argument(
         "--graph",
@@ -46,7 +46,7 @@ def add_masker_options(parser: argparse.ArgumentParser, *, graph_required: bool 
         default=0.15,
         metavar="P",
         help="share of genes masked: a number; LOW..HIGH, from which each cell draws its own; or a schedule over "
-        "training steps, linear:START:END:STEPS, cosine:START:END:STEPS, piecewise:STEP=P,… (default: %(default)s)",
+        "training steps, linear:START:END:STEPS, cosine:START:END:STEPS, piecewise:STEP=P,… (default: 0.15)",
     )
     parser.add_argument(
         "--structural-ratio",
@@ -57,7 +57,7 @@ def add_masker_options(parser: argparse.ArgumentParser, *, graph_required: bool 
     )
     parser.add_argument("--max-partners", type=int, metavar="K", help="partners masked with a gene (default: 5)")
     parser.add_argument("--npmi-min", type=float, metavar="X", help="least NPMI of neighbours in a run (default: 0.1)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the masks (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the masks (default: 0)")
 
 
 def _rate(text: str) -> Any:

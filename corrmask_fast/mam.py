@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 (its usual name)
 
-from corrmask_fast.errors import InputError, check_integer, check_number
+from corrmask_fast.errors import InputError, check_integer
 from corrmask_fast.kernels.layout import SAMPLED
 from corrmask_fast.masker_base import MaskedBatch, Masker
 from corrmask_fast.neighbor_tables import no_table
@@ -87,9 +87,11 @@ class MultinomialAttentionMasker(nn.Module):
         if dim % n_heads:
             raise InputError(f"n_heads must divide dim={dim}; got {n_heads}")
         check_integer("n_latents", n_latents, 1)
-        self.latent_ratio = check_number("latent_ratio", latent_ratio, 0, 1)
-        if self.latent_ratio == 0:
-            raise InputError("latent_ratio must be in (0, 1]; got 0: no latent would attend")
+        if isinstance(latent_ratio, bool) or not isinstance(latent_ratio, int | float) or not 0 < latent_ratio <= 1:
+            raise InputError(
+                f"latent_ratio must be a number in (0, 1]; got {latent_ratio!r}; 1 lets all latents attend"
+            )
+        self.latent_ratio = float(latent_ratio)
         self.n_chosen = max(1, int(n_latents * self.latent_ratio))
         self.sampler = Masker(
             vocabulary,
@@ -116,6 +118,10 @@ class MultinomialAttentionMasker(nn.Module):
     def mlm_probability(self) -> Any:
         """Share of a row's genes that is masked."""
         return self.sampler.mlm_probability
+
+    def set_step(self, step: int | torch.Tensor) -> None:
+        """Set the training step that a schedule of ``mlm_probability`` goes by: see :meth:`Masker.set_step`."""
+        self.sampler.set_step(step)
 
     def forward(
         self,

@@ -43,6 +43,7 @@ def plot_pretraining(report: PretrainingReport, path: str | os.PathLike[str] | N
             marker = "o" if name != "loss" else ""
             axis.plot(*points.T, style, marker=marker, markersize=3, color=color, linewidth=width, label=label)
     dress(axis, title="Learning to name masked genes", x="training step", y="loss at masked genes (nats)")
+    axis.xaxis.get_major_locator().set_params(integer=True)
     if axis.lines:
         axis.legend(frameon=False, fontsize=8)
     return save_figure(figure, path)

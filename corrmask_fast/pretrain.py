@@ -18,7 +18,7 @@ from torch.utils.data import SequentialSampler
 from corrmask_fast.collator import DataCollatorForCorrMask, PaddingCollator
 from corrmask_fast.errors import InputError, import_extra
 from corrmask_fast.run_record import RunRecord, check_model
-from corrmask_fast.sampling import LengthGroupedSampler, ShuffledSampler, cell_lengths, data_seed
+from corrmask_fast.sampling import LengthGroupedSampler, ShuffledSampler, cell_lengths, data_seed, groups_by_length
 
 if TYPE_CHECKING:
     from torch.utils.data import Sampler
@@ -215,7 +215,7 @@ class CorrMaskTrainer(transformers.Trainer):
         if dataset is None or not hasattr(dataset, "__len__") or strategy not in {"random", "group_by_length"}:
             return super()._get_train_sampler(*args)
         seed = data_seed(self.args)
-        if strategy == "group_by_length" or getattr(self.args, "group_by_length", False):
+        if groups_by_length(self.args):
             together = self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
             # Columns that the model does not take, the lengths among them, are gone from the dataset given.
             lengths = cell_lengths(self.train_dataset, self.args.length_column_name or "length")

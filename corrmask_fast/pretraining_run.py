@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,24 +11,30 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader, Subset
 
 from corrmask_fast.dataset import CorpusDataset
 from corrmask_fast.errors import InputError
 from corrmask_fast.files import atomic_file
 from corrmask_fast.partner_loss import PartnerLoss
 from corrmask_fast.pretrain import EVALUATION_EPOCH, LAST_STEP, CorrMaskTrainer, transformers
+from corrmask_fast.pretraining_settings import SETTINGS, PretrainingSettings, to_toml
+from corrmask_fast.run_record import FILE as RECORD
 from corrmask_fast.tables import write_csv
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
     from corrmask_fast.corpus import Corpus
     from corrmask_fast.graph import DependencyGraph
     from corrmask_fast.masker_base import Masker
-    from corrmask_fast.pretraining_settings import PretrainingSettings
 
 __all__ = ["PretrainingReport", "pretrain"]
 
 MOST_HELD_OUT = 2000
-LOG, MODEL, SETTINGS, PLOT = "log.csv", "model", "settings.toml", "loss.png"
+LOG, MODEL, PLOT = "log.csv", "model", "loss.png"
+# What a run cannot change on its way; corpus, masks and cells of a step are checked by its record.
+LASTING = ("hidden_size", "layers", "heads", "intermediate_size", "max_length", "held_out", "run_seed")
 
 
 @dataclass(frozen=True)
@@ -42,11 +49,14 @@ class PretrainingReport:
         What was logged, one dict a time: ``step``, ``loss``, ``tokens_per_second``, ``eval_loss``, …
     masking
         ``"worker"`` (time spent masking is time waiting for input) or ``"device"``.
+    main_process
+        Whether this is the process, of several, that writes the run's files.
     """
 
     folder: Path
     history: list[dict[str, float]]
     masking: str
+    main_process: bool = True
 
     def last(self, name: str) -> float:
         """Return the last value that was logged under a name; NaN if there is none."""
@@ -81,6 +91,7 @@ def pretrain(
     graph: DependencyGraph | None = None,
     resume: bool = False,
     progress: bool = True,
+    masker_options: Mapping[str, Any] | None = None,
 ) -> PretrainingReport:
     """Pretrain a ``BertForMaskedLM`` on a corpus.
 
@@ -97,7 +108,11 @@ def pretrain(
     graph
         Splits the loss on held-out cells by whether a partner of the masked gene is in view.
     resume
-        Go on from the last checkpoint in ``folder``: the losses are those of a run that was not stopped.
+        Go on from the last whole checkpoint in ``folder``: the losses are those of a run that was not stopped.
+    progress
+        Show a progress bar.
+    masker_options
+        How the masker was made, as options of the command line: written beside the settings.
 
     Raises
     ------
@@ -106,8 +121,18 @@ def pretrain(
     """
     folder = Path(folder)
     checkpoint = _checkpoint(folder, resume)
+    if checkpoint is not None:
+        _check_lasting(folder / SETTINGS, settings)
     corpus.vocabulary.check_same(masker.vocabulary, "the corpus", "the masker")
+    if graph is not None:
+        graph.vocabulary.check_same(corpus.vocabulary, "the graph", "the corpus")
     train, held_out = split_cells(corpus, settings)
+    longest = min(int(train.lengths.max()), train.max_length)
+    if math.floor(longest * masker.max_probability) == 0:
+        raise InputError(
+            f"a rate of {masker.max_probability} masks none of {longest} genes, the longest cell's, and nothing would "
+            f"be learnt; mlm_probability must be {1 / longest:.2g} at least"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     trainer = RunTrainer(
         make_model(masker.vocabulary.size, masker.vocabulary.pad_token_id, settings),
@@ -118,10 +143,7 @@ def pretrain(
         masking=_masking(settings, masker),
         partner_graph=graph,
     )
-    if trainer.is_world_process_zero():
-        with atomic_file(folder / SETTINGS) as temporary:
-            temporary.write_text(settings.to_toml())
-    trainer.add_callback(_LogFile(folder / LOG))
+    trainer.add_callback(_RunFiles(folder, settings.to_toml() + to_toml(masker_options or {})))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     evaluated = [row["step"] for row in trainer.state.log_history if "eval_loss" in row]
     if held_out.n_cells and trainer.state.global_step not in evaluated[-1:]:
@@ -131,7 +153,7 @@ def pretrain(
         trainer.save_model(str(folder / MODEL))
         masker.vocabulary.save(folder / MODEL / "token_dictionary.json")
         _write_log(folder / LOG, history)
-    return PretrainingReport(folder, history, trainer.masking)
+    return PretrainingReport(folder, history, trainer.masking, trainer.is_world_process_zero())
 
 
 def split_cells(corpus: Corpus, settings: PretrainingSettings) -> tuple[Corpus, Corpus]:
@@ -173,9 +195,6 @@ def training_arguments(
     folder: Path, settings: PretrainingSettings, n_train: int, n_held_out: int, *, progress: bool
 ) -> Any:
     """Return the settings as Hugging Face's TrainingArguments, whatever the version of transformers."""
-    processes = max(1, int(torch.distributed.get_world_size())) if torch.distributed.is_initialized() else 1
-    together = settings.batch_size * settings.gradient_accumulation * processes
-    steps = settings.max_steps or math.ceil(settings.epochs * n_train / together)
     on_gpu = settings.device != "cpu" and torch.cuda.is_available()
     if settings.device == "cuda" and not on_gpu:
         raise InputError("device='cuda': PyTorch finds no GPU here; use device='auto' or 'cpu'")
@@ -187,14 +206,13 @@ def training_arguments(
     if settings.group_by_length:  # transformers 4 and 5 name it differently
         new = "train_sampling_strategy" in known
         grouping = {"train_sampling_strategy": "group_by_length"} if new else {"group_by_length": True}
-    return transformers.TrainingArguments(
+    arguments = transformers.TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=settings.batch_size,
         per_device_eval_batch_size=settings.batch_size,
         gradient_accumulation_steps=settings.gradient_accumulation,
         learning_rate=settings.learning_rate,
         lr_scheduler_type=settings.lr_schedule if settings.lr_schedule != "constant" else "constant_with_warmup",
-        warmup_steps=min(settings.warmup_steps, steps // 10),
         weight_decay=settings.weight_decay,
         num_train_epochs=settings.epochs,
         max_steps=settings.max_steps or -1,
@@ -212,6 +230,10 @@ def training_arguments(
         report_to=[],
         **grouping,
     )
+    together = settings.batch_size * settings.gradient_accumulation * arguments.world_size  # known from here on
+    steps = settings.max_steps or math.ceil(settings.epochs * n_train / together)
+    arguments.warmup_steps = min(settings.warmup_steps, steps // 10)
+    return arguments
 
 
 def _masking(settings: PretrainingSettings, masker: Masker) -> str:
@@ -223,15 +245,30 @@ def _masking(settings: PretrainingSettings, masker: Masker) -> str:
 
 
 def _checkpoint(folder: Path, resume: bool) -> Path | None:
-    """Return the checkpoint to go on from; refuse to write over a run."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    """Return the checkpoint to go on from; refuse to write over a run.
+
+    A checkpoint's record is written last: one without was cut off when the run was killed.
+    """
+    numbers = [re.fullmatch(r"checkpoint-(\d+)", path.parent.name) for path in folder.glob(f"checkpoint-*/{RECORD}")]
+    found = sorted(int(number[1]) for number in numbers if number)
     if resume:
         if not found:
-            raise InputError(f"{folder} holds no checkpoint to resume from; leave out resume to begin a run")
-        return found[-1]
+            raise InputError(f"{folder} holds no whole checkpoint to resume from; leave out resume to begin a run")
+        return folder / f"checkpoint-{found[-1]}"
     if found or (folder / MODEL).exists():
         raise InputError(f"{folder} holds a run already; resume it, or choose another folder")
     return None
+
+
+def _check_lasting(path: Path, settings: PretrainingSettings) -> None:
+    """Raise InputError if the settings of the run to go on with, in ``path``, are other ones than these."""
+    if not path.is_file():
+        return
+    before = PretrainingSettings.read(path)
+    for name in LASTING:
+        then, now = getattr(before, name), getattr(settings, name)
+        if then != now:
+            raise InputError(f"the run in {path.parent} has {name}={then}, and cannot go on with {now}; begin another")
 
 
 class RunTrainer(CorrMaskTrainer):
@@ -268,7 +305,7 @@ class RunTrainer(CorrMaskTrainer):
         began = time.perf_counter()
         losses, training = PartnerLoss(self._partner_graph), self.model.training
         self.model.eval()
-        for batch in self.get_eval_dataloader():
+        for batch in self._held_out_batches():
             masked = super()._masked(self._prepare_input(batch), EVALUATION_EPOCH, LAST_STEP)
             with (
                 self.autocast_smart_context_manager()
@@ -284,6 +321,19 @@ class RunTrainer(CorrMaskTrainer):
         self.log(metrics)
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _held_out_batches(self) -> Iterable[dict[str, torch.Tensor]]:
+        """Return this process' share of the held-out cells; Trainer's own would hand some out twice to fill up."""
+        cells: Any = self.eval_dataset
+        if self.args.world_size > 1:
+            cells = Subset(cells, range(self.args.process_index, len(cells), self.args.world_size))
+        return DataLoader(
+            cells,
+            self.args.eval_batch_size,
+            collate_fn=self._eval_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.device.type == "cuda",
+        )
 
 
 class _Clock:
@@ -340,15 +390,20 @@ class _Timed:
             self.clock.masking_on_cpu += time.perf_counter() - self.began
 
 
-class _LogFile(transformers.TrainerCallback):
-    """Keeps ``log.csv`` up to date: a run that is watched, or killed, has its log."""
+class _RunFiles(transformers.TrainerCallback):
+    """Writes the settings when a run begins, and keeps its log up to date: one that is watched, or killed, has both."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, folder: Path, settings: str) -> None:
+        self.folder, self.settings = folder, settings
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        if state.is_world_process_zero:  # the callback before this one has checked what is resumed
+            with atomic_file(self.folder / SETTINGS) as temporary:
+                temporary.write_text(self.settings, encoding="utf-8")
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         if state.is_world_process_zero:
-            _write_log(self.path, state.log_history)
+            _write_log(self.folder / LOG, state.log_history)
 
 
 def _write_log(path: Path, history: list[dict[str, float]]) -> None:

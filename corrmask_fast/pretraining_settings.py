@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -12,15 +13,29 @@ from corrmask_fast.errors import InputError, check_integer, check_number, check_
 if TYPE_CHECKING:
     import argparse
     import os
+    from collections.abc import Mapping
 
 __all__ = ["PRESETS", "PretrainingSettings"]
 
+SETTINGS = "settings.toml"  # in a run's folder
 CHOICES = {
     "lr_schedule": ("linear", "cosine", "constant"),
     "precision": ("auto", "float32", "bfloat16"),
     "device": ("auto", "cpu", "cuda"),
     "masking": ("auto", "worker", "device"),
     "head": ("masked", "full"),
+}
+
+# What a configuration file may say beside the settings, with the default where it is not the masker's own.
+MASKER_OPTIONS: dict[str, Any] = {
+    "strategy": "corrmask",
+    "graph": None,
+    "pmi": None,
+    "mlm_probability": 0.15,
+    "structural_ratio": None,
+    "max_partners": None,
+    "npmi_min": None,
+    "seed": 0,
 }
 
 
@@ -97,34 +112,41 @@ class PretrainingSettings:
         """
         if preset not in PRESETS:
             raise InputError(f"preset must be one of {', '.join(PRESETS)}; got {preset!r}")
-        changes: dict[str, Any] = {}
-        if path is not None:
-            try:
-                changes = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-            except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-                raise InputError(
-                    f"{path} is no TOML file: {error}; write lines such as `learning_rate = 1e-3`"
-                ) from error
-        known = {one.name for one in fields(cls)}
-        for name in changes:
-            if name not in known:
-                raise InputError(f"{path}: there is no setting {name!r}; there are {', '.join(sorted(known))}")
+        changes = {} if path is None else read_config(path)[0]
         changes |= {name: value for name, value in given.items() if value is not None}
         return replace(PRESETS[preset], **changes)
 
     def to_toml(self) -> str:
         """Return the settings as a configuration file."""
-        lines = []
-        for name, value in asdict(self).items():
-            text = (
-                str(value).lower()
-                if isinstance(value, bool)
-                else f'"{value}"'
-                if isinstance(value, str)
-                else repr(value)
+        return to_toml(asdict(self))
+
+
+def read_config(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return (settings, options of the masker) of a configuration file: a TOML file of names and values.
+
+    Raises
+    ------
+    InputError
+        If the file is no such file, or names something else.
+    """
+    try:
+        found = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is no TOML file: {error}; write lines such as `learning_rate = 1e-3`") from error
+    names = {one.name for one in fields(PretrainingSettings)}
+    for name in found:
+        if name not in names and name not in MASKER_OPTIONS:
+            raise InputError(
+                f"{path}: there is no setting {name!r}; there are {', '.join(sorted(names.union(MASKER_OPTIONS)))}"
             )
-            lines.append(f"{name} = {text}\n")
-        return "".join(lines)
+    settings = {name: value for name, value in found.items() if name in names}
+    return settings, {name: value for name, value in found.items() if name not in names}
+
+
+def to_toml(values: Mapping[str, Any]) -> str:
+    """Return names and plain values as lines of a configuration file."""
+    # JSON's strings, numbers and truth values are TOML's, as far as they are finite.
+    return "".join(f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in values.items())
 
 
 PRESETS = {

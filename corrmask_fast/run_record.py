@@ -34,11 +34,13 @@ class RunRecord:
     table: str
     masker: dict[str, Any]
     data_seed: int
+    cells_a_step: int
+    grouped: bool
 
     @classmethod
     def of(cls, masker: Masker, dataset: Any, args: Any) -> RunRecord:
         """Return the record of a run that is about to begin."""
-        from corrmask_fast.sampling import data_seed
+        from corrmask_fast.sampling import data_seed, groups_by_length
 
         return cls(
             corpus=_digest(dataset) if _is_map(dataset) else "stream",
@@ -47,6 +49,8 @@ class RunRecord:
             table=bytes(masker.table_fingerprint.tolist()).hex(),
             masker=_settings(masker),
             data_seed=data_seed(args),
+            cells_a_step=args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+            grouped=groups_by_length(args),
         )
 
     def write_to(self, folder: str | os.PathLike[str]) -> None:

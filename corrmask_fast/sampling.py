@@ -12,7 +12,7 @@ from corrmask_fast.errors import InputError, check_integer, check_seed, import_e
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["LengthGroupedSampler", "ShuffledSampler", "cell_lengths", "data_seed"]
+__all__ = ["LengthGroupedSampler", "ShuffledSampler", "cell_lengths", "data_seed", "groups_by_length"]
 
 # Batches that are sorted by length together: the more, the less padding and the less chance in who meets whom.
 BATCHES_TOGETHER = 50
@@ -140,6 +140,12 @@ def cell_lengths(dataset: Any, column: str = "length") -> np.ndarray:
 def data_seed(args: Any) -> int:
     """Return what orders the cells of a run: ``data_seed`` of the training arguments, without one ``seed``."""
     return check_seed(args.seed if getattr(args, "data_seed", None) is None else args.data_seed)
+
+
+def groups_by_length(args: Any) -> bool:
+    """Return whether training arguments ask for cells of like length in a batch; transformers 5 names it anew."""
+    strategy = getattr(args, "train_sampling_strategy", None)
+    return strategy == "group_by_length" or bool(getattr(args, "group_by_length", False))
 
 
 def _shuffled(n: int, bits: np.random.Philox) -> np.ndarray:

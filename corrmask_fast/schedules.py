@@ -40,12 +40,16 @@ class Schedule:
     def __call__(self, step: int) -> float:
         """Return the value at a step."""
         value = self.formula(float(check_integer("step", step, 0)), _OfNumbers)
-        return round(value * DECIMALS) / DECIMALS
+        return _rounded(value)
 
     def at(self, step: torch.Tensor) -> torch.Tensor:
         """Return the value at a step kept in an integer tensor, as float64 on its device; nothing waits for it."""
         value = self.formula(step.double(), _OfTensors)
         return (value * DECIMALS).round() / DECIMALS
+
+
+def _rounded(value: float) -> float:
+    return round(value * DECIMALS) / DECIMALS
 
 
 class _OfNumbers:
@@ -173,10 +177,11 @@ def check_rate(name: str, rate: Any, *, open_ends: bool = False) -> Rate:
     """Return a number, a (low, high) range or a schedule as a :class:`Rate` inside [0, 1], or (0, 1)."""
     interval = "(0, 1)" if open_ends else "[0, 1]"
     if isinstance(rate, Schedule):
-        for value in rate.values:
+        values = [_rounded(value) for value in rate.values]
+        for value in values:
             if not (0 < value < 1 if open_ends else 0 <= value <= 1):
                 raise InputError(f"{name} must stay in {interval} at every step; {rate!r} reaches {value}")
-        return Rate(rate(0), rate(0), max(rate.values), rate)
+        return Rate(rate(0), rate(0), max(values), rate)
     if isinstance(rate, tuple | list):
         if len(rate) != 2:
             raise InputError(f"a range of {name} must be (low, high); got {rate!r}")
@@ -186,6 +191,25 @@ def check_rate(name: str, rate: Any, *, open_ends: bool = False) -> Rate:
         return Rate(low, high, high, None)
     number = check_number(name, rate, 0, 1, open_ends=open_ends)
     return Rate(number, number, number, None)
+
+
+def rate_text(rate: float | tuple[float, float] | Schedule) -> float | str:
+    """Return a rate as :func:`parse_rate` reads it; a number stays one.
+
+    Examples
+    --------
+    >>> rate_text(0.15), rate_text((0.1, 0.3)), rate_text(Piecewise(((0, 0.3), (1000, 0.15))))
+    (0.15, '0.1..0.3', 'piecewise:0=0.3,1000=0.15')
+    """
+    if isinstance(rate, tuple | list):
+        return "..".join(map(repr, rate))
+    if isinstance(rate, Piecewise):
+        return "piecewise:" + ",".join(f"{step}={value!r}" for step, value in rate.points)
+    if isinstance(rate, _Ramp):
+        return f"{type(rate).__name__.lower()}:{rate.start!r}:{rate.end!r}:{rate.steps}"
+    if isinstance(rate, Schedule):
+        raise InputError(f"the command line has no way to say {rate!r}; use Linear, Cosine or Piecewise")
+    return rate
 
 
 def parse_rate(text: str) -> float | tuple[float, float] | Schedule:

@@ -116,7 +116,8 @@ def gumbel_priorities(weights: torch.Tensor, w0: torch.Tensor) -> torch.Tensor:
     Parameters
     ----------
     weights
-        (rows, columns), >= 0: the chance of a column is its share of the weights left. Columns of weight 0 come last.
+        (rows, columns), >= 0: the chance of a column is its share of the weights left. Columns of weight 0 come last,
+        and with them what is no weight (below 0, NaN).
     w0
         (rows, columns) int64: the columns' first random words.
 
@@ -125,6 +126,7 @@ def gumbel_priorities(weights: torch.Tensor, w0: torch.Tensor) -> torch.Tensor:
     (rows, columns) int64: by falling log(weight) − log(−log((w0 + ½) / 2³²)), ties by column.
     """
     uniform = (w0.to(torch.float64) + 0.5) / 2**32
+    weights = torch.where(weights > 0, weights, 0.0)  # the logarithm's NaN would come first of all
     return priorities_of(weights.to(torch.float64).log() - (-uniform.log()).log())
 
 
@@ -158,9 +160,15 @@ def look_at_rows(
 
 
 def check_weights(name: str, weights: torch.Tensor, input_ids: torch.Tensor) -> None:
-    """Raise InputError unless there is a weight for each column."""
+    """Raise InputError unless there is a weight for each column; on a device their values are not looked at."""
     if weights.shape != input_ids.shape or not weights.dtype.is_floating_point or weights.device != input_ids.device:
         raise InputError(
             f"{name} must be {tuple(input_ids.shape)} floating point on {input_ids.device}, a weight >= 0 for each "
             f"column; got {tuple(weights.shape)} {weights.dtype} on {weights.device}"
+        )
+    if weights.device.type == "cpu" and not torch.compiler.is_compiling() and not bool((weights >= 0).all()):
+        row, column = (~(weights >= 0)).nonzero()[0].tolist()
+        raise InputError(
+            f"{name} must be >= 0; got {weights[row, column].item()} in row {row}, column {column}; "
+            "give 0 where no seed shall be"
         )

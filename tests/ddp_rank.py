@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import sys
 from pathlib import Path
@@ -11,6 +13,8 @@ from test_pretrain import VOCABULARY, make_cells, our_trainer
 from test_sparse_head import make_pair
 
 from corrmask_fast import CorpusDataset, read_corpus
+from corrmask_fast.cli import main
+from corrmask_fast.corpus_io import write_corpus
 
 RUNS = (("worker", 1), ("device", 2))  # masking, accumulated batches
 
@@ -38,8 +42,24 @@ def run(folder, masking, accumulated, batch_size):
     }
 
 
+def command_line(folder, batch_size):
+    """Run ``corrmask-fast pretrain`` on 52 cells, with 11 held out; return what it said."""
+    write_corpus(read_corpus(make_cells(63, seed=4), VOCABULARY), folder / f"cells-{os.getpid()}.dataset")
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        code = main([
+            "pretrain", str(folder / f"cells-{os.getpid()}.dataset"), "--out", str(folder / "run"), "--no-progress",
+            "--strategy", "random", "--hidden-size", "16", "--layers", "1", "--heads", "2", "--intermediate-size", "16",
+            "--batch-size", str(batch_size), "--held-out", "0.175", "--epochs", "2", "--log-every", "1",
+            "--device", "cpu", "--dropout", "0",
+        ])  # fmt: skip
+    assert code == 0
+    return said.getvalue()
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])
     runs = {masking: run(folder / masking, masking, accumulated, 2) for masking, accumulated in RUNS}
+    runs["said"] = command_line(folder, 2)
     torch.save(runs, folder / f"rank-{runs['worker']['rank']}.pt")

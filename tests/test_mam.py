@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from corrmask_fast import CorrMasker, InputError, MultinomialAttentionMasker, reference
+from corrmask_fast.schedules import Linear
 from corrmask_fast.testing import make_graph, make_vocabulary
+from corrmask_fast.torch_random import gumbel_priorities
 
 VOCABULARY = make_vocabulary(60)
 DIM = 16
@@ -185,13 +187,33 @@ def test_seeds_go_by_weights():
     assert times[seeds[8]] > times[seeds[0]] + 0.2
     with pytest.raises(InputError, match=r"seed_weights must be \(500, 60\) floating point"):
         masker(ids, seed_weights=weights[:, :5], epoch=0)
+    for wrong in (-1.0, float("nan")):
+        weights[7, 3] = wrong
+        with pytest.raises(InputError, match=f"seed_weights must be >= 0; got {wrong} in row 7, column 3"):
+            masker(ids, seed_weights=weights, epoch=0)
+
+
+def test_what_is_no_weight_comes_last():
+    weights = torch.tensor([[float("nan"), 1.0, -1.0, 0.0, 2.0]])
+    order = gumbel_priorities(weights, torch.full((1, 5), 2**31)).argsort()
+    assert order.tolist() == [[4, 1, 0, 2, 3]]
+
+
+def test_the_rate_goes_by_a_schedule():
+    masker = make_masker(mlm_probability=Linear(0.5, 0.1, 10))
+    embeddings = nn.Embedding(VOCABULARY.size, 16)
+    shares = []
+    for step in (0, 10):
+        masker.set_step(step)
+        shares.append((masker(batch(), embeddings, epoch=0).labels != -100).double().mean().item())
+    assert shares[1] < 0.3 * shares[0]
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"latent_ratio": 0}, r"latent_ratio must be in \(0, 1\]; got 0"),
-        ({"latent_ratio": 1.5}, r"latent_ratio must be a number in \[0, 1\]; got 1.5"),
+        ({"latent_ratio": 0}, r"latent_ratio must be a number in \(0, 1\]; got 0"),
+        ({"latent_ratio": 1.5}, r"latent_ratio must be a number in \(0, 1\]; got 1.5"),
         ({"n_heads": 3}, "n_heads must divide dim=16; got 3"),
         ({"n_latents": 0}, "n_latents must be an integer >= 1"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import socket
 import subprocess
@@ -45,7 +46,7 @@ def ranks(tmp_path_factory):
         for process in started:
             process.kill()
     assert all(process.returncode == 0 for process in started), "\n".join(text[-3000:] for text in said)
-    return [torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in range(2)]
+    return folder, [torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in range(2)]
 
 
 def rows_of(batches):
@@ -66,7 +67,7 @@ def test_two_processes_train_as_one(ranks, tmp_path, monkeypatch, masking, accum
 
     assert ddp_rank.RUNS == RUNS
     alone = ddp_rank.run(tmp_path, masking, accumulated, 4)
-    one, other = (rank[masking] for rank in ranks)
+    one, other = (rank[masking] for rank in ranks[1])
     assert (one["rank"], other["rank"]) == (0, 1)
     assert len(alone["losses"]) == len(one["losses"]) == len(other["losses"]) == 6 * accumulated
     for step in range(6 * accumulated):
@@ -82,3 +83,22 @@ def test_two_processes_train_as_one(ranks, tmp_path, monkeypatch, masking, accum
     assert one["evaluation"] == pytest.approx(other["evaluation"])
     assert one["evaluation"] == pytest.approx(alone["evaluation"], rel=0.05)  # a mean of means over other batches
     assert not [name for name in one["buffers"] if "neighbor" in name or "draw" in name]  # DDP broadcasts buffers
+
+
+def test_the_command_line_in_two_processes_logs_what_it_does_in_one(ranks, tmp_path, monkeypatch):
+    """Eleven held-out cells: none counts twice; warm-up by the steps of both together; one process speaks."""
+    monkeypatch.syspath_prepend(HERE)
+    import ddp_rank
+
+    folder, (one, other) = ranks
+    assert "steps; the model lies in" in one["said"]
+    assert "the model lies in" not in other["said"]
+    ddp_rank.command_line(tmp_path, 4)
+    logs = []
+    for run in (folder / "run", tmp_path / "run"):
+        with (run / "log.csv").open() as file:
+            logs.append(list(csv.DictReader(file)))
+    for name, tolerance in (("learning_rate", 0), ("loss", 1e-4), ("eval_loss", 1e-4)):
+        together, alone = ([float(row[name]) for row in log if row[name]] for log in logs)
+        assert together == pytest.approx(alone, rel=tolerance), name
+        assert alone

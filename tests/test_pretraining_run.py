@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 
 import numpy as np
 import pytest
 import torch
 
-from corrmask_fast import CorrMasker, DependencyGraph, InputError
+from corrmask_fast import CorrMasker, DependencyGraph, InputError, RandomMasker, Vocabulary
 from corrmask_fast.cli import main
 from corrmask_fast.corpus_io import write_corpus
 from corrmask_fast.pretraining_settings import PRESETS, PretrainingSettings
@@ -122,7 +123,9 @@ def test_a_run_writes_its_model_log_and_settings_and_resumes_to_the_same_losses(
     pretrain(corpus, masker, tmp_path / "halves", changed(max_steps=6), graph=graph, progress=False)
     import shutil
 
-    shutil.rmtree(tmp_path / "halves" / "checkpoint-6")  # as if it had been killed on the way
+    (tmp_path / "halves" / "checkpoint-6" / "corrmask.json").unlink()  # written last: the run was killed before that
+    (tmp_path / "halves" / "checkpoint-6" / "model.safetensors").write_bytes(b"half")
+    (tmp_path / "halves" / "checkpoint-mine").mkdir()
     shutil.rmtree(tmp_path / "halves" / "model")
     resumed = pretrain(corpus, masker, tmp_path / "halves", TINY, graph=graph, resume=True, progress=False)
     for name in ("loss", "eval_loss", "eval_loss_partner_visible", "eval_loss_partner_hidden"):
@@ -131,7 +134,7 @@ def test_a_run_writes_its_model_log_and_settings_and_resumes_to_the_same_losses(
 
     with pytest.raises(InputError, match="holds a run already"):
         pretrain(corpus, masker, tmp_path / "whole", TINY, progress=False)
-    with pytest.raises(InputError, match="no checkpoint to resume from"):
+    with pytest.raises(InputError, match="no whole checkpoint to resume from"):
         pretrain(corpus, masker, tmp_path / "fresh", TINY, resume=True, progress=False)
 
 
@@ -177,6 +180,77 @@ def test_losses_are_split_by_what_stays_in_view(corpus, graph):
         judged = len(expected["visible"]) + len(expected["hidden"])
         assert metrics["share_partner_visible"] == pytest.approx(len(expected["visible"]) / judged)
     assert math.isnan(PartnerLoss(graph).metrics("")["loss"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_size": 32}, "has hidden_size=16, and cannot go on with 32"),
+        ({"held_out": 0.3}, r"has held_out=0\.2, and cannot go on with 0\.3"),
+        ({"batch_size": 4}, "made with cells_a_step 8, this run has cells_a_step 4"),
+        ({"group_by_length": True}, "made with grouped False, this run has grouped True"),
+    ],
+)
+def test_a_run_goes_on_with_nothing_else(a_run, corpus, graph, changes, message):
+    before = (a_run / "settings.toml").read_text()
+    with pytest.raises(InputError, match=message):
+        pretrain(corpus, CorrMasker(graph), a_run, changed(**changes), resume=True, progress=False)
+    assert (a_run / "settings.toml").read_text() == before
+
+
+@pytest.fixture(scope="module")
+def a_run(corpus, graph, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    pretrain(corpus, CorrMasker(graph), folder, changed(max_steps=3), progress=False)
+    return folder
+
+
+def test_a_partner_graph_of_other_genes_is_refused(corpus, tmp_path):
+    genes = corpus.vocabulary
+    other = DependencyGraph.from_edges([(2, 3)], Vocabulary((*genes.names[:-1], "another")))
+    with pytest.raises(InputError, match="the graph"):
+        pretrain(corpus, RandomMasker(genes), tmp_path / "run", TINY, graph=other, progress=False)
+
+
+def test_a_rate_that_masks_nothing_is_refused(corpus, tmp_path):
+    masker = RandomMasker(corpus.vocabulary, mlm_probability=0.001)
+    with pytest.raises(InputError, match=r"masks none of \d+ genes.*mlm_probability must be"):
+        pretrain(corpus, masker, tmp_path / "run", TINY, progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_configuration_file_makes_the_masker_and_a_resumed_run_needs_no_option(corpus, graph, tmp_path, capsys):
+    write_corpus(corpus, tmp_path / "cells.dataset")
+    graph.save(tmp_path / "graph.safetensors")
+    masker = f'strategy = "corrmask"\ngraph = "{tmp_path}/graph.safetensors"\nmlm_probability = "0.1..0.3"\nseed = 5\n'
+    (tmp_path / "run.toml").write_text(TINY.to_toml() + masker)
+    common = ["pretrain", str(tmp_path / "cells.dataset"), "--out", str(tmp_path / "run"), "--no-progress"]
+    assert main([*common, "--config", str(tmp_path / "run.toml"), "--max-steps", "3", "--max-partners", "4"]) == 0
+    record = json.loads((tmp_path / "run" / "checkpoint-3" / "corrmask.json").read_text())["masker"]
+    assert (record["mlm_probability"], record["seed"], record["max_partners"]) == ("(0.1, 0.3)", 5, 4)
+    assert 'mlm_probability = "0.1..0.3"' in (tmp_path / "run" / "settings.toml").read_text()
+    assert main([*common, "--resume", "--max-steps", "6"]) == 0
+    assert "6 steps; the model lies in" in capsys.readouterr().out
+    assert main([*common, "--resume", "--seed", "6"]) == 2
+    assert "made with --seed 5, this run has --seed 6" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('strategy = "any"', "strategy must be one of random, span"),
+        ('strategy = "random"\nmlm_probability = "linear"', "a rate must be a number"),
+        ('strategy = "random"\nmlm_probability = true', "--mlm-probability must be a number"),
+        ("graph = 3", "graph must be a text in quotes; got 3"),
+        ('strategy = "random"\nseed = "a"', "--seed must be an integer"),
+    ],
+)
+def test_bad_options_of_the_masker_in_the_file_are_refused(corpus, tmp_path, capsys, text, message):
+    write_corpus(corpus, tmp_path / "cells.dataset")
+    (tmp_path / "run.toml").write_text(text)
+    given = ["pretrain", str(tmp_path / "cells.dataset"), "--out", str(tmp_path / "run")]
+    assert main([*given, "--config", str(tmp_path / "run.toml")]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_command_line(corpus, graph, tmp_path, capsys):

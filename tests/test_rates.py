@@ -20,7 +20,7 @@ from corrmask_fast import (
     RandomMasker,
     SpanMasker,
 )
-from corrmask_fast.schedules import Schedule, parse_rate
+from corrmask_fast.schedules import Schedule, parse_rate, rate_text
 from corrmask_fast.testing import Case, assert_same, cases, draw_ids, make_graph, make_vocabulary
 
 CASES = cases()
@@ -238,6 +238,16 @@ def test_schedules_that_are_none(make, message):
 def test_text_that_is_no_rate(text):
     with pytest.raises(InputError, match=r"a rate must be a number, a range low..high|points must"):
         parse_rate(text)
+
+
+def test_a_rate_that_rounds_up_to_a_column_more_has_room_for_it():
+    masker = RandomMasker(make_vocabulary(30), mlm_probability=Linear(0.2999999999999, 0.1, 100))
+    assert masker(torch.arange(2, 12)[None], epoch=0).masked_positions.shape == (1, 3)
+
+
+@pytest.mark.parametrize("rate", [0.15, (0.1, 0.3), Linear(0.3, 0.15, 9), Cosine(0.1, 0.2, 9), Piecewise(((0, 0.5),))])
+def test_a_rate_is_read_as_it_was_said(rate):
+    assert parse_rate(str(rate_text(rate))) == rate
 
 
 def test_a_schedule_of_ones_own():
