@@ -9,6 +9,9 @@ Cells pass in chunks whose rows of the panel stay in the L2 cache, and all colum
 next. All sums are unsigned 64-bit integers; e takes 32 bits, so that a product is one instruction for a vector (x86:
 vpmuludq). A plain loop over lanes gets no such registers from LLVM, and half the speed.
 
+A rare column has some twenty nonzeros in a chunk, in places of memory that no hardware foresees: they and the sums are
+asked for some columns ahead.
+
 Work split: a task is one panel against any range of columns.
 """
 
@@ -23,6 +26,7 @@ from .jit import kernel
 LANES = 128  # genes in a panel
 # Lanes whose sums fill half of the vector registers: 32 of 8 lanes (AVX-512), or else 16 of 4 (AVX2), 32 of 2 (NEON).
 AT_ONCE = 128 if llvmlite.binding.get_host_cpu_features().get("avx512f") else 32
+LINE = 64  # bytes that come from memory at once
 WIDTH = 8  # lanes in a vector as it is written here; LLVM halves it where registers are smaller
 
 I32, I64 = ir.IntType(32), ir.IntType(64)
@@ -72,6 +76,21 @@ def add_rows(typingctx, cells, e, begin, end, panel, first_lane, sums, row):
     return signature, codegen
 
 
+@intrinsic
+def prefetch(typingctx, array, i):
+    """Ask for the line of memory that holds ``array``'s i-th element; it may lie outside the array."""
+
+    def codegen(context, builder, signature, args):
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        line = builder.bitcast(builder.gep(data, [args[1]]), ir.IntType(8).as_pointer())
+        kind = ir.FunctionType(ir.VoidType(), [line.type, I32, I32, I32])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [line.type], kind)
+        builder.call(function, [line, *(ir.Constant(I32, flag) for flag in (0, 3, 1))])  # to read, often, data
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64), codegen
+
+
 @kernel
 def chunk_starts(indptr, cells, chunk_cells, begin, end, starts):
     """starts[u, c] = where the cells of chunk c, or of later ones, begin in column u of [begin, end)."""
@@ -96,6 +115,12 @@ def panel_products(columns, starts, cells, e, panel, sums):
     """Add e_u·e_v of all cells to ``sums[a, lane]`` (uint64) for u = ``columns[a]`` and the panel's genes v."""
     for c in range(starts.shape[1] - 1):
         for a in range(columns.size):
+            coming = starts[columns[min(a + 4, columns.size - 1)], c]
+            for at in (coming, coming + LINE // 4):
+                prefetch(cells, at)
+                prefetch(e, at)
+            for lane in range(0, LANES, LINE // 8):
+                prefetch(sums, (a + 2) * LANES + lane)
             begin, end = starts[columns[a], c], starts[columns[a], c + 1]
             if begin < end:
                 for first_lane in range(0, LANES, AT_ONCE):
