@@ -14,11 +14,24 @@ Work split: a task is a range of pairs, which lie sorted by their common gene. S
 """
 
 import numpy as np
+from llvmlite import ir
+from numba.extending import intrinsic
 
 from .bits import lowest_one
 from .jit import inline, kernel, stage
 
 LOW, S16 = np.uint32(0xFFFF), np.uint32(16)
+
+
+@intrinsic
+def opaque(typingctx, x):
+    """Return the integer ``x``, of which the compiler no longer knows where it comes from."""
+
+    def codegen(context, builder, signature, args):
+        kind = args[0].type
+        return builder.asm(ir.FunctionType(kind, [kind]), "", "=r,0", args, side_effect=False)
+
+    return x(x), codegen
 
 
 @stage
@@ -70,15 +83,16 @@ def correlate_overlaps(
     both = np.empty(longest, np.uint32)  # the overlap: level of the common gene, then of the partner, 16 bits each
     rank_u, rank_v = np.zeros(max_length + 1, np.int64), np.zeros(max_length + 1, np.int64)
     touched_u, touched_v = np.zeros(max_length // 64 + 1, np.uint64), np.zeros(max_length // 64 + 1, np.uint64)
-    partial = np.zeros(4, np.int64)
     current = -1
     for i in range(begin, end):
         if common[i] != current:
             if current >= 0:
                 dense[:] = 0
             current = common[i]
-            for k in range(indptr[current], indptr[current + 1]):
-                dense[np.uint32(cells[k])] = levels[k]
+            a, b = indptr[current], indptr[current + 1]
+            cells_u, levels_u = cells[a:b], levels[a:b]
+            for k in range(b - a):
+                dense[np.uint32(cells_u[k])] = levels_u[k]
 
         # Slices and unsigned indices spare a look at the index's sign for every element.
         a, b = indptr[partner[i]], indptr[partner[i] + 1]
@@ -104,10 +118,10 @@ def correlate_overlaps(
             squares_u, squares_v = rank_few_levels(n, rank_u, touched_u), rank_few_levels(n, rank_v, touched_v)
         else:
             squares_u, squares_v = rank_levels(n, rank_u), rank_levels(n, rank_v)
-        # Four sums in memory: as a plain sum LLVM would run this in vectors, and gathering is slower than loading.
-        partial[:] = 0
+        total = 0
         for k in range(n):
-            partial[k & 3] += rank_u[both[k] >> S16] * rank_v[both[k] & LOW]
+            pair = opaque(both[k])  # LLVM would run this sum in vectors, and gathering is slower than loading
+            total += rank_u[pair >> S16] * rank_v[pair & LOW]
         if few:
             for k in range(n):
                 rank_u[both[k] >> S16] = 0
@@ -116,5 +130,4 @@ def correlate_overlaps(
             rank_u[:] = 0
             rank_v[:] = 0
         if squares_u > 0 and squares_v > 0:
-            product = np.float64(partial.sum())
-            rho[i] = product / np.sqrt(np.float64(squares_u) * np.float64(squares_v))
+            rho[i] = np.float64(total) / np.sqrt(np.float64(squares_u) * np.float64(squares_v))
