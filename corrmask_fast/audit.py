@@ -11,6 +11,7 @@ import numpy as np
 
 from corrmask_fast.audit_report import COUNTS, AuditReport, StrategyAudit
 from corrmask_fast.errors import InputError, check_integer
+from corrmask_fast.progress import progress_bar
 from corrmask_fast.threads import run_ranges
 
 if TYPE_CHECKING:
@@ -112,8 +113,6 @@ def audit_strategies(
     seed
         Of the sample of cells, where ``n_cells`` asks for one.
     """
-    from tqdm.auto import tqdm
-
     check_integer("epochs", epochs, 1)
     graph.vocabulary.check_same(corpus.vocabulary, "the graph", "the corpus")
     if corpus.n_cells == 0:
@@ -121,7 +120,7 @@ def audit_strategies(
     rows = np.arange(corpus.n_cells) if n_cells is None else corpus.sample_rows(n_cells, seed)
     tallies = {name: _Tally(graph) for name in strategies}
     starts, (lo, hi) = range(0, rows.size, CHUNK_CELLS), corpus.vocabulary.gene_range
-    with tqdm(total=rows.size * epochs, desc="audit", unit="cell", disable=not progress) as bar:
+    with progress_bar("audit", rows.size * epochs, "cell", shown=progress) as bar:
         for epoch in range(epochs):
             for start in starts:
                 indptr, tokens = corpus.gather_for_training(rows[start : start + CHUNK_CELLS])

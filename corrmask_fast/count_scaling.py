@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from corrmask_fast.errors import InputError
+from corrmask_fast.progress import progress_bar
 from corrmask_fast.threads import run_ranges
 
 if TYPE_CHECKING:
@@ -91,11 +92,9 @@ def scaled_chunks(
     file: CountsFile, genes: GeneMatch, n_tokens: int, target_sum: float, what: str, *, progress: bool
 ) -> Iterator[tuple[int, ScaledCells]]:
     """Yield (first cell, its chunk scaled), with a progress bar; refuses what is no count."""
-    from tqdm.auto import tqdm
-
     from corrmask_fast.kernels.tokenize import OK, scale_rows
 
-    with tqdm(total=file.n_cells, desc=what, unit="cell", disable=not progress) as bar:
+    with progress_bar(what, file.n_cells, "cell", shown=progress) as bar:
         for begin, rows in file.chunks():
             indptr, columns = rows.indptr.astype(np.int64), rows.indices.astype(np.int64)
             counts = rows.data.astype(np.float64)

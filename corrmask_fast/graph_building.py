@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -16,6 +15,7 @@ from corrmask_fast.graph_checkpoint import Checkpoint, fingerprint_corpus
 from corrmask_fast.graph_distributed import current_team
 from corrmask_fast.graph_memory import MOST_CELLS, RHO_ERROR, check_memory, find_portions
 from corrmask_fast.graph_work import Work
+from corrmask_fast.progress import progress_bar
 
 if TYPE_CHECKING:
     import os
@@ -187,7 +187,7 @@ def build_dependency_graph(
         stages = _stages(device)
         rows = parameters.rows(corpus)
         work = _begin_work(team, checkpoint, corpus, parameters)
-        bar = partial(_progress_bar, shown=progress and team.rank == 0)
+        bar = partial(progress_bar, shown=progress and team.rank == 0)
         portions = find_portions(corpus, rows, parameters.max_length, limit, team)
         if portions is not None:
             stages = _streamed(corpus, work, portions, device)
@@ -258,12 +258,6 @@ def _streamed(corpus: Corpus, work: Work, portions: Portions, device: str) -> An
     from corrmask_fast.graph_streaming import StreamedStages
 
     return StreamedStages(corpus, work, portions)
-
-
-def _progress_bar(what: str, total: int, unit: str, *, shown: bool) -> Any:
-    from tqdm import tqdm
-
-    return tqdm(desc=what, total=total, unit=unit, unit_scale=True, disable=not shown, file=sys.stderr, mininterval=0.5)
 
 
 def _kept_genes(sample: Sample, vocabulary: Vocabulary, parameters: GraphParameters) -> np.ndarray:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from corrmask_fast.errors import InputError, check_integer
+from corrmask_fast.progress import progress_bar
 from corrmask_fast.threads import get_num_threads, run_ranges
 
 if TYPE_CHECKING:
@@ -56,8 +57,6 @@ def count_pairs(
     corpus: Corpus, min_count: int, *, n_cells: int | None, seed: int, memory: int, progress: bool
 ) -> PairCounts:
     """Count pairs and genes; keep the pairs seen at least ``min_count`` times."""
-    from tqdm.auto import tqdm
-
     from corrmask_fast.kernels.pair_counts import add_genes, add_pairs
 
     check_integer("min_count", min_count, 1)
@@ -67,7 +66,7 @@ def count_pairs(
     rows = np.arange(corpus.n_cells) if n_cells is None else corpus.sample_rows(n_cells, seed)
 
     def chunks(what: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        with tqdm(total=rows.size, desc=what, unit="cell", disable=not progress) as bar:
+        with progress_bar(what, rows.size, "cell", shown=progress) as bar:
             for begin in range(0, rows.size, CHUNK_CELLS):
                 chunk = corpus.gather(rows[begin : begin + CHUNK_CELLS])
                 yield chunk

@@ -37,11 +37,12 @@ from corrmask_fast.graph_products import (
     select,
 )
 from corrmask_fast.graph_stages import GeneColumns
+from corrmask_fast.progress import progress_bar
 
 A, B, C, D, E = range(2, 7)
 LETTERS = Vocabulary(("<pad>", "<mask>", *"ABCDE"))
 LOOSE = {"rho_min": 0.0, "min_cooccurrence": 0, "min_presence": 1}
-QUIET = partial(graph_building._progress_bar, shown=False)
+QUIET = partial(progress_bar, shown=False)
 # Tiny, odd ways to cut the work: by each method alone, and by what the costs say.
 CUTS = {
     "scatter": Cut(tile_genes=5, rates=Rates(scatter=math.inf)),

@@ -30,9 +30,10 @@ from corrmask_fast import (
 )
 from corrmask_fast.graph_distributed import Team
 from corrmask_fast.graph_stages import GeneColumns
+from corrmask_fast.progress import progress_bar
 
 FORWARD, REVERSE, RANDOM = range(3)
-QUIET = partial(graph_building._progress_bar, shown=False)
+QUIET = partial(progress_bar, shown=False)
 A, B, C, D, E = range(2, 7)
 LETTERS = Vocabulary(("<pad>", "<mask>", *"ABCDE"))
 BASE = {"max_length": 30, "min_presence": 3, "n_neighbors": 5, "rho_min": 0.05, "min_cooccurrence": 5}

@@ -36,8 +36,9 @@ from corrmask_fast.graph_products import Cut, plan_product
 from corrmask_fast.graph_streaming import StreamedStages
 from corrmask_fast.graph_work import Work
 from corrmask_fast.kernels.wide import fold, to_floats
+from corrmask_fast.progress import progress_bar
 
-no_bar = partial(graph_building._progress_bar, shown=False)
+no_bar = partial(progress_bar, shown=False)
 LOOSE = {"rho_min": 0.0, "min_cooccurrence": 0, "min_presence": 1}
 
 

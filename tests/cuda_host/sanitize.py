@@ -57,7 +57,7 @@ def graph(sanitizer: str, file: str = "", old: str = "", new: str = "") -> None:
     from launch import RANDOM
 
     from corrmask_fast import Corpus
-    from corrmask_fast.graph_building import _progress_bar
+    from corrmask_fast.progress import progress_bar
     from corrmask_fast.testing import make_vocabulary
 
     torch.set_num_threads(1)  # its threads are no business of the sanitizer
@@ -67,7 +67,7 @@ def graph(sanitizer: str, file: str = "", old: str = "", new: str = "") -> None:
     rng = np.random.default_rng(0)
     cells = [rng.permutation(20)[: rng.integers(0, 20)] + 2 for _ in range(40)] + [np.arange(2, 22)] * 3
     corpus = Corpus(np.cumsum([0, *map(len, cells)]), np.concatenate(cells), make_vocabulary(20))
-    bar = partial(_progress_bar, shown=False)
+    bar = partial(progress_bar, shown=False)
     for shared_limit, preempt_percent in ((2000, 0), (400, 20)):
         device = EmulatedDevice(
             shared_limit=shared_limit, replace=small, sanitizer=sanitizer, schedule=RANDOM,
