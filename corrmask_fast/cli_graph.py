@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from corrmask_fast.cli_graph_uses import add_graph_uses
+from corrmask_fast.cli_graph_uses import add_graph_uses, check_graph_file
 from corrmask_fast.cli_options import add_vocabulary_options, command, load_graph, open_corpus, setting
 from corrmask_fast.errors import InputError
 
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Iterator
 
     from corrmask_fast.graph import DependencyGraph
@@ -113,11 +113,15 @@ def _add_graph_build(commands: Any) -> None:
 
 
 def _cells(text: str) -> int | None:
-    return None if text == "all" else int(text)
+    if text == "all":
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be an integer >= 1, or 'all'; got {text!r}") from None
 
 
 def _graph_build(arguments: argparse.Namespace) -> None:
-    from corrmask_fast.files import check_output
     from corrmask_fast.graph_building import build_dependency_graph
     from corrmask_fast.graph_distributed import ProcessGroup
 
@@ -125,9 +129,8 @@ def _graph_build(arguments: argparse.Namespace) -> None:
     if arguments.by is not None:
         _build_by(arguments, parameters)
         return
-    if check_output(arguments.output).suffix != ".safetensors":  # before the work, not behind it
-        raise InputError(f"a graph file must end in .safetensors; got {arguments.output}")
     with ProcessGroup(arguments.device, arguments.threads) as group:
+        check_graph_file(arguments.output)  # before the work, not behind it
         graph = build_dependency_graph(open_corpus(arguments), checkpoint=arguments.checkpoint, **parameters)
         if group.rank == 0:
             graph.save(arguments.output)
@@ -141,8 +144,8 @@ def _build_by(arguments: argparse.Namespace, parameters: dict[str, Any]) -> None
 
     if arguments.checkpoint is not None:
         raise InputError("--checkpoint is of one graph, and --by builds several; leave one of them out")
-    folder = check_graph_folder(arguments.output)
     with ProcessGroup(arguments.device, arguments.threads) as group:
+        folder = check_graph_folder(arguments.output)
         graphs = iter_graphs_by(open_corpus(arguments), arguments.by, **parameters)
         if group.rank:  # takes part; rank 0 writes
             deque(graphs, maxlen=0)

@@ -24,7 +24,8 @@ def add_graph_uses(group: Any) -> None:
     _add_export(group)
 
 
-def _check_graph_file(path: str) -> None:
+def check_graph_file(path: str) -> None:
+    """Raise InputError unless a graph can be saved there."""
     from corrmask_fast.files import check_output
 
     if check_output(path).suffix != ".safetensors":
@@ -105,7 +106,7 @@ def _merge(arguments: argparse.Namespace) -> None:
     from corrmask_fast.cli_graph import summary_table
     from corrmask_fast.graph_compare import merge_graphs
 
-    _check_graph_file(arguments.output)
+    check_graph_file(arguments.output)
     keep = int(arguments.keep) if arguments.keep.isdecimal() else arguments.keep
     graph = merge_graphs([load_graph(path) for path in arguments.graphs], keep, combine=arguments.combine)
     graph.save(arguments.output)
@@ -208,7 +209,7 @@ def _stability(arguments: argparse.Namespace) -> None:
     check_number("min_frequency", arguments.min_frequency, 0, 1)
     _check_outputs((arguments.csv,), arguments.plot)
     if arguments.output is not None:
-        _check_graph_file(arguments.output)
+        check_graph_file(arguments.output)
     stability = edge_stability(
         _part(open_corpus(arguments), arguments.where),
         load_graph(arguments.graph),

@@ -37,6 +37,7 @@ LOST_SECONDS = 60.0  # without a sign of life
 BEAT_SECONDS = 0.5
 TELL_SECONDS = 5.0
 TRANSFER_SECONDS = 600.0  # for one array, once all ranks are there
+TOLD = "_told_to_team"  # attribute of an error that all ranks know of
 
 _teams = 0  # made by this process: equal on all ranks, so that no team reads what an earlier one wrote
 
@@ -114,8 +115,11 @@ class TorchTeam(Team):
     # ------------------------------------------------------------------------------------------- coming and going
 
     def __enter__(self) -> Self:
-        self._store.set(f"joined/{self.rank}", "1")
-        self._await_joined()
+        try:
+            self._store.set(f"joined/{self.rank}", "1")
+            self._await_joined()
+        except RuntimeError as error:  # the store went with its rank
+            raise ConnectionError(f"rank {self.rank} lost contact with the other ranks: {error}") from error
         self._beats.start()
         try:
             limit = timedelta(seconds=TRANSFER_SECONDS)
@@ -128,20 +132,23 @@ class TorchTeam(Team):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None and self._failure is None:
-            report = {"rank": self.rank, "input": isinstance(error, InputError), "text": str(error) or repr(error)}
-            report["text"] = report["text"] if report["input"] else f"{type(error).__name__}: {report['text']}"
-            self._tell(json.dumps(report))
+        if error is not None:
+            self.tell(error)
         self._left.set()
         if self._beats.ident is not None:
             self._beats.join(timeout=2 * BEAT_SECONDS)
         if error is None and self._group is not None:
             self._dist.destroy_process_group(self._group)
 
-    def _tell(self, report: str) -> None:
-        """Say why this rank stops; the others have a moment to hear it before its process may end theirs."""
+    def tell(self, error: BaseException) -> None:
+        """Say why this rank stops, or does not join; the others have a moment to hear it before its process ends."""
+        if self._failure is not None or getattr(error, TOLD, False):
+            return
+        setattr(error, TOLD, True)
+        report = {"rank": self.rank, "input": isinstance(error, InputError), "text": str(error) or repr(error)}
+        report["text"] = report["text"] if report["input"] else f"{type(error).__name__}: {report['text']}"
         with suppress(Exception):  # a store that is gone: the others notice that
-            self._store.compare_set("failed", "", report)
+            self._store.compare_set("failed", "", json.dumps(report))
             limit = time.monotonic() + TELL_SECONDS
             while self._store.add("heard", 0) < self.size - 1 and time.monotonic() < limit:
                 time.sleep(0.02)
@@ -150,6 +157,8 @@ class TorchTeam(Team):
         limit = time.monotonic() + JOIN_SECONDS
         missing = list(range(self.size))
         while missing := [rank for rank in missing if not self._store.check([f"joined/{rank}"])]:
+            if failure := self._failed_rank():
+                raise failure
             if time.monotonic() > limit:
                 raise ConnectionError(
                     f"rank {self.rank} waits for {_ranks(missing)} since {JOIN_SECONDS:.0f} s: inside a process group "
@@ -180,7 +189,9 @@ class TorchTeam(Team):
             return None
         self._store.add("heard", 1)
         kind = InputError if report["input"] else ConnectionError
-        return kind(f"rank {report['rank']} stopped, and the others with it: {report['text']}")
+        failure = kind(f"rank {report['rank']} stopped, and the others with it: {report['text']}")
+        setattr(failure, TOLD, True)
+        return failure
 
     def _silent_rank(self, heard: dict[int, tuple[bytes, float]]) -> Exception | None:
         now = time.monotonic()
@@ -281,7 +292,8 @@ def started_by_torchrun() -> bool:
 class ProcessGroup:
     """The process group of a command that ``torchrun`` started, for the time of a ``with`` block.
 
-    Processes on one machine share its cores unless ``threads`` are given. Without torchrun nothing happens.
+    Processes on one machine share its cores unless ``threads`` are given. Without torchrun nothing happens. A rank that
+    fails outside of a team, reading its corpus or saving a graph, tells those that wait for it in the next one.
     """
 
     def __init__(self, device: str, threads: int | None) -> None:
@@ -299,7 +311,15 @@ class ProcessGroup:
             on_cuda = self.device != "cpu" and torch.cuda.is_available()
             if on_cuda:
                 torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-            dist.init_process_group("cpu:gloo,cuda:nccl" if on_cuda else "gloo")
+            backend = "cpu:gloo,cuda:nccl" if on_cuda else "gloo"
+            try:
+                dist.init_process_group(backend, timeout=timedelta(seconds=JOIN_SECONDS))
+            except RuntimeError as error:
+                raise ConnectionError(
+                    f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} did not find all others within "
+                    f"{JOIN_SECONDS:.0f} s ({' '.join(str(error).split())}); see what the others say, and that "
+                    "MASTER_ADDR and MASTER_PORT are reached from all of them"
+                ) from error
             self.rank, self._made = dist.get_rank(), True
         return self
 
@@ -309,4 +329,6 @@ class ProcessGroup:
         if self._made:
             import torch.distributed as dist
 
+            if error is not None and dist.get_world_size() > 1:
+                TorchTeam().tell(error)
             dist.destroy_process_group()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -374,5 +375,30 @@ def test_torchrun_gives_the_same_file(folder, tmp_path):
         [*map(str, torchrun + command), *options], capture_output=True, text=True, timeout=80, check=True
     )
     assert run.stdout.count("saved to") == 1
-    assert run.stderr.count("comparing overlaps: 100%") == 1
+    assert len(re.findall(r"^comparing overlaps:   0%", run.stderr.replace("\r", "\n"), re.M)) == 1  # of one rank
     assert (tmp_path / "graph.safetensors").read_bytes() == (folder / "graph.safetensors").read_bytes()
+
+
+def test_a_rank_that_cannot_begin_tells_the_others(folder, tmp_path):
+    """At the command line too, and outside of torchrun, which would end the others itself."""
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    build = [sys.executable, "-m", "corrmask_fast", "graph", "build", "-o", tmp_path / "graph.safetensors"]
+    processes = [
+        subprocess.Popen(
+            [*map(str, build), str(corpus), "--no-progress"],
+            env={**os.environ, **place, "RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank, corpus in enumerate((folder / "cells.npz", folder / "nothing.npz"))
+    ]
+    try:
+        said = [process.communicate(timeout=60)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    own = f"no corpus at {folder}/nothing.npz: give a datasets folder or an .npz file"
+    assert said[1] == f"corrmask-fast: error: {own}\n"
+    assert said[0] == f"corrmask-fast: error: rank 1 stopped, and the others with it: {own}\n"
+    assert [process.returncode for process in processes] == [2, 2]
+    assert list(tmp_path.iterdir()) == []
