@@ -237,12 +237,12 @@ class _FolderSink:
 
 
 def _from_npz(path: Path, vocabulary: Vocabulary | None, max_length: int | None) -> Corpus:
+    if not zipfile.is_zipfile(path):  # NumPy would take it for a pickle, and say how to load that
+        why = "no zip archive, or one that is cut off; give a datasets folder or an .npz file"
+        raise InputError(f"{path} is not a readable .npz file: {why}")
     try:
-        columns: dict[str, np.ndarray] = {}
-        file = np.load(path, allow_pickle=False)
-        if isinstance(file, np.lib.npyio.NpzFile):
-            with file:
-                columns = dict(file)
+        with np.load(path, allow_pickle=False) as file:
+            columns: dict[str, np.ndarray] = dict(file)
     except (ValueError, OSError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path} is not a readable .npz file: {error}") from error
     missing = {"indptr", "tokens"} - set(columns)

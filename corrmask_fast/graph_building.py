@@ -13,7 +13,7 @@ from corrmask_fast.errors import InputError, check_integer, check_number, check_
 from corrmask_fast.graph import DependencyGraph, graph_of_pairs
 from corrmask_fast.graph_checkpoint import Checkpoint, fingerprint_corpus
 from corrmask_fast.graph_distributed import current_team
-from corrmask_fast.graph_memory import MOST_CELLS, RHO_ERROR, check_memory, find_portions
+from corrmask_fast.graph_memory import MOST_CELLS, MOST_CELLS_OF_64_BITS, RHO_ERROR, check_memory, find_portions
 from corrmask_fast.graph_work import Work
 from corrmask_fast.progress import progress_bar
 
@@ -250,6 +250,11 @@ def _stages(device: str) -> ModuleType:
 
 def _streamed(corpus: Corpus, work: Work, portions: Portions, device: str) -> Any:
     """Return the stages for cells that do not fit memory."""
+    if device == "cuda" and portions.wide:
+        raise InputError(
+            f"device='cuda' adds ranks up in 64 bits, which hold the sums of at most {MOST_CELLS_OF_64_BITS} cells; "
+            "lower n_cells, or use device='cpu'"
+        )
     if device == "cuda":
         raise InputError(
             "device='cuda' holds all sampled cells in memory, and these do not fit; lower n_cells, raise memory_limit, "

@@ -159,11 +159,13 @@ def find_portions(
     if limit is None:
         return Portions(MOST_CELLS_AT_ONCE, 1 << 62, wide)
     if limit < need.least:
-        least = need.least if wide else min(need.least, need.in_memory)
+        whole = not wide and need.in_memory < need.least
+        tables = f"ranks of {max_length} places for {need.vocabulary_size} tokens take {in_units(need.tables)}"
+        lower = "n_cells" if whole else f"max_length ({tables})"
         raise InputError(
-            f"memory_limit={in_units(limit)} is too little: this build needs at least {in_units(least)}; raise "
-            f"memory_limit, or lower max_length (ranks of {max_length} places for {need.vocabulary_size} tokens take "
-            f"{in_units(need.tables)}) or the number of threads (now {get_num_threads()})"
+            f"memory_limit={in_units(limit)} is too little: this build needs at least "
+            f"{in_units(need.in_memory if whole else need.least)}; raise memory_limit, or lower {lower} or the number "
+            f"of threads (now {get_num_threads()})"
         )
     room = limit - need.tables - need.chunk(0)
     a_cell = need.chunk(1) - need.chunk(0)

@@ -21,6 +21,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from functools import partial
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -188,7 +189,9 @@ class StreamedStages:
         tasks = [plan.tasks[number] for number in numbers]
         wide = self._portions.wide
         sums = [(low, np.zeros(low.shape, np.uint32) if wide else None) for low in (task.zeros() for task in tasks)]
-        cells = self._saved_sums(numbers, sums)
+        # Numbers alone would do for sums of another plan's tasks, as of another version.
+        layout = sha256(f"{wide} {numbers.tolist()} {plan.layout}".encode()).hexdigest()
+        cells = self._saved_sums(layout, sums)
         update(cells)
         saved = time.monotonic()
         chunk_cells = self._portions.chunk_cells
@@ -211,7 +214,7 @@ class StreamedStages:
             update(chunk.n_cells)
             cells += chunk.n_cells
             if time.monotonic() - saved >= SUMS_SECONDS and cells < columns.n_cells:
-                self._save_sums(numbers, sums, cells)
+                self._save_sums(layout, sums, cells)
                 saved = time.monotonic()
 
         def found(place: int) -> Any:
@@ -223,16 +226,14 @@ class StreamedStages:
             strongest.offer(pairs)
         self._work.checkpoint.drop("sums")
 
-    def _save_sums(self, numbers: np.ndarray, sums: Sums, cells: int) -> None:
+    def _save_sums(self, layout: str, sums: Sums, cells: int) -> None:
         """Save the sums of a band in the middle of its pass: over a large corpus it may take hours."""
         arrays = {f"low {i}": low for i, (low, _) in enumerate(sums)}
         arrays |= {f"high {i}": high for i, (_, high) in enumerate(sums) if high is not None}
-        layout = f"{self._portions.wide} {numbers.tolist()}"
         self._work.checkpoint.save("sums", layout, {**arrays, "cells": np.array([cells])})
 
-    def _saved_sums(self, numbers: np.ndarray, sums: Sums) -> int:
+    def _saved_sums(self, layout: str, sums: Sums) -> int:
         """Take up the sums of a band that was begun; return how many cells they are of."""
-        layout = f"{self._portions.wide} {numbers.tolist()}"
         for part in self._work.checkpoint.parts("sums", layout, own=True):
             for i, (low, high) in enumerate(sums):
                 low[:] = part[f"low {i}"]

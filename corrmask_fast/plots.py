@@ -152,6 +152,15 @@ def dress(axis: Any, *, title: str, x: str, y: str = "") -> None:
     axis.spines[["top", "right"]].set_visible(False)
 
 
+def edges_bar(axis: Any, shown: Any) -> None:
+    """Say what the colours of a picture mean: numbers of edges, on a logarithmic scale, in plain figures."""
+    bar = axis.figure.colorbar(shown, ax=axis, shrink=0.7, pad=0.02)
+    bar.set_label("edges", fontsize=8)
+    bar.ax.yaxis.set_major_formatter("{x:,.0f}")
+    bar.ax.yaxis.set_minor_formatter("{x:,.0f}" if shown.norm.vmax < 10 * max(shown.norm.vmin, 1) else "")
+    bar.ax.tick_params(which="both", labelsize=7)
+
+
 def save_figure(figure: Any, path: str | os.PathLike[str] | None) -> Any:
     if path is not None:
         kind = check_picture(path).suffix.removeprefix(".").lower()

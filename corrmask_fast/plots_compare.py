@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from corrmask_fast.errors import InputError
-from corrmask_fast.plots import COLORS, GREY, dress, new_figure, save_figure
+from corrmask_fast.plots import COLORS, GREY, dress, edges_bar, new_figure, save_figure
 
 if TYPE_CHECKING:
     import os
@@ -167,9 +167,7 @@ def _draw_rho(axis: Any, comparison: GraphComparison) -> None:
     if comparison.shared:
         shown = axis.hexbin(comparison.rho_a, comparison.rho_b, gridsize=50, extent=(-1, 1, -1, 1), bins="log",
                             cmap="Purples", mincnt=1, linewidths=0)  # fmt: skip
-        bar = axis.figure.colorbar(shown, ax=axis, shrink=0.7, pad=0.02)
-        bar.set_label("edges", fontsize=8)
-        bar.ax.tick_params(labelsize=7)
+        edges_bar(axis, shown)
     axis.axline((0, 0), slope=1, color=GREY, linewidth=0.8, linestyle="--")
     axis.set_xlim(-1, 1)
     axis.set_ylim(-1, 1)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from corrmask_fast.errors import InputError, check_integer
-from corrmask_fast.plots import COLORS, GREY, dress, new_figure, save_figure
+from corrmask_fast.plots import COLORS, GREY, dress, edges_bar, new_figure, save_figure
 
 if TYPE_CHECKING:
     import os
@@ -168,9 +168,7 @@ def _draw_rho_pair(axis: Any, graph: DependencyGraph) -> None:
     extent = (-1, 1, -1, 1)
     shown = axis.hexbin(overall, rho, gridsize=50, extent=extent, bins="log", cmap="Blues", mincnt=1,
                         linewidths=0)  # fmt: skip
-    bar = axis.figure.colorbar(shown, ax=axis, shrink=0.7, pad=0.02)
-    bar.set_label("edges", fontsize=8)
-    bar.ax.tick_params(labelsize=7)
+    edges_bar(axis, shown)
     axis.axline((0, 0), slope=1, color=GREY, linewidth=0.8, linestyle="--")
     axis.axhline(0, color=GREY, linewidth=0.6)
     limit = min(1.0, 1.08 * max(float(np.abs(values).max()) for values in (rho, overall)))

@@ -227,10 +227,18 @@ def test_too_little_memory_says_what_is_needed(make_corpus):
         build_dependency_graph(corpus, memory_limit="1MB", progress=False, **LOOSE)
     message = re.fullmatch(
         r"memory_limit=1MB is too little: this build needs at least ([\d.]+MB); raise memory_limit, or lower "
-        r"max_length \(ranks of 2048 places for 62 tokens take 0.51MB\) or the number of threads \(now \d+\)",
+        r"n_cells or the number of threads \(now \d+\)",  # so few cells take less in memory than in chunks
         str(caught.value),
     )
     build_dependency_graph(corpus, memory_limit=message[1], progress=False, **LOOSE)  # what it says is enough
+
+    many = replace(Need.of(corpus, range(200), 2048), n_cells=10**6, n_tokens=10**9)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Need, "of", lambda *_: many)
+        with pytest.raises(
+            InputError, match=r"lower max_length \(ranks of 2048 places for 62 tokens take 8.51MB\) or "
+        ):
+            graph_memory.find_portions(corpus, range(200), 2048, 10**6, Team())
 
 
 def test_what_fits_is_held_and_what_does_not_passes(make_corpus):
@@ -301,3 +309,10 @@ def test_memory_stays_within_its_limit(tmp_path):
     run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=80)
     assert run.returncode == 0, run.stderr
     assert 0.2 * limit < int(run.stdout) < limit
+
+
+def test_cells_beyond_64_bits_are_refused_on_a_gpu(make_corpus):
+    corpus = make_corpus(20, 5)
+    for wide, message in ((True, "hold the sums of at most 1905000 cells; lower n_cells"), (False, "these do not fit")):
+        with pytest.raises(InputError, match=message):
+            graph_building._streamed(corpus, Work(), Portions(8, 100, wide), "cuda")

@@ -30,7 +30,7 @@ from corrmask_fast import (
 from corrmask_fast.graph_checkpoint import fingerprint_corpus
 from corrmask_fast.graph_distributed import Team
 from corrmask_fast.graph_memory import Portions
-from corrmask_fast.graph_products import Cut, StrongestPartners
+from corrmask_fast.graph_products import Cut, Rates, StrongestPartners
 
 PARAMETERS = {"rho_min": 0.05, "min_cooccurrence": 5, "min_presence": 5, "n_neighbors": 4, "progress": False}
 
@@ -230,6 +230,32 @@ def test_a_checkpoint_of_another_build_is_refused(corpus, make_corpus, tmp_path)
             build_dependency_graph(corpus, checkpoint=tmp_path / folder, **PARAMETERS)
 
 
+def test_sums_of_tasks_of_another_plan_are_not_taken_up(folder, corpus, tmp_path):
+    class EndedError(Exception):
+        pass
+
+    save = graph_checkpoint.Checkpoint.save
+
+    def ended(self, name, layout, arrays):
+        save(self, name, layout, arrays)
+        if name == "sums":
+            raise EndedError
+
+    def build(method):
+        rates = Rates(**{**dict.fromkeys(Rates._fields, 1e-9), method: 1.0})
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(graph_stages, "Cut", lambda: Cut(tile_genes=7, rates=rates))  # as many tasks in another order
+            patch.setattr(graph_building, "find_portions", lambda *_: Portions(64, 1_000_000))
+            patch.setattr(graph_streaming, "SUMS_SECONDS", 0.0)
+            if method == "scatter":
+                patch.setattr(graph_checkpoint.Checkpoint, "save", ended)
+            return build_dependency_graph(corpus, checkpoint=tmp_path / "state", **PARAMETERS)
+
+    with pytest.raises(EndedError):
+        build("scatter")
+    assert saved(build("dense"), tmp_path / "graph.safetensors") == (folder / "graph.safetensors").read_bytes()
+
+
 def test_lists_merge_whatever_they_share():
     """Lists of overlapping sets of pairs, merged in any order, are the lists of all pairs."""
     rng = np.random.default_rng(0)
@@ -375,7 +401,7 @@ def test_torchrun_gives_the_same_file(folder, tmp_path):
         [*map(str, torchrun + command), *options], capture_output=True, text=True, timeout=80, check=True
     )
     assert run.stdout.count("saved to") == 1
-    assert len(re.findall(r"^comparing overlaps:   0%", run.stderr.replace("\r", "\n"), re.M)) == 1  # of one rank
+    assert len(re.findall(r"^comparing overlaps:   0%", run.stderr.replace("\r", "\n"), re.MULTILINE)) == 1
     assert (tmp_path / "graph.safetensors").read_bytes() == (folder / "graph.safetensors").read_bytes()
 
 
