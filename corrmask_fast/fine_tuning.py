@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FineTuning"]
 
+DICTIONARY_FILE = "token_dictionary.json"  # beside the weights of a run of ours
 UNLABELLED = -100  # what cross_entropy leaves out
 
 
@@ -124,7 +126,8 @@ def load_encoder(path: str | os.PathLike[str], vocabulary: Vocabulary) -> nn.Mod
     Raises
     ------
     InputError
-        If there is no checkpoint, or its vocabulary is smaller than the corpus's.
+        If there is no checkpoint, its vocabulary is smaller than the corpus's, or the dictionary beside its weights,
+        where there is one, is another.
     """
     transformers = import_extra("transformers", "hf")
     try:
@@ -139,6 +142,11 @@ def load_encoder(path: str | os.PathLike[str], vocabulary: Vocabulary) -> nn.Mod
             f"the model at {path} knows {config.vocab_size} tokens, the corpus has {vocabulary.size}; "
             "tokenise the cells with the dictionary that the model was pretrained with"
         )
+    dictionary = Path(path) / DICTIONARY_FILE
+    if dictionary.is_file():
+        from corrmask_fast.vocabulary import Vocabulary
+
+        Vocabulary.load(dictionary).check_same(vocabulary, f"the model at {path}", "the corpus")
     # The pooler, where there is one, is not used; its absence needs no warning.
     options = {"add_pooling_layer": False} if config.model_type in {"bert", "roberta"} else {}
     # Safetensors alone: other formats of weights are pickles, and a pickle can run code.

@@ -49,7 +49,7 @@ class GeneClassification:
     folds
         What each fold's genes got.
     n_absent
-        Genes of the list that stand in none of the cells.
+        Genes of the list that were left out: unknown to the vocabulary, or in none of the cells as the model sees them.
     """
 
     classes: tuple[str, str]
@@ -65,7 +65,12 @@ class GeneClassification:
             lines.append([str(number), str(fold.truth.size - ones), str(ones), f"{auc:.3f}"])
         mean = f"{self.auc.mean():.3f} ± {self.auc.std(ddof=1):.3f}" if self.auc.size > 1 else f"{self.auc.mean():.3f}"
         lines.append(["mean ± sd", "", "", mean])
-        absent = f"\n{self.n_absent} genes of the list stand in none of the cells" if self.n_absent else ""
+        absent = (
+            f"\n{self.n_absent} genes of the list were left out: the model sees them in none of the cells, which are "
+            "cut to its length"
+            if self.n_absent
+            else ""
+        )
         return "\n".join(align(lines)) + absent
 
     def save_csv(self, path: str | os.PathLike[str], vocabulary: Vocabulary) -> None:

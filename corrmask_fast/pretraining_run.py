@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Subset
 from corrmask_fast.dataset import CorpusDataset
 from corrmask_fast.errors import InputError
 from corrmask_fast.files import atomic_file
+from corrmask_fast.fine_tuning import DICTIONARY_FILE
 from corrmask_fast.partner_loss import PartnerLoss
 from corrmask_fast.pretrain import EVALUATION_EPOCH, LAST_STEP, CorrMaskTrainer, transformers
 from corrmask_fast.pretraining_settings import SETTINGS, PretrainingSettings, to_toml
@@ -151,7 +152,7 @@ def pretrain(
     history = [dict(row) for row in trainer.state.log_history]
     if trainer.is_world_process_zero():
         trainer.save_model(str(folder / MODEL))
-        masker.vocabulary.save(folder / MODEL / "token_dictionary.json")
+        masker.vocabulary.save(folder / MODEL / DICTIONARY_FILE)
         _write_log(folder / LOG, history)
     return PretrainingReport(folder, history, trainer.masking, trainer.is_world_process_zero())
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+import shutil
 
 import numpy as np
 import pytest
 import torch
 
-from corrmask_fast import Corpus, FineTuning, InputError, annotate_cells, classify_genes
+from corrmask_fast import Corpus, FineTuning, InputError, Vocabulary, annotate_cells, classify_genes
 from corrmask_fast.cli import main
 from corrmask_fast.corpus_io import write_corpus
 from corrmask_fast.fine_tuning import UNLABELLED, Labeller, load_encoder, padded_cells
@@ -122,7 +123,7 @@ def test_genes_are_told_apart_by_their_place_in_the_cell(typed_corpus, model, ge
     assert report.n_absent == 1
     held_out = np.concatenate([fold.genes for fold in report.folds])
     assert sorted(held_out) == [*range(2, 22), *range(42, 62)]  # each gene held out once
-    assert "stand in none of the cells" in report.table()
+    assert "were left out: the model sees them in none of the cells" in report.table()
 
 
 def test_classes_drawn_by_lot_are_not_told_apart(typed_corpus, model, gene_labels):
@@ -182,6 +183,17 @@ def test_a_pickled_checkpoint_is_refused(typed_corpus, model, tmp_path):
     torch.save({}, tmp_path / "pytorch_model.bin")
     with pytest.raises(InputError, match=r"must be a \.safetensors file"):
         load_encoder(tmp_path, typed_corpus.vocabulary)
+
+
+def test_a_model_of_other_genes_is_refused(typed_corpus, model, tmp_path):
+    names = typed_corpus.vocabulary.names
+    shutil.copytree(model, tmp_path / "model")
+    typed_corpus.vocabulary.save(tmp_path / "model" / "token_dictionary.json")
+    load_encoder(tmp_path / "model", typed_corpus.vocabulary)
+    swapped = (*names[:-2], names[-1], names[-2])  # as many tokens, with other meanings
+    Vocabulary(swapped).save(tmp_path / "model" / "token_dictionary.json")
+    with pytest.raises(InputError, match=r"the model at .* and the corpus have different vocabularies"):
+        load_encoder(tmp_path / "model", typed_corpus.vocabulary)
 
 
 def test_batches_without_a_label_train_nothing(typed_corpus, model):
