@@ -1,7 +1,7 @@
 """Pretraining compared: Random, PMI-Rand and CorrMask from the same seeds, scored by the cell types they can name.
 
-    CORRMASK_DATA=folder python bench/pretrain_compare/run.py            27 models; by estimate under an hour on 2 free cores
-    python bench/pretrain_compare/run.py --quick                         a minute, to see that it runs
+    CORRMASK_DATA=folder python bench/pretrain_compare/run.py    27 models; by estimate under an hour on 2 cores
+    python bench/pretrain_compare/run.py --quick                 a minute, to see that it runs
 
 The curve of the paper (figure 5, "up to 3x less data") in small: models pretrained on a share of the cells, the same
 number of steps for all, then fine-tuned on labelled cells that none of them has seen.
