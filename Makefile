@@ -30,7 +30,7 @@ demo: $(READY)
 	$(BIN)/corrmask-fast demo
 
 test: $(READY)
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff format --check
