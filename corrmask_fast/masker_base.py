@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MaskedBatch", "Masker"]
 
+CPU = torch.device("cpu")
 RateLike = float | tuple[float, float] | Schedule
 # What the kernels take from buffers: setting the attribute alone would change nothing but what is shown.
 FIXED = frozenset(
@@ -200,17 +201,16 @@ class Masker(nn.Module):
             On shapes, dtypes or devices that do not fit, both ``draw_ids`` and ``epoch``, and (with ``validate``)
             a token outside the vocabulary (row, column, value).
         """
-        device = self.neighbor_indptr.device  # a lookup in a module is not free
+        # A plain call skips the dispatcher, which costs as much as a row on the CPU, or as all else on a device's host.
+        plain = type(input_ids) is torch.Tensor and not torch.compiler.is_compiling()
+        # Looking a buffer up costs time, and rules are kept for the CPU alone.
+        device = CPU if plain and self._cpu_rules is not None else self.neighbor_indptr.device
         check_batch(input_ids, attention_mask, special_tokens_mask, device)
         if graph_ids is not None or priorities is not None or self._needs_more:
             check_row_numbers(graph_ids, priorities, self.n_graphs, self._settings[STRATEGY] == SAMPLED, input_ids)
         draws, mode, offset = draws_of_tensors(input_ids.shape[0], draw_ids, epoch, self.draw_counter, device)
-        on_cpu = device.type == "cpu"
-        validate = on_cpu if self.validate is None else self.validate
-        # A plain call skips the dispatcher, which costs as much as a row on the CPU, and beside a device as much as all
-        # else that the host does; everything else goes through the op.
-        plain = type(input_ids) is torch.Tensor and not torch.compiler.is_compiling()
-        if plain and on_cpu:
+        validate = device.type == "cpu" if self.validate is None else self.validate
+        if plain and device.type == "cpu":
             rules, rates = self._rules_and_rates()
             values = draws.numpy()
             result = torch_ops.mask_on_cpu(
@@ -226,7 +226,7 @@ class Masker(nn.Module):
                 priorities=priorities,
             )
             if mode == COUNTED:
-                values += input_ids.shape[0]  # the counter's memory; the tensor's own addition costs ten times as much
+                values[0] += input_ids.shape[0]  # the counter's memory; adding to the tensor is far slower
             return MaskedBatch(*result)
         mask = torch_ops.mask_on_device if plain and device.type == "cuda" else torch_ops.mask
         result = mask(

@@ -43,7 +43,7 @@ def mask_on_cpu(
     rows, columns = input_ids.shape
     out, labels = empty((rows, columns)), empty((rows, columns))
     positions = empty((rows, math.floor(columns * max_probability)))
-    tokens = input_ids.contiguous().numpy().astype(np.int64, copy=False).reshape(-1)
+    tokens = np.ascontiguousarray(input_ids.numpy(), np.int64).reshape(-1)
     row_ptr = _row_starts(rows, columns)
     seen, protected = _as_bytes(attention_mask), _as_bytes(special_tokens_mask)
     more = {}
