@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from corrmask_fast import graph_building, graph_stages
+from corrmask_fast import graph_stages
 from corrmask_fast.graph_stages import rank_genes
+from corrmask_fast.progress import progress_bar
 
 if TYPE_CHECKING:
     from corrmask_fast import Corpus
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["QUIET", "rank_genes", "read_columns"]
 
-QUIET = partial(graph_building._progress_bar, shown=False)
+QUIET = partial(progress_bar, shown=False)
 
 
 def read_columns(corpus: Corpus, min_presence: int) -> GeneColumns:
