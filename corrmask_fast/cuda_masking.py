@@ -71,7 +71,6 @@ def mask_arguments(
     draw_mode: int,
     draw_offset: int,
     *,
-    lookup_words: int,
     tables: int,
     input_ids: Buffer,
     attention_mask: Buffer,
@@ -113,11 +112,11 @@ def mask_arguments(
         masked_positions.address,
         np.int64(max_masked),
     ]
-    table = [indptr.address, np.int32(indptr.itemsize), indices.address]
     if strategy == CORRMASK:
+        table = indptr.address, np.int32(indptr.itemsize), indices.address
         own = [*table, graph_ids.address, *map(np.uint32, (tables, arena.max_partners, arena.wave_capacity))]
     elif strategy == PMI:
-        own = [*table, lookup.address, np.uint32(64 - (64 * lookup_words - 1).bit_length())]
+        own = [lookup.address]
     else:
         own = []
     return shared + own
@@ -216,7 +215,7 @@ def mask_cuda(
     buffers = {name: Buffer() if t is None else Buffer(t.data_ptr(), t.element_size()) for name, t in held.items()}
     args = mask_arguments(
         (rows, columns), max_masked, settings, arena, draw_mode, draw_offset,
-        lookup_words=neighbor_lookup.numel(), tables=neighbor_indptr.numel() // (settings[SIZE] + 1), **buffers,
+        tables=neighbor_indptr.numel() // (settings[SIZE] + 1), **buffers,
     )  # fmt: skip
     if arena.bytes <= device.shared_limit:
         device.launch(*kernel_of(strategy, ids.element_size()), rows, threads, args, arena.bytes)

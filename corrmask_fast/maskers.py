@@ -173,10 +173,11 @@ class PMIMasker(Masker):
             validate=validate,
         )
         self.npmi_min = float(npmi_min)
+        self.n_pairs = int(indices.size)
 
     def extra_repr(self) -> str:
         """Return the parameters for ``repr``."""
-        return f"{super().extra_repr()}, {self.neighbor_indices.numel()} pairs, npmi_min={self.npmi_min}"
+        return f"{super().extra_repr()}, {self.n_pairs} pairs, npmi_min={self.npmi_min}"
 
 
 class CorrMasker(Masker):

@@ -4,9 +4,11 @@ CorrMask    a dependency graph, or several one behind the other:
 indptr      (graphs · (V + 1),)   of graph g from g · (V + 1) on
 indices     all neighbours; ``indptr`` counts through all graphs
 lookup      (graphs · W,) words of 64 bits, W = V / 64 rounded up: which genes have neighbours
-PMI         ordered pairs of tokens:
-indptr, indices   u is followed by indices[indptr[u]:indptr[u + 1]]
-lookup      2^k words: bit hash(u, v) is set for each pair
+PMI         ordered pairs of tokens: u is followed by v
+lookup      a head for each u (for each 65 536 possible v, where the vocabulary has more), then buckets of 4 words:
+                head       (first word of u's buckets << 32) | 4 · (their number − 1); the number is a power of two
+                bucket     sixteen v, their low 16 bits; v is in number v mod the buckets, or nowhere
+indptr, indices   nothing: the lookup says it all
 others      nothing, in the same form
 """
 
@@ -23,8 +25,7 @@ if TYPE_CHECKING:
     from corrmask_fast.graph import DependencyGraph
     from corrmask_fast.vocabulary import Vocabulary
 
-BITS_A_PAIR = 16  # of the filter, at least: so one pair in sixteen that is not in the table passes it
-HASH = np.uint64(0x9E3779B97F4A7C15)
+SLOTS = 16  # of a bucket: one comparison of 256 bits looks at all of them
 
 
 class NeighborTable(NamedTuple):
@@ -60,12 +61,45 @@ def table_of_graphs(graphs: Sequence[DependencyGraph]) -> NeighborTable:
 def table_of_pairs(indptr: np.ndarray, indices: np.ndarray, fingerprint: str) -> NeighborTable:
     """Return the table of ordered pairs given as CSR over the vocabulary, ascending in each row."""
     size = indptr.size - 1
-    words = 2 ** max(0, int(BITS_A_PAIR * indices.size - 1).bit_length() - 6)
-    codes = np.repeat(np.arange(size, dtype=np.uint64), np.diff(indptr)) * np.uint64(size) + indices.astype(np.uint64)
-    flags = np.zeros(64 * words, np.bool_)
-    flags[(codes * HASH) >> np.uint64(64 - int(64 * words - 1).bit_length())] = True
-    lookup = np.packbits(flags, bitorder="little").view(np.uint64)
-    return NeighborTable(lookup, _narrow(indptr), indices.astype(np.int32, copy=False), 0, fingerprint)
+    heads = size * max(1, -(-size // 2**16))
+    first_bucket = -(-heads // 8) * 8  # buckets lie in one cache line each
+    # A head's pairs lie together: by v / 65 536, then u. Mostly that is the order they are given in.
+    head = np.repeat(np.arange(size), np.diff(indptr)) + size * (indices >> 16)
+    order = np.argsort(head, kind="stable") if heads > size else slice(None)
+    head, low = head[order], (indices[order] & 0xFFFF).astype(np.int64)
+    buckets = _buckets_needed(head, low, heads)
+    begin = 2 + np.cumsum(buckets) - buckets
+    bucket = begin[head] + (low & (buckets[head] - 1))
+    by_bucket = np.argsort(bucket, kind="stable")
+    filled = np.bincount(bucket, minlength=2 + int(buckets.sum()))
+    place = np.arange(low.size) - np.repeat(np.cumsum(filled) - filled, filled)
+    # Slots left over hold a gene that follows u anyway. Where none does there are the first two buckets, which hold
+    # what is never looked for there: odd numbers in the one for even numbers, and the other way round.
+    some = np.zeros(heads, np.int64)
+    some[head] = low
+    slots = np.repeat(np.concatenate([[1, 0], np.repeat(some, buckets)]), SLOTS).astype(np.uint16).reshape(-1, SLOTS)
+    slots[bucket[by_bucket], place] = low[by_bucket]
+    begin[buckets == 0], buckets[buckets == 0] = 0, 2
+    lookup = np.zeros(first_bucket + slots.size // 4, np.uint64)
+    lookup[:heads] = ((first_bucket + 4 * begin) << 32) | 4 * (buckets - 1)
+    lookup[first_bucket:] = slots.reshape(-1).view(np.uint64)
+    return NeighborTable(lookup, np.zeros(size + 1, np.int32), np.empty(0, np.int32), 0, fingerprint)
+
+
+def _buckets_needed(head: np.ndarray, low: np.ndarray, heads: int) -> np.ndarray:
+    """For each head, the smallest power of two of buckets none of which has more entries than slots; 0 for no entries.
+
+    With 65 536 buckets each entry has its own: this ends.
+    """
+    buckets = np.minimum(np.bincount(head, minlength=heads), 1)
+    while head.size:
+        begin = np.cumsum(buckets) - buckets
+        bucket = begin[head] + (low & (buckets[head] - 1))
+        full = np.zeros(heads, np.bool_)
+        full[head[np.bincount(bucket)[bucket] > SLOTS]] = True
+        buckets[full] *= 2
+        head, low = head[full[head]], low[full[head]]
+    return buckets
 
 
 def no_table(vocabulary: Vocabulary) -> NeighborTable:

@@ -88,6 +88,25 @@ def ones_unequal(typingctx, array, index, value):
 
 
 @intrinsic
+def bucket_holds(typingctx, words, index, value):
+    """1 if the low 16 bits of ``value`` are among the 16 numbers of 16 bits in words[index:index + 4], else 0."""
+    signature = types.uint64(words, types.uint64, types.uint64)
+
+    def codegen(context, builder, signature, args):
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        i16, width = ir.IntType(16), 16
+        pointer = builder.bitcast(cgutils.gep(builder, data, args[1]), ir.VectorType(i16, width).as_pointer())
+        one = builder.insert_element(
+            ir.Constant(ir.VectorType(i16, width), ir.Undefined), builder.trunc(args[2], i16), ir.IntType(32)(0)
+        )
+        copies = builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(ir.IntType(32), width), [0] * width))
+        equal = builder.bitcast(builder.icmp_unsigned("==", builder.load(pointer, align=8), copies), i16)
+        return builder.zext(builder.icmp_unsigned("!=", equal, i16(0)), I64)
+
+    return signature, codegen
+
+
+@intrinsic
 def prefetch(typingctx, array, index):
     """Ask for the cache line of array[index]; the index may lie anywhere, nothing is read."""
 

@@ -105,7 +105,7 @@ def mask(
                 count = add_spans(pool, masked, w0, span, n, quota, draw, key, seed_keys, order)
             elif strategy == PMI:
                 count = add_runs(
-                    cell, first, span, pool, masked, w0, quota, size, lookup, indptr, indices, seed_keys, order, spare
+                    cell, first, span, pool, known, masked, w0, quota, size, lookup, seed_keys, order, spare
                 )
             elif strategy == CORRMASK and 0 <= table < tables:
                 if base + span > largest_entry(pos):

@@ -7,47 +7,35 @@
 // Runs never overlap: the quota takes the columns by (w0 of their run's first, column).
 //
 // Work split: block = row, thread = pairs of columns, then the runs that begin at them. Twin of kernels/pmi.py.
-// Assumed: see rows.cuh; the table's rows ascend.
+// Assumed: see rows.cuh; the lookup is as neighbor_tables.py makes it.
 
 #include "rows.cuh"
 
-constexpr u64 HASH = 0x9E3779B97F4A7C15ull;
+constexpr int BUCKET_WORDS = 4;  // 32 bytes, a sector: sixteen numbers of 16 bits
 
-struct Pairs {
-  const void* indptr;  // (vocab_size + 1,) int32 or int64
-  int indptr_bytes;
-  const int* indices;  // u is followed by indices[indptr[u]:indptr[u + 1]]
-  const u64* filter;   // the bit hash(u, v) is set for each pair
-  u32 filter_shift;    // of the product with HASH
-};
-
-__device__ __forceinline__ i64 row_begin(const Pairs& pairs, u32 gene) {
-  return pairs.indptr_bytes == 8 ? ((const i64*)pairs.indptr)[gene] : ((const int*)pairs.indptr)[gene];
-}
-
-// Whether v follows u in a pair of the table: mostly the filter tells that it does not.
-__device__ __forceinline__ bool has_pair(const Pairs& pairs, u32 vocab_size, u32 u, u32 v) {
-  const u64 at = (u64)(((u64)u * vocab_size + v) * HASH) >> pairs.filter_shift;
-  if (!(pairs.filter[at >> 6] >> (at & 63) & 1)) return false;
-  i64 begin = row_begin(pairs, u), end = row_begin(pairs, u + 1);
-  const i64 behind = end;
-  while (begin < end) {
-    const i64 middle = (begin + end) / 2;
-    if ((u32)pairs.indices[middle] < v) begin = middle + 1;
-    else end = middle;
+// Whether v follows u in a pair of the table; both must lie in the vocabulary.
+__device__ __forceinline__ bool has_pair(const u64* lookup, u32 vocab_size, u32 u, u32 v) {
+  const u64 head = lookup[u + (u64)vocab_size * (v >> 16)];
+  const u64* bucket = lookup + (head >> 32) + ((u32)head & v << 2);
+  const u64 ones = 0x0001000100010001ull, copies = (v & 0xFFFF) * ones;
+  u64 found = 0;
+#pragma unroll
+  for (int i = 0; i < BUCKET_WORDS; ++i) {
+    const u64 other = bucket[i] ^ copies;  // 16 bits of it are 0 where the numbers are equal: only then is there a borrow
+    found |= (other - ones) & ~other & (ones << 15);
   }
-  return begin < behind && (u32)pairs.indices[begin] == v;
+  return found;
 }
 
 // Fills the bits of `linked`; the tokens must still be there.
-__device__ __forceinline__ void link_columns(const Batch& batch, const Row& row, const Pairs& pairs, u32* linked) {
+__device__ __forceinline__ void link_columns(const Batch& batch, const Row& row, const u64* lookup, u32* linked) {
 #pragma unroll 1
   for (u32 c = 2 * threadIdx.x; c < row.width; c += 2 * blockDim.x) {
     const uint2 token = pair_of(row.token, c);
     const u32 next = c + 2 < row.width ? row.token[c + 2] : NO_TOKEN;
     const bool known[2] = {token.x < STRAY_TOKEN && token.y < STRAY_TOKEN, token.y < STRAY_TOKEN && next < STRAY_TOKEN};
-    const u32 even = __ballot_sync(FULL_WARP, known[0] && has_pair(pairs, batch.vocab_size, token.x, token.y));
-    const u32 odd = __ballot_sync(FULL_WARP, known[1] && has_pair(pairs, batch.vocab_size, token.y, next));
+    const u32 even = __ballot_sync(FULL_WARP, known[0] && has_pair(lookup, batch.vocab_size, token.x, token.y));
+    const u32 odd = __ballot_sync(FULL_WARP, known[1] && has_pair(lookup, batch.vocab_size, token.y, next));
     if (lane_id() == 0) set_pair(linked, word_of(c), even, odd);
   }
   __syncthreads();
@@ -75,7 +63,7 @@ __device__ __forceinline__ void add_runs(const Row& row, const u32* linked, u32*
   take_groups(row, inside, row.own, count);
 }
 
-__device__ __forceinline__ void mask_row(const Batch& batch, const Pairs& pairs, uint4* arena, i64 index) {
+__device__ __forceinline__ void mask_row(const Batch& batch, const u64* lookup, uint4* arena, i64 index) {
   const Row row = row_in_arena(batch, arena, index);
   u32* linked = row.end;
   u32* inside = linked + (row.words + 3) / 4 * 4;
@@ -84,7 +72,7 @@ __device__ __forceinline__ void mask_row(const Batch& batch, const Pairs& pairs,
   __syncthreads();
   read_row(batch, row, false, nullptr);
   draw_row(batch, row);
-  if (row.state->quota) link_columns(batch, row, pairs, linked);
+  if (row.state->quota) link_columns(batch, row, lookup, linked);
   if (row.state->budget) draw_words(batch, row);
   if (row.state->quota) {
     __syncthreads();  // the first word of a run may be another thread's
@@ -93,37 +81,30 @@ __device__ __forceinline__ void mask_row(const Batch& batch, const Pairs& pairs,
   finish_row(batch, row);
 }
 
-#define PMI_PARAMETERS                                                                                                 \
-  const void *__restrict__ indptr, int indptr_bytes, const int *__restrict__ indices, const u64 *__restrict__ filter,  \
-      u32 filter_shift
-#define PMI_PAIRS const Pairs pairs = {indptr, indptr_bytes, indices, filter, filter_shift}
+#define PMI_PARAMETERS const u64 *__restrict__ lookup
 
 extern "C" __global__ void FIVE_BLOCKS pmi_i32(ROW_PARAMETERS(int), PMI_PARAMETERS) {
   ROW_BATCH(false, false);
-  PMI_PAIRS;
   SHARED_ARENA(arena);
-  mask_row(batch, pairs, arena, blockIdx.x);
+  mask_row(batch, lookup, arena, blockIdx.x);
 }
 
 extern "C" __global__ void FIVE_BLOCKS pmi_i64(ROW_PARAMETERS(i64), PMI_PARAMETERS) {
   ROW_BATCH(true, false);
-  PMI_PAIRS;
   SHARED_ARENA(arena);
-  mask_row(batch, pairs, arena, blockIdx.x);
+  mask_row(batch, lookup, arena, blockIdx.x);
 }
 
 extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1)
 pmi_i32_scratch(ROW_PARAMETERS(int), PMI_PARAMETERS, uint4* scratch, i64 scratch_size) {
   ROW_BATCH(false, false);
-  PMI_PAIRS;
   for (i64 index = blockIdx.x; index < rows; index += gridDim.x)
-    mask_row(batch, pairs, scratch + blockIdx.x * scratch_size, index);
+    mask_row(batch, lookup, scratch + blockIdx.x * scratch_size, index);
 }
 
 extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1)
 pmi_i64_scratch(ROW_PARAMETERS(i64), PMI_PARAMETERS, uint4* scratch, i64 scratch_size) {
   ROW_BATCH(true, false);
-  PMI_PAIRS;
   for (i64 index = blockIdx.x; index < rows; index += gridDim.x)
-    mask_row(batch, pairs, scratch + blockIdx.x * scratch_size, index);
+    mask_row(batch, lookup, scratch + blockIdx.x * scratch_size, index);
 }

@@ -4,68 +4,64 @@
     linked     1  1  0  0  1  .                       pair of the table
     runs       |0  1  2|    |4  5|     maximal, of two columns or more; in random order (w0, column) of their first
 
-    table      CSR of ordered pairs: u is followed by indices[indptr[u]:indptr[u + 1]], ascending
-    filter     a bit for each pair, at hash(u, v): most pairs that are not in the table are told by it alone
+Which pairs there are is looked up in buckets (``neighbor_tables.py``): the token in front has a few of its own, and by
+its low bits the one behind it is in a certain one of them or in none. Nothing branches by what is found, so that the
+CPU has many lookups under way at once.
+
+Runs never overlap, and so are added many at a time. A number whose ones are the links, plus a one at each chosen
+run's start, has other bits just where these runs' columns are:
+
+    linked           …0 0 1 0 0 1 1     bit 0 on the right
+    + start          …0 0 0 0 0 0 1
+    sum              …0 0 1 0 1 0 0     exclusive or with linked: …0 0 0 0 1 1 1, the run of columns 0, 1, 2
 
 Called by the row loop of ``mask.py``.
 """
 
 import numpy as np
 
-from .bits import count_ones, lowest_one
+from .bits import bucket_holds, count_ones, lowest_one, ones_below
 from .groups import collect_starts, wave_width
 from .jit import inline, stage
-from .philox import LOW
-from .rows import S6, U0, U1, sort_keys, words_for
+from .philox import LOW, S32
+from .rows import ALL, U0, U1, sort_keys, words_for
 
-HASH = np.uint64(0x9E3779B97F4A7C15)
+S2, S16 = np.uint64(2), np.uint64(16)
 TOP_BIT = np.uint64(63)
 
 
 @inline
-def filter_shift(filter_bits):
-    """By how much a product is shifted to give a bit of the filter; its size in words is a power of two."""
-    shift = np.uint64(58)
-    while (U1 << (np.uint64(58) - shift)) < np.uint64(filter_bits.size):
-        shift -= U1
-    return shift
+def has_pair(u, v, size, lookup):
+    """1 if gene u is followed by gene v, else 0; both, uint64, must lie in the vocabulary."""
+    if size > 65536:
+        u += np.uint64(size) * (v >> S16)
+    head = lookup[u]
+    return bucket_holds(lookup, (head >> S32) + (head & (v << S2)), v)
 
 
 @stage
-def has_pair(u, v, indptr, indices):
-    """Whether gene u is followed by gene v: a binary search."""
-    begin, end = np.int64(indptr[u]), np.int64(indptr[u + 1])
-    while begin < end:
-        middle = (begin + end) >> 1
-        if np.int64(indices[middle]) < v:
-            begin = middle + 1
-        else:
-            end = middle
-    return begin < np.int64(indptr[u + 1]) and np.int64(indices[begin]) == v
-
-
-@stage
-def find_linked(tokens, first, span, pool, size, filter_bits, indptr, indices, linked):
+def find_linked(tokens, first, span, pool, known, size, lookup, linked):
     """Fill ``linked``; return how many of its bits are set. Tokens outside the vocabulary are in no pair."""
-    shift = filter_shift(filter_bits)
     words = words_for(span)
     n = 0
     for i in range(words):
         following = pool[i + 1] << TOP_BIT if i + 1 < words else U0
         bits = pool[i] & ((pool[i] >> U1) | following)
-        if bits != U0:
-            passed = U0
-            base = first + 64 * i
+        base = first + 64 * i
+        if known and bits != U0:
+            found = U0
+            u = np.uint64(tokens[base])
             for b in range(min(64, span - 1 - 64 * i)):
-                code = np.uint64(tokens[base + b]) * np.uint64(size) + np.uint64(tokens[base + b + 1])
-                at = (code * HASH) >> shift
-                passed |= ((filter_bits[at >> S6] >> (at & TOP_BIT)) & U1) << np.uint64(b)
-            bits &= passed
+                v = np.uint64(tokens[base + b + 1])
+                found |= has_pair(u, v, size, lookup) << np.uint64(b)
+                u = v
+            bits &= found
+        else:
             rest = bits
             while rest != U0:
                 b = lowest_one(rest)
-                u, v = np.int64(tokens[base + b]), np.int64(tokens[base + b + 1])
-                if not (0 <= u < size and 0 <= v < size and has_pair(u, v, indptr, indices)):
+                u, v = tokens[base + b], tokens[base + b + 1]
+                if not (0 <= u < size and 0 <= v < size and has_pair(np.uint64(u), np.uint64(v), size, lookup)):
                     bits &= ~(U1 << np.uint64(b))
                 rest &= rest - U1
         linked[i] = bits
@@ -85,30 +81,59 @@ def find_starts(linked, span, starts):
 
 
 @stage
-def add_run(linked, masked, start, room):
-    """Add the run that begins at a column, at most ``room`` columns of it; return how many (runs never overlap)."""
-    r, new = start, 0
-    while new < room:
-        word, bit = r >> 6, U1 << np.uint64(r & 63)
-        masked[word] |= bit
-        new += 1
-        if (linked[word] & bit) == U0:
-            break
-        r += 1
-    return new
+def set_runs_below(w0, linked, starts, span, bound, masked):
+    """Set ``masked`` to the runs whose start has w0 < bound; return how many columns that are."""
+    n, carry = 0, U0
+    for i in range(words_for(span)):
+        chosen = starts[i] & ones_below(w0, 64 * i, bound) if bound <= LOW else starts[i]
+        part = linked[i] + chosen
+        total = part + carry
+        carry = np.uint64(part < chosen) | np.uint64(total < carry)
+        masked[i] = linked[i] ^ total
+        n += count_ones(masked[i])
+    return n
 
 
 @stage
-def add_runs(tokens, first, span, pool, masked, w0, quota, size, filter_bits, indptr, indices, keys, order, spare):
-    """Add runs to ``masked`` until ``quota`` columns are in, or there are no more; return how many are."""
+def add_run(linked, masked, start, room):
+    """Add the run that begins at a column, at most ``room`` columns of it; return how many (runs never overlap)."""
+    new, r = 0, start
+    while True:
+        shift = np.uint64(r & 63)
+        links = lowest_one(~(linked[r >> 6] >> shift))  # from r on, in this word: zeros are shifted in
+        whole = shift + np.uint64(links) == np.uint64(64)
+        columns = min(links + np.int64(not whole), room - new)
+        masked[r >> 6] |= (ALL >> np.uint64(64 - columns)) << shift
+        new += columns
+        r += columns
+        if not whole or new == room:
+            return new
+
+
+@inline
+def safe_bound(quota, columns, runs):
+    """Return a w0 below which runs of ``columns`` in all hardly ever have more than ``quota``; they vary in length."""
+    share = quota / columns
+    return np.uint64(4294967296.0 * max(share - 3.0 * np.sqrt(share / runs), 0.0))
+
+
+@stage
+def add_runs(tokens, first, span, pool, known, masked, w0, quota, size, lookup, keys, order, spare):
+    """Set ``masked`` to runs until ``quota`` columns are in, or there are no more; return how many are."""
     words = words_for(span)
     linked, starts = spare[:words], spare[words : 2 * words]
-    links = find_linked(tokens, first, span, pool, size, filter_bits, indptr, indices, linked)
+    links = find_linked(tokens, first, span, pool, known, size, lookup, linked)
     runs = find_starts(linked, span, starts)
-    count = 0
-    low = U0
-    while runs > 0 and count < quota and low <= LOW:
-        high = low + wave_width((quota - count) * runs / (links + runs), runs)
+    if runs == 0:
+        return 0
+    columns = links + runs
+    low = LOW + U1 if columns <= quota else safe_bound(quota, columns, runs)
+    count = set_runs_below(w0, linked, starts, span, low, masked)
+    while count > quota:
+        low >>= U1
+        count = set_runs_below(w0, linked, starts, span, low, masked)
+    while count < quota and low <= LOW:
+        high = low + wave_width((quota - count) * runs / columns, runs)
         n = collect_starts(w0, starts, span, low, high, keys)
         sort_keys(keys, n, order)
         for k in range(n):

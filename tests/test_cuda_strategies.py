@@ -86,10 +86,6 @@ def test_kernels_that_work_in_device_memory(check, blocks):
         check(MIXED.astype(np.int32), parameters, scratch_blocks=blocks, schedule=RANDOM)
 
 
-def test_tables_of_both_widths(check):
-    check(MIXED, {"strategy": "pmi", "mlm_probability": 0.5}, indptr_dtype=np.int64)
-
-
 @pytest.mark.parametrize("strategy", ["span", "pmi"])
 def test_equal_keys_are_settled_as_the_oracle_does(cuda_host, check, monkeypatch, strategy):
     """Words of eight bits are equal often: groups by (w0, first column), the top-up by (w1, column)."""

@@ -30,6 +30,27 @@ def test_equals_plain_python_to_the_bit(make_corpus, min_count, memory):
     assert (table.counts >= min_count).all()
 
 
+@pytest.mark.parametrize(
+    ("size", "followers"),
+    [
+        (200, {2: range(2, 200), 3: [], 4: [2], 5: range(2, 19), 199: [199, 2]}),
+        (3000, {7: range(100, 3000, 64), 8: range(2, 2900), 9: [2, 3]}),  # as many low bits alike as may be
+        (70_000, {2: range(2, 70_000, 999), 69_999: [1, 65_537, 2, 65_538], 5: [65_540], 6: [4], 8: [7, 65_543]}),
+    ],
+)
+def test_a_pair_is_found_exactly_where_it_is_in_the_table(size, followers):
+    from corrmask_fast.kernels.pmi import has_pair
+    from corrmask_fast.neighbor_tables import table_of_pairs
+
+    indptr = np.cumsum([0, *(len(followers.get(u, ())) for u in range(size))])
+    indices = np.array([v for u in sorted(followers) for v in sorted(followers[u])], np.int32)
+    lookup = table_of_pairs(indptr, indices, "").lookup
+    asked = np.unique(np.concatenate([np.arange(0, size, 1 + size // 500), indices, indices ^ 1, indices % 65_536]))
+    for u in (*followers, 0, 1, 77):
+        found = [int(v) for v in asked if v < size and has_pair(np.uint64(u), np.uint64(v), size, lookup)]
+        assert found == sorted(followers.get(u, ())), u
+
+
 def test_the_number_of_threads_changes_nothing(make_corpus):
     corpus = make_corpus(100, 40, seed=1)
     tables = []

@@ -106,7 +106,7 @@ def emulate(
     buffers = {name: array.buffer for name, array in guarded.items()}
     args = mask_arguments(
         (rows, columns), max_masked, settings, arena, draws[1], draws[2],
-        lookup_words=inputs["lookup"].size, tables=inputs["indptr"].size // (size + 1), **buffers,
+        tables=inputs["indptr"].size // (size + 1), **buffers,
     )  # fmt: skip
     name = kernel_of(strategy, case.input_ids.itemsize, in_device_memory=bool(scratch_blocks))[1]
     if rows == 0 or columns == 0:
