@@ -31,8 +31,8 @@ class RunRecord:
     corpus: str
     cells: int
     vocabulary: str
+    masker: dict[str, Any]  # before the table, which differs with it: the message names the first that differs
     table: str
-    masker: dict[str, Any]
     data_seed: int
     cells_a_step: int
     grouped: bool

@@ -198,6 +198,11 @@ def test_a_run_goes_on_with_nothing_else(a_run, corpus, graph, changes, message)
     assert (a_run / "settings.toml").read_text() == before
 
 
+def test_another_strategy_is_named(a_run, corpus):
+    with pytest.raises(InputError, match=r"made with .*strategy='CorrMasker'.*this run has .*strategy='RandomMasker'"):
+        pretrain(corpus, RandomMasker(corpus.vocabulary), a_run, TINY, resume=True, progress=False)
+
+
 @pytest.fixture(scope="module")
 def a_run(corpus, graph, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
