@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import torch
-from strategies import contestants
+from strategies import MIN_COUNTS, contestants
 
 from corrmask_fast import PMITable
 
 
 def test_every_contestant_masks_the_budget(workload):
-    table = PMITable.from_corpus(workload.corpus, min_count=5, progress=False)
+    tables = {name: PMITable.from_corpus(workload.corpus, min_count=5, progress=False) for name in MIN_COUNTS}
     batch = workload.size.batches[0]
-    for one in contestants(workload, table, batch):
+    for one in contestants(workload, tables, batch):
         labels = one.run()[1]
         counts = (labels != -100).sum(1)
         if not one.name.startswith("random, plain"):  # Hugging Face's masks any number

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from corrmask_fast import CorrMasker, DependencyGraph, reference
+from corrmask_fast import CorrMasker, DependencyGraph, PMIMasker, PMITable, SpanMasker, reference
 from corrmask_fast.testing import cases, make_graph, make_vocabulary
 
 SIGMAS = 5.0
@@ -37,7 +37,11 @@ def some_draws(rows):
 
 def mask(graph, row, *, rows=ROWS, by="draw_ids", **parameters):
     """Mask the same row many times; return (rows, columns) of what is masked, and the batch."""
-    masker = CorrMasker(graph, **parameters)
+    return mask_by(CorrMasker(graph, **parameters), row, rows=rows, by=by)
+
+
+def mask_by(masker, row, *, rows=ROWS, by="draw_ids"):
+    """Do as ``mask`` does, by a masker."""
     batch = torch.tensor([row]).repeat(rows, 1)
     masked = masker(batch, draw_ids=torch.from_numpy(some_draws(rows))) if by == "draw_ids" else masker(batch)
     return (masked.labels != -100).numpy(), masked
@@ -133,6 +137,73 @@ def test_another_seed_is_another_mask(genes):
     one, _ = mask(pairs_of(genes, 20), row, rows=2000, structural_ratio=0, seed=0)
     other, _ = mask(pairs_of(genes, 20), row, rows=2000, structural_ratio=0, seed=1)
     assert abs((one & other).sum(1).mean() - 7 * 7 / 50) < 0.2
+
+
+# ------------------------------------------------------------------------------------------- spans, runs of pairs
+
+
+def test_the_starts_of_spans_are_uniform(genes):
+    """One masked column a row: it is where the first span starts, whatever its length."""
+    hidden, _ = mask_by(SpanMasker(genes, mlm_probability=0.021), list(range(2, 52)))
+    assert set(hidden.sum(1)) == {1}
+    assert_fits(hidden.sum(0), ROWS / 50)
+
+
+def test_the_lengths_of_spans_are_geometric_and_at_most_ten():
+    """What a larger budget adds tells the order of columns: those of the first span, then the start of the second.
+
+    Counted are rows whose first span does not meet the row's end, nor whose second starts close to it: by w0, which
+    has no part in the length.
+    """
+    columns, longest = 100, 10
+    first, second = seed_words(ROWS, columns).argsort(1)[:, :2].T
+    clear = (first < columns - longest) & (abs(first - second) > longest)
+    assert clear.sum() > ROWS / 2
+    lengths, goes_on = np.zeros(ROWS, int), np.ones(ROWS, bool)
+    for budget in range(1, longest + 2):
+        masker = SpanMasker(make_vocabulary(columns), mlm_probability=(budget + 0.5) / columns)
+        hidden, _ = mask_by(masker, list(range(2, 2 + columns)))
+        goes_on &= hidden[np.arange(ROWS), np.minimum(first + budget - 1, columns - 1)]
+        lengths += goes_on
+    counts = np.bincount(lengths[clear], minlength=longest + 2)
+    assert counts[0] == counts[longest + 1] == 0
+    shares = 0.8 ** np.arange(longest)
+    assert_fits(counts[1:-1], clear.sum() * shares / shares.sum())
+
+
+def runs_of(genes, lengths):
+    """Genes 2 and on, in runs of such lengths, with a gene between two runs; return the row, its table, the starts."""
+    starts = np.cumsum([0, *(length + 1 for length in lengths)])
+    row = np.arange(2, 2 + starts[-1])
+    linked = np.ones(row.size, bool)
+    for start, length in zip(starts, lengths, strict=False):
+        linked[start + length - 1 : start + length + 1] = False
+    first = row[linked]
+    indptr = np.searchsorted(first, np.arange(genes.size + 1))
+    table = PMITable(indptr, first + 1, np.full(first.size, 0.5), np.full(first.size, 60), genes)
+    return row.tolist(), table, starts[:-1]
+
+
+def test_the_first_of_the_runs_is_any_of_them(genes):
+    """One masked column a row: where the first run starts, and a run is not likelier for its length."""
+    row, table, starts = runs_of(genes, [2, 9, 3, 2, 8, 2, 5, 4, 2, 7])
+    hidden, _ = mask_by(PMIMasker(table, mlm_probability=1.5 / len(row)), row)
+    counts = hidden.sum(0)
+    assert counts[starts].sum() == ROWS
+    assert_fits(counts[starts], ROWS / starts.size)
+
+
+@pytest.mark.parametrize("length", [2, 4])
+def test_the_runs_of_a_row_are_a_uniform_subset(genes, length):
+    """Two whole runs are masked: any two."""
+    row, table, starts = runs_of(genes, [length] * 10)
+    hidden, _ = mask_by(PMIMasker(table, mlm_probability=(2 * length + 0.5) / len(row)), row)
+    chosen = hidden[:, starts].astype(int)
+    for k in range(1, length):
+        assert np.array_equal(hidden[:, starts + k], chosen)
+    assert set(chosen.sum(1)) == {2}
+    together = (chosen.T @ chosen)[np.triu_indices(starts.size, 1)]
+    assert_fits(together, ROWS / together.size)
 
 
 # ------------------------------------------------------------------------------------------------------ replacement
