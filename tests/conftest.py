@@ -25,6 +25,9 @@ import pytest
 
 from corrmask_fast import Corpus, Vocabulary
 
+# Scripts that tests start as processes of their own: pytest would look for doctests in them.
+collect_ignore = ["ddp_rank.py", "guarded_rows.py"]
+
 
 @pytest.fixture(scope="session")
 def data_folder() -> Path:
