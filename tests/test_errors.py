@@ -141,7 +141,9 @@ def test_a_killed_writer_leaves_nothing_under_its_name(tmp_path):
 
 def test_a_writer_that_is_interrupted_leaves_nothing_at_all(tmp_path):
     script = (
-        "import sys, time; from corrmask_fast.files import atomic_folder\n"
+        "import signal, sys, time; from corrmask_fast.files import atomic_folder\n"
+        # A shell starts what runs in the background with interrupts ignored, and a child inherits that.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "with atomic_folder(sys.argv[1]) as path:\n"
         "    (path / 'part').write_text('half'); print('writing', flush=True); time.sleep(60)"
     )
