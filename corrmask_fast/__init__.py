@@ -12,8 +12,8 @@ __version__ = "0.1.0"
 
 _ROOMS = {
     "AuditReport": "audit_report",
-    "CellAnnotation": "cell_annotation",
     "BertForSparseMaskedLM": "sparse_head",
+    "CellAnnotation": "cell_annotation",
     "Corpus": "corpus",
     "CorpusDataset": "dataset",
     "CorrMaskCallback": "pretrain",

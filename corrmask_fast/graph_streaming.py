@@ -38,6 +38,7 @@ from corrmask_fast.kernels.streaming import (
     rank_overlaps,
 )
 from corrmask_fast.kernels.wide import centre_sums, fold, to_floats
+from corrmask_fast.progress import progress_bar
 from corrmask_fast.threads import map_tasks, run_ranges
 
 if TYPE_CHECKING:
@@ -101,7 +102,8 @@ class StreamedStages:
         for begin in begins[team.rank :: team.size] if of_this_rank else begins:
             team.check()
             rows = self._rows[begin : begin + chunk_cells]
-            sample = graph_stages.read_sample(self._corpus, rows, self._max_length, _no_bar, chunk_cells=CHUNK_CELLS)
+            bar = partial(progress_bar, shown=False)  # the pass has one
+            sample = graph_stages.read_sample(self._corpus, rows, self._max_length, bar, chunk_cells=CHUNK_CELLS)
             yield graph_stages.make_columns(sample, genes, self._max_length)
 
     def read_sample(
@@ -317,9 +319,3 @@ def _centred(
     products = low.view(np.float64)
     centre_sums(low, high, of_u, of_v, n_cells, ranks.n_positive, products)
     return products
-
-
-def _no_bar(*_: Any) -> Any:
-    from tqdm import tqdm
-
-    return tqdm(disable=True)
