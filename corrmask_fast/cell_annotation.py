@@ -139,7 +139,8 @@ def annotate_cells(
     with progress_bar("fine-tuning", steps, "step", shown=progress) as bar:
         for repeat, (train, test) in enumerate(splits):
             own = replace(settings, seed=(settings.seed + repeat) % 2**64)
-            labeller = Labeller(load_encoder(model, corpus.vocabulary), len(types), per_gene=False, seed=own.seed)
+            encoder = load_encoder(model, corpus.vocabulary)
+            labeller = Labeller(encoder, corpus.vocabulary, len(types), per_gene=False, seed=own.seed)
             fine_tune(labeller, corpus, train, lambda batch, _: torch.from_numpy(of_cell[batch]), own, bar)
             named = np.concatenate(
                 [logits.argmax(-1).numpy() for _, _, logits in predictions(labeller, corpus, test, own)]

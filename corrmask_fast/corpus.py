@@ -247,9 +247,12 @@ class Corpus:
             )
         return indptr, tokens[: indptr[-1]]
 
-    def gather_for_training(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return ``(indptr, tokens)`` of a batch: like :meth:`gather`, with ``<cls>`` and ``<eos>`` put back (V2)."""
-        return with_special_tokens(*self.gather(rows, check=False), self.vocabulary)
+    def gather_for_training(self, rows: np.ndarray, max_length: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Return ``(indptr, tokens)`` of a batch: like :meth:`gather`, with ``<cls>`` and ``<eos>`` put back (V2).
+
+        ``max_length`` cuts cells to so many tokens, these two included.
+        """
+        return with_special_tokens(*self.gather(rows, check=False), self.vocabulary, max_length)
 
     def take(self, rows: np.ndarray) -> Corpus:
         """Return the given cells, in that order, with their obs, as a corpus in memory."""
@@ -321,21 +324,27 @@ def obs_of(obs: Mapping[str, np.ndarray], rows: np.ndarray) -> Mapping[str, np.n
 
 
 def with_special_tokens(
-    indptr: np.ndarray, tokens: np.ndarray, vocabulary: Vocabulary
+    indptr: np.ndarray, tokens: np.ndarray, vocabulary: Vocabulary, max_length: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Put ``<cls>`` before and ``<eos>`` behind every cell where the vocabulary has them (V2).
 
-    Genes that no longer fit the vocabulary's ``max_length`` are cut off.
+    Genes that no longer fit ``max_length`` tokens are cut off; there, no more fit than the vocabulary's own.
     """
     cls, eos = (-1 if token is None else token for token in (vocabulary.cls_token_id, vocabulary.eos_token_id))
     added = (cls >= 0) + (eos >= 0)
-    if not added:
+    if not added and max_length is None:
         return indptr, tokens
+    most = vocabulary.max_length if added else tokens.size
+    longest = most if max_length is None else min(most, max_length)
+    if added and longest <= added:
+        raise InputError(
+            f"max_length must leave room for a gene beside <cls> and <eos>, so be {added + 1} at least; got {longest}"
+        )
     from corrmask_fast.kernels.ragged import surround_rows
 
     out_indptr = np.empty_like(indptr)
     out = np.empty(tokens.size + added * (indptr.size - 1), tokens.dtype)
-    surround_rows(indptr, tokens, cls, eos, vocabulary.max_length - added, out_indptr, out)
+    surround_rows(indptr, tokens, cls, eos, longest - added, out_indptr, out)
     return out_indptr, out[: out_indptr[-1]]
 
 

@@ -44,7 +44,7 @@ class FineTuning:
         The first so many layers, and the embeddings with them, keep their weights; -1 freezes all of the encoder, and
         only the head is trained (a linear probe).
     max_length
-        Cells are cut to so many genes; None: what the model and the corpus allow.
+        Cells are cut to so many tokens, ``<cls>`` and ``<eos>`` included; None: what the model and the corpus allow.
     seed
         Of the head's first weights, the order of cells and dropout, in [0, 2**64).
     device
@@ -84,13 +84,15 @@ class FineTuning:
 class Labeller(nn.Module):
     """An encoder under a linear head that names each cell, or each gene of a cell.
 
-    A cell's representation is the mean over its genes: V1 vocabularies have no ``<cls>``, and Geneformer's own cell
-    embeddings are means.
+    A cell's representation is the mean over its genes, as Geneformer's own cell embeddings are: V1 vocabularies have no
+    ``<cls>``, and what V2's ``<cls>`` and ``<eos>`` hold is left out.
     """
 
-    def __init__(self, encoder: nn.Module, n_classes: int, *, per_gene: bool, seed: int = 0) -> None:
+    def __init__(
+        self, encoder: nn.Module, vocabulary: Vocabulary, n_classes: int, *, per_gene: bool, seed: int = 0
+    ) -> None:
         super().__init__()
-        self.encoder, self.per_gene = encoder, per_gene
+        self.encoder, self.per_gene, self.gene_range = encoder, per_gene, vocabulary.gene_range
         config: Any = encoder.config
         self.dropout = nn.Dropout(getattr(config, "hidden_dropout_prob", 0.0))
         with torch.random.fork_rng():
@@ -103,7 +105,9 @@ class Labeller(nn.Module):
         """Return logits: (cells, classes), or (cells, genes, classes) with ``per_gene``."""
         hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         if not self.per_gene:
-            weight = attention_mask.to(hidden.dtype).unsqueeze(-1)
+            lo, hi = self.gene_range
+            genes = (attention_mask != 0) & (input_ids >= lo) & (input_ids < hi)
+            weight = genes.to(hidden.dtype).unsqueeze(-1)
             hidden = (hidden * weight).sum(1) / weight.sum(1).clamp(min=1)
         return self.head(self.dropout(hidden))
 
@@ -183,13 +187,13 @@ def usable_length(encoder: nn.Module, corpus: Corpus, max_length: int | None) ->
 
 
 def padded_cells(corpus: Corpus, rows: np.ndarray, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (input_ids, attention_mask), both (cells, longest) int64, of cells cut to ``length``."""
-    indptr, tokens = corpus.gather_for_training(rows)
-    lengths = np.minimum(np.diff(indptr), length)
+    """Return (input_ids, attention_mask), both (cells, longest) int64, of cells cut to ``length`` tokens."""
+    indptr, tokens = corpus.gather_for_training(rows, length)
+    lengths = np.diff(indptr)
     columns = np.arange(max(int(lengths.max(initial=0)), 1))
     seen = columns < lengths[:, None]
     ids = np.full(seen.shape, corpus.vocabulary.pad_token_id, np.int64)
-    ids[seen] = tokens[(indptr[:-1, None] + columns)[seen]]
+    ids[seen] = tokens
     return torch.from_numpy(ids), torch.from_numpy(seen.astype(np.int64))
 
 

@@ -144,7 +144,8 @@ def classify_genes(
         for train, test in splitter.split(genes, truth):
             known = np.full(corpus.vocabulary.size, UNLABELLED, np.int64)
             known[genes[train]] = truth[train]
-            labeller = Labeller(load_encoder(model, corpus.vocabulary), 2, per_gene=True, seed=settings.seed)
+            encoder = load_encoder(model, corpus.vocabulary)
+            labeller = Labeller(encoder, corpus.vocabulary, 2, per_gene=True, seed=settings.seed)
             fine_tune(labeller, corpus, train_cells, _look_up(known), settings, bar)
             total, times = np.zeros((2, corpus.vocabulary.size))
             held_out = np.isin(np.arange(corpus.vocabulary.size), genes[test])
@@ -175,29 +176,45 @@ def _two_classes(labels: Mapping[str, str]) -> tuple[str, str]:
 
 
 def _seen_in(corpus: Corpus, rows: np.ndarray, length: int) -> np.ndarray:
-    """Return which tokens (V,) stand among the first ``length`` of some of the cells."""
-    indptr, tokens = corpus.gather_for_training(rows)
-    column = np.arange(tokens.size) - np.repeat(indptr[:-1], np.diff(indptr))
-    return np.bincount(tokens[column < length], minlength=corpus.vocabulary.size) > 0
+    """Return which tokens (V,) stand in some of the cells, cut to ``length`` tokens."""
+    _, tokens = corpus.gather_for_training(rows, length)
+    return np.bincount(tokens, minlength=corpus.vocabulary.size) > 0
 
 
 def _genes_in_cells(
     vocabulary: Vocabulary, seen: np.ndarray, labels: Mapping[str, str], classes: Sequence[str], folds: int
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """Return (token, class) of the labelled genes that are ``seen``, and how many are not."""
-    known = {gene: _token_of(vocabulary, gene) for gene in labels}
-    tokens = np.array([token for token in known.values() if token is not None], np.int64)
-    truth = np.array([labels[gene] == classes[1] for gene, token in known.items() if token is not None], np.int64)
-    tokens, first = np.unique(tokens, return_index=True)
-    truth = truth[first]
+    """Return (token, class) of the labelled genes that are ``seen``, each once, and how many are not."""
+    name_of, n_unknown = _names_of_tokens(vocabulary, labels)
+    tokens = np.array(sorted(name_of), np.int64)
+    truth = np.array([labels[name_of[token]] == classes[1] for token in tokens.tolist()], np.int64)
     here = seen[tokens]
     counts = np.bincount(truth[here], minlength=2)
     if counts.min() < folds:
         raise InputError(
             f"{folds} folds need as many genes of each class in the cells; found {counts[0]} {classes[0]!r} and "
-            f"{counts[1]} {classes[1]!r} of {len(labels)} genes; lower folds, or bring more cells"
+            f"{counts[1]} {classes[1]!r} of {tokens.size + n_unknown} genes; lower folds, or bring more cells"
         )
-    return tokens[here], truth[here], len(labels) - int(here.sum())
+    return tokens[here], truth[here], n_unknown + int(np.count_nonzero(~here))
+
+
+def _names_of_tokens(vocabulary: Vocabulary, labels: Mapping[str, str]) -> tuple[dict[int, str], int]:
+    """Return the name by which a list has each gene, and how many names the vocabulary lacks.
+
+    A gene may be listed by its id and by its symbol, but with one class.
+    """
+    name_of: dict[int, str] = {}
+    n_unknown = 0
+    for name, label in labels.items():
+        token = _token_of(vocabulary, name)
+        if token is None:
+            n_unknown += 1
+        elif labels[first := name_of.setdefault(token, name)] != label:
+            raise InputError(
+                f"{first!r} and {name!r} are one gene (token {token}) with two classes, {labels[first]!r} and "
+                f"{label!r}; each gene must have one: correct the list, or leave the gene out"
+            )
+    return name_of, n_unknown
 
 
 def _token_of(vocabulary: Vocabulary, gene: str) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from corrmask_fast import Corpus, FineTuning, InputError, Vocabulary, annotate_c
 from corrmask_fast.cli import main
 from corrmask_fast.corpus_io import write_corpus
 from corrmask_fast.fine_tuning import UNLABELLED, Labeller, load_encoder, padded_cells
-from corrmask_fast.gene_classification import read_gene_labels
+from corrmask_fast.gene_classification import _genes_in_cells, read_gene_labels
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("sklearn")
@@ -60,6 +61,10 @@ def model(tmp_path_factory, typed_corpus):
     return folder
 
 
+def labeller_of(model, vocabulary, n_classes):
+    return Labeller(load_encoder(model, vocabulary), vocabulary, n_classes, per_gene=False)
+
+
 def test_cell_types_with_genes_of_their_own_are_named(typed_corpus, model):
     report = annotate_cells(model, typed_corpus, repeats=2, settings=QUICK, progress=False)
     assert report.types == ["B cell", "T cell", "mast"]  # by abundance; a cell without a label is none
@@ -85,7 +90,7 @@ def test_the_same_seed_gives_the_same_scores_and_leaves_torch_alone(typed_corpus
 
 def test_frozen_layers_keep_their_weights(typed_corpus, model):
     encoder = load_encoder(model, typed_corpus.vocabulary)
-    labeller = Labeller(encoder, 2, per_gene=False)
+    labeller = Labeller(encoder, typed_corpus.vocabulary, 2, per_gene=False)
     labeller.freeze(1)
     trained = {name for name, weight in labeller.named_parameters() if weight.requires_grad}
     assert not any("embeddings" in name or "layer.0." in name for name in trained)
@@ -100,10 +105,42 @@ def test_frozen_layers_keep_their_weights(typed_corpus, model):
 
 
 def test_padding_does_not_change_a_cells_logits(typed_corpus, model):
-    labeller = Labeller(load_encoder(model, typed_corpus.vocabulary), 3, per_gene=False).eval()
+    labeller = labeller_of(model, typed_corpus.vocabulary, 3).eval()
     ids, seen = padded_cells(typed_corpus, np.array([0]), 20)
     wide = torch.nn.functional.pad(ids, (0, 5)), torch.nn.functional.pad(seen, (0, 5))
     torch.testing.assert_close(labeller(ids, seen), labeller(*wide))
+
+
+class PlainEncoder(torch.nn.Module):
+    """An encoder without attention: a column's output is its token's number."""
+
+    config = SimpleNamespace(hidden_size=1)
+
+    def forward(self, input_ids, attention_mask):
+        return SimpleNamespace(last_hidden_state=input_ids[..., None].double())
+
+
+def test_a_cells_embedding_is_the_mean_over_its_genes_alone(v2_corpus):
+    labeller = Labeller(PlainEncoder(), v2_corpus.vocabulary, 1, per_gene=False).double().eval()
+    torch.nn.init.ones_(labeller.head.weight)
+    ids, seen = padded_cells(v2_corpus, np.arange(3), 10)
+    assert ids[0].tolist() == [2, 5, 6, 8, 3]  # <cls>, the genes, <eos>
+    assert labeller(ids, seen).flatten().tolist() == [19 / 3, 7.0, 0.0]  # a cell without genes has no mean
+
+
+def test_cells_that_are_cut_keep_their_end_token(v2_corpus):
+    ids, seen = padded_cells(v2_corpus, np.arange(3), 4)
+    assert ids.tolist() == [[2, 5, 6, 3], [2, 7, 3, 0], [2, 3, 0, 0]]
+    assert seen.sum(1).tolist() == [4, 3, 2]
+    with pytest.raises(InputError, match=r"room for a gene beside <cls> and <eos>, so be 3 at least; got 2"):
+        padded_cells(v2_corpus, np.arange(3), 2)
+
+
+@pytest.fixture(scope="module")
+def v2_corpus():
+    """Cells of three genes, of one and of none, over a vocabulary with ``<cls>`` and ``<eos>``."""
+    names = ("<pad>", "<mask>", "<cls>", "<eos>", *(f"G{i}" for i in range(6)))
+    return Corpus(np.array([0, 3, 4, 4]), np.array([5, 6, 8, 7]), Vocabulary(names))
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +161,16 @@ def test_genes_are_told_apart_by_their_place_in_the_cell(typed_corpus, model, ge
     held_out = np.concatenate([fold.genes for fold in report.folds])
     assert sorted(held_out) == [*range(2, 22), *range(42, 62)]  # each gene held out once
     assert "were left out: the model sees them in none of the cells" in report.table()
+
+
+def test_a_gene_listed_by_id_and_by_symbol_counts_once():
+    vocabulary = Vocabulary(("<pad>", "<mask>", "A", "B", "C"), symbols={"A": "TP53"})
+    seen = np.array([False, False, True, True, False])
+    labels = {"TP53": "yes", "B": "no", "A": "yes", "C": "no", "unknown": "no"}
+    genes, truth, n_absent = _genes_in_cells(vocabulary, seen, labels, ("no", "yes"), 1)
+    assert (genes.tolist(), truth.tolist(), n_absent) == ([2, 3], [1, 0], 2)
+    with pytest.raises(InputError, match=r"'TP53' and 'A' are one gene \(token 2\) with two classes, 'yes' and 'no'"):
+        _genes_in_cells(vocabulary, seen, labels | {"A": "no"}, ("no", "yes"), 1)
 
 
 def test_classes_drawn_by_lot_are_not_told_apart(typed_corpus, model, gene_labels):
@@ -200,7 +247,7 @@ def test_batches_without_a_label_train_nothing(typed_corpus, model):
     from corrmask_fast.fine_tuning import fine_tune
     from corrmask_fast.progress import progress_bar
 
-    labeller = Labeller(load_encoder(model, typed_corpus.vocabulary), 2, per_gene=False)
+    labeller = labeller_of(model, typed_corpus.vocabulary, 2)
     before = labeller.head.weight.clone()
     unlabelled = lambda batch, _: torch.full((batch.size,), UNLABELLED)  # noqa: E731
     with progress_bar("", 1, "step", shown=False) as bar:
