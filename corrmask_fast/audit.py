@@ -5,6 +5,7 @@ What the figures mean stands in ``audit_report.py``.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -44,7 +45,7 @@ def audit_masking(
     Parameters
     ----------
     masker
-        The strategy.
+        The strategy. Rates that go by a schedule are those of the step it is at (:meth:`Masker.set_step`).
     corpus
         The cells, of the same vocabulary.
     graph
@@ -59,7 +60,8 @@ def audit_masking(
     Returns
     -------
     AuditReport
-        Two rows: the masker's, and the control's: the same draws (seed, cell, epoch) with ``structural_ratio=0``.
+        Two rows: the masker's, and the control's: the same draws (seed, cell, epoch) with ``structural_ratio=0``. With
+        a schedule it names the step.
 
     Raises
     ------
@@ -67,7 +69,7 @@ def audit_masking(
         If the corpus is empty, or corpus, graph and masker differ in their vocabularies.
     """
     masker.vocabulary.check_same(graph.vocabulary, "the masker", "the graph")
-    return audit_strategies(
+    report = audit_strategies(
         {masker.label: masks_of(masker), CONTROL: masks_of(masker, structural_ratio=0.0)},
         graph,
         corpus,
@@ -77,6 +79,7 @@ def audit_masking(
         seed=masker.seed,
         progress=progress,
     )
+    return replace(report, step=int(masker.schedule_step)) if masker.has_schedule else report
 
 
 def masks_of(masker: Masker, *, structural_ratio: float | None = None) -> Masks:

@@ -16,6 +16,7 @@ Multinomial attention masking is left out: what it masks depends on a trained mo
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from corrmask_fast.audit import audit_strategies, masks_of
@@ -43,6 +44,7 @@ def audit_all_strategies(
     mlm_probability: RateLike = 0.15,
     max_partners: int = 5,
     npmi_min: float = 0.1,
+    step: int = 0,
     epochs: int = 1,
     n_cells: int | None = None,
     seed: int = 0,
@@ -62,6 +64,8 @@ def audit_all_strategies(
         The second control's; None: ``rewired(graph, seed)``.
     mlm_probability, max_partners, npmi_min
         Of the maskers, where they have a meaning; λ is what a strategy's name stands for.
+    step
+        Training step whose rates are audited, where ``mlm_probability`` is a schedule; the report names it.
     epochs, n_cells
         How often each cell is masked, anew each time; a sample of so many cells (None: all).
     seed
@@ -103,13 +107,15 @@ def audit_all_strategies(
 
     def masker(name: str, by: DependencyGraph) -> Any:
         given: dict[str, Any] = {key: value for key, value in own.items() if key not in STRATEGIES[name].refused}
-        return make_masker(name, graph=by, pmi=pmi, mlm_probability=mlm_probability, seed=seed, **given)
+        made = make_masker(name, graph=by, pmi=pmi, mlm_probability=mlm_probability, seed=seed, **given)
+        made.set_step(step)
+        return made
 
     maskers = {
         ALL_CONTROL if name == "random" else each.label: masker(name, graph) for name, each in STRATEGIES.items()
     }
     maskers[ALL_REWIRED] = masker("corrmask", rewired_graph)
-    return audit_strategies(
+    report = audit_strategies(
         {name: masks_of(each) for name, each in maskers.items()},
         graph,
         corpus,
@@ -119,3 +125,4 @@ def audit_all_strategies(
         seed=seed,
         progress=progress,
     )
+    return replace(report, step=step) if maskers[ALL_CONTROL].has_schedule else report

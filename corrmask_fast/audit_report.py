@@ -172,6 +172,15 @@ class AuditReport:
     epochs: int
     controls: tuple[str, ...] = ()
     """Names of the rows that others are compared with; the first gives the genes of *shortcut, same genes*."""
+    step: int | None = None
+    """Training step whose rates were audited, where a rate goes by a schedule."""
+
+    @property
+    def scope(self) -> str:
+        """What was audited, in a few words: cells, epochs, and the step where rates go by it."""
+        epochs = f"{self.epochs} epoch{'s' if self.epochs > 1 else ''}"
+        step = "" if self.step is None else f", rates of training step {self.step:,}"
+        return f"{self.n_cells:,} cells, {epochs}{step}"
 
     def __getitem__(self, name: str) -> StrategyAudit:
         for strategy in self.strategies:
@@ -187,18 +196,18 @@ class AuditReport:
         above, below = zip(("", "strategy"), *(metric.heading for metric in METRICS), strict=True)
         body = [[s.name, *(_format(getattr(s, m.name), m.percent) for m in METRICS)] for s in self.strategies]
         lines = align([list(above), list(below), *body])
-        epochs = f"{self.epochs} epoch{'s' if self.epochs > 1 else ''}"
-        title = f"Masking audit: {self.n_cells:,} cells, {epochs}; the same draws in every line"
+        title = f"Masking audit: {self.scope}; the same draws in every line"
         return "\n".join([title, *lines[:2], "-" * len(lines[0]), *lines[2:], "", NOTE])
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain values, ready for JSON."""
         rows = [strategy.to_dict() for strategy in self.strategies]
-        return {"n_cells": self.n_cells, "epochs": self.epochs, "strategies": rows}
+        return {"n_cells": self.n_cells, "epochs": self.epochs, "step": self.step, "strategies": rows}
 
     def save_csv(self, path: str | os.PathLike[str]) -> None:
         """Write one line a strategy: every figure, then the counts it was made of."""
-        rows = [strategy.to_dict() | {"n_cells": self.n_cells, "epochs": self.epochs} for strategy in self.strategies]
+        scope = {"n_cells": self.n_cells, "epochs": self.epochs, "step": self.step}
+        rows = [strategy.to_dict() | scope for strategy in self.strategies]
         write_csv(path, list(rows[0]), [list(row.values()) for row in rows])
 
     def save_coverage_csv(self, path: str | os.PathLike[str]) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from corrmask_fast.cli_masker import add_masker_options, masker_of
 from corrmask_fast.cli_options import add_vocabulary_options, command, load_graph, open_corpus, setting
 from corrmask_fast.errors import InputError
+from corrmask_fast.schedules import Schedule
 
 if TYPE_CHECKING:
     import argparse
@@ -52,6 +53,9 @@ def add_audit(commands: Any) -> None:
     add_masker_options(parser, graph_required=True)
     add_vocabulary_options(parser)
     setting(parser, "--epochs", 1, "N", "epochs to mask")
+    parser.add_argument(
+        "--step", type=int, metavar="N", help="with a schedule: audit the rates of this training step (default: 0)"
+    )
     parser.add_argument("--n-cells", type=int, metavar="N", help="audit a sample of so many cells (default: all)")
     parser.add_argument("--plot", metavar="FILE", help="save a picture (.png, .pdf or .svg)")
     parser.add_argument("--csv", metavar="FILE", help="save the table")
@@ -87,6 +91,13 @@ def _check(arguments: argparse.Namespace) -> None:
         raise InputError(f"--all audits every strategy; leave --strategy {arguments.strategy} out, or --all")
     if arguments.all and arguments.structural_ratio is not None:
         raise InputError("--structural-ratio is what each strategy's name says; leave it out, or --all")
+    if arguments.step is not None and not any(
+        isinstance(rate, Schedule) for rate in (arguments.mlm_probability, arguments.structural_ratio)
+    ):
+        raise InputError(
+            f"--step {arguments.step} belongs to a rate that goes by the step, such as --mlm-probability "
+            "linear:0.3:0.15:1000; give both, or neither"
+        )
     if arguments.windows_csv is not None and not arguments.all:
         raise InputError("--windows-csv belongs to --all; give both, or neither")
     for path in (arguments.csv, arguments.coverage_csv, arguments.windows_csv):
@@ -101,6 +112,7 @@ def _one_strategy(arguments: argparse.Namespace, corpus: Corpus, graph: Dependen
     from corrmask_fast.audit import audit_masking
 
     masker = masker_of(arguments, vocabulary=graph.vocabulary, graph=graph)
+    masker.set_step(arguments.step or 0)
     sizes = {"epochs": arguments.epochs, "n_cells": arguments.n_cells}
     return audit_masking(masker, corpus, graph, **sizes, progress=arguments.progress), ""
 
@@ -128,6 +140,7 @@ def _every_strategy(arguments: argparse.Namespace, corpus: Corpus, graph: Depend
         pmi,
         rewired_graph=other,
         mlm_probability=arguments.mlm_probability,
+        step=arguments.step or 0,
         epochs=arguments.epochs,
         **given,
         **sample,

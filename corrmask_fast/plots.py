@@ -85,9 +85,9 @@ def plot_audit(report: AuditReport, path: str | os.PathLike[str] | None = None) 
         first_column = axis in axes[:, 0]
         axis.set_yticks(range(rows), [s.name if first_column else "" for s in strategies], fontsize=9)
     _coverage(axes[1, 2], strategies, colors)
-    cells = f"{report.n_cells:,} cells, {report.epochs} epoch{'s' if report.epochs > 1 else ''}"
     figure.supxlabel(NOTE, x=0.01, ha="left", fontsize=8, color="#404040")
-    figure.suptitle(f"What masking hides: {cells}, {100 * strategies[0].rate:.1f} % of genes masked", x=0.01, ha="left")
+    masked = f"{100 * strategies[0].rate:.1f} % of genes masked"
+    figure.suptitle(f"What masking hides: {report.scope}, {masked}", x=0.01, ha="left")
     return save_figure(figure, path)
 
 

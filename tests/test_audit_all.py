@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from corrmask_fast import (
+    CorrMasker,
     DependencyGraph,
     InputError,
+    Linear,
     PMITable,
     audit_all_strategies,
     audit_masking,
@@ -62,6 +64,21 @@ def test_every_line_is_what_its_strategy_gives_alone(report, corpus, graph, pmi)
         assert np.array_equal(alone[CONTROL].times_masked, report[ALL_CONTROL].times_masked)
         assert (alone[CONTROL].hits, alone[CONTROL].runs) == (report[ALL_CONTROL].hits, report[ALL_CONTROL].runs)
     assert report["Span"].mean_span > report["PMI"].mean_span > 1.05 * report[ALL_CONTROL].mean_span
+
+
+def test_a_schedule_is_audited_at_a_step(corpus, graph, pmi):
+    falling = Linear(0.4, 0.1, 100)
+    masker = CorrMasker(graph, mlm_probability=falling)
+    assert audit_masking(masker, corpus, graph, progress=False).step == 0
+    masker.set_step(50)
+    at_50 = audit_masking(masker, corpus, graph, progress=False)
+    plain = audit_masking(CorrMasker(graph, mlm_probability=falling(50)), corpus, graph, progress=False)
+    assert (at_50.step, plain.step) == (50, None)
+    assert np.array_equal(at_50["CorrMask"].times_masked, plain["CorrMask"].times_masked)
+    assert at_50.table().startswith("Masking audit: 250 cells, 1 epoch, rates of training step 50; the same draws")
+    every = audit_all_strategies(corpus, graph, pmi, mlm_probability=falling, step=50, progress=False)
+    assert (every.step, every["CorrMask"].hits) == (50, plain["CorrMask"].hits)
+    assert every.to_dict()["step"] == 50
 
 
 def test_random_is_the_control_of_every_strategy_column_by_column(corpus, graph, pmi):
@@ -122,6 +139,15 @@ def test_the_command_prints_and_saves(folder, tmp_path, capsys, report):
     assert files["a.png"].read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("what", [["--strategy", "span"], ["--all", "--n-cells", 20]])
+def test_the_command_names_the_step_of_a_schedule(folder, capsys, what):
+    for step, rate in (([], 40), (["--step", 100], 10)):
+        assert audit(folder, *what, "--mlm-probability", "linear:0.4:0.1:100", *step) == 0
+        title, *lines = capsys.readouterr().out.splitlines()
+        assert f"rates of training step {(step or [0])[-1]}; the same draws" in title
+        assert rate - 2 < float(lines[3].split()[-4]) <= rate  # per cent; a cell's budget is rounded down
+
+
 def test_without_a_table_it_is_counted_from_the_corpus(folder, capsys):
     assert audit(folder, "--all", "--n-cells", 60) == 0
     assert "(counted from these cells)" in capsys.readouterr().out
@@ -136,6 +162,8 @@ def test_without_a_table_it_is_counted_from_the_corpus(folder, capsys):
         (["--all", "--csv", "nowhere/a.csv"], "the folder nowhere does not exist"),
         (["--all", "--pmi", "missing.safetensors"], "no PMI table file at missing.safetensors"),
         (["--all", "--epochs", "0"], "--epochs must be an integer >= 1; got 0"),
+        (["--step", "5"], "--step 5 belongs to a rate that goes by the step, such as --mlm-probability linear:"),
+        (["--step", "-1", "--mlm-probability", "linear:0.3:0.1:9"], "--step must be an integer in [0, "),
     ],
 )
 def test_bad_options(folder, capsys, options, message):
