@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from corrmask_fast.corpus import Corpus
     from corrmask_fast.graph_distributed import Team
     from corrmask_fast.graph_memory import Portions
-    from corrmask_fast.graph_stages import GeneColumns, Pairs, Sample
+    from corrmask_fast.graph_stages import Bar, GeneColumns, Pairs, Sample
     from corrmask_fast.vocabulary import Vocabulary
 
 __all__ = ["build_dependency_graph"]
@@ -129,8 +129,8 @@ def build_dependency_graph(
         need be: slower, the same bits. None: 80 % of the memory that is free now.
     checkpoint
         A folder in which the state of a build is saved after each stage, and every minute of the long ones; a build
-        that was ended goes on from there, and gives the same graph. It belongs to one corpus and one set of
-        parameters; remove it when the graph is saved.
+        that was ended goes on from there, and gives the same graph. It belongs to one set of parameters and one
+        corpus, all of whose sampled cells are hashed first; remove it when the graph is saved.
     progress
         Show progress bars on standard error.
 
@@ -186,8 +186,8 @@ def build_dependency_graph(
         limit = check_memory(memory_limit)
         stages = _stages(device)
         rows = parameters.rows(corpus)
-        work = _begin_work(team, checkpoint, corpus, parameters)
         bar = partial(progress_bar, shown=progress and team.rank == 0)
+        work = _begin_work(team, checkpoint, corpus, rows, parameters, bar)
         portions = find_portions(corpus, rows, parameters.max_length, limit, team)
         if portions is not None:
             stages = _streamed(corpus, work, portions, device)
@@ -219,12 +219,17 @@ def build_dependency_graph(
 
 
 def _begin_work(
-    team: Team, checkpoint: str | os.PathLike[str] | None, corpus: Corpus, parameters: GraphParameters
+    team: Team,
+    checkpoint: str | os.PathLike[str] | None,
+    corpus: Corpus,
+    rows: Sequence[int] | np.ndarray,
+    parameters: GraphParameters,
+    bar: Bar,
 ) -> Work:
     """Make sure that all ranks, and the checkpoint where there is one, are about the same graph."""
     if team.size == 1 and checkpoint is None:
         return Work()
-    settings = {**asdict(parameters), "corpus (its fingerprint)": fingerprint_corpus(corpus)}
+    settings = {**asdict(parameters), "corpus (its fingerprint)": fingerprint_corpus(corpus, rows, bar)}
     team.agree({**settings, "whether there is a checkpoint": checkpoint is not None})
     work = Work(team, Checkpoint(checkpoint, team.rank))
     work.checkpoint.open(settings)

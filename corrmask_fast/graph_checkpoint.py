@@ -1,6 +1,6 @@
 """Checkpoints of a build: what is done of each stage, in a folder, so that a killed build goes on where it was.
 
-    FOLDER/build.json                what is built: parameters, and a fingerprint of the corpus
+    FOLDER/build.json                what is built: parameters, and a fingerprint of all cells sampled
     FOLDER/pairs-0.safetensors       a part: what rank 0 has done of a stage, with a hash over it
 
 A part appears whole or not at all. It names the layout of the tasks it speaks of: parts of another layout (of another
@@ -20,17 +20,18 @@ import numpy as np
 from corrmask_fast.errors import InputError
 from corrmask_fast.files import atomic_file, check_output
 from corrmask_fast.graph_file import METADATA, canonical, hash_tensors, read_tensors
+from corrmask_fast.threads import map_tasks
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from corrmask_fast.corpus import Corpus
+    from corrmask_fast.graph_stages import Bar
 
-FORMAT, VERSION = "corrmask-fast checkpoint of a graph", 1
+FORMAT, VERSION = "corrmask-fast checkpoint of a graph", 2
 SUFFIX = ".safetensors"
-FINGERPRINT_CELLS = 4096  # cells whose tokens are looked at
-FINGERPRINT_BLOCK = 1 << 20  # lengths held at a time
+FINGERPRINT_CELLS = 4096  # of a piece: pieces are read and hashed side by side
 
 
 class Checkpoint:
@@ -119,16 +120,23 @@ class Checkpoint:
             (self.folder / f"{name}-{self.rank}{SUFFIX}").unlink(missing_ok=True)
 
 
-def fingerprint_corpus(corpus: Corpus) -> str:
-    """Return a hash of a corpus that is quick to take: vocabulary, length of every cell, tokens of some thousand cells.
+def fingerprint_corpus(corpus: Corpus, rows: Sequence[int] | np.ndarray, bar: Bar) -> str:
+    """Return a hash over vocabulary and cells ``rows`` of a corpus: every token of every cell, in order.
 
-    Cells are looked at in even steps. A change that keeps all lengths and misses these cells goes unnoticed here.
+    Tokens pass at more than 1 GB/s a thread where the processor has instructions for SHA-256 (a hundred thousand cells
+    of 2 000 genes: a fraction of a second), some 0.4 GB/s elsewhere: far below a hundredth of what the build takes.
     """
-    sha = hashlib.sha256(f"{corpus.n_cells} {corpus.max_length} {corpus.vocabulary.fingerprint}".encode())
-    for begin in range(0, corpus.n_cells, FINGERPRINT_BLOCK):
-        rows = np.arange(begin, min(begin + FINGERPRINT_BLOCK, corpus.n_cells))
-        sha.update(corpus.lengths_of(rows).astype("<i8").tobytes())
-    some = np.unique(np.linspace(0, corpus.n_cells - 1, min(FINGERPRINT_CELLS, corpus.n_cells)).astype(np.int64))
-    _, tokens = corpus.gather(some, check=False)
-    sha.update(tokens.astype("<i4").tobytes())
-    return sha.hexdigest()
+
+    def digest(begin: int) -> tuple[bytes, int]:
+        corpus.check_files()
+        indptr, tokens = corpus.gather(np.asarray(rows[begin : begin + FINGERPRINT_CELLS]), check=False)
+        piece = hashlib.sha256(indptr.astype("<i8", copy=False).data)
+        piece.update(tokens.astype(tokens.dtype.newbyteorder("<"), copy=False).data)
+        return piece.digest(), indptr.size - 1
+
+    whole = hashlib.sha256(f"{len(rows)} {corpus.max_length} {corpus.vocabulary.fingerprint}".encode())
+    with bar("looking at cells", len(rows), "cell") as progress:
+        for piece, n_cells in map_tasks(digest, range(0, len(rows), FINGERPRINT_CELLS)):
+            whole.update(piece)
+            progress.update(n_cells)
+    return whole.hexdigest()

@@ -193,13 +193,14 @@ class Masker(nn.Module):
             that is none's is a row without a graph.
         priorities
             (rows, columns) int64 in [0, 2**32), by which groups of columns are proposed, smallest first (ties: the
-            earlier column), in place of random words. See :func:`corrmask_fast.draws.priorities_of`.
+            earlier column), in place of random words; without ``validate`` their lower 32 bits count. See
+            :func:`corrmask_fast.draws.priorities_of`.
 
         Raises
         ------
         InputError
             On shapes, dtypes or devices that do not fit, both ``draw_ids`` and ``epoch``, and (with ``validate``)
-            a token outside the vocabulary (row, column, value).
+            a token outside the vocabulary or a priority outside its range (row, column, value).
         """
         # A plain call skips the dispatcher, which costs as much as a row on the CPU, or as all else on a device's host.
         plain = type(input_ids) is torch.Tensor and not torch.compiler.is_compiling()

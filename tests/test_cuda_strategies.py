@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from corrmask_fast import CorrMasker, DependencyGraph, cuda, cuda_masking
+from corrmask_fast import CorrMasker, DependencyGraph, InputError, cuda, cuda_masking, torch_ops
 from corrmask_fast.draws import priorities_of
 from corrmask_fast.kernels.layout import SAMPLED
 from corrmask_fast.masker_base import Masker
@@ -213,6 +213,18 @@ def test_the_loader_equals_the_oracle_to_the_bit(emulated_cuda, parameters):
     got = cuda_masking.mask_cuda(*arguments(MIXED, **parameters))
     assert emulated_cuda.launches[-1][0] == f"{parameters['strategy']}_i64_scratch"
     assert_same(MIXED.expected(draw_ids=draw_ids(3, seed=7), **parameters), result_of(got), "scratch")
+
+
+def test_priorities_are_checked_on_a_device_that_validates(emulated_cuda):
+    given = torch.zeros(MIXED.input_ids.shape, dtype=torch.int64)
+    torch_ops.mask_on_device(*arguments(MIXED, priorities=given), validate=True)
+    for bad in (-1, 2**32):
+        given[1, 2] = bad
+        with pytest.raises(InputError, match=rf"priorities must be in .*; got {bad} in row 1, column 2"):
+            torch_ops.mask_on_device(*arguments(MIXED, priorities=given), validate=True)
+    got = torch_ops.mask_on_device(*arguments(MIXED, priorities=given), validate=False)
+    expected = MIXED.expected(draw_ids=draw_ids(3, seed=7), priorities=(given % 2**32).numpy())
+    assert_same(expected, result_of(got), "their lower 32 bits")
 
 
 def test_row_numbers_through_the_loader(emulated_cuda):

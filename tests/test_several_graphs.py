@@ -128,6 +128,10 @@ def test_a_collator_chooses_by_a_column(masker, corpus):
             {"graph_ids": torch.zeros(30, dtype=torch.int64), "priorities": torch.full((30, 120), 2**32)},
             "priorities must be in [0, 4294967296); got 4294967296 in row 0, column 0",
         ),
+        (
+            {"graph_ids": torch.zeros(30, dtype=torch.int64), "priorities": -torch.eye(30, 120, dtype=torch.int64)},
+            "priorities must be in [0, 4294967296); got -1 in row 0, column 0",
+        ),
     ],
 )
 def test_row_numbers_that_do_not_fit(masker, options, message):
@@ -210,6 +214,16 @@ def test_the_columns_of_smallest_priority_are_masked():
     masked = sampled(GENES, mlm_probability=0.25)(torch.from_numpy(IDS), priorities=priorities_of(scores))
     top = scores.topk(30, dim=1).indices.sort(1).values
     assert torch.equal(masked.masked_positions, top)
+
+
+def test_priorities_that_are_not_checked_count_by_their_lower_32_bits():
+    """As on a device, which cannot raise: nothing else is read or written, whatever is given."""
+    given = torch.randint(2**32, (30, 120), generator=torch.Generator().manual_seed(6))
+    wide = given + 2**32 * torch.tensor([-(2**31), -1, 0, 5, 2**31 - 1]).repeat(24)
+    for masker in (sampled(GENES, validate=False), CorrMasker(GRAPHS[0], validate=False)):
+        expected = masker(torch.from_numpy(IDS), epoch=0, priorities=given)
+        masked = masker(torch.from_numpy(IDS), epoch=0, priorities=wide)
+        assert all(map(torch.equal, masked, expected))
 
 
 def test_priorities_of_scores():
