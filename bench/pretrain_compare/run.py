@@ -55,6 +55,8 @@ class Plan(NamedTuple):
     length: int = 192
     batch_size: int = 16
     least_cells: int = 150  # a gene must stand in so many cells of the pretraining corpus
+    min_cooccurrence: int = 20  # of the graph, at any number of cells: the default suits atlases, as does PMI's
+    min_count: int = 5  # of PMI's table
     epochs: int = 10  # of fine-tuning
 
 
@@ -110,8 +112,8 @@ def run_one(task: tuple[str, float, int], data: Data, plan: Plan) -> dict[str, A
     torch.set_num_threads(1)
     rows = data.pretraining.sample_rows(max(64, round(fraction * data.pretraining.n_cells)), seed)
     corpus = data.pretraining.take(rows)
-    graph = build_dependency_graph(corpus, min_cooccurrence=min(200, rows.size // 5), min_presence=20, progress=False)
-    pmi = PMITable.from_corpus(corpus, min_count=min(50, rows.size // 10), progress=False)
+    graph = build_dependency_graph(corpus, min_cooccurrence=plan.min_cooccurrence, min_presence=20, progress=False)
+    pmi = PMITable.from_corpus(corpus, min_count=plan.min_count, progress=False)
     masker = make_masker(strategy, graph=graph, pmi=pmi, vocabulary=corpus.vocabulary, seed=seed)
     settings = PretrainingSettings(
         hidden_size=64,
@@ -130,6 +132,7 @@ def run_one(task: tuple[str, float, int], data: Data, plan: Plan) -> dict[str, A
         save_every=10 * plan.steps,
     )
     row: dict[str, Any] = {"strategy": strategy, "fraction": fraction, "cells": rows.size, "seed": seed}
+    row |= {"graph_edges": graph.n_edges, "pmi_pairs": pmi.n_pairs}
     with tempfile.TemporaryDirectory() as folder, quiet():
         report = pretrain(corpus, masker, Path(folder) / "run", settings, progress=False)
         row["loss"] = report.last("loss")
