@@ -5,7 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from corrmask_fast.cli_masker import add_masker_options, masker_of
-from corrmask_fast.cli_options import add_vocabulary_options, command, load_graph, open_corpus, setting
+from corrmask_fast.cli_options import (
+    add_vocabulary_options,
+    check_outputs,
+    command,
+    load_graph,
+    open_corpus,
+    setting,
+)
 from corrmask_fast.errors import InputError
 from corrmask_fast.schedules import Schedule
 
@@ -83,10 +90,6 @@ def _audit(arguments: argparse.Namespace) -> None:
 
 def _check(arguments: argparse.Namespace) -> None:
     """Refuse options that do not go together, and files that cannot be written: before the work, not behind it."""
-    from corrmask_fast.errors import import_extra
-    from corrmask_fast.files import check_output
-    from corrmask_fast.plots import check_picture
-
     if arguments.all and arguments.strategy != "corrmask":
         raise InputError(f"--all audits every strategy; leave --strategy {arguments.strategy} out, or --all")
     if arguments.all and arguments.structural_ratio is not None:
@@ -100,12 +103,7 @@ def _check(arguments: argparse.Namespace) -> None:
         )
     if arguments.windows_csv is not None and not arguments.all:
         raise InputError("--windows-csv belongs to --all; give both, or neither")
-    for path in (arguments.csv, arguments.coverage_csv, arguments.windows_csv):
-        if path is not None:
-            check_output(path)
-    if arguments.plot is not None:
-        check_picture(arguments.plot)
-        import_extra("matplotlib", "plot")
+    check_outputs(arguments, "csv", "coverage_csv", "windows_csv")
 
 
 def _one_strategy(arguments: argparse.Namespace, corpus: Corpus, graph: DependencyGraph) -> tuple[AuditReport, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from corrmask_fast.cli_options import add_vocabulary_options, command, open_corpus, setting
+from corrmask_fast.cli_options import add_vocabulary_options, check_outputs, command, open_corpus, setting
 
 if TYPE_CHECKING:
     import argparse
@@ -80,7 +80,7 @@ def _add_training(parser: argparse.ArgumentParser, *, epochs: int) -> None:
 def _cells(arguments: argparse.Namespace) -> None:
     from corrmask_fast.cell_annotation import annotate_cells
 
-    _check_outputs(arguments)
+    check_outputs(arguments, "csv")
     report = annotate_cells(
         arguments.model,
         open_corpus(arguments),
@@ -104,7 +104,7 @@ def _cells(arguments: argparse.Namespace) -> None:
 def _genes(arguments: argparse.Namespace) -> None:
     from corrmask_fast.gene_classification import classify_genes, read_gene_labels
 
-    _check_outputs(arguments)
+    check_outputs(arguments, "csv")
     labels, corpus = read_gene_labels(arguments.genes), open_corpus(arguments)
     report = classify_genes(
         arguments.model,
@@ -122,19 +122,6 @@ def _genes(arguments: argparse.Namespace) -> None:
         from corrmask_fast.plots_evaluation import plot_gene_classification
 
         plot_gene_classification(report, arguments.plot)
-
-
-def _check_outputs(arguments: argparse.Namespace) -> None:
-    """Refuse what cannot be written before the work, not behind it."""
-    from corrmask_fast.errors import import_extra
-    from corrmask_fast.files import check_output
-    from corrmask_fast.plots import check_picture
-
-    if arguments.csv is not None:
-        check_output(arguments.csv)
-    if arguments.plot is not None:
-        check_picture(arguments.plot)
-        import_extra("matplotlib", "plot")
 
 
 def _settings(arguments: argparse.Namespace) -> FineTuning:

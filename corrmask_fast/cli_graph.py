@@ -6,8 +6,15 @@ import argparse
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from corrmask_fast.cli_graph_uses import add_graph_uses, check_graph_file
-from corrmask_fast.cli_options import add_vocabulary_options, command, load_graph, open_corpus, setting
+from corrmask_fast.cli_graph_uses import add_graph_uses
+from corrmask_fast.cli_options import (
+    add_vocabulary_options,
+    check_tensors_file,
+    command,
+    load_graph,
+    open_corpus,
+    setting,
+)
 from corrmask_fast.errors import InputError
 
 if TYPE_CHECKING:
@@ -130,7 +137,7 @@ def _graph_build(arguments: argparse.Namespace) -> None:
         _build_by(arguments, parameters)
         return
     with ProcessGroup(arguments.device, arguments.threads) as group:
-        check_graph_file(arguments.output)  # before the work, not behind it
+        check_tensors_file(arguments.output, "a graph file")  # before the work, not behind it
         graph = build_dependency_graph(open_corpus(arguments), checkpoint=arguments.checkpoint, **parameters)
         if group.rank == 0:
             graph.save(arguments.output)

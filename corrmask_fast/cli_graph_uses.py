@@ -5,7 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from corrmask_fast.cli_options import add_vocabulary_options, command, load_graph, open_corpus, setting
+from corrmask_fast.cli_options import (
+    add_vocabulary_options,
+    check_outputs,
+    check_tensors_file,
+    command,
+    load_graph,
+    open_corpus,
+    setting,
+)
 from corrmask_fast.errors import InputError
 
 if TYPE_CHECKING:
@@ -22,28 +30,6 @@ def add_graph_uses(group: Any) -> None:
     _add_compare(group)
     _add_stability(group)
     _add_export(group)
-
-
-def check_graph_file(path: str) -> None:
-    """Raise InputError unless a graph can be saved there."""
-    from corrmask_fast.files import check_output
-
-    if check_output(path).suffix != ".safetensors":
-        raise InputError(f"a graph file must end in .safetensors; got {path}")
-
-
-def _check_outputs(csv: tuple[str | None, ...], picture: str | None) -> None:
-    """Refuse outputs that cannot be written before the work, not behind it."""
-    from corrmask_fast.errors import import_extra
-    from corrmask_fast.files import check_output
-    from corrmask_fast.plots import check_picture
-
-    for path in csv:
-        if path is not None:
-            check_output(path)
-    if picture is not None:
-        check_picture(picture)
-        import_extra("matplotlib", "plot")
 
 
 # ---------------------------------------------------------------------------------------------------------------- plot
@@ -69,7 +55,7 @@ def _add_plot(group: Any) -> None:
 def _plot(arguments: argparse.Namespace) -> None:
     from corrmask_fast.plots_graph import MODULE_GENES, plot_graph, plot_modules
 
-    _check_outputs((), arguments.output)
+    check_outputs(arguments, picture="output")
     if arguments.n_genes is not None and arguments.kind != "modules":
         raise InputError("--n-genes belongs to --kind modules; give both, or neither")
     graph = load_graph(arguments.graph)
@@ -106,7 +92,7 @@ def _merge(arguments: argparse.Namespace) -> None:
     from corrmask_fast.cli_graph import summary_table
     from corrmask_fast.graph_compare import merge_graphs
 
-    check_graph_file(arguments.output)
+    check_tensors_file(arguments.output, "a graph file")
     keep = int(arguments.keep) if arguments.keep.isdecimal() else arguments.keep
     graph = merge_graphs([load_graph(path) for path in arguments.graphs], keep, combine=arguments.combine)
     graph.save(arguments.output)
@@ -147,7 +133,7 @@ def _compare(arguments: argparse.Namespace) -> None:
     from corrmask_fast.graph_compare import compare_all, comparison_table, save_comparisons_csv
     from corrmask_fast.plots_compare import plot_comparison
 
-    _check_outputs((arguments.csv, arguments.genes_csv), arguments.plot)
+    check_outputs(arguments, "csv", "genes_csv")
     paths = arguments.graphs
     if len(paths) < 2:
         raise InputError(f"give at least two graphs to compare; got {len(paths)}")
@@ -207,9 +193,9 @@ def _stability(arguments: argparse.Namespace) -> None:
     from corrmask_fast.plots_compare import plot_stability
 
     check_number("min_frequency", arguments.min_frequency, 0, 1)
-    _check_outputs((arguments.csv,), arguments.plot)
+    check_outputs(arguments, "output", "csv")
     if arguments.output is not None:
-        check_graph_file(arguments.output)
+        check_tensors_file(arguments.output, "a graph file")
     stability = edge_stability(
         _part(open_corpus(arguments), arguments.where),
         load_graph(arguments.graph),

@@ -11,6 +11,7 @@ from corrmask_fast.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from pathlib import Path
 
     from corrmask_fast.corpus import Corpus
     from corrmask_fast.graph import DependencyGraph
@@ -74,6 +75,37 @@ def in_options(message: str, names: Iterable[str]) -> str:
         # A name of one word may be an ordinary word; said of a rule it is the parameter.
         message = re.sub(word + (r"(?![./'=])" if "_" in name else r"(?= must be)"), flag, message)
     return message
+
+
+def check_outputs(arguments: argparse.Namespace, *files: str, picture: str = "plot") -> None:
+    """Refuse outputs that cannot be written, and one name for two of them: before the work, not behind it.
+
+    ``files`` and ``picture`` are names of options; those that were not given do not count.
+    """
+    from corrmask_fast.errors import import_extra
+    from corrmask_fast.files import check_output
+    from corrmask_fast.plots import check_picture
+
+    taken: dict[Path, str] = {}
+    for option in (*files, picture):
+        given = getattr(arguments, option, None)
+        if given is None:
+            continue
+        path = (check_picture if option == picture else check_output)(given).absolute()
+        flag = f"--{option.replace('_', '-')}"
+        if path in taken:
+            raise InputError(f"{taken[path]} and {flag} are both {given}; give each a file of its own")
+        taken[path] = flag
+    if getattr(arguments, picture, None) is not None:
+        import_extra("matplotlib", "plot")
+
+
+def check_tensors_file(path: str, what: str) -> None:
+    """Raise InputError unless a graph or a table can be saved there."""
+    from corrmask_fast.files import check_output
+
+    if check_output(path).suffix != ".safetensors":
+        raise InputError(f"{what} must end in .safetensors; got {path}")
 
 
 def load_vocabulary(path: str, symbols: str | None) -> Vocabulary:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from corrmask_fast.cli_options import add_vocabulary_options, command, open_corpus, setting
-from corrmask_fast.errors import InputError
+from corrmask_fast.cli_options import add_vocabulary_options, check_tensors_file, command, open_corpus, setting
 
 if TYPE_CHECKING:
     import argparse
@@ -48,11 +47,9 @@ def add_pmi(commands: Any) -> None:
 
 
 def _build(arguments: argparse.Namespace) -> None:
-    from corrmask_fast.files import check_output
     from corrmask_fast.pmi import PMITable
 
-    if check_output(arguments.output).suffix != ".safetensors":  # before the work, not behind it
-        raise InputError(f"a PMI table file must end in .safetensors; got {arguments.output}")
+    check_tensors_file(arguments.output, "a PMI table file")  # before the work, not behind it
     table = PMITable.from_corpus(
         open_corpus(arguments),
         min_count=arguments.min_count,

@@ -54,11 +54,11 @@ def add_pretrain(commands: Any) -> None:
 
 def _pretrain(arguments: argparse.Namespace) -> None:
     from corrmask_fast.errors import import_extra
-    from corrmask_fast.files import check_output
+    from corrmask_fast.files import check_output_folder
 
     import_extra("transformers", "hf")
     import_extra("matplotlib", "plot")  # before the work, not behind it
-    check_output(Path(arguments.out))
+    check_output_folder(arguments.out)
     config = arguments.config
     if config is None and arguments.resume and (own := Path(arguments.out) / SETTINGS).is_file():
         config = own

@@ -15,7 +15,7 @@ import numpy as np
 
 from corrmask_fast.corpus import Corpus, Segment, with_special_tokens
 from corrmask_fast.errors import InputError, import_extra
-from corrmask_fast.files import atomic_file, atomic_folder
+from corrmask_fast.files import atomic_file, atomic_folder, check_output, check_output_folder
 from corrmask_fast.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -101,6 +101,11 @@ def write_corpus(corpus: Corpus, path: str | os.PathLike[str], *, chunk_cells: i
         for i, chunk in enumerate(corpus.chunks(chunk_cells)):
             rows = slice(i * chunk_cells, i * chunk_cells + chunk.n_cells)
             writer.write(chunk.indptr, chunk.tokens, {name: column[rows] for name, column in obs.items()})
+
+
+def check_corpus_output(path: str | os.PathLike[str]) -> Path:
+    """Return where to write a corpus, or raise InputError: a file ending in ``.npz`` is replaced, a folder is new."""
+    return check_output(path) if Path(path).suffix == ".npz" else check_output_folder(path, new=True)
 
 
 class CorpusWriter(AbstractContextManager["CorpusWriter"]):

@@ -16,7 +16,7 @@ import numpy as np
 
 from corrmask_fast import __version__
 from corrmask_fast.errors import InputError, MissingExtraError, import_extra
-from corrmask_fast.files import atomic_file, check_output
+from corrmask_fast.files import atomic_file, check_output_folder
 
 if TYPE_CHECKING:
     import os
@@ -183,11 +183,10 @@ def _next_steps(journal: Journal) -> str:
 
 def _claim(folder: Path) -> Path:
     """Make the folder, or clear what an earlier demo left in it."""
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file; name a folder with --out")
+    check_output_folder(folder)
     if folder.is_dir() and any(folder.iterdir()) and not (folder / MARKER).exists():
         raise InputError(f"{folder} is not empty and not of an earlier demo; choose another folder with --out")
-    check_output(folder).mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True)
     (folder / MARKER).touch()
     shutil.rmtree(folder / "cells.dataset", ignore_errors=True)
     return folder

@@ -17,14 +17,44 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-def check_output(path: str | os.PathLike[str], *, overwrite: bool = True) -> Path:
-    """Return ``path`` as a Path whose folder exists; refuse to replace a file unless ``overwrite``."""
+def check_output(path: str | os.PathLike[str]) -> Path:
+    """Return where to write a file, a link followed, or raise InputError: to be asked before the work, not behind it.
+
+    A file that is there is replaced; a folder is refused, and what is no ordinary file (``/dev/null``), for it would be
+    replaced too.
+    """
     path = Path(path)
-    if not path.parent.is_dir():
-        raise InputError(f"cannot write {path}: the folder {path.parent} does not exist; create it first")
-    if path.exists() and not overwrite:
-        raise InputError(f"{path} exists already; remove it, or choose another name")
+    if path.is_symlink():
+        path = path.resolve()
+    if path.is_dir():
+        raise InputError(f"cannot write {path}: it is a folder; give the name of a file")
+    if path.exists() and not path.is_file():
+        raise InputError(f"cannot write {path}: it is no ordinary file; give the name of one")
+    _check_can_write_in(path.parent, path)
     return path
+
+
+def check_output_folder(path: str | os.PathLike[str], *, new: bool = False) -> Path:
+    """Return a folder to write into, or where to make it, or raise InputError; ``new``: it must not be there yet."""
+    path = Path(path)
+    if new and os.path.lexists(path):
+        raise InputError(f"{path} exists already; remove it, or choose another name")
+    if path.exists() and not path.is_dir():
+        raise InputError(f"cannot write to {path}: it is a file; give the name of a folder")
+    _check_can_write_in(path if path.is_dir() else path.parent, path)
+    return path
+
+
+def _check_can_write_in(folder: Path, path: Path) -> None:
+    if not folder.exists():
+        raise InputError(f"cannot write {path}: the folder {folder} does not exist; create it first")
+    if not folder.is_dir():
+        raise InputError(f"cannot write {path}: {folder} is a file and no folder; choose another place")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(
+            f"cannot write {path}: the folder {folder} may not be written to; change its permissions, or choose "
+            "another place"
+        )
 
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -49,8 +79,6 @@ def _full_disk_named(path: Path) -> Iterator[None]:
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a temporary path beside ``path``; rename it to ``path`` if the block succeeds, else remove it."""
     path = check_output(path)
-    if path.is_dir():
-        raise InputError(f"cannot write {path}: it is a folder; give the name of a file")
     with _full_disk_named(path):
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(handle)
@@ -69,7 +97,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 @contextmanager
 def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Like :func:`atomic_file` for a folder, which must not exist yet."""
-    path = check_output(path, overwrite=False)
+    path = check_output_folder(path, new=True)
     with _full_disk_named(path):
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:

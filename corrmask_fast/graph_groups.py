@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import re
 import warnings
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from corrmask_fast.errors import InputError, check_integer
+from corrmask_fast.files import check_output_folder
 from corrmask_fast.graph_building import build_dependency_graph
 from corrmask_fast.tables import write_csv
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Iterator
+    from pathlib import Path
 
     from corrmask_fast.corpus import Corpus
     from corrmask_fast.graph import DependencyGraph
@@ -188,10 +189,8 @@ def save_graphs(graphs: Iterable[tuple[str, DependencyGraph]], folder: str | os.
 
 def check_graph_folder(folder: str | os.PathLike[str]) -> Path:
     """Return where to save graphs, or raise InputError: to be asked before the work, not behind it."""
-    folder = Path(folder)
-    if not folder.parent.is_dir():
-        raise InputError(f"cannot write {folder}: the folder {folder.parent} does not exist; create it first")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    folder = check_output_folder(folder)
+    if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder} exists already and is no empty folder; remove it, or choose another name")
     return folder
 

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from corrmask_fast.corpus_io import CorpusWriter, check_corpus_output
 from corrmask_fast.count_scaling import FEWEST_CELLS, match_genes, scaled_chunks
 from corrmask_fast.counts_file import CountsFile
 from corrmask_fast.errors import InputError, check_integer, check_number
-from corrmask_fast.files import check_output
 from corrmask_fast.medians import exact_medians, read_medians
 from corrmask_fast.threads import run_ranges
 from corrmask_fast.vocabulary import Vocabulary
@@ -138,7 +138,7 @@ def tokenize_h5ad(
     taken = [name for name in obs if name in RESERVED]
     if taken:
         raise InputError(f"obs column {taken[0]!r} would collide with the corpus' own; rename it in the .h5ad first")
-    check_output(output, overwrite=Path(output).suffix == ".npz")
+    check_corpus_output(output)
     with CountsFile(path, layer=layer, chunk_cells=chunk_cells) as file:
         if file.n_cells == 0:
             raise InputError(f"{path} has no cells; give a file with counts")
@@ -221,8 +221,6 @@ def _write(
     read_obs: Callable[[int, int], dict[str, np.ndarray]],
 ) -> np.ndarray:
     """Rank and write the cells that have a gene; return how many genes each cell has, before the cut."""
-    from corrmask_fast.corpus_io import CorpusWriter
-
     lengths = [np.empty(0, np.int64)]
     with CorpusWriter(output, vocabulary) as writer:
         for begin, cells in chunks:

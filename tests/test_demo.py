@@ -153,7 +153,7 @@ def test_the_demo_clears_no_folder_but_its_own(extras, tmp_path):
         run_demo(tmp_path, progress=False, size=SMALL)
     assert [path.name for path in tmp_path.iterdir()] == ["cells.dataset"]
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="is a file; name a folder with --out"):
+    with pytest.raises(InputError, match="it is a file; give the name of a folder"):
         run_demo(tmp_path / "file", progress=False, size=SMALL)
     with pytest.raises(InputError, match="does not exist; create it first"):
         run_demo(tmp_path / "nowhere" / "demo", progress=False)

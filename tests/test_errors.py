@@ -15,7 +15,7 @@ import pytest
 import corrmask_fast
 from corrmask_fast import InputError, MissingExtraError
 from corrmask_fast.errors import check_integer, check_number, check_seed, import_extra
-from corrmask_fast.files import atomic_file, atomic_folder, check_output
+from corrmask_fast.files import atomic_file, atomic_folder, check_output, check_output_folder
 
 
 @pytest.mark.parametrize("value", [0, 1, 0.5, np.float32(0.25), np.int64(1), True])
@@ -116,13 +116,43 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
 
 
 def test_outputs_that_cannot_be_written(tmp_path):
-    with pytest.raises(InputError, match=r"the folder .*nowhere does not exist; create it first"):
-        check_output(tmp_path / "nowhere" / "out.txt")
-    (tmp_path / "out").mkdir()
-    with pytest.raises(InputError, match="exists already"):
-        check_output(tmp_path / "out", overwrite=False)
-    with pytest.raises(InputError, match="it is a folder; give the name of a file"), atomic_file(tmp_path / "out"):
-        pass
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    for check, name, message in (
+        (check_output, "folder", "cannot write .*folder: it is a folder; give the name of a file"),
+        (check_output_folder, "file", "cannot write to .*file: it is a file; give the name of a folder"),
+        (check_output, "nowhere/out", "cannot write .*: the folder .*nowhere does not exist; create it first"),
+        (check_output_folder, "nowhere/out", "cannot write .*: the folder .*nowhere does not exist; create it first"),
+        (check_output, "file/out", "cannot write .*: .*file is a file and no folder; choose another place"),
+        (check_output, "/dev/null", "cannot write /dev/null: it is no ordinary file; give the name of one"),
+    ):
+        with pytest.raises(InputError, match=message):
+            check(tmp_path / name)
+    for name in ("folder", "file"):
+        with pytest.raises(InputError, match="exists already; remove it, or choose another name"):
+            check_output_folder(tmp_path / name, new=True)
+    assert check_output_folder(tmp_path / "folder") == tmp_path / "folder"
+    assert check_output(tmp_path / "file") == tmp_path / "file"
+
+
+def test_folders_that_may_not_be_written_to(tmp_path, obeys_permissions):
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o555)
+    for check, path in ((check_output, closed / "out"), (check_output_folder, closed / "new")):
+        with pytest.raises(InputError, match=r"cannot write .*: the folder .*closed may not be written to; change its"):
+            check(path)
+    with pytest.raises(InputError, match="may not be written to"):
+        check_output_folder(closed)
+
+
+def test_a_link_stays_one_and_what_it_names_is_replaced(tmp_path):
+    (tmp_path / "old.txt").write_text("old")
+    (tmp_path / "link.txt").symlink_to("old.txt")
+    with atomic_file(tmp_path / "link.txt") as temporary:
+        temporary.write_text("new")
+    assert (tmp_path / "link.txt").is_symlink()
+    assert (tmp_path / "old.txt").read_text() == "new"
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_a_killed_writer_leaves_nothing_under_its_name(tmp_path):

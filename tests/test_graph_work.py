@@ -221,7 +221,7 @@ def test_a_checkpoint_of_another_build_is_refused(corpus, make_corpus, tmp_path)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
     for folder, message in (
-        ("file", r"checkpoint must be a folder; .*file is a file"),
+        ("file", r"cannot write to .*file: it is a file; give the name of a folder"),
         ("full", r"checkpoint=.*full holds other files already; give a new or an empty folder"),
         ("no/where", r"the folder .*no does not exist; create it first"),
     ):

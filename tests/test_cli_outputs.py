@@ -1,0 +1,108 @@
+"""Where commands write: what cannot be written is refused before anything is read, in one line, and nothing is left."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from corrmask_fast.cli import main
+
+# Each command with OUT where it writes. The inputs are not there: nobody has looked at them when outputs are refused.
+FILES = [
+    "tokenize in.h5ad OUT.npz --tokens tokens.json",
+    "graph build in.npz -o OUT.safetensors",
+    "graph plot in.safetensors OUT.png",
+    "graph merge in.safetensors in2.safetensors -o OUT.safetensors",
+    "graph compare in.safetensors in2.safetensors --csv OUT.csv",
+    "graph compare in.safetensors in2.safetensors --genes-csv OUT.csv",
+    "graph compare in.safetensors in2.safetensors --plot OUT.svg",
+    "graph stability in.npz in.safetensors -o OUT.safetensors",
+    "graph stability in.npz in.safetensors --csv OUT.csv",
+    "graph stability in.npz in.safetensors --plot OUT.pdf",
+    "graph export in.safetensors OUT.csv",
+    "graph export in.safetensors OUT.graphml",
+    "graph export in.safetensors OUT.h5ad",
+    "audit in.npz --graph in.safetensors --csv OUT.csv",
+    "audit in.npz --graph in.safetensors --coverage-csv OUT.csv",
+    "audit in.npz --graph in.safetensors --all --windows-csv OUT.csv",
+    "audit in.npz --graph in.safetensors --plot OUT.png",
+    "pmi build in.npz -o OUT.safetensors",
+    "evaluate cells model in.npz --csv OUT.csv",
+    "evaluate cells model in.npz --plot OUT.png",
+    "evaluate genes model in.npz --genes genes.csv --csv OUT.csv",
+    "evaluate genes model in.npz --genes genes.csv --plot OUT.png",
+]
+FOLDERS = [
+    "tokenize in.h5ad OUT --tokens tokens.json",
+    "graph build in.npz -o OUT --by tissue",
+    "pretrain in.npz --graph in.safetensors --out OUT",
+    "demo --input in.h5ad --out OUT",
+]
+
+
+@pytest.fixture
+def refused(tmp_path, monkeypatch, capsys):
+    """Run a command that writes to OUT, which must be refused: one line, exit code 2, and the folder as it was."""
+    for module in ("matplotlib", "transformers"):
+        pytest.importorskip(module)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tokens.json").write_text(json.dumps({"<pad>": 0, "<mask>": 1, "A": 2}))
+
+    def run(command, out):
+        before = sorted(tmp_path.rglob("*"))
+        assert main(command.replace("OUT", out).split()) == 2
+        printed, err = capsys.readouterr()
+        assert printed == ""
+        assert err.startswith("corrmask-fast: error: ")
+        assert err.count("\n") == 1
+        assert sorted(tmp_path.rglob("*")) == before
+        return err
+
+    return run
+
+
+@pytest.mark.parametrize("command", FILES + FOLDERS)
+def test_folders_around_it_that_are_not_there_or_closed(refused, tmp_path, command, obeys_permissions):
+    assert "the folder nowhere does not exist; create it first" in refused(command, "nowhere/a")
+    (tmp_path / "file").touch()
+    assert "file is a file and no folder; choose another place" in refused(command, "file/a")
+    (tmp_path / "closed").mkdir(mode=0o555)
+    assert "the folder closed may not be written to; change its permissions" in refused(command, "closed/a")
+
+
+@pytest.mark.parametrize("command", FILES)
+def test_a_folder_where_a_file_is_wanted(refused, tmp_path, command):
+    name = next(word for word in command.split() if word.startswith("OUT"))
+    (tmp_path / name.replace("OUT", "a")).mkdir()
+    assert "it is a folder; give the name of a file" in refused(command, "a")
+
+
+@pytest.mark.parametrize("command", FOLDERS)
+def test_a_file_where_a_folder_is_wanted(refused, tmp_path, command):
+    (tmp_path / "a").write_text("mine")
+    message = refused(command, "a")
+    assert "a: it is a file; give the name of a folder" in message or "a exists already; remove it" in message
+    assert (tmp_path / "a").read_text() == "mine"
+
+
+@pytest.mark.parametrize("command", FOLDERS[:2])
+def test_a_folder_that_holds_something_is_not_written_over(refused, tmp_path, command):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "notes.txt").write_text("mine")
+    assert "a exists already" in refused(command, "a")
+
+
+def test_a_checkpoint_is_a_folder(refused, tmp_path, make_corpus):
+    from corrmask_fast import write_corpus
+
+    write_corpus(make_corpus(20, 10), tmp_path / "in.npz")
+    (tmp_path / "a").write_text("mine")
+    build = "graph build in.npz -o g.safetensors --min-cooccurrence 1 --min-presence 1 --no-progress --checkpoint OUT"
+    assert "cannot write to a: it is a file; give the name of a folder" in refused(build, "a")
+    assert "the folder nowhere does not exist; create it first" in refused(build, "nowhere/a")
+
+
+def test_two_outputs_of_one_name(refused):
+    both = "audit in.npz --graph in.safetensors --csv OUT --coverage-csv ./OUT"
+    assert "--csv and --coverage-csv are both ./a.csv; give each a file of its own" in refused(both, "a.csv")
