@@ -24,6 +24,10 @@ class ShuffledSampler(Sampler[int]):
     Unlike a ``RandomSampler`` it takes nothing from torch's global generator: a run that is resumed, or that has more
     workers or ranks, meets the same cells. :meth:`set_epoch` is called by accelerate and by our callback.
 
+    Under several ranks all must take as many steps, each with a full batch: accelerate fills the last step of an epoch
+    up with the first cells of the same epoch, so that fewer cells than a step has are met twice. With
+    ``dataloader_drop_last=True`` the cells of that last step are left out instead.
+
     Parameters
     ----------
     n_cells

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from corrmask_fast import CorrMasker, DependencyGraph, Vocabulary, get_num_threa
 from corrmask_fast.stock import stock_collator
 from corrmask_fast.strategies import STRATEGIES
 from corrmask_fast.testing import Case, cases, draw_ids, make_graph, make_vocabulary
-from gpu import devices, exercise, goals, graphs, masking, pages, profiling, report, results, run
+from gpu import devices, exercise, goals, graphs, masking, pages, profiling, report, results, run, workloads
 from gpu.torch_corrmask import TorchCorrMask
 
 CPU = torch.device("cpu")
@@ -162,6 +163,19 @@ def test_a_smoke_run_goes_on_after_a_case_that_fails(monkeypatch, capsys, tmp_pa
     assert "FAILED: masking" in told.err
     assert "all (five partners)" in told.out
     assert not (tmp_path / "gpu.csv").exists()  # a smoke run records nothing
+
+
+def test_training_steps_are_of_the_paper_s_model(workload):
+    from gpu.training import training_race
+
+    small = replace(workloads.SMOKE, columns=workload.size.length)
+    race = training_race(workload, 2, small, CPU)
+    assert [contestant.name for contestant in race] == [goals.OFF, goals.STOCK, goals.COLLATOR, goals.OURS, goals.ALONE]
+    for contestant in race:
+        contestant.run()
+    whole = workloads.Sizes().model
+    assert (whole.hidden_size, whole.layers, whole.heads, whole.intermediate_size) == (256, 6, 4, 512)  # Table 5
+    assert (whole.dropout, whole.max_length, whole.head) == (0.02, workloads.Sizes().columns, "full")
 
 
 def test_parts_differ_by_what_they_leave_out(workload):

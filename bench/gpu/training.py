@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from timing import Contestant
 
 from corrmask_fast import CorpusDataset, CorrMasker, DataCollatorForCorrMask
+from corrmask_fast.pretraining_run import make_model
 from corrmask_fast.stock import stock_collator
 from gpu import goals
 from gpu.devices import free_memory
@@ -19,24 +21,6 @@ if TYPE_CHECKING:
     from workload import Workload
 
     from gpu.workloads import Sizes
-
-
-def make_model(sizes: Sizes, vocabulary: Any, device: torch.device) -> torch.nn.Module:
-    """Return a BertForMaskedLM with random weights."""
-    from transformers import BertConfig, BertForMaskedLM
-
-    config = BertConfig(
-        vocab_size=vocabulary.size,
-        hidden_size=sizes.hidden_size,
-        num_hidden_layers=sizes.layers,
-        num_attention_heads=sizes.heads,
-        intermediate_size=sizes.feed_forward,
-        max_position_embeddings=sizes.columns,
-        pad_token_id=vocabulary.pad_token_id,
-        hidden_act="relu",
-    )
-    torch.manual_seed(0)
-    return BertForMaskedLM(config).to(device).train()
 
 
 def training_step(model: torch.nn.Module, device: torch.device) -> Callable[[torch.Tensor, torch.Tensor], None]:
@@ -56,7 +40,8 @@ def training_step(model: torch.nn.Module, device: torch.device) -> Callable[[tor
 def training_race(workload: Workload, batch: int, sizes: Sizes, device: torch.device) -> list[Contestant]:
     """A step over the same cells, masked beforehand, by the stock collator, by ours, on the device."""
     vocabulary = workload.graph.vocabulary
-    step = training_step(make_model(sizes, vocabulary, device), device)
+    model = make_model(vocabulary.size, vocabulary.pad_token_id, replace(sizes.model, max_length=sizes.columns))
+    step = training_step(model.to(device).train(), device)
     on_host = rows_of(workload, batch)
     ids = on_host.to(device)
     masker = CorrMasker(workload.graph).to(device)

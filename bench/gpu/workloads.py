@@ -12,9 +12,13 @@ from atlas import made_up_corpus
 from workload import Size, Workload
 
 from corrmask_fast import build_dependency_graph
+from corrmask_fast.pretraining_settings import PretrainingSettings
 
 if TYPE_CHECKING:
     from corrmask_fast import Corpus
+
+
+PAPER = PretrainingSettings(head="full")  # the paper's model, with the head that stock code trains
 
 
 @dataclass(frozen=True)
@@ -32,10 +36,7 @@ class Sizes:
     atlas_genes: tuple[int, ...] = (2_000, 25_000)
     atlas_density: float = 0.06
     training_batches: tuple[int, ...] = (12, 64)
-    hidden_size: int = 256  # Table 5 of the paper, with the next three
-    layers: int = 6
-    heads: int = 4
-    feed_forward: int = 512
+    model: PretrainingSettings = PAPER
     rounds: int = 40
     sample_ms: float = 10.0
 
@@ -52,10 +53,7 @@ SMOKE = Sizes(
     atlas_genes=(80, 200),
     atlas_density=0.2,
     training_batches=(2,),
-    hidden_size=16,
-    layers=1,
-    heads=2,
-    feed_forward=32,
+    model=PretrainingSettings(head="full", hidden_size=16, layers=1, heads=2, intermediate_size=32),
     rounds=2,
     sample_ms=1.0,
 )
