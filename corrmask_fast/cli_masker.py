@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from corrmask_fast.cli_options import load_graph
 from corrmask_fast.errors import InputError
 from corrmask_fast.schedules import parse_rate
-from corrmask_fast.strategies import STRATEGIES
+from corrmask_fast.strategies import LEARNED_STRATEGIES, STRATEGIES
 
 if TYPE_CHECKING:
     from corrmask_fast.graph import DependencyGraph
@@ -16,19 +16,23 @@ if TYPE_CHECKING:
     from corrmask_fast.vocabulary import Vocabulary
 
 # Options that not every strategy has: handed on where given, else the strategy's own default holds.
-OWN = ("structural_ratio", "max_partners", "npmi_min")
+OWN = ("structural_ratio", "max_partners", "npmi_min", "n_latents", "latent_ratio")
 FILES = {
     "graph": ("--graph GRAPH", "corrmask-fast graph build"),
     "pmi": ("--pmi TABLE", "corrmask-fast pmi build"),
 }
 
 
-def add_masker_options(parser: argparse.ArgumentParser, *, graph_required: bool = False) -> None:
-    """Add ``--strategy``, the files that strategies are made from, and their parameters."""
-    names = ", ".join(f"{name} ({strategy.summary})" for name, strategy in STRATEGIES.items())
+def add_masker_options(parser: argparse.ArgumentParser, *, graph_required: bool = False, learned: bool = False) -> None:
+    """Add ``--strategy``, the files that strategies are made from, and their parameters.
+
+    ``learned``: with the strategies that learn with a model, for commands that train one.
+    """
+    strategies = STRATEGIES | (LEARNED_STRATEGIES if learned else {})
+    names = ", ".join(f"{name} ({strategy.summary})" for name, strategy in strategies.items())
     parser.add_argument(
         "--strategy",
-        choices=STRATEGIES,
+        choices=strategies,
         default="corrmask",
         metavar="NAME",
         help=f"what is masked together: {names} (default: corrmask)",
@@ -57,6 +61,11 @@ def add_masker_options(parser: argparse.ArgumentParser, *, graph_required: bool 
     )
     parser.add_argument("--max-partners", type=int, metavar="K", help="partners masked with a gene (default: 5)")
     parser.add_argument("--npmi-min", type=float, metavar="X", help="least NPMI of neighbours in a run (default: 0.1)")
+    if learned:
+        parser.add_argument("--n-latents", type=int, metavar="N", help="latents that learn, for mam (default: 64)")
+        parser.add_argument(
+            "--latent-ratio", type=float, metavar="X", help="share of them that attend to a cell (default: 0.5)"
+        )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the masks (default: 0)")
 
 
@@ -69,7 +78,12 @@ def _rate(text: str) -> Any:
 
 
 def masker_of(
-    arguments: argparse.Namespace, *, vocabulary: Vocabulary | None = None, graph: DependencyGraph | None = None
+    arguments: argparse.Namespace,
+    *,
+    vocabulary: Vocabulary | None = None,
+    graph: DependencyGraph | None = None,
+    width: int | None = None,
+    heads: int | None = None,
 ) -> Masker:
     """Return the masker that the options of :func:`add_masker_options` describe.
 
@@ -79,17 +93,21 @@ def masker_of(
         The corpus', for strategies that need nothing else; a graph's or table's must be the same.
     graph
         The graph, if it was loaded already.
+    width, heads
+        Of the model, which strategies that learn have in common with it.
     """
     from corrmask_fast.pmi import PMITable
     from corrmask_fast.strategies import make_masker
 
-    needs = STRATEGIES[arguments.strategy].needs
+    needs = (STRATEGIES | LEARNED_STRATEGIES)[arguments.strategy].needs
     if needs in FILES and getattr(arguments, needs) is None:
         option, builder = FILES[needs]
         raise InputError(f"--strategy {arguments.strategy} needs {option}; `{builder}` makes one")
     given: dict[str, Any] = {
         name: getattr(arguments, name) for name in OWN if getattr(arguments, name, None) is not None
     }
+    if arguments.strategy in LEARNED_STRATEGIES:
+        given |= {"dim": width, "n_heads": heads}
     if needs == "graph":
         given["graph"] = graph or load_graph(arguments.graph)
     elif needs == "pmi":

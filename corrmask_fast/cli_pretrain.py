@@ -18,7 +18,7 @@ from corrmask_fast.pretraining_settings import (
     read_config,
 )
 from corrmask_fast.schedules import parse_rate, rate_text
-from corrmask_fast.strategies import STRATEGIES
+from corrmask_fast.strategies import LEARNED_STRATEGIES, STRATEGIES
 
 if TYPE_CHECKING:
     import argparse
@@ -47,7 +47,7 @@ def add_pretrain(commands: Any) -> None:
         "--config", metavar="FILE.toml", help="settings and options of the masker, as in a run's settings.toml"
     )
     add_vocabulary_options(parser)
-    add_masker_options(parser)
+    add_masker_options(parser, learned=True)
     parser.set_defaults(**dict.fromkeys(MASKER_OPTIONS))  # not given: the configuration file speaks
     add_setting_options(parser)
 
@@ -67,7 +67,9 @@ def _pretrain(arguments: argparse.Namespace) -> None:
     _fill_in_masker(arguments, {} if config is None else read_config(config)[1], config)
     corpus = open_corpus(arguments, model_length=settings.max_length)
     graph = load_graph(arguments.graph) if arguments.graph else None
-    masker = masker_of(arguments, vocabulary=corpus.vocabulary, graph=graph)
+    masker = masker_of(
+        arguments, vocabulary=corpus.vocabulary, graph=graph, width=settings.hidden_size, heads=settings.heads
+    )
 
     from corrmask_fast.plots_evaluation import plot_pretraining
     from corrmask_fast.pretraining_run import PLOT, pretrain
@@ -97,8 +99,9 @@ def _fill_in_masker(arguments: argparse.Namespace, found: dict[str, Any], config
             if name in RATES and isinstance(value, str):
                 value = parse_rate(value)
             setattr(arguments, name, value)
-    if arguments.strategy not in STRATEGIES:
-        raise InputError(f"{config}: strategy must be one of {', '.join(STRATEGIES)}; got {arguments.strategy!r}")
+    strategies = STRATEGIES | LEARNED_STRATEGIES
+    if arguments.strategy not in strategies:
+        raise InputError(f"{config}: strategy must be one of {', '.join(strategies)}; got {arguments.strategy!r}")
 
 
 def _masker_options(arguments: argparse.Namespace) -> dict[str, Any]:

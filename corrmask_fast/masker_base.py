@@ -76,19 +76,8 @@ class Masker(nn.Module):
         schedule.
     max_partners
         Partners masked with a seed (CorrMask).
-    mask_replace_prob, random_replace_prob
-        Share of masked tokens that become ``<mask>``, and that become a random gene; the rest stays.
-    seed
-        Key of the random generator, in [0, 2**64).
-    validate
-        Whether tokens outside the vocabulary raise. None: on the CPU yes, on a device no (there they count as genes
-        without neighbours).
-
-    Notes
-    -----
-    A row's mask is a pure function of (seed, draw_id, row): the same on CPU and GPU, for any batch, padding, thread,
-    worker or rank layout. The draw_id is given, or follows from the row's content and the ``epoch``, or counts up
-    with every row masked; the counter is the one thing that ``state_dict`` carries, beside the table's fingerprint.
+    mask_replace_prob, random_replace_prob, seed, validate
+        See :class:`~corrmask_fast.CorrMasker`, and its notes.
     """
 
     draw_counter: torch.Tensor
@@ -101,6 +90,8 @@ class Masker(nn.Module):
     schedule_step: torch.Tensor
     label = ""  # what tables and pictures call it
     goes_by = "vocabulary"  # what its masks depend on, beside the numbers
+    needs_model = False  # whether they depend on a model too, with which the masker learns
+    own_parameters: tuple[str, ...] = ()  # parameters beside FIXED that decide its masks, and that no table tells
 
     def __init__(
         self,

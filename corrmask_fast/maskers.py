@@ -238,16 +238,7 @@ class CorrMasker(Masker):
         seed: int = 0,
         validate: bool | None = None,
     ) -> None:
-        graphs: list[Any] = list(graph) if isinstance(graph, list | tuple) else [graph]
-        for each in graphs:
-            if not hasattr(each, "fingerprint"):
-                raise InputError(
-                    f"graph must be a DependencyGraph; got {each!r}; DependencyGraph.load(path) reads a file"
-                )
-        if not graphs:
-            raise InputError("CorrMasker needs one graph at least; got none")
-        for number, each in enumerate(graphs[1:], 1):
-            graphs[0].vocabulary.check_same(each.vocabulary, "graph 0", f"graph {number}")
+        graphs = graphs_of(graph)
         super().__init__(
             graphs[0].vocabulary,
             CORRMASK,
@@ -299,3 +290,16 @@ class CorrMasker(Masker):
         edges = self.neighbor_indices.numel() // 2
         several = f" in {self.n_graphs} graphs" if self.n_graphs > 1 else ""
         return f"{super().extra_repr()}, {edges} edges{several}, max_partners={self.max_partners}"
+
+
+def graphs_of(graph: DependencyGraph | Sequence[DependencyGraph]) -> list[DependencyGraph]:
+    """Return one graph or several as a list; they must be graphs of one vocabulary."""
+    graphs: list[Any] = list(graph) if isinstance(graph, list | tuple) else [graph]
+    for each in graphs:
+        if not hasattr(each, "fingerprint"):
+            raise InputError(f"graph must be a DependencyGraph; got {each!r}; DependencyGraph.load(path) reads a file")
+    if not graphs:
+        raise InputError("CorrMasker needs one graph at least; got none")
+    for number, each in enumerate(graphs[1:], 1):
+        graphs[0].vocabulary.check_same(each.vocabulary, "graph 0", f"graph {number}")
+    return graphs

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -121,7 +122,8 @@ class CorrMaskTrainer(transformers.Trainer):
     model, args, data_collator, train_dataset, eval_dataset, **kwargs
         As for ``Trainer``. ``data_collator`` is a :class:`~corrmask_fast.DataCollatorForCorrMask`.
     masker
-        In place of ``data_collator``: the masking strategy.
+        In place of ``data_collator``: the masking strategy. A :class:`~corrmask_fast.MultinomialAttentionMasker` is
+        trained with the model, as a part of it, and saved in its checkpoints.
     masking
         ``"worker"``: the collator masks, in worker processes where there are some. ``"device"``: the collator pads,
         and the step masks on the model's device.
@@ -131,7 +133,8 @@ class CorrMaskTrainer(transformers.Trainer):
     Notes
     -----
     Grouping by length is asked for as usual: ``group_by_length`` in transformers 4, ``train_sampling_strategy`` in 5.
-    A model whose ``forward`` takes ``masked_positions`` gets them.
+    A model whose ``forward`` takes ``masked_positions`` gets them. Evaluation masks all genes alike where the masker
+    learns: by its weights, losses of one evaluation would not compare with those of the next.
 
     Raises
     ------
@@ -155,7 +158,10 @@ class CorrMaskTrainer(transformers.Trainer):
         if masking not in {"worker", "device"}:
             raise InputError(f"masking must be 'worker' or 'device'; got {masking!r}")
         collator = _the_collator(data_collator, masker, pad_to_multiple_of)
-        self.masker, self.masking = collator.masker, masking
+        self.masker: Any = collator.masker
+        self.masking = masking
+        if self.masker.needs_model:
+            _join(self.masker, model, masking)
         if masking == "device" and collator.compat:
             raise InputError("compat='geneformer' masks in the collator; use masking='worker' with it")
         if masking == "worker" and self.masker.has_schedule:
@@ -286,22 +292,35 @@ class CorrMaskTrainer(transformers.Trainer):
             if "labels" not in batch:
                 raise InputError(f"a batch came without labels (it has {', '.join(batch)}); was the collator replaced?")
             return batch
-        if self._on_device is None:
-            self._on_device = copy.deepcopy(self.masker).to(batch["input_ids"].device)
+        if self._on_device is None:  # one that learns is a part of the model, and there with it
+            twin = self.masker if self.masker.needs_model else copy.deepcopy(self.masker)
+            self._on_device = twin.to(batch["input_ids"].device)
         more = {"graph_ids": batch.pop("graph_ids")} if "graph_ids" in batch else {}
         self._on_device.set_step(step)
-        with torch.no_grad():
-            masked = self._on_device(
-                batch["input_ids"],
-                batch["attention_mask"],
-                batch.pop("special_tokens_mask", None),
-                epoch=epoch,
-                **more,
-            )
+        rows = batch["input_ids"], batch["attention_mask"], batch.pop("special_tokens_mask", None)
+        if self.masker.needs_model:
+            # What was learned changes from one evaluation to the next: their masks do not go by it.
+            more |= {"embeddings": self.model.get_input_embeddings(), "weighted": epoch != EVALUATION_EPOCH}
+            masked, batch["latents"] = self._on_device.draw(*rows, epoch=epoch, **more)
+        else:
+            with torch.no_grad():
+                masked = self._on_device(*rows, epoch=epoch, **more)
         batch |= {"input_ids": masked.input_ids, "labels": masked.labels}
         if "masked_positions" in self._takes:
             batch["masked_positions"] = masked.masked_positions
         return batch
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model; a masker that learned with it comes beside it, into ``attention_masker.safetensors``."""
+        if _internal_call or not self.masker.needs_model:
+            super().save_model(output_dir, _internal_call)
+            return
+        from corrmask_fast.mam_model import FILE, taken_off
+
+        with taken_off(self.model):
+            super().save_model(output_dir)
+        if self.args.should_save:
+            self.masker.save(Path(output_dir or self.args.output_dir) / FILE)
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Train; a checkpoint of another corpus, graph or seed is refused."""
@@ -313,6 +332,18 @@ class CorrMaskTrainer(transformers.Trainer):
         arrays: list[Any] = [np.ndarray, np.dtype, type(np.dtype(np.uint32)), np.empty(0).__reduce__()[0]]
         with torch.serialization.safe_globals(arrays):
             super()._load_rng_state(checkpoint)
+
+
+def _join(masker: Any, model: Any, masking: str) -> None:
+    """Make a masker that learns a part of the model, before Trainer moves that to its device."""
+    from corrmask_fast.mam_model import attach
+
+    name = type(masker).__name__
+    if masking == "worker":
+        raise InputError(f"{name} masks by the model's embeddings, which workers do not have; use masking='device'")
+    if model is None:
+        raise InputError(f"{name} learns with one model; give model=, in place of model_init")
+    attach(masker, model)
 
 
 def _the_collator(collator: Any, masker: Any, multiple: int | None) -> DataCollatorForCorrMask:

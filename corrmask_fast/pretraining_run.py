@@ -21,6 +21,7 @@ from corrmask_fast.partner_loss import PartnerLoss
 from corrmask_fast.pretrain import EVALUATION_EPOCH, LAST_STEP, CorrMaskTrainer, transformers
 from corrmask_fast.pretraining_settings import SETTINGS, PretrainingSettings, to_toml
 from corrmask_fast.run_record import FILE as RECORD
+from corrmask_fast.step_clock import StepClock
 from corrmask_fast.tables import write_csv
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def pretrain(
     corpus
         Tokenised cells of the masker's vocabulary.
     masker
-        The masking strategy, on the CPU.
+        The masking strategy, on the CPU. One that learns is trained with the model, and saved beside it.
     folder
         Where checkpoints, log and model go; a new one, unless ``resume``.
     settings
@@ -134,7 +135,6 @@ def pretrain(
             f"a rate of {masker.max_probability} masks none of {longest} genes, the longest cell's, and nothing would "
             f"be learnt; mlm_probability must be {1 / longest:.2g} at least"
         )
-    folder.mkdir(parents=True, exist_ok=True)
     trainer = RunTrainer(
         make_model(masker.vocabulary.size, masker.vocabulary.pad_token_id, settings),
         training_arguments(folder, settings, train.n_cells, held_out.n_cells, progress=progress),
@@ -240,7 +240,8 @@ def training_arguments(
 def _masking(settings: PretrainingSettings, masker: Masker) -> str:
     if settings.masking != "auto":
         return settings.masking
-    if masker.has_schedule:  # each batch by its own step, which workers that prepare ahead do not know
+    # Workers prepare batches ahead: they know neither the step of a schedule nor the model that a masker learns with.
+    if masker.has_schedule or masker.needs_model:
         return "device"
     return "device" if settings.device != "cpu" and torch.cuda.is_available() else "worker"
 
@@ -278,7 +279,7 @@ class RunTrainer(CorrMaskTrainer):
     def __init__(self, *args: Any, partner_graph: DependencyGraph | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._partner_graph = partner_graph
-        self._clock = _Clock(self.args.device)
+        self._clock = StepClock(self.args.device)
 
     def get_batch_samples(self, *args: Any) -> Any:
         """Return a step's batches; the time until they are there is time waiting for input."""
@@ -335,60 +336,6 @@ class RunTrainer(CorrMaskTrainer):
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.device.type == "cuda",
         )
-
-
-class _Clock:
-    """Adds up where the time between two readings went."""
-
-    def __init__(self, device: Any) -> None:
-        self.device = device
-        self.tokens: list[torch.Tensor] = []
-        self.input = self.masking_on_cpu = self.paused = 0.0
-        self.events: list[tuple[Any, Any]] = []
-        self.began = time.perf_counter()
-
-    def masking(self) -> _Timed:
-        return _Timed(self)
-
-    def pause(self, seconds: float) -> None:
-        self.paused += seconds
-
-    def read(self, world_size: int) -> dict[str, float]:
-        """Return what has passed since the last reading, and begin anew."""
-        masking = self.masking_on_cpu
-        if self.events:
-            torch.cuda.synchronize(self.device)
-            masking = sum(before.elapsed_time(after) for before, after in self.events) / 1000
-        seconds = max(time.perf_counter() - self.began - self.paused, 1e-9)
-        tokens = int(torch.stack(self.tokens).sum()) if self.tokens else 0
-        result = {
-            "tokens_per_second": tokens * world_size / seconds,
-            "share_input": self.input / seconds,
-            "share_masking": masking / seconds,
-        }
-        self.__init__(self.device)  # type: ignore[misc]
-        return result
-
-
-class _Timed:
-    """The time of one masking: by the CPU's clock, or on a GPU by events that nobody waits for."""
-
-    def __init__(self, clock: _Clock) -> None:
-        self.clock = clock
-
-    def __enter__(self) -> None:
-        self.began = time.perf_counter()
-        if self.clock.device.type == "cuda":
-            self.before = torch.cuda.Event(enable_timing=True)
-            self.before.record()
-
-    def __exit__(self, *_: object) -> None:
-        if self.clock.device.type == "cuda":
-            after = torch.cuda.Event(enable_timing=True)
-            after.record()
-            self.clock.events.append((self.before, after))
-        else:
-            self.clock.masking_on_cpu += time.perf_counter() - self.began
 
 
 class _RunFiles(transformers.TrainerCallback):

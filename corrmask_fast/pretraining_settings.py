@@ -35,6 +35,8 @@ MASKER_OPTIONS: dict[str, Any] = {
     "structural_ratio": None,
     "max_partners": None,
     "npmi_min": None,
+    "n_latents": None,
+    "latent_ratio": None,
     "seed": 0,
 }
 

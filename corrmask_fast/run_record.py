@@ -88,7 +88,7 @@ def _settings(masker: Any) -> dict[str, Any]:
     """Return all that decides a masker's masks but its graph."""
     from corrmask_fast.masker_base import FIXED
 
-    found = {name: getattr(masker, name) for name in sorted(FIXED)}
+    found = {name: getattr(masker, name) for name in (*sorted(FIXED), *masker.own_parameters)}
     plain = {name: value if isinstance(value, int | float) else repr(value) for name, value in found.items()}
     return {"strategy": type(masker).__name__, **plain}
 

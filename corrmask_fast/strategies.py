@@ -9,7 +9,11 @@ pmi             runs of genes that stand next to each other more often than by c
 pmi-rand        the same, half the genes at random                                      0.5    PMI table
 corrmask        genes and their partners in a dependency graph, half at random          0.5    graph
 corrmask-100    the same, as many as there are                                          1      graph
+mam             nothing: single genes, those that learned latents attend to             –      vocabulary
+corrmask-mam    as corrmask, from genes that learned latents attend to                  0.5    graph
 ==============  ======================================================================  =====  ==========
+
+The last two learn with the model that is trained: pretraining takes them, an audit of masks alone cannot.
 """
 
 from __future__ import annotations
@@ -25,14 +29,14 @@ if TYPE_CHECKING:
     from corrmask_fast.pmi import PMITable
     from corrmask_fast.vocabulary import Vocabulary
 
-__all__ = ["STRATEGIES", "Strategy", "make_masker"]
+__all__ = ["LEARNED_STRATEGIES", "STRATEGIES", "Strategy", "make_masker"]
 
 
 class Strategy(NamedTuple):
     """How a strategy is made, and what it takes."""
 
     label: str  # in tables and pictures
-    masker: str  # the class, of maskers.py
+    masker: str  # the class
     needs: str  # the argument of make_masker that it is made from
     summary: str
     fixed: dict[str, Any] = {}  # parameters that its name stands for  # noqa: RUF012 (never changed)
@@ -40,6 +44,8 @@ class Strategy(NamedTuple):
 
 
 _NO_GRAPH = frozenset({"max_partners"})
+_NO_RUNS = frozenset({"npmi_min"})
+_LEARNED_ALONE = frozenset({"dim", "n_latents", "n_heads", "latent_ratio"})
 STRATEGIES: dict[str, Strategy] = {
     "random": Strategy(
         "Random", "RandomMasker", "vocabulary", "single genes", refused=_NO_GRAPH | {"structural_ratio", "npmi_min"}
@@ -49,11 +55,26 @@ STRATEGIES: dict[str, Strategy] = {
     "pmi-rand": Strategy(
         "PMI-Rand", "PMIMasker", "pmi", "half of that, half single genes", {"structural_ratio": 0.5}, _NO_GRAPH
     ),
-    "corrmask": Strategy(
-        "CorrMask", "CorrMasker", "graph", "correlated genes, half single genes", refused=frozenset({"npmi_min"})
-    ),
+    "corrmask": Strategy("CorrMask", "CorrMasker", "graph", "correlated genes, half single genes", refused=_NO_RUNS),
     "corrmask-100": Strategy(
-        "CorrMask-100", "CorrMasker", "graph", "correlated genes", {"structural_ratio": 1.0}, frozenset({"npmi_min"})
+        "CorrMask-100", "CorrMasker", "graph", "correlated genes", {"structural_ratio": 1.0}, _NO_RUNS
+    ),
+}
+# Those whose masks go by a model, with which they learn.
+LEARNED_STRATEGIES: dict[str, Strategy] = {
+    "mam": Strategy(
+        "MAM",
+        "MultinomialAttentionMasker",
+        "vocabulary",
+        "single genes that learned latents attend to",
+        refused=_NO_GRAPH | _NO_RUNS | {"structural_ratio"},
+    ),
+    "corrmask-mam": Strategy(
+        "CorrMask-MAM",
+        "MultinomialAttentionMasker",
+        "graph",
+        "correlated genes, from genes that learned latents attend to",
+        refused=_NO_RUNS,
     ),
 }
 
@@ -71,13 +92,13 @@ def make_masker(
     Parameters
     ----------
     strategy
-        A name of :data:`STRATEGIES`.
+        A name of :data:`STRATEGIES` or of :data:`LEARNED_STRATEGIES`.
     graph, pmi, vocabulary
         What strategies are made from; give what is there, each takes what it needs. A strategy that needs a
         vocabulary takes the graph's or the table's where none is given.
     **parameters
         Those of the strategy's class, such as ``mlm_probability``, ``structural_ratio``, ``max_partners``,
-        ``npmi_min``, ``seed``.
+        ``npmi_min``, ``seed``. A strategy that learns needs ``dim``, the width of its model.
 
     Raises
     ------
@@ -92,11 +113,13 @@ def make_masker(
     >>> type(make_masker("span", vocabulary=genes, mlm_probability=0.3)).__name__
     'SpanMasker'
     """
-    found = STRATEGIES.get(strategy)
+    every = STRATEGIES | LEARNED_STRATEGIES
+    found = every.get(strategy)
     if found is None:
-        raise InputError(f"strategy must be one of {', '.join(STRATEGIES)}; got {strategy!r}")
+        raise InputError(f"strategy must be one of {', '.join(every)}; got {strategy!r}")
+    learns = strategy in LEARNED_STRATEGIES
     for name in parameters:
-        if name in found.refused:
+        if name in found.refused or (name in _LEARNED_ALONE and not learns):
             raise InputError(f"{name} has no meaning for the strategy {strategy!r}; leave it out")
         if name in found.fixed:
             base = next(other for other, each in STRATEGIES.items() if each.masker == found.masker)
@@ -119,6 +142,11 @@ def make_masker(
             "vocabulary": "a vocabulary: give vocabulary=Vocabulary.load(path)",
         }
         raise InputError(f"the strategy {strategy!r} needs {needs[found.needs]}")
-    from corrmask_fast import maskers
+    if learns and "dim" not in parameters:
+        raise InputError(f"the strategy {strategy!r} needs dim, the width of the model that it learns with")
+    import corrmask_fast
 
-    return getattr(maskers, found.masker)(source, **found.fixed, **parameters)
+    masker = getattr(corrmask_fast, found.masker)
+    if learns and found.needs == "graph":
+        return masker(source.vocabulary, graph=source, **parameters)
+    return masker(source, **found.fixed, **parameters)

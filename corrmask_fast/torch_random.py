@@ -137,6 +137,7 @@ class Rows(NamedTuple):
     visible: torch.Tensor  # (rows, columns) bool: not padding
     maskable: torch.Tensor  # (rows, columns) bool
     w0: torch.Tensor  # (rows, columns) int64: the columns' first random words
+    w1: torch.Tensor  # and their second ones
     counted: bool  # whether the masker's counter has to move on
 
 
@@ -155,8 +156,8 @@ def look_at_rows(
     columns = relative_columns(visible)
     draws = draws_of_tensors(input_ids.shape[0], draw_ids, epoch, masker.draw_counter, input_ids.device)
     draw = draw_ids_of(draws, input_ids, maskable, columns)
-    w0 = philox_words(masker.seed_bits, draw[:, None], columns.clamp(min=0), 0)[0]
-    return Rows(draw, visible, maskable, w0, draws[1] == COUNTED)
+    w0, w1, *_ = philox_words(masker.seed_bits, draw[:, None], columns.clamp(min=0), 0)
+    return Rows(draw, visible, maskable, w0, w1, draws[1] == COUNTED)
 
 
 def check_weights(name: str, weights: torch.Tensor, input_ids: torch.Tensor) -> None:

@@ -12,6 +12,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parent))  # what tests share; pytest's importlib mode puts nothing there
+
 # The tests keep compiled kernels to themselves, in a folder for each text of the kernels.
 # This must stand before the first import of Numba.
 _KERNELS = Path(__file__).resolve().parents[1] / "kernels"

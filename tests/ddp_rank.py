@@ -9,27 +9,32 @@ import sys
 from pathlib import Path
 
 import torch
-from test_pretrain import VOCABULARY, make_cells, our_trainer
 from test_sparse_head import make_pair
+from trainers import MASKER, VOCABULARY, make_cells, our_trainer
 
-from corrmask_fast import CorpusDataset, read_corpus
+from corrmask_fast import CorpusDataset, MultinomialAttentionMasker, read_corpus
 from corrmask_fast.cli import main
 from corrmask_fast.corpus_io import write_corpus
 
-RUNS = (("worker", 1), ("device", 2))  # masking, accumulated batches
+RUNS = (("worker", 1), ("device", 2), ("learned", 2))  # masking, accumulated batches
 
 
 def run(folder, masking, accumulated, batch_size):
-    """Train for six steps; the stock model with masks from the collator, ours with masks on the device."""
+    """Train for six steps; the stock model with masks from the collator, ours with masks on the device or learned."""
     stock, sparse = make_pair()
     dataset = CorpusDataset(read_corpus(make_cells(48, seed=2), VOCABULARY))
     distributed = {"ddp_backend": "gloo", "ddp_find_unused_parameters": False} if "RANK" in os.environ else {}
+    masker = MASKER
+    if masking == "learned":
+        masker, masking = MultinomialAttentionMasker(VOCABULARY, 32, n_latents=6, mlm_probability=0.3), "device"
     trainer = our_trainer(
-        folder, sparse if masking == "device" else stock, dataset, masking=masking, eval_dataset=dataset, max_steps=6,
+        folder, sparse if masking == "device" else stock, dataset, masker=masker, masking=masking,
+        eval_dataset=dataset, max_steps=6,
         per_device_train_batch_size=batch_size, gradient_accumulation_steps=accumulated, logging_steps=1,
         group_by_length=True, **distributed,
     )  # fmt: skip
     trainer.train()
+    unsent = {f"module.{name}" for name in getattr(trainer.model_wrapped, "parameters_to_ignore", ())}
     return {
         "rank": trainer.args.process_index,
         "batches": trainer.batches,
@@ -38,7 +43,7 @@ def run(folder, masking, accumulated, batch_size):
         "said": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
         "evaluation": trainer.evaluate()["eval_loss"],
         "weights": [parameter.detach().clone() for parameter in trainer.model.parameters()],
-        "buffers": [name for name, _ in trainer.model_wrapped.named_buffers()],
+        "buffers": [name for name, _ in trainer.model_wrapped.named_buffers() if name not in unsent],
     }
 
 

@@ -20,12 +20,12 @@ if not torch.distributed.is_gloo_available():
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 HERE = Path(__file__).parent
-RUNS = (("worker", 1), ("device", 2))
+RUNS = (("worker", 1), ("device", 2), ("learned", 2))
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    """What each of two ranks saw, in both modes of masking."""
+    """What each of two ranks saw, wherever the masks came from."""
     folder = tmp_path_factory.mktemp("ddp")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
