@@ -32,10 +32,12 @@ def made_up_corpus(
     n_types: int = 16,
     max_length: int = 2048,
     seed: int = 0,
+    piece: int = 0,
 ) -> Corpus:
     """Make up cells; the same for equal arguments, whatever the number of threads.
 
-    ``density`` is the share of genes that a cell holds, about, before it is cut to ``max_length``.
+    ``density`` is the share of genes that a cell holds, about, before it is cut to ``max_length``. Pieces are as many
+    other cells of the same genes and types each.
     """
     rng = np.random.default_rng(seed)
     base = rng.normal(0, BASE_SD, n_genes)
@@ -45,14 +47,20 @@ def made_up_corpus(
     module = np.zeros(n_genes, np.int32)  # module 0 is that of genes in none
     module[order[:in_modules]] = 1 + np.arange(in_modules) % n_modules
     loading = rng.uniform(0.6, 1.4, n_genes).astype(np.float32)
-    cell_type = rng.choice(n_types, n_cells, p=rng.dirichlet(np.full(n_types, 3.0)))
-    activity = rng.normal(0, TYPE_SD, (n_types, n_modules + 1))[cell_type] + rng.normal(
-        0, CELL_SD, (n_cells, n_modules + 1)
-    )
-    activity[:, 0] = 0
+    shares = rng.dirichlet(np.full(n_types, 3.0))
+    cell_type = rng.choice(n_types, n_cells, p=shares)
+    type_activity = rng.normal(0, TYPE_SD, (n_types, n_modules + 1))
+    own_activity = rng.normal(0, CELL_SD, (n_cells, n_modules + 1))
     depth = rng.normal(0, DEPTH_SD, n_cells).astype(np.float32)
     marker = np.zeros((n_types, n_genes), np.float32)
     marker[:, order[in_modules : in_modules + marked]] = rng.normal(0, MARKER_SD, (n_types, marked))
+    if piece:
+        rng = np.random.default_rng([seed, piece])
+        cell_type = rng.choice(n_types, n_cells, p=shares)
+        own_activity = rng.normal(0, CELL_SD, (n_cells, n_modules + 1))
+        depth = rng.normal(0, DEPTH_SD, n_cells).astype(np.float32)
+    activity = type_activity[cell_type] + own_activity
+    activity[:, 0] = 0
     tables = base.astype(np.float32), module, loading, marker, _gumbel_quantiles()
     cells = cell_type.astype(np.int64), activity.astype(np.float32), depth
 
@@ -60,13 +68,17 @@ def made_up_corpus(
         part = [array[begin : begin + CHUNK_CELLS] for array in cells]
         tokens = np.empty((part[0].size, min(max_length, n_genes)), np.uint16 if n_genes < 2**16 - 2 else np.int32)
         lengths = np.empty(part[0].size, np.int64)
-        _fill_cells(np.uint64(seed * n_cells + begin), *part, *tables, tokens, lengths)
+        _fill_cells(np.uint64((seed + piece) * n_cells + begin), *part, *tables, tokens, lengths)
         return lengths, tokens[np.arange(tokens.shape[1]) < lengths[:, None]]
 
     lengths, tokens = zip(*map_tasks(make, range(0, n_cells, CHUNK_CELLS)), strict=True)
     indptr = np.concatenate([[0], np.cumsum(np.concatenate(lengths))])
-    vocabulary = Vocabulary(("<pad>", "<mask>", *(f"GENE{i:05d}" for i in range(n_genes))))
-    return Corpus(indptr, np.concatenate(tokens), vocabulary, max_length=max_length)
+    return Corpus(indptr, np.concatenate(tokens), vocabulary_of(n_genes), max_length=max_length)
+
+
+def vocabulary_of(n_genes: int) -> Vocabulary:
+    """Return the genes of a corpus that is made up."""
+    return Vocabulary(("<pad>", "<mask>", *(f"GENE{i:05d}" for i in range(n_genes))))
 
 
 def _shift(base: np.ndarray, density: float) -> float:

@@ -94,7 +94,7 @@ def peer_table(rows: Sequence[Row]) -> str:
     for row in rows:
         if row["case"] != "peers" or row["contestant"] == OURS:
             continue
-        if row["note"]:
+        if not row["seconds"]:
             lines.append([row["contestant"], "", "", "", "", "", "", "", row["note"]])
             continue
         mine = ours.get(int(row["n_genes"]))

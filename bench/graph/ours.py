@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import tempfile
 import time
 from pathlib import Path
+from unittest.mock import patch
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
@@ -15,23 +15,33 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 import numpy as np
 from scipy.stats import spearmanr
 
-from corrmask_fast import Corpus, build_dependency_graph, graph_stages, reference, set_num_threads
+from corrmask_fast import (
+    Corpus,
+    DependencyGraph,
+    build_dependency_graph,
+    graph_building,
+    graph_stages,
+    read_corpus,
+    reference,
+    set_num_threads,
+)
+from corrmask_fast.graph_memory import Portions
 from corrmask_fast.graph_products import DENSE, PANEL, SCATTER, Cut, Operands, Rates, plan_product
 from graph import shapes
+from graph.peers import peak_gib
 from graph.stages import QUIET
 
 
-def peak_gib() -> float:
-    """Largest resident memory of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+def check(corpus: Corpus, portions: Portions | None = None) -> float:
+    """Hold a graph of a few cells and genes to the oracle, bit by bit; return the seconds of this first build.
 
-
-def check(corpus: Corpus) -> float:
-    """Hold a graph of a few cells and genes to the oracle, bit by bit; return the seconds of this first build."""
+    ``portions`` says how the cells pass; None: all at once.
+    """
     small = shapes.part_of(corpus, 150, 40)
     parameters = {"min_presence": 5, "min_cooccurrence": 5, "rho_min": 0.05, "n_neighbors": 6}
     began = time.perf_counter()
-    graph = build_dependency_graph(small, progress=False, **parameters)
+    with patch.object(graph_building, "find_portions", lambda *_: portions):
+        graph = build_dependency_graph(small, progress=False, **parameters)
     seconds = time.perf_counter() - began
     cells = [small.tokens[small.indptr[i] : small.indptr[i + 1]].tolist() for i in range(small.n_cells)]
     expected = reference.build_dependency_graph(cells, **parameters)
@@ -58,7 +68,8 @@ def run_build(what: dict) -> dict:
     """Time ``repeats`` builds and take the quickest; how far rho is from exact where both are known."""
     corpus = shapes.load(what["corpus"])
     first_call = check(corpus)
-    corpus = shapes.part_of(corpus, what.get("n_cells"), what.get("n_genes"))
+    if what.get("first_genes"):
+        corpus = shapes.first_genes(corpus, what["n_genes"])
     runs = [build(corpus, what["threads"], what["min_cooccurrence"]) for _ in range(what.get("repeats", 1))]
     best = min(runs, key=lambda run: run["seconds"]) | {"peak_gib": peak_gib(), "first_call_s": first_call}
     return best | {"largest_error": largest_error(corpus) if what.get("error") else None}
@@ -144,6 +155,41 @@ def dense_column(columns: graph_stages.GeneColumns, gene: int) -> np.ndarray:
     part = slice(columns.indptr[gene], columns.indptr[gene + 1])
     dense[columns.cells[part]] = columns.levels[part]
     return dense
+
+
+def run_streamed_check(what: dict) -> dict:
+    """Hold graphs of cells that pass in chunks to the oracle, with sums of 64 and of more bits."""
+    corpus = read_corpus(what["corpus"]).take(np.arange(2_000))
+    for wide in (False, True):
+        check(corpus, Portions(64, 100_000, wide))
+    return {}
+
+
+def run_edges(what: dict) -> dict:
+    """Of some edges of a graph: their rho, over all cells and over the overlap, against SciPy's."""
+    corpus, graph = read_corpus(what["corpus"]), DependencyGraph.load(what["graph"])
+    rows = np.repeat(np.arange(graph.vocabulary.size), np.diff(graph.indptr))
+    chosen = np.linspace(0, rows.size - 1, what["edges"]).astype(np.int64)
+    genes = np.unique([rows[chosen], graph.indices[chosen]])
+    values = np.zeros((genes.size, corpus.n_cells), np.uint16)  # levels: 0 where a gene is absent
+    for begin in range(0, corpus.n_cells, 1 << 16):
+        cells = np.arange(begin, min(begin + (1 << 16), corpus.n_cells))
+        indptr, tokens = corpus.gather(cells, check=False)
+        found = np.flatnonzero(np.isin(tokens, genes))
+        cell = np.searchsorted(indptr, found, side="right") - 1
+        place = found - indptr[cell]
+        kept = place < corpus.max_length
+        levels = corpus.max_length - place[kept]
+        values[np.searchsorted(genes, tokens[found[kept]]), begin + cell[kept]] = levels
+    largest = 0.0
+    for edge in chosen.tolist():
+        x, y = values[np.searchsorted(genes, [rows[edge], graph.indices[edge]])]
+        both = (x > 0) & (y > 0)
+        # X is a level less one, and 0 where a gene is absent: the last place ties with absence.
+        over_all = spearmanr(np.maximum(x, 1), np.maximum(y, 1)).statistic
+        local = spearmanr(x[both], y[both]).statistic
+        largest = max(largest, abs(over_all - graph.rho_global[edge]), abs(local - graph.rho[edge]))
+    return {"largest_error": largest, "n_edges": graph.n_edges}
 
 
 def run_rates(what: dict) -> dict:

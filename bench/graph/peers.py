@@ -2,6 +2,8 @@
 
 Each gets the cells as it likes them (dense or sparse, float32 or float64) before the clock starts, and is asked for all
 correlations of genes: the quickest honest way that its documentation shows. Two give less than that: "product alone".
+
+A call that takes longer than its limit ends its process. What is printed last before says how many genes it was for.
 """
 
 from __future__ import annotations
@@ -9,10 +11,13 @@ from __future__ import annotations
 import json
 import os
 import resource
+import signal
 import sys
 import time
+from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if __name__ == "__main__":
     del sys.path[0]  # this folder, whose names are not for others to find
@@ -22,11 +27,13 @@ import scipy.sparse
 import scipy.stats
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-    Prepared = tuple[Callable[[], Any], Callable[[Any], np.ndarray | None]]
+    Prepared = tuple[Callable[[], Any], Callable[[Any], np.ndarray]]  # the call, and correlations from its result
 
-SIZES = (100, 200, 500, 1_000, 2_000, 4_000, 8_000, 12_000)
+SIZES = (50, 100, 200, 500, 1_000, 2_000, 4_000, 6_000, 8_000, 12_000)
+MOST_CHECKED = 200  # genes whose correlations are compared
+MARGIN = 0.9  # of the limit that a size may be estimated to take
 
 
 class Cells:
@@ -46,6 +53,19 @@ class Cells:
         """(n_cells, n_genes) in CSC."""
         matrix = data[: self.indptr[-1]].astype(dtype), self.cells, self.indptr
         return scipy.sparse.csc_matrix(matrix, shape=(self.n_cells, self.n_genes))
+
+    def rho_of_gram(self, gram: np.ndarray) -> np.ndarray:
+        """Correlations of the first genes, from products of ``e`` of which only the upper half is there."""
+        n = min(self.n_genes, MOST_CHECKED)
+        columns = [slice(*self.indptr[gene : gene + 2]) for gene in range(n)]
+        positive = np.array([np.count_nonzero(self.values[column]) for column in columns], np.int64)
+        # d = e - m where a gene is present, and -m elsewhere; its squares add up to:
+        squares = [int(np.square(self.e[column].astype(np.int64)).sum()) for column in columns]
+        squares = np.array(squares) - self.n_cells * positive**2
+        upper = np.triu(gram[:n, :n].astype(np.float64))
+        products = upper + np.triu(upper, 1).T - float(self.n_cells) * positive[:, None] * positive
+        with np.errstate(invalid="ignore"):
+            return products / np.sqrt(squares[:, None] * squares.astype(np.float64))
 
 
 def _itself(result: Any) -> np.ndarray:
@@ -100,43 +120,79 @@ def mkl_sparse_gram(cells: Cells) -> Prepared:
     # Ranks as integers that are 0 where a gene is absent, in float32, which is faster and inexact: neither centred nor
     # divided, and that is all it gives.
     ranks = cells.sparse(cells.e, np.float32).tocsr()
-    return lambda: gram_matrix_mkl(ranks, transpose=False, dense=True), lambda _: None
+    return lambda: gram_matrix_mkl(ranks, transpose=False, dense=True), cells.rho_of_gram
+
+
+class Peer(NamedTuple):
+    """What it does with the cells, the distributions it needs, and two sizes to try it with."""
+
+    prepare: Callable[[Cells], Prepared]
+    needs: tuple[str, ...]
+    first_sizes: tuple[int, int] = (500, 1_000)
 
 
 PEERS = {
-    "SciPy spearmanr": scipy_spearmanr,
-    "NumPy corrcoef of ranks": numpy_corrcoef,
-    "pandas corr": pandas_corr,
-    "scikit-learn covariance of ranks": sklearn_covariance,
-    "torch corrcoef of ranks, float32": torch_corrcoef,
-    "CorALS": corals_full,
-    "MKL sparse Gram, product alone": mkl_sparse_gram,
+    "SciPy spearmanr": Peer(scipy_spearmanr, ("numpy", "scipy")),
+    "NumPy corrcoef of ranks": Peer(numpy_corrcoef, ("numpy", "scipy")),
+    "pandas corr": Peer(pandas_corr, ("numpy", "pandas"), (50, 100)),
+    "scikit-learn covariance of ranks": Peer(sklearn_covariance, ("numpy", "scipy", "scikit-learn")),
+    "torch corrcoef of ranks, float32": Peer(torch_corrcoef, ("torch", "scipy")),
+    "CorALS": Peer(corals_full, ("numpy", "corals")),
+    "MKL sparse Gram, product alone": Peer(mkl_sparse_gram, ("sparse_dot_mkl", "mkl")),
 }
 
 
-def time_peer(name: str, arrays: dict[str, np.ndarray], n_genes: int) -> dict:
-    """Seconds of one call, and its largest error among the first genes."""
+def missing(name: str) -> list[str]:
+    """Return the distributions that a peer needs and this environment lacks."""
+    lacks = []
+    for need in PEERS[name].needs:
+        try:
+            metadata.version(need)
+        except metadata.PackageNotFoundError:
+            lacks.append(need)
+    return lacks
+
+
+@contextmanager
+def ending_after(seconds: float) -> Iterator[None]:
+    """End this process if the block takes longer, whichever library it is in then."""
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def time_peer(name: str, arrays: dict[str, np.ndarray], n_genes: int, limit_s: float = 0.0) -> dict:
+    """Seconds of one call, and its largest error among the first genes; no limit is 0."""
     cells = Cells(arrays, n_genes)
-    run, correlations = PEERS[name](cells)
-    began = time.perf_counter()
-    result = run()
-    seconds = time.perf_counter() - began
-    found, error = correlations(result), None
-    if found is not None:
-        n = min(n_genes, arrays["exact"].shape[0])
-        error = float(np.nanmax(np.abs(found[:n, :n] - arrays["exact"][:n, :n])))
+    run, correlations = PEERS[name].prepare(cells)
+    with ending_after(limit_s):
+        began = time.perf_counter()
+        result = run()
+        seconds = time.perf_counter() - began
+    n = min(n_genes, arrays["exact"].shape[0])
+    error = float(np.nanmax(np.abs(correlations(result)[:n, :n] - arrays["exact"][:n, :n])))
     return {"seconds": seconds, "n_cells": cells.n_cells, "n_genes": n_genes, "largest_error": error}
 
 
-def largest_size(seconds: float, tried: int, limit_s: float, n_cells: int, most: int) -> int:
-    """Genes that fit time and memory, if time grows with the square of their number."""
+def largest_size(tried: dict[int, float], limit_s: float, n_cells: int, most: int) -> int:
+    """Genes that fit time and memory, if time has a part that grows with their number and one with its square.
+
+    ``tried`` gives the seconds that two sizes took.
+    """
+    (few, seconds_few), (more, seconds_more) = sorted(tried.items())
+    square = max(0.0, (seconds_more / more - seconds_few / few) / (more - few))
+    linear = max(0.0, seconds_more / more - square * more)
     memory = 0.5 * free_memory()
     fits = [
         size
         for size in (*SIZES, most)
-        if size <= most and seconds * (size / tried) ** 2 <= limit_s and 8 * (4 * n_cells * size + 3 * size**2) < memory
+        if size <= most
+        and linear * size + square * size**2 <= MARGIN * limit_s
+        and 8 * (4 * n_cells * size + 3 * size**2) < memory
     ]
-    return max(fits, default=tried)
+    return max(fits, default=few)
 
 
 def free_memory() -> float:
@@ -146,6 +202,15 @@ def free_memory() -> float:
             return next(float(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
     except OSError:
         return 8e9
+
+
+def peak_gib() -> float:
+    """Largest resident memory of this process so far; getrusage would begin with what its parent had."""
+    try:
+        with open("/proc/self/status") as file:  # noqa: PTH123
+            return next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) / 2**20
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def sgemm_flops(n: int = 6144, calls: int = 3) -> float:
@@ -164,17 +229,23 @@ def run(what: dict) -> dict:
     """Do what the driver asks for."""
     if what["peer"] == "SGEMM":
         return {"flops": sgemm_flops(what["n"])}
+    name, limit_s = what["peer"], what["limit_s"]
+    if lacks := missing(name):
+        raise SystemExit(f"not installed: {', '.join(lacks)}")
     with np.load(what["input"]) as file:
         arrays = dict(file)
-    most, name = arrays["indptr"].size - 1, what["peer"]
-    n_genes = most
+    n_genes = most = min(what["most_genes"] or 2**31, arrays["indptr"].size - 1)
     if not what["all_genes"]:
-        tried = min(most, 100 if name == "pandas corr" else 500)
+        sizes = [min(size, most) for size in PEERS[name].first_sizes]
         time_peer(name, arrays, min(20, most))  # what a first call loads or compiles
-        seconds = time_peer(name, arrays, tried)["seconds"]
-        n_genes = largest_size(seconds, tried, what["limit_s"], int(arrays["n_cells"]), most)
-    row = time_peer(name, arrays, n_genes)
-    return row | {"peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+        if sizes[0] < sizes[1]:
+            tried = {size: time_peer(name, arrays, size, limit_s)["seconds"] for size in sizes}
+            n_genes = largest_size(tried, limit_s, int(arrays["n_cells"]), most)
+    print(json.dumps({"n_genes": n_genes}), flush=True)
+    row = time_peer(name, arrays, n_genes, limit_s)
+    peak = peak_gib()
+    versions = ", ".join(f"{need} {metadata.version(need)}" for need in PEERS[name].needs)
+    return row | {"peak_gib": peak, "note": versions}
 
 
 if __name__ == "__main__":

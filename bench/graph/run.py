@@ -23,7 +23,8 @@ import records
 from graph import goals, growth, shapes
 from graph.child import measure
 from graph.goals import MKL, OURS, SCIPY, SGEMM
-from graph.peers import PEERS
+from graph.peers import PEERS, SIZES, missing
+from graph.streaming import STREAMED, STREAMED_SMOKE, build_watched, made_up_corpus_folder
 
 if TYPE_CHECKING:
     from graph.shapes import Shape
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 ROOT = BENCH.parent
 RESULTS = records.RESULTS.with_name("graph.csv")
 PICTURE = records.RESULTS.with_name("graph_growth.png")
-PARTS = ("goals", "peers", "overlap", "threads", "growth", "rates")
-SMOKE_PARTS = ("goals", "peers", "overlap", "growth")
+PARTS = ("goals", "peers", "overlap", "threads", "growth", "streaming", "rates")
+SMOKE_PARTS = ("goals", "peers", "overlap", "growth", "streaming")
 PACKAGES = ("corrmask-fast", "numpy", "scipy", "numba", "torch")
 GROWTH = tuple((cells, genes) for cells in (10_000, 30_000, 100_000) for genes in (2_000, 8_000, 25_000))
 PANDAS = "pandas corr"
@@ -55,30 +56,40 @@ class Bench:
         found = found | more
         columns = ("n_cells", "n_genes", "seconds", "cpu_seconds", "peak_gib", "largest_error", "n_edges")
         row = {"case": case, "contestant": contestant, "threads": threads}
-        row |= {name: _rounded(found.get(name)) for name in columns} | {"note": found.get("error", "")}
+        row |= {name: _rounded(found.get(name)) for name in columns} | {
+            "note": found.get("error", found.get("note", ""))
+        }
         self.rows.append(row)
         said = ", ".join(f"{name} {value}" for name, value in row.items() if value not in ("", None) and name != "case")
         print(f"{case}: {said}", flush=True)
 
+    def begin(self, case: str, contestant: str) -> None:
+        """Say what is measured now: some of it takes minutes."""
+        print(f"{case}: measuring {contestant} …", flush=True)
+
     def ours(self, part: str, shape: Shape, *, threads: int | None = None, **what: Any) -> dict[str, Any]:
-        """Measure our side; a failure of ours ends the run."""
-        found = measure(
-            "ours.py",
-            threads=threads or self.threads,
-            limit_s=600,
-            part=part,
-            corpus=shapes.corpus_file(shape, self.keep),
-            min_cooccurrence=self.min_cooccurrence,
-            **what,
-        )
+        """Measure our side on a kept corpus."""
+        corpus = shapes.corpus_file(shape, self.keep)
+        return self.child(part, corpus, threads=threads, min_cooccurrence=self.min_cooccurrence, **what)
+
+    def child(self, part: str, corpus: Path, *, threads: int | None = None, **what: Any) -> dict[str, Any]:
+        """Run a part of ours.py; a failure of ours ends the run."""
+        threads = threads or self.threads
+        found = measure("ours.py", threads=threads, limit_s=600, part=part, corpus=corpus, **what)
         if "error" in found:
-            raise SystemExit(f"our own part {part} on {shape.name} failed: {found['error']}")
+            raise SystemExit(f"our own part {part} on {corpus.name} failed: {found['error']}")
         return found
 
     def peer(self, name: str, path: Path, *, all_genes: bool) -> dict[str, Any]:
-        """Measure a peer."""
-        limit = {"limit_s": self.limit_s, "threads": self.threads}
-        return measure("peers.py", self.python, peer=name, input=path, all_genes=all_genes, **limit)
+        """Measure a peer: in this environment, or in the other one if this lacks it."""
+        python = self.python if missing(name) else sys.executable
+        what = {"peer": name, "input": path, "all_genes": all_genes, "most_genes": None}
+        while True:
+            found = measure("peers.py", python, threads=self.threads, limit_s=self.limit_s, **what)
+            smaller = [size for size in SIZES if size < found.get("n_genes", 0)]
+            if all_genes or not smaller or "too_long" not in found:
+                return found
+            what["most_genes"] = smaller[-1]  # it was estimated to fit, and did not
 
     def peer_input(self, shape: Shape) -> Path:
         """Return the file that peers read a corpus from, made where it is not kept yet."""
@@ -95,6 +106,7 @@ class Bench:
         for name in self.sizes:
             shape = self.shapes[name]
             repeats = 1 if name == "big" else 3
+            self.begin(name, OURS)
             ours = self.ours("build", shape, repeats=repeats, error=name != "big")
             self.add(name, OURS, self.threads, ours)
             if name == "big":
@@ -106,6 +118,7 @@ class Bench:
                 self.add(name, SGEMM, self.threads, size)
             else:
                 peer = MKL if name == "d12k" else SCIPY
+                self.begin(name, peer)
                 self.add(name, peer, self.threads, self.peer(peer, self.peer_input(shape), all_genes=True))
 
     def peers_(self) -> None:
@@ -113,11 +126,15 @@ class Bench:
         shape = self.shapes["d12k"]
         path = self.peer_input(shape)
         for name in self.peers:
+            self.begin("peers", name)
             # pandas correlates pair by pair in one thread.
             self.add("peers", name, 1 if name == PANDAS else self.threads, self.peer(name, path, all_genes=False))
-        for n_genes in sorted({row["n_genes"] for row in self.rows if row["case"] == "peers" and row["n_genes"]}):
-            found = self.ours("build", shape, n_genes=n_genes, repeats=2)
-            self.add("peers", OURS, self.threads, found, n_genes=n_genes)
+        of_peers = [row for row in self.rows if row["case"] == "peers" and row["seconds"]]
+        for n_genes in sorted({row["n_genes"] for row in of_peers}):
+            self.begin("peers", f"{OURS}, {n_genes} genes")
+            # The columns that the peers had; all of them, if that is how many there are.
+            found = self.ours("build", shape, n_genes=n_genes, first_genes=True, repeats=2, error=True)
+            self.add("peers", OURS, self.threads, found)
 
     def overlap(self) -> None:
         """Pairs a second of the overlap step."""
@@ -130,9 +147,29 @@ class Bench:
             self.add(case, SCIPY, 1, {"seconds": 1 / row["scipy"]} | error)
             self.add(case, "SciPy spearmanr, overlap given", 1, {"seconds": 1 / row["scipy_alone"]})
 
+    def streaming(self) -> None:
+        """Graphs of all cells of growing corpora on disk, in equal memory; the smallest also in memory as a whole."""
+        sizes, limit = (STREAMED_SMOKE, "150MB") if self.smoke else (STREAMED, "300MB")
+        threads = ["--threads", str(self.threads)]
+        for shape in sizes:
+            self.begin("streaming", f"{OURS}, {shape.n_cells} cells on disk, made first")
+            size = {"n_cells": shape.n_cells, "n_genes": shape.n_genes}
+            with made_up_corpus_folder(shape, self.keep) as corpus:
+                whole, streamed = (corpus.with_name(f"{name}.safetensors") for name in ("whole", "streamed"))
+                if shape is sizes[0]:
+                    self.child("streamed_check", corpus)
+                    found = build_watched(corpus, whole, threads)
+                    self.add("streaming", f"{OURS}, in memory", self.threads, found | size)
+                found = build_watched(corpus, streamed, [*threads, "--memory", limit])
+                if shape is sizes[0] and whole.read_bytes() != streamed.read_bytes():
+                    raise SystemExit(f"the graph of {shape.n_cells} cells in chunks is another than in memory")
+                checked = self.child("edges", corpus, graph=streamed, edges=5)
+                self.add("streaming", f"{OURS}, --memory {limit}", self.threads, found | size | checked)
+
     def threads_(self) -> None:
         """One thread beside two."""
         for threads, name in ((1, f"{OURS}, 1 thread"), (2, OURS)):
+            self.begin("threads", name)
             self.add("threads", name, threads, self.ours("build", self.shapes["d12k"], threads=threads, repeats=3))
 
     def growth(self) -> None:

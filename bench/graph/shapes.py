@@ -10,12 +10,12 @@ import atlas
 import numpy as np
 
 from corrmask_fast import Corpus, read_corpus, write_corpus
+from graph.peers import MOST_CHECKED
 
 if TYPE_CHECKING:
     from corrmask_fast.graph_stages import GeneColumns, Ranks
 
 MIN_PRESENCE = 50  # the default of build_dependency_graph
-CHECKED = 200  # genes whose correlations are compared, pair by pair
 
 
 class Shape(NamedTuple):
@@ -57,8 +57,18 @@ def part_of(corpus: Corpus, n_cells: int | None = None, n_genes: int | None = No
     total = corpus.vocabulary.size - corpus.vocabulary.gene_range[0]
     if n_genes is None or n_genes >= total:
         return corpus if n_cells >= corpus.n_cells else corpus.take(np.arange(n_cells))
+    return _of_genes(corpus, n_cells, corpus.vocabulary.gene_range[0] + np.arange(n_genes) * total // n_genes)
+
+
+def first_genes(corpus: Corpus, n_genes: int) -> Corpus:
+    """Return all cells with the first of the genes that a graph would be built over: what the peers are given."""
+    kept = np.flatnonzero(np.bincount(corpus.tokens, minlength=corpus.vocabulary.size) >= MIN_PRESENCE)
+    return _of_genes(corpus, corpus.n_cells, kept[:n_genes])
+
+
+def _of_genes(corpus: Corpus, n_cells: int, genes: np.ndarray) -> Corpus:
     kept = np.zeros(corpus.vocabulary.size, np.bool_)
-    kept[corpus.vocabulary.gene_range[0] + np.arange(n_genes) * total // n_genes] = True
+    kept[genes] = True
     indptr, tokens = corpus.indptr[: n_cells + 1], corpus.tokens[: corpus.indptr[n_cells]]
     inside = kept[tokens]
     return Corpus(np.concatenate([[0], np.cumsum(inside)])[indptr], tokens[inside], corpus.vocabulary)
@@ -72,7 +82,7 @@ def columns_of(corpus: Corpus) -> tuple[GeneColumns, Ranks]:
     return columns, rank_genes(columns)
 
 
-def exact_rho(columns: GeneColumns, ranks: Ranks, n: int = CHECKED) -> np.ndarray:
+def exact_rho(columns: GeneColumns, ranks: Ranks, n: int = MOST_CHECKED) -> np.ndarray:
     """(n, n) float64: rho of the first n genes, from integer sums, by the definition."""
     n = min(n, columns.genes.size)
     d = np.repeat(-ranks.n_positive[:n, None], columns.n_cells, axis=1)
