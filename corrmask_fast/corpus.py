@@ -10,7 +10,7 @@ import numpy as np
 from corrmask_fast.errors import InputError, check_integer, check_seed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from corrmask_fast.vocabulary import Vocabulary
@@ -314,6 +314,12 @@ class Corpus:
 
     def __repr__(self) -> str:
         return f"Corpus({self.n_cells} cells, {self.vocabulary!r})"
+
+
+def rows_between(rows: Sequence[int] | np.ndarray, begin: int, end: int) -> np.ndarray:
+    """Return ``rows[begin:end]`` as an array; NumPy would look at each number of a range."""
+    part = rows[begin:end]
+    return np.arange(part.start, part.stop, part.step) if isinstance(part, range) else np.asarray(part)
 
 
 def obs_of(obs: Mapping[str, np.ndarray], rows: np.ndarray) -> Mapping[str, np.ndarray]:

@@ -126,7 +126,7 @@ def build_dependency_graph(
     memory_limit
         Bytes, or text such as ``"8GB"``, that this process may take for the build (on top of the program and its
         libraries, some 0.3 GB). Sampled cells that do not fit are read again and again, chunk by chunk, as often as
-        need be: slower, the same bits. None: 80 % of the memory that is free now.
+        need be: slower, the same bits. None: 80 % of the memory that is free now, shared by the ranks of a machine.
     checkpoint
         A folder in which the state of a build is saved after each stage, and every minute of the long ones; a build
         that was ended goes on from there, and gives the same graph. It belongs to one set of parameters and one
@@ -186,6 +186,7 @@ def build_dependency_graph(
         limit = check_memory(memory_limit)
         stages = _stages(device)
         rows = parameters.rows(corpus)
+        _agree_on_device(team, stages)
         bar = partial(progress_bar, shown=progress and team.rank == 0)
         work = _begin_work(team, checkpoint, corpus, rows, parameters, bar)
         portions = find_portions(corpus, rows, parameters.max_length, limit, team)
@@ -216,6 +217,17 @@ def build_dependency_graph(
         },
         pairs.rho[kept],
     )
+
+
+def _agree_on_device(team: Team, stages: ModuleType) -> None:
+    """Make sure that all ranks build on the same kind of device; warn if several take one GPU and leave others idle."""
+    if team.size == 1:
+        return
+    team.agree({"the kind of device": stages.KIND})
+    if stages.KIND == "cuda":
+        from corrmask_fast.graph_device import warn_of_idle_devices
+
+        warn_of_idle_devices(team, stages.open_device())
 
 
 def _begin_work(

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from corrmask_fast.corpus import rows_between
 from corrmask_fast.errors import InputError
 from corrmask_fast.files import atomic_file, check_output_folder
 from corrmask_fast.graph_file import METADATA, canonical, hash_tensors, read_tensors
@@ -127,7 +128,7 @@ def fingerprint_corpus(corpus: Corpus, rows: Sequence[int] | np.ndarray, bar: Ba
 
     def digest(begin: int) -> tuple[bytes, int]:
         corpus.check_files()
-        indptr, tokens = corpus.gather(np.asarray(rows[begin : begin + FINGERPRINT_CELLS]), check=False)
+        indptr, tokens = corpus.gather(rows_between(rows, begin, begin + FINGERPRINT_CELLS), check=False)
         piece = hashlib.sha256(indptr.astype("<i8", copy=False).data)
         piece.update(tokens.astype(tokens.dtype.newbyteorder("<"), copy=False).data)
         return piece.digest(), indptr.size - 1

@@ -7,6 +7,9 @@ emulated kernels, on tensors in host memory, in its place.
 from __future__ import annotations
 
 import importlib.util
+import json
+import socket
+import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +22,9 @@ if TYPE_CHECKING:
 
     import torch
 
-__all__ = ["GraphDevice", "can_use_cuda", "check_cuda"]
+    from corrmask_fast.graph_distributed import Team
+
+__all__ = ["GraphDevice", "can_use_cuda", "check_cuda", "warn_of_idle_devices"]
 
 THREADS = 256  # of a block
 SIGNED = {np.dtype(np.uint16): np.int16, np.dtype(np.uint32): np.int32}  # the same bits, as torch takes them
@@ -82,6 +87,13 @@ class GraphDevice:
             values = [_argument(arg) for arg in args]
             self._kernels.launch(file, name, grid, threads or self.threads, values, shared_bytes)
 
+    def whereabouts(self) -> tuple[str, str, int]:
+        """Return the machine, which GPU of it this is, and how many of them this process sees."""
+        import torch
+
+        name = str(getattr(torch.cuda.get_device_properties(self.device), "uuid", self.device))
+        return socket.gethostname(), name, torch.cuda.device_count()
+
     def free_bytes(self) -> int:
         """Return how much memory can still be had."""
         import torch
@@ -102,6 +114,22 @@ def _argument(value: Any) -> Any:
     if hasattr(value, "data_ptr"):
         return value.data_ptr()
     return np.int64(value) if isinstance(value, int) else value
+
+
+def warn_of_idle_devices(team: Team, device: GraphDevice) -> None:
+    """Warn, once in a team, where several ranks take one GPU and leave another of their machine without work."""
+    whereabouts = np.frombuffer(json.dumps(device.whereabouts()).encode(), np.uint8)
+    everybody = [json.loads(arrays["text"].tobytes()) for arrays in team.gather({"text": whereabouts})]
+    for machine in sorted({host for host, _, _ in everybody}) if team.rank == 0 else ():
+        gpus = [gpu for host, gpu, _ in everybody if host == machine]
+        seen = max(count for host, _, count in everybody if host == machine)
+        if len(set(gpus)) < min(len(gpus), seen):
+            warnings.warn(
+                f"{len(gpus)} ranks on {machine} take {len(set(gpus))} of its {seen} GPUs; to give each its own, call "
+                "torch.cuda.set_device(int(os.environ['LOCAL_RANK'])) before the graph is built",
+                UserWarning,
+                stacklevel=2,
+            )
 
 
 @contextmanager

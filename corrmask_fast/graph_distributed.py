@@ -17,6 +17,7 @@ from __future__ import annotations
 import heapq
 import json
 import os
+import socket
 import sys
 import threading
 import time
@@ -54,6 +55,7 @@ class Team:
     """One process; also what a team of several offers."""
 
     rank, size = 0, 1
+    local_size = 1  # ranks on this machine
 
     def __enter__(self) -> Self:
         return self
@@ -116,8 +118,10 @@ class TorchTeam(Team):
 
     def __enter__(self) -> Self:
         try:
-            self._store.set(f"joined/{self.rank}", "1")
+            self._store.set(f"joined/{self.rank}", socket.gethostname())
             self._await_joined()
+            machines = [self._store.get(f"joined/{rank}") for rank in range(self.size)]
+            self.local_size = machines.count(machines[self.rank])
         except RuntimeError as error:  # the store went with its rank
             raise ConnectionError(f"rank {self.rank} lost contact with the other ranks: {error}") from error
         self._beats.start()
@@ -292,8 +296,9 @@ def started_by_torchrun() -> bool:
 class ProcessGroup:
     """The process group of a command that ``torchrun`` started, for the time of a ``with`` block.
 
-    Processes on one machine share its cores unless ``threads`` are given. Without torchrun nothing happens. A rank that
-    fails outside of a team, reading its corpus or saving a graph, tells those that wait for it in the next one.
+    Processes on one machine share its cores unless ``threads`` are given, and each takes the GPU of its number there,
+    beginning again where they are more. Without torchrun nothing happens. A rank that fails outside of a team, reading
+    its corpus or saving a graph, tells those that wait for it in the next one.
     """
 
     def __init__(self, device: str, threads: int | None) -> None:
@@ -311,7 +316,8 @@ class ProcessGroup:
             on_cuda = self.device != "cpu" and torch.cuda.is_available()
             if on_cuda:
                 torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-            backend = "cpu:gloo,cuda:nccl" if on_cuda else "gloo"
+            # NCCL connects when it is first asked to send something.
+            backend = "cpu:gloo,cuda:nccl" if on_cuda and dist.is_nccl_available() else "gloo"
             try:
                 dist.init_process_group(backend, timeout=timedelta(seconds=JOIN_SECONDS))
             except RuntimeError as error:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from corrmask_fast.corpus import rows_between
 from corrmask_fast.errors import InputError, as_integer
 from corrmask_fast.threads import get_num_threads
 
@@ -89,6 +90,7 @@ class Need:
     longest: float  # mean length of the cells of the block where it is largest
     vocabulary_size: int
     max_length: int
+    sampled: bool = False  # whether the indices of the cells are held, too
 
     @classmethod
     def of(cls, corpus: Corpus, rows: Sequence[int] | np.ndarray, max_length: int) -> Need:
@@ -96,11 +98,11 @@ class Need:
         total, longest = 0, 0.0
         cut = min(max_length, corpus.max_length)
         for begin in range(0, len(rows), LENGTHS_AT_ONCE):
-            block = np.asarray(rows[begin : begin + LENGTHS_AT_ONCE])
+            block = rows_between(rows, begin, begin + LENGTHS_AT_ONCE)
             lengths = np.minimum(corpus.lengths_of(block), cut)
             total += int(lengths.sum())
             longest = max(longest, float(lengths.mean()))
-        return cls(len(rows), total, longest, corpus.vocabulary.size, max_length)
+        return cls(len(rows), total, longest, corpus.vocabulary.size, max_length, not isinstance(rows, range))
 
     def _working(self, n_cells: int) -> float:
         """Bytes beside tokens for so many cells at once."""
@@ -116,7 +118,7 @@ class Need:
     @property
     def tables(self) -> float:
         """Counts, then ranks, of every level of every gene; and the sample, where it is one."""
-        return 4.0 * self.vocabulary_size * (self.max_length + 1) + 8.0 * self.n_cells
+        return 4.0 * self.vocabulary_size * (self.max_length + 1) + 8.0 * self.n_cells * self.sampled
 
     def chunk(self, n_cells: int) -> float:
         """With a chunk of cells in memory, apart from the tables and the sums of a pass."""
@@ -148,11 +150,12 @@ def find_portions(
 ) -> Portions | None:
     """Return how the sampled cells pass, or None if they fit memory as a whole; the ranks of a team do the same.
 
-    Raises InputError, saying what is needed, if ``limit`` bytes (None: what is free) are too little for any way.
+    ``limit`` is in bytes, of each rank; None: what is free, shared by the ranks of one machine. Raises InputError,
+    saying what is needed, if it is too little for any way.
     """
     need = Need.of(corpus, rows, max_length)
     if limit is None and (free := free_memory()) is not None:
-        limit = int(SHARE_OF_FREE * free)
+        limit = int(SHARE_OF_FREE * free / team.local_size)
     wide = need.n_cells > MOST_CELLS_OF_64_BITS
     if not team.any(wide or (limit is not None and need.in_memory > limit)):
         return None
@@ -162,10 +165,11 @@ def find_portions(
         whole = not wide and need.in_memory < need.least
         tables = f"ranks of {max_length} places for {need.vocabulary_size} tokens take {in_units(need.tables)}"
         lower = "n_cells" if whole else f"max_length ({tables})"
+        ranks = f", or start fewer processes (now {team.local_size} on this machine)" if team.local_size > 1 else ""
         raise InputError(
             f"memory_limit={in_units(limit)} is too little: this build needs at least "
             f"{in_units(need.in_memory if whole else need.least)}; raise memory_limit, or lower {lower} or the number "
-            f"of threads (now {get_num_threads()})"
+            f"of threads (now {get_num_threads()}){ranks}"
         )
     room = limit - need.tables - need.chunk(0)
     a_cell = need.chunk(1) - need.chunk(0)

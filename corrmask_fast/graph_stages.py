@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from corrmask_fast.corpus import rows_between
 from corrmask_fast.graph_products import Cut, Operands, StrongestPartners, plan_product, run_tasks
 from corrmask_fast.graph_work import Work
 from corrmask_fast.kernels.overlap import correlate_overlaps
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     Bar = Callable[[str, int, str], Any]  # (what, total, unit) -> a progress bar as tqdm makes it
 
+KIND = "cpu"  # of device
 CHUNK_CELLS = 4096  # cells read at a time
 MOST_RANGES, LEAST_WORK = 1024, 2_000_000  # ranges of pairs: their number, and elements that pass in one (1 ms)
 
@@ -82,7 +84,7 @@ def read_sample(
     def read() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for begin in range(0, len(rows), chunk_cells):
             corpus.check_files()
-            yield corpus.gather(np.asarray(rows[begin : begin + chunk_cells]), check=not corpus.in_memory)
+            yield corpus.gather(rows_between(rows, begin, begin + chunk_cells), check=not corpus.in_memory)
 
     def count(chunk: tuple[np.ndarray, np.ndarray]) -> tuple[Any, np.ndarray, np.ndarray]:
         presence, value_sum = np.zeros(size, np.int64), np.zeros(size, np.int64)

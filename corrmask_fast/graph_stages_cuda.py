@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["correlate_pairs", "make_columns", "rank_genes", "read_sample", "strongest_pairs"]
 
+KIND = "cuda"  # of device
 CHUNK_CELLS = 128  # cells whose tokens one block puts into columns, one after the other
 MOST_CHUNKS = 2048
 BLOCK_BYTES = 1 << 30  # of a chunk's dense rows, of a strip's sums, of a batch's dense columns: at most

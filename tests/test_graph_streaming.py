@@ -236,7 +236,7 @@ def test_too_little_memory_says_what_is_needed(make_corpus):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Need, "of", lambda *_: many)
         with pytest.raises(
-            InputError, match=r"lower max_length \(ranks of 2048 places for 62 tokens take 8.51MB\) or "
+            InputError, match=r"lower max_length \(ranks of 2048 places for 62 tokens take 0.51MB\) or "
         ):
             graph_memory.find_portions(corpus, range(200), 2048, 10**6, Team())
 

@@ -70,6 +70,9 @@ class EmulatedDevice(GraphDevice):
                 raise LaunchError(f"{name}: a thread wrote outside an array of {n} bytes")
         self.memory = [entry for entry in self.memory if entry[0]() is not None]
 
+    def whereabouts(self):
+        return "here", "emulated", 1
+
     def free_bytes(self):
         return self.free
 
