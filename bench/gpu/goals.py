@@ -23,6 +23,7 @@ STOCK = "step, stock collator on the CPU"
 COLLATOR = "step, our collator on the CPU"
 OURS = "step, CorrMasker on the device"
 ALONE = "CorrMasker alone"
+LEARNED = "step, MultinomialAttentionMasker on the device"
 
 GRAPH = "graph, end to end"
 GRAPH_CPU = "graph on the CPU, end to end"
@@ -70,6 +71,7 @@ def goals(training_batches: tuple[int, ...] = (12, 64), cells: int = 100_000) ->
             for goal in (
                 Goal(f"masking alone, of a step of {batch}", "training", batch, ALONE, 0.5, "%", OURS),
                 Goal(f"what masking adds to a step of {batch}", "training", batch, OURS, 0.5, "%", OURS, OFF),
+                Goal(f"what MAM adds to a step of {batch}", "training", batch, LEARNED, 5.0, "%", LEARNED, OFF),
             )
         ),
         Goal("graph of 25 000 genes", "graph: 25000 genes", cells, GRAPH, 5.0, "s"),

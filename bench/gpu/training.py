@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from timing import Contestant
 
-from corrmask_fast import CorpusDataset, CorrMasker, DataCollatorForCorrMask
+from corrmask_fast import CorpusDataset, CorrMasker, DataCollatorForCorrMask, MultinomialAttentionMasker
+from corrmask_fast.mam_model import attach
 from corrmask_fast.pretraining_run import make_model
 from corrmask_fast.stock import stock_collator
 from gpu import goals
@@ -23,13 +24,13 @@ if TYPE_CHECKING:
     from gpu.workloads import Sizes
 
 
-def training_step(model: torch.nn.Module, device: torch.device) -> Callable[[torch.Tensor, torch.Tensor], None]:
+def training_step(model: torch.nn.Module, device: torch.device) -> Callable[..., None]:
     """Return forward, backward and AdamW in bfloat16 autocast, without a look at the loss."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=device.type == "cuda")
 
-    def step(input_ids: torch.Tensor, labels: torch.Tensor) -> None:
+    def step(input_ids: torch.Tensor, labels: torch.Tensor, **more: torch.Tensor) -> None:
         with torch.autocast(device.type, dtype=torch.bfloat16):
-            loss = model(input_ids=input_ids, labels=labels).loss
+            loss = model(input_ids=input_ids, labels=labels, **more).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -38,10 +39,12 @@ def training_step(model: torch.nn.Module, device: torch.device) -> Callable[[tor
 
 
 def training_race(workload: Workload, batch: int, sizes: Sizes, device: torch.device) -> list[Contestant]:
-    """A step over the same cells, masked beforehand, by the stock collator, by ours, on the device."""
-    vocabulary = workload.graph.vocabulary
-    model = make_model(vocabulary.size, vocabulary.pad_token_id, replace(sizes.model, max_length=sizes.columns))
-    step = training_step(model.to(device).train(), device)
+    """A step over the same cells, masked beforehand, by the stock collator, by ours, on the device, by MAM there."""
+    vocabulary, settings = workload.graph.vocabulary, replace(sizes.model, max_length=sizes.columns)
+    model, learning = (make_model(vocabulary.size, vocabulary.pad_token_id, settings).train() for _ in range(2))
+    mam = MultinomialAttentionMasker(vocabulary, settings.hidden_size, n_heads=settings.heads)
+    attach(mam, learning)
+    step, learning_step = (training_step(each.to(device), device) for each in (model, learning))
     on_host = rows_of(workload, batch)
     ids = on_host.to(device)
     masker = CorrMasker(workload.graph).to(device)
@@ -61,12 +64,17 @@ def training_race(workload: Workload, batch: int, sizes: Sizes, device: torch.de
         masked = masker(ids)
         step(masked.input_ids, masked.labels)
 
+    def learned() -> None:
+        masked, latents = mam.draw(ids, embeddings=learning.get_input_embeddings())
+        learning_step(masked.input_ids, masked.labels, latents=latents)
+
     return [
         Contestant(goals.OFF, lambda: step(ready.input_ids, ready.labels), 1),
         Contestant(goals.STOCK, collated(lambda: lists, stock), 1),
         Contestant(goals.COLLATOR, collated(lambda: dataset.__getitems__(cells), ours), 1),
         Contestant(goals.OURS, on_device, 1),
         Contestant(goals.ALONE, lambda: masker(ids), 1),
+        Contestant(goals.LEARNED, learned, 1),
     ]
 
 

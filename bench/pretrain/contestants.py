@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from itertools import chain, repeat
+import copy
+from dataclasses import replace
+from itertools import chain, count, repeat
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,49 +14,57 @@ from datasets import load_from_disk
 from timing import Contestant
 
 from corrmask_fast import (
-    BertForSparseMaskedLM,
     CorpusDataset,
     CorrMaskCallback,
     CorrMasker,
     CorrMaskTrainer,
     DataCollatorForCorrMask,
+    MultinomialAttentionMasker,
 )
+from corrmask_fast.mam_model import attach
+from corrmask_fast.pretraining_run import make_model
+from corrmask_fast.pretraining_settings import PretrainingSettings
 from corrmask_fast.stock import stock_collator
-from pretrain.targets import LISTS_INPUT, OUR_INPUT, OUR_STEP, PLAIN_INPUT, STOCK_INPUT, STOCK_STEP
+from pretrain.targets import (
+    CORRMASK_ALONE,
+    CORRMASK_STEP,
+    LISTS_INPUT,
+    MAM_ALONE,
+    MAM_STEP,
+    OUR_INPUT,
+    OUR_STEP,
+    PLAIN_INPUT,
+    READY_STEP,
+    STOCK_INPUT,
+    STOCK_STEP,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from workload import Workload
 
 
-def make_config(workload: Workload, dropout: float, *, small: bool) -> Any:
-    """Return the configuration of the paper's Table 5; ``small``: of a model for a smoke run."""
-    width, layers, heads, feed_forward = (32, 1, 2, 32) if small else (256, 6, 4, 512)
-    return transformers.BertConfig(
-        hidden_size=width,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        intermediate_size=feed_forward,
-        vocab_size=workload.graph.vocabulary.size,
-        max_position_embeddings=workload.size.length,
-        hidden_dropout_prob=dropout,
-        attention_probs_dropout_prob=dropout,
-        hidden_act="relu",
-    )
+def settings_of(workload: Workload, dropout: float, *, small: bool) -> PretrainingSettings:
+    """Return the paper's settings (Table 5); ``small``: of a model for a smoke run."""
+    sizes: dict[str, int] = {"hidden_size": 32, "layers": 1, "heads": 2, "intermediate_size": 32} if small else {}
+    return PretrainingSettings(dropout=dropout, max_length=workload.size.length, **sizes)
+
+
+def model_of(workload: Workload, settings: PretrainingSettings, head: str) -> Any:
+    """Return a model as pretraining makes it, with the weights that follow from the seed."""
+    vocabulary = workload.graph.vocabulary
+    return make_model(vocabulary.size, vocabulary.pad_token_id, replace(settings, head=head))
 
 
 def step_race(workload: Workload, batch: int, dropout: float, *, small: bool) -> list[Contestant]:
     """Forward, backward and AdamW over one masked batch: all logits against those at masked positions."""
-    config = make_config(workload, dropout, small=small)
+    settings = settings_of(workload, dropout, small=small)
     rows = torch.from_numpy(workload.rows(batch))
     masked = CorrMasker(workload.graph)(rows, epoch=0)
     inputs = {"input_ids": masked.input_ids, "attention_mask": torch.ones_like(rows), "labels": masked.labels}
-    torch.manual_seed(0)
-    stock = transformers.BertForMaskedLM(config)
-    ours = BertForSparseMaskedLM(config)
-    ours.load_state_dict(stock.state_dict())
+    stock, ours = (model_of(workload, settings, head) for head in ("full", "masked"))
     check_step(stock, ours, inputs, masked.masked_positions)
     return [
         _step(STOCK_STEP, stock, inputs, batch),
@@ -80,14 +90,71 @@ def check_step(stock: Any, ours: Any, inputs: dict[str, torch.Tensor], positions
 
 
 def _step(name: str, model: Any, inputs: dict[str, torch.Tensor], batch: int) -> Contestant:
+    return Contestant(name, _training(model, lambda: inputs), batch, torch.get_num_threads())
+
+
+def _training(model: Any, inputs: Callable[[], dict[str, torch.Tensor]]) -> Callable[[], None]:
+    """Return forward, backward and AdamW over what ``inputs`` returns."""
     optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-3, weight_decay=0.001)
 
     def run() -> None:
-        model(**inputs).loss.backward()
+        model(**inputs()).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 
-    return Contestant(name, run, batch, torch.get_num_threads())
+    return run
+
+
+def learned_race(workload: Workload, batch: int, *, small: bool) -> list[Contestant]:
+    """A step with masks made beforehand, by CorrMask inside the step, and by MAM, which learns with the model.
+
+    As CorrMaskTrainer does it with masks made on the device: another epoch's draws in each step.
+    """
+    settings = settings_of(workload, 0.0, small=small)
+    rows, epochs = torch.from_numpy(workload.rows(batch)), count()
+    seen = torch.ones_like(rows)
+    corrmask = CorrMasker(workload.graph)
+    mam = MultinomialAttentionMasker(workload.graph.vocabulary, settings.hidden_size, n_heads=settings.heads)
+    plain, masked_inside, learning = (model_of(workload, settings, "masked") for _ in range(3))
+    attach(mam, learning)
+    embeddings = learning.get_input_embeddings()
+
+    def by_corrmask() -> dict[str, torch.Tensor]:
+        return {"attention_mask": seen, **corrmask(rows, seen, epoch=next(epochs))._asdict()}
+
+    def by_mam() -> dict[str, torch.Tensor]:
+        masked, latents = mam.draw(rows, seen, embeddings=embeddings, epoch=next(epochs))
+        return {"attention_mask": seen, "latents": latents, **masked._asdict()}
+
+    check_learned(plain, learning, mam, by_mam())
+    ready, threads = by_corrmask(), torch.get_num_threads()
+    return [
+        Contestant(READY_STEP, _training(plain, lambda: ready), batch, threads),
+        Contestant(CORRMASK_STEP, _training(masked_inside, by_corrmask), batch, threads),
+        Contestant(MAM_STEP, _training(learning, by_mam), batch, threads),
+        Contestant(CORRMASK_ALONE, by_corrmask, batch),
+        Contestant(MAM_ALONE, by_mam, batch, threads),
+    ]
+
+
+def check_learned(plain: Any, learning: Any, mam: Any, inputs: dict[str, torch.Tensor]) -> None:
+    """Masks as many tokens as it should; without its context it is the plain step, and with it the latents learn."""
+    columns = inputs["labels"].shape[1]
+    assert ((inputs["labels"] != -100).sum(1) == int(columns * 0.15)).all(), "another number of masked tokens"
+    loss = learning.eval()(**inputs).loss
+    loss.backward()
+    assert mam.latents.grad.abs().max() > 0, "the latents do not learn"
+    learning.zero_grad()
+    project = copy.deepcopy(mam.project.state_dict())
+    with torch.no_grad():
+        for parameter in mam.project.parameters():
+            parameter.zero_()
+        alone = learning(**inputs).loss.item()
+        expected = plain.eval()(**{name: value for name, value in inputs.items() if name != "latents"}).loss.item()
+    mam.project.load_state_dict(project)
+    assert abs(alone - expected) <= 1e-5, f"losses {alone} and {expected}"
+    assert abs(loss.item() - expected) > 1e-5, "the context changes nothing"
+    print(f"loss {loss.item():.6f} with MAM's context, {alone:.6f} without it, as the plain step's", flush=True)
 
 
 def input_race(workload: Workload, batch: int, folder: Path) -> list[Contestant]:
@@ -97,7 +164,7 @@ def input_race(workload: Workload, batch: int, folder: Path) -> list[Contestant]
     arguments = transformers.TrainingArguments(
         str(folder), per_device_train_batch_size=batch, dataloader_drop_last=True, report_to=[], use_cpu=True
     )
-    model = transformers.BertForMaskedLM(make_config(workload, 0.0, small=True))
+    model = model_of(workload, settings_of(workload, 0.0, small=True), "full")
     trainers = {}
     for name, dataset, collator in (
         (STOCK_INPUT, lists, stock_collator(workload.graph.vocabulary)),

@@ -19,11 +19,11 @@ from timing import race
 from workload import SMOKE, Size, Workload, make_workload
 
 from corrmask_fast import get_num_threads, set_num_threads
-from pretrain.contestants import input_race, step_race
+from pretrain.contestants import input_race, learned_race, step_race
 from pretrain.targets import STEPS, TARGETS
 
 RESULTS = records.RESULTS.with_name("pretrain.csv")
-CASES = ("input", *STEPS)
+CASES = ("input", *STEPS, "mam")
 STEP_BATCH = 4
 
 
@@ -35,7 +35,7 @@ def main() -> None:
     rows: list[records.Row] = []
     if "input" in arguments.cases:
         rows += time_input(workload, 3 if arguments.smoke else 10 * arguments.rounds, shared)
-    for case in STEPS:
+    for case in CASES[1:]:
         if case in arguments.cases:
             rows += time_steps(workload, case, arguments.rounds, shared, small=arguments.smoke)
     done = {row["case"] for row in rows}
@@ -68,10 +68,14 @@ def time_input(workload: Workload, rounds: int, shared: records.Row) -> list[rec
 
 def time_steps(workload: Workload, case: str, rounds: int, shared: records.Row, *, small: bool) -> list[records.Row]:
     """Time training steps with all threads of PyTorch."""
-    contestants = step_race(workload, STEP_BATCH, STEPS[case], small=small)
+    contestants = (
+        step_race(workload, STEP_BATCH, STEPS[case], small=small)
+        if case in STEPS
+        else learned_race(workload, STEP_BATCH, small=small)
+    )
     timings = race(contestants, rounds=rounds)
     for contestant in contestants:
-        print(f"{case}: {contestant.name} {timings[contestant.name].p50 * STEP_BATCH / 1e6:.2f} s", flush=True)
+        print(f"{case}: {contestant.name} {timings[contestant.name].p50 * STEP_BATCH / 1e6:.3g} s", flush=True)
     return records.rows_of_race(case, STEP_BATCH, contestants, timings, shared)
 
 
