@@ -27,7 +27,7 @@ from corrmask_fast import (
 )
 from corrmask_fast.graph_memory import Portions
 from corrmask_fast.graph_products import DENSE, PANEL, SCATTER, Cut, Operands, Rates, plan_product
-from graph import shapes
+from graph import overlaps, shapes
 from graph.peers import peak_gib
 from graph.stages import QUIET
 
@@ -104,59 +104,6 @@ def run_growth(what: dict) -> dict:
     return {"rows": rows}
 
 
-def run_overlap(what: dict) -> dict:
-    """Pairs a second of the overlap step on one core, and SciPy's on some of the same pairs.
-
-    The pairs are those that correlate (abs(rho) >= 0.05) and whose overlap is within a tenth of what is asked for.
-    """
-    set_num_threads(1)
-    corpus = shapes.load(what["corpus"])
-    check(corpus)
-    columns, ranks = shapes.columns_of(shapes.part_of(corpus, None, what["n_genes"]))
-    pairs = graph_stages.strongest_pairs(columns, ranks, 1000, 0.05, QUIET)
-    overlap, _ = graph_stages.correlate_pairs(columns, pairs, 1, QUIET)
-    rows = []
-    for target in what["overlaps"]:
-        some = np.flatnonzero(np.abs(overlap - target) <= target / 10)[:20_000]
-        if some.size == 0:
-            continue
-        chosen = graph_stages.Pairs(pairs.u[some], pairs.v[some], pairs.rho[some])
-        seconds = []
-        for _ in range(what["repeats"]):
-            began = time.perf_counter()
-            _, rho = graph_stages.correlate_pairs(columns, chosen, 1, QUIET)
-            seconds.append(time.perf_counter() - began)
-        rows.append(
-            {"overlap": target, "pairs": some.size, "ours": some.size / min(seconds)}
-            | scipy_overlaps(columns, chosen, rho, what["scipy_pairs"])
-        )
-    return {"rows": rows}
-
-
-def scipy_overlaps(columns: graph_stages.GeneColumns, pairs: graph_stages.Pairs, rho: np.ndarray, n: int) -> dict:
-    """Pairs a second of SciPy from dense columns to rho, and of ``spearmanr`` alone; the largest difference."""
-    whole, alone, largest, done = 0.0, 0.0, 0.0, 0
-    for k in range(0, pairs.u.size, max(1, pairs.u.size // n)):
-        x, y = (dense_column(columns, gene) for gene in (pairs.u[k], pairs.v[k]))
-        began = time.perf_counter()
-        both = (x > 0) & (y > 0)
-        x, y = x[both], y[both]
-        selected = time.perf_counter()
-        found = spearmanr(x, y).statistic
-        ended = time.perf_counter()
-        whole, alone, done = whole + ended - began, alone + ended - selected, done + 1
-        largest = max(largest, abs(found - rho[k]))
-    return {"scipy": done / whole, "scipy_alone": done / alone, "scipy_pairs": done, "largest_error": largest}
-
-
-def dense_column(columns: graph_stages.GeneColumns, gene: int) -> np.ndarray:
-    """(n_cells,) uint16: level of a gene in every cell, 0 where it is absent."""
-    dense = np.zeros(columns.n_cells, np.uint16)
-    part = slice(columns.indptr[gene], columns.indptr[gene + 1])
-    dense[columns.cells[part]] = columns.levels[part]
-    return dense
-
-
 def run_streamed_check(what: dict) -> dict:
     """Hold graphs of cells that pass in chunks to the oracle, with sums of 64 and of more bits."""
     corpus = read_corpus(what["corpus"]).take(np.arange(2_000))
@@ -190,6 +137,14 @@ def run_edges(what: dict) -> dict:
         local = spearmanr(x[both], y[both]).statistic
         largest = max(largest, abs(over_all - graph.rho_global[edge]), abs(local - graph.rho[edge]))
     return {"largest_error": largest, "n_edges": graph.n_edges}
+
+
+def run_overlap(what: dict) -> dict:
+    """Pairs a second of the overlap step on one core, beside SciPy."""
+    set_num_threads(what["threads"])
+    corpus = shapes.load(what["corpus"])
+    check(corpus)
+    return {"rows": overlaps.measure(corpus, Path(what["corpus"]), what)}
 
 
 def run_rates(what: dict) -> dict:
