@@ -27,8 +27,11 @@ import pytest
 
 from corrmask_fast import Corpus, Vocabulary
 
-# Scripts that tests start as processes of their own: pytest would look for doctests in them.
-collect_ignore = ["ddp_rank.py", "guarded_rows.py"]
+# Helpers that check tell what differs, as tests do.
+pytest.register_assert_rewrite("graph_cases")
+
+# Scripts that tests start as processes of their own, and what test files share: no tests in them.
+collect_ignore_glob = ["ddp_rank.py", "guarded_rows.py", "*_cases.py"]
 
 
 @pytest.fixture(scope="session")
@@ -38,6 +41,19 @@ def data_folder() -> Path:
     if not os.environ.get("CORRMASK_DATA") or not folder.is_dir():
         pytest.skip("real cells: set CORRMASK_DATA to a folder with pbmc3k.h5ad and geneformer/ to run this")
     return folder
+
+
+@pytest.fixture(scope="session")
+def pbmc(data_folder, tmp_path_factory) -> Corpus:
+    """PBMC 3k with Geneformer's dictionaries, as a datasets folder."""
+    from corrmask_fast import read_corpus, tokenize_h5ad
+
+    folder = data_folder / "geneformer"
+    vocabulary = Vocabulary.from_token_dictionary(folder / "token_dictionary.json", folder / "gene_name_id_dict.json")
+    path = tmp_path_factory.mktemp("pbmc") / "pbmc.dataset"
+    medians = folder / "gene_median_dictionary.json"
+    tokenize_h5ad(data_folder / "pbmc3k.h5ad", path, vocabulary, medians, progress=False)
+    return read_corpus(path, vocabulary)
 
 
 def make_vocabulary(n_genes: int, *, v2: bool = False) -> Vocabulary:

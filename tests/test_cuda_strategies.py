@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from cuda_cases import FORWARD, MIXED, RANDOM, REVERSE, arguments, as_result
 
 from corrmask_fast import CorrMasker, DependencyGraph, InputError, cuda, cuda_masking, torch_ops
 from corrmask_fast.draws import priorities_of
@@ -23,12 +24,6 @@ from corrmask_fast.testing import (
 )
 
 CASES, LONG_CASES = cases(), long_cases()
-FORWARD, REVERSE, RANDOM = range(3)
-MIXED = Case(
-    "repeats, padding",
-    make_graph(make_vocabulary(500), degree=40, seed=3),
-    np.where(np.arange(400) < [[400], [333], [70]], np.random.default_rng(1).integers(2, 502, (3, 400)), 0),
-)
 RANGES = (
     {"mlm_probability": (0.1, 0.6), "structural_ratio": (0.2, 0.9)},
     {"strategy": "span", "mlm_probability": (0.2, 0.5)},
@@ -183,36 +178,17 @@ def test_planted_faults_are_found(cuda_host, check, strategy):
 # ---------------------------------------------------------------------------------------------------- the loader
 
 
-def arguments(case, device="cpu", *, graph_ids=None, priorities=None, **parameters):
-    """What torch_ops hands to mask_cuda for a case."""
-    masker = case.masker(**parameters).to(device)
-    tensors = [
-        None if each is None else torch.from_numpy(each).to(device)
-        for each in (case.input_ids, case.attention_mask, case.special_tokens_mask)
-    ]
-    return [
-        *tensors, torch.from_numpy(draw_ids(case.rows, seed=7)).to(device), 0, 0, masker.seed_bits, masker.rate_bits,
-        masker.neighbor_lookup, masker.neighbor_indptr, masker.neighbor_indices, graph_ids, priorities,
-        masker._settings, masker.max_probability,
-    ]  # fmt: skip
-
-
-def result_of(tensors):
-    names = ("input_ids", "labels", "masked_positions")
-    return type("Result", (), dict(zip(names, (tensor.cpu() for tensor in tensors), strict=True)))
-
-
 @pytest.mark.parametrize("parameters", STRATEGY_PARAMETERS[::2], ids=str)
 def test_the_loader_equals_the_oracle_to_the_bit(emulated_cuda, parameters):
     for case in (MIXED, MIXED.astype(np.int32), *CASES[:4]):
         got = cuda_masking.mask_cuda(*arguments(case, **parameters))
         expected = case.expected(draw_ids=draw_ids(case.rows, seed=7), **parameters)
-        assert_same(expected, result_of(got), f"{case.name}, {parameters}")
+        assert_same(expected, as_result(got), f"{case.name}, {parameters}")
     assert emulated_cuda.launches[0][0] == f"{parameters['strategy']}_i64"
     emulated_cuda.device.shared_limit = 4_000
     got = cuda_masking.mask_cuda(*arguments(MIXED, **parameters))
     assert emulated_cuda.launches[-1][0] == f"{parameters['strategy']}_i64_scratch"
-    assert_same(MIXED.expected(draw_ids=draw_ids(3, seed=7), **parameters), result_of(got), "scratch")
+    assert_same(MIXED.expected(draw_ids=draw_ids(3, seed=7), **parameters), as_result(got), "scratch")
 
 
 def test_priorities_are_checked_on_a_device_that_validates(emulated_cuda):
@@ -224,17 +200,17 @@ def test_priorities_are_checked_on_a_device_that_validates(emulated_cuda):
             torch_ops.mask_on_device(*arguments(MIXED, priorities=given), validate=True)
     got = torch_ops.mask_on_device(*arguments(MIXED, priorities=given), validate=False)
     expected = MIXED.expected(draw_ids=draw_ids(3, seed=7), priorities=(given % 2**32).numpy())
-    assert_same(expected, result_of(got), "their lower 32 bits")
+    assert_same(expected, as_result(got), "their lower 32 bits")
 
 
 def test_row_numbers_through_the_loader(emulated_cuda):
     given = torch.from_numpy(np.random.default_rng(0).integers(0, 2**32, MIXED.input_ids.shape))
     got = cuda_masking.mask_cuda(*arguments(MIXED, priorities=given))
     expected = MIXED.expected(draw_ids=draw_ids(3, seed=7), priorities=given.numpy())
-    assert_same(expected, result_of(got), "priorities")
+    assert_same(expected, as_result(got), "priorities")
     got = cuda_masking.mask_cuda(*arguments(MIXED, graph_ids=torch.tensor([0, 5, 0])))
     expected = MIXED.expected(draw_ids=draw_ids(3, seed=7), structural_ratio=0.0)
-    assert np.array_equal(result_of(got).labels[1], expected.labels[1])
+    assert np.array_equal(as_result(got).labels[1], expected.labels[1])
 
 
 # ------------------------------------------------------------------------------------------------------- a device
@@ -247,7 +223,7 @@ def test_device_equals_the_oracle_to_the_bit(gpu, case):
         for narrow in (case, case.astype(np.int32)):
             got = cuda_masking.mask_cuda(*arguments(narrow, gpu, **parameters))
             expected = narrow.expected(draw_ids=draw_ids(case.rows, seed=7), **parameters)
-            assert_same(expected, result_of(got), f"{case.name}, {parameters}")
+            assert_same(expected, as_result(got), f"{case.name}, {parameters}")
 
 
 @pytest.mark.gpu

@@ -1,57 +1,46 @@
-"""Algorithm 1: the fast path equals the plain-Python oracle to the bit, SciPy agrees, the oracle is worked by hand."""
+"""Algorithm 1: the fast path equals the plain-Python oracle to the bit, however the work is cut; what is refused."""
 
 from __future__ import annotations
 
 import itertools
 import math
-import warnings
-from functools import partial
 
 import numpy as np
 import pytest
+from graph_cases import (
+    CUTS,
+    LETTERS,
+    LOOSE,
+    ODD_CELLS,
+    QUIET,
+    A,
+    B,
+    C,
+    D,
+    E,
+    assert_equals_reference,
+    build,
+    cells_of,
+    check,
+    corpus_of,
+    stages_of,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from llvmlite.binding import llvm_version_info
-from scipy.stats import spearmanr
 
 from corrmask_fast import (
     Corpus,
     InputError,
-    Vocabulary,
     build_dependency_graph,
     graph_building,
-    graph_memory,
     graph_stages,
     reference,
     set_num_threads,
 )
 from corrmask_fast.corpus import Segment
-from corrmask_fast.graph_products import (
-    DENSE,
-    PANEL,
-    SCATTER,
-    Cut,
-    Operands,
-    Rates,
-    StrongestPartners,
-    plan_product,
-    select,
-)
-from corrmask_fast.graph_stages import GeneColumns, Pairs
-from corrmask_fast.kernels import overlap as overlap_kernel
-from corrmask_fast.progress import progress_bar
+from corrmask_fast.graph_products import DENSE, PANEL, SCATTER, Operands, StrongestPartners, plan_product, select
+from corrmask_fast.graph_stages import GeneColumns
 
-A, B, C, D, E = range(2, 7)
-LETTERS = Vocabulary(("<pad>", "<mask>", *"ABCDE"))
-LOOSE = {"rho_min": 0.0, "min_cooccurrence": 0, "min_presence": 1}
-QUIET = partial(progress_bar, shown=False)
-# Tiny, odd ways to cut the work: by each method alone, and by what the costs say.
-CUTS = {
-    "scatter": Cut(tile_genes=5, rates=Rates(scatter=math.inf)),
-    "panels": Cut(tile_genes=150, chunk_cells=7, passes=0.5, rates=Rates(panel=math.inf)),
-    "dense": Cut(tile_genes=7, rates=Rates(dense=math.inf)),
-    "mixed": Cut(tile_genes=3, chunk_cells=3, passes=2.0, rates=Rates(scatter=1.0, panel=3.0, dense=6.0)),
-}
 METHODS = dict(zip(CUTS.values(), ({SCATTER}, {PANEL}, {DENSE}, {SCATTER, PANEL, DENSE}), strict=True))
 
 
@@ -59,120 +48,6 @@ METHODS = dict(zip(CUTS.values(), ({SCATTER}, {PANEL}, {DENSE}, {SCATTER, PANEL,
 def _restore_threads():
     yield
     set_num_threads(None)
-
-
-def corpus_of(cells, vocabulary=LETTERS, **kwargs):
-    indptr = np.cumsum([0, *map(len, cells)])
-    return Corpus(indptr, np.array([gene for cell in cells for gene in cell], np.int64), vocabulary, **kwargs)
-
-
-def cells_of(corpus):
-    return [corpus.tokens[a:b].tolist() for a, b in itertools.pairwise(corpus.indptr)]
-
-
-def build(corpus, *, cut=None, chunk_cells=None, **parameters):
-    """The graph, built in pieces of the given sizes; an empty one does not warn here."""
-    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        if cut is not None:
-            patch.setattr(graph_stages, "Cut", lambda: cut)
-        if chunk_cells is not None:
-            read = graph_stages.read_sample
-            patch.setattr(graph_stages, "read_sample", lambda *args: read(*args, chunk_cells=chunk_cells))
-        return build_dependency_graph(corpus, progress=False, **parameters)
-
-
-def assert_equals_reference(graph, expected):
-    rows = {
-        gene: slice(graph.indptr[gene], graph.indptr[gene + 1])
-        for gene in range(graph.vocabulary.size)
-        if graph.degrees[gene]
-    }
-    assert {gene: graph.indices[row].tolist() for gene, row in rows.items()} == {
-        gene: list(partners) for gene, partners in expected.items()
-    }
-    for column, values in enumerate((graph.rho, graph.rho_global)):
-        stored = [pair[column] for partners in expected.values() for pair in partners.values()]
-        np.testing.assert_array_equal(values, np.array(stored, np.float32), strict=True)
-
-
-def check(corpus, *, chunk_cells=None, **parameters):
-    """Build with every cut and hold each graph to the oracle; return the oracle's."""
-    expected = reference.build_dependency_graph(cells_of(corpus), **parameters)
-    for cut in (None, *CUTS.values()):
-        assert_equals_reference(build(corpus, cut=cut, chunk_cells=chunk_cells, **parameters), expected)
-    return expected
-
-
-# -------------------------------------------------------------------------------------------------- the oracle, by hand
-
-
-def test_oracle_by_hand():
-    # With max_length 4, X of A is 3 3 2 0, of B 2 2 3 0, of C 0 1 1 3; D stands in one cell only.
-    cells = [[A, B], [A, B, C], [B, A, C], [C, D]]
-    parameters = {"max_length": 4, "min_presence": 2, "rho_min": 0.0, "min_cooccurrence": 0}
-    # Doubled, centred ranks over all: A 2 2 -1 -3, B 0 0 3 -3, C -3 0 0 3, each with 18 as sum of squares.
-    ab, ac, bc = 6 / 18, -15 / 18, -9 / 18
-    # Over their overlaps: A 1 1 -2 against B -1 -1 2; C is constant (1 1) against either.
-    expected = {A: {B: (-1.0, ab), C: (0.0, ac)}, B: {A: (-1.0, ab), C: (0.0, bc)}, C: {A: (0.0, ac), B: (0.0, bc)}}
-    assert check(corpus_of(cells), **parameters) == expected
-
-
-def test_candidates_are_chosen_before_they_are_dropped():
-    # A's strongest partner is B (rho -1), but they never meet; D, its second, meets it and could have been an edge.
-    cells = [[A, D, E], [A, D, E], [A], [B], [B], [B, D, E]]
-    parameters = {"rho_min": 0.0, "min_cooccurrence": 1, "min_presence": 1}
-    assert set(check(corpus_of(cells), n_neighbors=1, **parameters)) == {D, E}
-    both = check(corpus_of(cells), n_neighbors=2, **parameters)
-    assert D in both[A]
-    assert B not in both[A]
-
-
-def test_thresholds_include_their_value():
-    cells = [[A, B], [A, B, C], [B, A, C], [C, D]]
-    parameters = {"max_length": 4, "min_presence": 2, "n_neighbors": 5}
-    assert B in check(corpus_of(cells), rho_min=6 / 18, min_cooccurrence=3, **parameters)[A]
-    assert A not in check(corpus_of(cells), rho_min=math.nextafter(6 / 18, 1), min_cooccurrence=3, **parameters)
-    assert A not in check(corpus_of(cells), rho_min=6 / 18, min_cooccurrence=4, **parameters)
-    assert check(corpus_of(cells), rho_min=1.0, min_cooccurrence=0, **parameters) == {}
-    # A gene in 3 of 4 cells is kept at min_presence 3.
-    assert A in check(corpus_of(cells), **{**parameters, "min_presence": 3}, rho_min=0.0, min_cooccurrence=0)
-
-
-def test_equal_candidates_go_to_the_lower_token():
-    # B, C and D order the cells alike, so each has the same rho with A, and rho 1 with each other.
-    cells = [[A], [A], [A, B, C, D], [B, C, D], [E]]
-    parameters = {"rho_min": 0.0, "min_cooccurrence": 0, "min_presence": 2}
-    graph = check(corpus_of(cells), n_neighbors=1, **parameters)
-    assert {gene: list(partners) for gene, partners in graph.items()} == {A: [B], B: [A, C, D], C: [B], D: [B]}
-    assert list(check(corpus_of(cells), n_neighbors=2, **parameters)[A]) == [B, C]
-
-
-def test_rows_are_symmetric_and_may_exceed_n_neighbors(make_corpus):
-    graph = build(make_corpus(150, 40, seed=3), n_neighbors=2, rho_min=0.0, min_cooccurrence=5, min_presence=5)
-    assert graph.degrees.max() > 2
-    matrix, everywhere = graph.to_scipy(), graph.to_scipy("rho_global")
-    assert (matrix != matrix.T).nnz == 0
-    assert (everywhere != everywhere.T).nnz == 0
-
-
-def test_a_gene_in_the_last_place_is_present_with_value_zero():
-    # C stands in last places only: constant 0, so without edges, though it counts as present in every cell.
-    cells = [[A, B, C], [B, A, C], [D, A, C], [A, D, C], [B, D, C]]
-    parameters = {"max_length": 3, "rho_min": 0.0, "min_cooccurrence": 0}
-    assert build(corpus_of(cells), min_presence=5, **parameters).params["n_genes_used"] == 1
-    assert set(check(corpus_of(cells), min_presence=1, **parameters)) == {A, B, D}
-    # A cell in which one gene stands last belongs to their overlap: two cells, levels 1 2 against 2 1.
-    pair = check(corpus_of([[A, B], [B, A], [A], [B]]), max_length=2, rho_min=0.0, min_cooccurrence=2, min_presence=1)
-    assert pair[A][B] == (-1.0, -1.0)
-
-
-def test_max_genes_keeps_the_largest_sums_and_the_lower_tokens():
-    cells = [[A, B], [B, A], [D, C], [C, D], [A], [B, E]]  # sums of X with max_length 3: 5 5 3 3 1
-    for max_genes, kept in ((1, set()), (2, {A, B}), (3, {A, B, C}), (4, {A, B, C, D}), (9, {A, B, C, D, E})):
-        assert set(check(corpus_of(cells), max_length=3, max_genes=max_genes, **LOOSE)) == kept
-    # Sums, not presence: A stands in two cells but low in both (1), B in one but first (2).
-    assert set(check(corpus_of([[B, A], [C, D, A], [C], [C]]), max_length=3, max_genes=2, **LOOSE)) == {B, C}
 
 
 # ------------------------------------------------------------------------------------ parity, over odd and random cells
@@ -201,18 +76,7 @@ def test_parity_over_several_panels(make_corpus):
     assert check(make_corpus(90, 150, seed=2), n_neighbors=4, min_cooccurrence=5, min_presence=3)
 
 
-@pytest.mark.parametrize(
-    "cells",
-    [
-        [[], [], [A, B]],
-        [[A]],
-        [[A, B, C]] * 4,  # every gene constant
-        [[A, B], [B, A]] * 3,
-        [[A, B, C, D, E], [E, D, C, B, A]] * 2 + [[C]],
-        [[A], [B], [C], [D], [E]],  # no two genes meet
-        [[A, B, C, D, E]] * 3 + [[]] * 3,
-    ],
-)
+@pytest.mark.parametrize("cells", ODD_CELLS)
 @pytest.mark.parametrize("max_length", [1, 2, 4, 5, 2048])
 def test_parity_on_ties_and_constant_genes(cells, max_length):
     for n_neighbors in (1, 2, 50):
@@ -305,162 +169,11 @@ def test_only_the_sampled_cells_are_read_in_chunks(make_corpus, monkeypatch):
     assert_equals_reference(graph, reference.build_dependency_graph(cells_of(corpus), **parameters))
 
 
-def test_columns_of_many_cells(make_corpus):
-    """More cells in one call than are sorted by gene at a time."""
-    corpus = make_corpus(4500, 12, seed=4)
-    columns, _ = stages_of(corpus, 1, 20)
-    X, present = dense_values(columns)
-    for cell, genes in enumerate(cells_of(corpus)):
-        places = {gene: 20 - place for place, gene in enumerate(genes[:20])}
-        assert {columns.genes[g]: X[cell, g] + 1 for g in np.flatnonzero(present[cell])} == places
-
-
 def stored_segment(corpus, rows):
     indptr, tokens = corpus.gather(np.array(rows))
     rows = np.split(tokens, indptr[1:-1])
     pad, mask = corpus.vocabulary.pad_token_id, corpus.vocabulary.mask_token_id
     return Segment(indptr + 2 * np.arange(indptr.size), np.concatenate([[mask, *row, pad] for row in rows]))
-
-
-# -------------------------------------------------------------------------------------------------------- SciPy, limits
-
-
-def stages_of(corpus, min_presence, max_length=2048):
-    sample = graph_stages.read_sample(corpus, np.arange(corpus.n_cells), max_length, QUIET)
-    genes = np.flatnonzero(sample.presence.sum(axis=0) >= min_presence)
-    columns = graph_stages.make_columns(sample, genes, max_length)
-    return columns, graph_stages.rank_genes(columns)
-
-
-def dense_values(columns):
-    X = np.zeros((columns.n_cells, columns.genes.size), np.int64)
-    present = np.zeros(X.shape, np.bool_)
-    column = np.repeat(np.arange(columns.genes.size), columns.presence)
-    X[columns.cells, column] = columns.levels.astype(np.int64) - 1
-    present[columns.cells, column] = True
-    return X, present
-
-
-def assert_agrees_with_scipy(columns, ranks, *, at_most):
-    X, present = dense_values(columns)
-    pairs = graph_stages.strongest_pairs(columns, ranks, 10**6, 0.0, QUIET)
-    everywhere = spearmanr(X).statistic
-    np.testing.assert_allclose(pairs.rho, everywhere[pairs.u, pairs.v], rtol=0, atol=1e-12)
-    overlap, rho = graph_stages.correlate_pairs(columns, pairs, 2, QUIET)
-    compared = 0
-    for k in range(0, pairs.u.size, max(1, pairs.u.size // at_most)):
-        both = present[:, pairs.u[k]] & present[:, pairs.v[k]]
-        x, y = X[both, pairs.u[k]], X[both, pairs.v[k]]
-        assert overlap[k] == both.sum()
-        if len(set(x)) > 1 and len(set(y)) > 1:
-            assert abs(rho[k] - spearmanr(x, y).statistic) <= 1e-12
-            compared += 1
-        else:
-            assert rho[k] == 0
-    assert compared > at_most / 2
-
-
-@pytest.mark.parametrize("max_length", [2048, 60, 9])
-def test_scipy_agrees_before_rounding(make_corpus, max_length):
-    assert_agrees_with_scipy(*stages_of(make_corpus(700, 70, seed=8), 20, max_length), at_most=150)
-
-
-@pytest.mark.parametrize("n_cells", [131_072, graph_memory.MOST_CELLS_OF_64_BITS])
-def test_sums_are_exact_at_the_limits(n_cells):
-    """Columns whose sums come as close to the limit as they can: no ties to speak of, every cell full."""
-    rng = np.random.default_rng(0)
-    G = 3
-    levels = rng.integers(2, 65_536, (G, n_cells)).astype(np.uint16)
-    levels[1] = np.maximum(2, 65_537 - levels[0].astype(np.int64))  # as far from the first as can be
-    indptr = np.arange(G + 1) * n_cells
-    cells = np.tile(np.arange(n_cells, dtype=np.int32), G)
-    columns = GeneColumns(np.arange(2, 2 + G), n_cells, 65_535, indptr, cells, levels.reshape(-1))
-    ranks = graph_stages.rank_genes(columns)
-    below = [np.concatenate([[0], np.cumsum(np.bincount(row, minlength=65_536))]) for row in levels]
-    d = [below[g][levels[g]] + below[g][levels[g].astype(np.int64) + 1] - n_cells for g in range(G)]
-
-    def dot(x, y):
-        return sum(int((x[k : k + 100_000] * y[k : k + 100_000]).sum()) for k in range(0, n_cells, 100_000))
-
-    assert ranks.sum_squares.tolist() == [float(dot(x, x)) for x in d]
-    assert dot(d[0], d[0]) > n_cells**3 / 3 * 0.999
-    exact = [
-        float(dot(d[u], d[v])) / math.sqrt(float(dot(d[u], d[u])) * float(dot(d[v], d[v])))
-        for u, v in ((0, 1), (0, 2), (1, 2))
-    ]
-    for rates in (Rates(scatter=math.inf), Rates(panel=math.inf), Rates(dense=math.inf)):
-        pairs = graph_stages.strongest_pairs(columns, ranks, 5, 0.0, QUIET, cut=Cut(rates=rates))
-        assert pairs.rho.tolist() == exact
-    overlap, rho = graph_stages.correlate_pairs(columns, pairs, 1, QUIET)
-    assert overlap.tolist() == [n_cells] * 3
-    assert rho.tolist() == exact  # every cell holds both
-    assert exact[0] < -0.99
-
-
-def exact_rho_of(x, y):
-    """Integers by the definition, with the oracle's last three roundings."""
-
-    def d(values):
-        below = np.searchsorted(np.sort(values), values, side="left")
-        return below + np.searchsorted(np.sort(values), values, side="right") - values.size
-
-    a, b = d(x).astype(np.int64), d(y).astype(np.int64)
-    squares = float((a * a).sum()) * float((b * b).sum())
-    return float((a * b).sum()) / math.sqrt(squares) if squares else 0.0
-
-
-@pytest.mark.parametrize("overlap", [0, 1, 2, 15, 16, 17, 200, 4_000, 32_766, 32_767, 32_768, 40_000])
-def test_overlaps_of_every_size(overlap):
-    """Tables of 16 bits up to 32 767 cells; few levels, all levels, the largest rank, partners that lack cells."""
-    rng = np.random.default_rng(overlap)
-    n_cells, max_length = overlap + 37, 2048
-    holders = [rng.permutation(n_cells)[:overlap]] * 2
-    levels = [rng.integers(1, max_length + 1, overlap), rng.integers(1, max_length + 1, overlap) // 300 + 1]
-    levels.append(np.where(np.arange(overlap) < overlap - 1, 1, max_length))  # all but one are tied
-    holders.append(holders[0])
-    everywhere = np.arange(n_cells)
-    holders.append(everywhere)  # the commonest: the others are found in it
-    levels.append(rng.integers(1, max_length + 1, n_cells))
-    for share, most in ((1.0, n_cells), (0.8, n_cells), (0.8, 40)):  # whole columns, a part of their cells, a few
-        parts = [np.flatnonzero(np.isin(everywhere, rows) & (rng.random(n_cells) < share))[:most] for rows in holders]
-        of = [dict(zip(rows.tolist(), row.tolist(), strict=True)) for rows, row in zip(holders, levels, strict=True)]
-        indptr = np.cumsum([0, *(rows.size for rows in parts)])
-        flat = np.array([of[g][cell] for g, rows in enumerate(parts) for cell in rows.tolist()], np.uint16)
-        columns = GeneColumns(
-            np.arange(2, 6), n_cells, max_length, indptr, np.concatenate(parts).astype(np.int32), flat
-        )
-        u, v = np.triu_indices(4, 1)
-        got, rho = graph_stages.correlate_pairs(columns, Pairs(u, v, np.zeros(u.size)), 1, QUIET)
-        for k in range(u.size):
-            both = np.intersect1d(parts[u[k]], parts[v[k]]).tolist()
-            assert got[k] == len(both)
-            assert rho[k] == exact_rho_of(*(np.array([of[g][cell] for cell in both]) for g in (u[k], v[k])))
-
-
-@pytest.mark.skipif(llvm_version_info < (20,), reason="this LLVM cannot leave elements out of a vector")
-@pytest.mark.parametrize("size", [0, 1, 15, 16, 17, 31, 64, 1_000])
-@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-def test_overlaps_in_vectors_are_those_found_one_by_one(size, share):
-    rng = np.random.default_rng(size)
-    n_cells = 3 * size + 1
-    dense = np.append(np.where(rng.random(n_cells) < share, rng.integers(1, 65_536, n_cells), 0), 7).astype(np.uint16)
-    cells = np.sort(rng.permutation(n_cells)[:size]).astype(np.int32)
-    if size:
-        cells[-1] = n_cells - 1  # the vector that reads beyond the last cell
-    levels = rng.integers(1, 65_536, size).astype(np.uint16)
-    found = []
-    for find in (overlap_kernel.find_in_vectors, overlap_kernel.find_one_by_one):
-        both = np.full(size + 16, 99, np.uint32)
-        n = find(dense, cells, levels, 0, size, both, 0, size)
-        found.append(both[:n].tolist())
-    there = dense[cells] != 0
-    expected = (dense[cells][there].astype(np.int64) << 16 | levels[there]).tolist()
-    assert found == [expected, expected]
-
-
-def test_the_limit_is_the_limit_of_int64():
-    most = graph_memory.MOST_CELLS_OF_64_BITS
-    assert 4 * most**3 // 3 < 2**63 <= 4 * (most + 1000) ** 3 // 3
 
 
 # ------------------------------------------------------------------------------------------------------------ bad input
@@ -572,18 +285,6 @@ def test_defaults(make_corpus):
 # ----------------------------------------------------------------------------------------------------------- real cells
 
 
-@pytest.fixture(scope="module")
-def pbmc(data_folder, tmp_path_factory):
-    from corrmask_fast import read_corpus, tokenize_h5ad
-
-    folder = data_folder / "geneformer"
-    vocabulary = Vocabulary.from_token_dictionary(folder / "token_dictionary.json", folder / "gene_name_id_dict.json")
-    path = tmp_path_factory.mktemp("pbmc") / "pbmc.dataset"
-    medians = folder / "gene_median_dictionary.json"
-    tokenize_h5ad(data_folder / "pbmc3k.h5ad", path, vocabulary, medians, progress=False)
-    return read_corpus(path, vocabulary)
-
-
 def test_ribosomal_genes_are_each_others_partners(pbmc):
     graph = build(pbmc)
     vocabulary = graph.vocabulary
@@ -601,7 +302,3 @@ def test_ribosomal_genes_are_each_others_partners(pbmc):
 def test_parity_on_real_cells(pbmc):
     cells = pbmc.take(np.arange(0, pbmc.n_cells, 6))
     assert check(cells, max_genes=60, min_cooccurrence=50, n_neighbors=10)
-
-
-def test_scipy_agrees_on_real_cells(pbmc):
-    assert_agrees_with_scipy(*stages_of(pbmc.take(np.arange(0, pbmc.n_cells, 3)), 450), at_most=200)

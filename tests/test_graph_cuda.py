@@ -3,69 +3,25 @@
 from __future__ import annotations
 
 import itertools
-import subprocess
-import sys
-import threading
-import warnings
-from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from graph_cases import BASE, ODD_CELLS, QUIET, A, B, C, D, E, assert_equal_stages, corpus_of, every_stage, on_host
 
 from corrmask_fast import (
     Corpus,
     InputError,
-    MissingExtraError,
     Vocabulary,
     build_dependency_graph,
     graph_building,
-    graph_device,
     graph_memory,
     graph_stages,
     graph_stages_cuda,
-    graph_work,
 )
-from corrmask_fast.graph_distributed import Team
 from corrmask_fast.graph_stages import GeneColumns
-from corrmask_fast.progress import progress_bar
 
 FORWARD, REVERSE, RANDOM = range(3)
-QUIET = partial(progress_bar, shown=False)
-A, B, C, D, E = range(2, 7)
-LETTERS = Vocabulary(("<pad>", "<mask>", *"ABCDE"))
-BASE = {"max_length": 30, "min_presence": 3, "n_neighbors": 5, "rho_min": 0.05, "min_cooccurrence": 5}
-
-
-def corpus_of(cells, vocabulary=LETTERS):
-    return Corpus(np.cumsum([0, *map(len, cells)]), np.array([g for cell in cells for g in cell], np.int64), vocabulary)
-
-
-def stages_of(stages, corpus, *, max_length, min_presence, n_neighbors, rho_min, min_cooccurrence, cut=None, work=None):
-    """All that the stages hand on, as NumPy arrays."""
-    sample = stages.read_sample(corpus, np.arange(corpus.n_cells), max_length, QUIET, chunk_cells=13)
-    genes = np.flatnonzero(sample.presence.sum(axis=0) >= min_presence)
-    columns = stages.make_columns(sample, genes, max_length)
-    ranks = stages.rank_genes(columns)
-    pairs = stages.strongest_pairs(columns, ranks, n_neighbors, rho_min, QUIET, cut=cut, work=work)
-    overlaps = stages.correlate_pairs(columns, pairs, min_cooccurrence, QUIET, work=work)
-    return {
-        "indptr": columns.indptr, "cells": on_host(columns.cells), "levels": on_host(columns.levels, np.uint16),
-        "e": on_host(ranks.e, np.uint32), "n_positive": ranks.n_positive, "sum_squares": ranks.sum_squares,
-        "u": pairs.u, "v": pairs.v, "rho": pairs.rho, "overlap": overlaps[0], "rho_local": overlaps[1],
-    }  # fmt: skip
-
-
-def on_host(values, bits=None):
-    array = values.cpu().numpy() if isinstance(values, torch.Tensor) else values
-    return array if bits is None else array.view(bits)
-
-
-def assert_equal_stages(got, expected):
-    for name, values in expected.items():
-        np.testing.assert_array_equal(got[name], values, err_msg=name, strict=True)
 
 
 @pytest.fixture(name="emulated")
@@ -76,7 +32,7 @@ def emulated_fixture(cuda_host):
         device = cuda_host.graph.EmulatedDevice(**how)
         cut = graph_stages_cuda.Cut(*cut) if cut else None
         with cuda_host.graph.in_place(device, **(constants or {})) as stages:
-            return stages_of(stages, corpus, cut=cut, **settings), device
+            return every_stage(stages, corpus, cut=cut, **settings), device
 
     return emulated
 
@@ -96,7 +52,7 @@ SETTINGS = (
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_each_stage_has_the_bits_of_the_cpu(emulated, make_corpus, settings):
     corpus, settings = make_corpus(110, 24, seed=1), {**BASE, **settings}
-    expected = stages_of(graph_stages, corpus, **settings)
+    expected = every_stage(graph_stages, corpus, **settings)
     assert expected["u"].size or settings["max_length"] == 1
     got, device = emulated(
         corpus, settings, cut=(7, 32, 3), schedule=RANDOM, preempt_percent=20, constants={"CHUNK_CELLS": 9}
@@ -113,28 +69,17 @@ def test_any_block_and_any_order_of_threads(emulated, make_corpus, threads, sche
     got, _ = emulated(
         corpus, BASE, threads=threads, schedule=schedule, preempt_percent=30, schedule_seed=threads, cut=(5, 16, 2)
     )
-    assert_equal_stages(got, stages_of(graph_stages, corpus, **BASE))
+    assert_equal_stages(got, every_stage(graph_stages, corpus, **BASE))
 
 
-@pytest.mark.parametrize(
-    "cells",
-    [
-        [[], [], [A, B]],
-        [[A]],
-        [[A, B, C]] * 4,  # every gene constant
-        [[A, B], [B, A]] * 3,
-        [[A, B, C, D, E], [E, D, C, B, A]] * 2 + [[C]],
-        [[A], [B], [C], [D], [E]],  # no two genes meet
-        [[A, B, C, D, E]] * 3 + [[]] * 3,  # all as strong as each other
-    ],
-)
+@pytest.mark.parametrize("cells", ODD_CELLS)
 def test_ties_and_constant_genes(emulated, cells):
     corpus = corpus_of(cells)
     for max_length, n_neighbors in itertools.product((1, 4, 9), (1, 2, 50)):
         settings = {"max_length": max_length, "n_neighbors": n_neighbors, "min_presence": 1, "rho_min": 0.0}
         settings["min_cooccurrence"] = 0
         got, _ = emulated(corpus, settings, threads=32, cut=(2, 16, 1), schedule=RANDOM)
-        assert_equal_stages(got, stages_of(graph_stages, corpus, **settings))
+        assert_equal_stages(got, every_stage(graph_stages, corpus, **settings))
 
 
 @pytest.mark.parametrize("settings", [{}, {"n_neighbors": 16, "rho_min": 0.0}], ids=str)
@@ -143,7 +88,7 @@ def test_any_cut_into_strips_chunks_and_slices(cuda_host, emulated, make_corpus,
     """Lists overflow slice by slice; sums that float64 would not hold are added up as integers."""
     changed = cuda_host.graph.changed
     corpus, settings = make_corpus(80, 40, seed=7), {**BASE, **settings}
-    expected = stages_of(graph_stages, corpus, **settings)
+    expected = every_stage(graph_stages, corpus, **settings)
     small = {"correlation.cu": changed("correlation.cu", ("SLICE = 1024", "SLICE = 6"), ("== 16392", "> 0"))}
     for cut in ((40, 80, 40), (9, 16, 9), (9, 33, 4), (1, 16, 1), None):
         got, device = emulated(
@@ -156,7 +101,7 @@ def test_any_cut_into_strips_chunks_and_slices(cuda_host, emulated, make_corpus,
 def test_kernels_with_bins_in_device_memory(emulated, make_corpus):
     corpus = make_corpus(70, 14, seed=5)
     got, device = emulated(corpus, BASE, shared_limit=400, schedule=RANDOM)
-    assert_equal_stages(got, stages_of(graph_stages, corpus, **BASE))
+    assert_equal_stages(got, every_stage(graph_stages, corpus, **BASE))
     assert {"rank_columns_scratch", "correlate_overlaps_scratch"} <= set(device.launched)
 
 
@@ -166,7 +111,7 @@ def test_tokens_of_32_bits(emulated, make_corpus):
     corpus = Corpus(small.indptr, small.tokens.astype(np.int64) + 66_000, wide)
     assert corpus.tokens.max() > 2**16
     got, _ = emulated(corpus, BASE, threads=32)
-    assert_equal_stages(got, stages_of(graph_stages, corpus, **BASE))
+    assert_equal_stages(got, every_stage(graph_stages, corpus, **BASE))
 
 
 @pytest.mark.parametrize("n_cells", [131_072, 200_000, graph_memory.MOST_CELLS_OF_64_BITS])
@@ -250,7 +195,7 @@ def test_planted_faults_show_in_the_results(cuda_host, emulated, make_corpus, fa
     settings = {"max_length": 9, "n_neighbors": 3, "rho_min": 0.0, "min_presence": 3, "min_cooccurrence": 0}
     how = {"cut": (5, 16, 2), "schedule": RANDOM, "preempt_percent": 30, "shared_limit": 400}
     corpora = make_corpus(70, 14, seed=5), corpus_of([[A, B, C, D, E]] * 3 + [[]] * 3)  # the second is all ties
-    expected = [stages_of(graph_stages, corpus, **settings) for corpus in corpora]
+    expected = [every_stage(graph_stages, corpus, **settings) for corpus in corpora]
 
     def compare(replace=None):
         for corpus, of_cpu in zip(corpora, expected, strict=True):
@@ -259,187 +204,6 @@ def test_planted_faults_show_in_the_results(cuda_host, emulated, make_corpus, fa
     compare()
     with pytest.raises((AssertionError, InputError, cuda_host.launch.LaunchError)):
         compare({file: cuda_host.graph.changed(file, tuple(change))})
-
-
-# ------------------------------------------------------------------------------------------------ the public door
-
-
-@pytest.fixture(name="pretend")
-def pretend_fixture(cuda_host, monkeypatch):
-    """An emulated device that ``device="cuda"`` and ``"auto"`` find."""
-    device = cuda_host.graph.EmulatedDevice(threads=32)
-    monkeypatch.setattr(graph_device, "check_cuda", lambda: None)
-    monkeypatch.setattr(graph_device, "can_use_cuda", lambda: True)
-    with cuda_host.graph.in_place(device):
-        yield device
-
-
-def test_a_graph_file_is_the_same_from_either_device(pretend, make_corpus, tmp_path):
-    corpus = make_corpus(150, 30, seed=3)
-    files = []
-    for device in ("cpu", "cuda", "auto"):
-        pretend.launched.clear()
-        graph = build_dependency_graph(
-            corpus, min_cooccurrence=10, min_presence=9, n_cells=120, rho_min=0.1, device=device, progress=False
-        )
-        assert bool(pretend.launched) == (device != "cpu")
-        graph.save(tmp_path / f"{device}.safetensors")
-        files.append((tmp_path / f"{device}.safetensors").read_bytes())
-    assert graph.n_edges > 20
-    assert len(set(files)) == 1
-
-
-def test_the_command_line_takes_a_device(pretend, make_corpus, tmp_path, capsys):
-    from corrmask_fast import write_corpus
-    from corrmask_fast.cli import main
-
-    write_corpus(make_corpus(80, 12, seed=3), tmp_path / "cells.npz")
-    command = ["graph", "build", str(tmp_path / "cells.npz"), "-o", str(tmp_path / "graph.safetensors")]
-    assert main([*command, "--min-cooccurrence", "5", "--min-presence", "5", "--device", "cuda", "--no-progress"]) == 0
-    assert "correlate_overlaps" in pretend.launched
-    assert "saved to" in capsys.readouterr().out
-
-
-def test_a_graph_without_edges_warns_the_same(pretend):
-    for cells, min_presence in (([[A], [B]], 1), ([[A, B, C]] * 4, 1), ([[A], [B]], 2)):
-        messages = []
-        for device in ("cpu", "cuda"):
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always")
-                build_dependency_graph(
-                    corpus_of(cells), min_presence=min_presence, min_cooccurrence=1, device=device, progress=False
-                )
-            messages.append([str(warning.message) for warning in caught])
-        assert messages[0] == messages[1]
-        assert len(messages[0]) == 1
-
-
-def test_progress_counts_every_pair(pretend, make_corpus, capsys):
-    build_dependency_graph(make_corpus(100, 20), min_cooccurrence=1, min_presence=5, rho_min=0.0, device="cuda")
-    err = capsys.readouterr().err
-    for what in ("reading cells", "correlating genes", "comparing overlaps"):
-        assert f"{what}: 100%" in err
-
-
-def test_an_explicit_request_is_obeyed_or_refused(make_corpus, monkeypatch):
-    build = partial(build_dependency_graph, make_corpus(60, 5), min_cooccurrence=5, progress=False)
-    if torch.version.cuda is None:
-        with pytest.raises(InputError, match=r"device='cuda': this PyTorch .* without CUDA; install .* or 'cpu'"):
-            build(device="cuda")
-    monkeypatch.setattr(torch.version, "cuda", "13.0")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(InputError, match=r"device='cuda': .* sees no CUDA device; look at nvidia-smi .* or 'cpu'"):
-        build(device="cuda")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setitem(sys.modules, "cupy", None)
-    with pytest.raises(MissingExtraError, match=r"'cupy'.*corrmask-fast\[cuda13\]"):
-        build(device="cuda")
-
-
-@pytest.mark.parametrize("has_cupy", [False, True])
-@pytest.mark.parametrize("has_device", [False, True])
-def test_auto_takes_a_device_where_cupy_and_torch_see_one(monkeypatch, has_cupy, has_device):
-    monkeypatch.setattr(graph_device.importlib.util, "find_spec", lambda _: object() if has_cupy else None)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_device)
-    assert graph_building._stages("auto") is (graph_stages_cuda if has_cupy and has_device else graph_stages)
-    assert graph_building._stages("cpu") is graph_stages
-
-
-def test_cells_beyond_the_memory_of_the_host_are_refused(pretend, make_corpus, monkeypatch):
-    monkeypatch.setattr(graph_building, "find_portions", lambda *_: graph_memory.Portions(16, 1 << 20))
-    build = partial(build_dependency_graph, make_corpus(60, 9), min_cooccurrence=1, min_presence=1, progress=False)
-    with pytest.raises(InputError, match=r"device='cuda' holds all sampled cells in memory.*or use device='cpu'"):
-        build(device="cuda")
-    assert build(device="auto").n_edges == build(device="cpu").n_edges
-    assert not pretend.launched
-
-
-def test_auto_does_not_wait_for_torch_where_cupy_is_not_installed():
-    code = (
-        "import sys, importlib.util as u; find = u.find_spec\n"
-        "u.find_spec = lambda name, *rest: None if name == 'cupy' else find(name, *rest)\n"
-        "from corrmask_fast.graph_building import _stages\n"
-        "assert _stages('auto').__name__ == _stages('cpu').__name__ == 'corrmask_fast.graph_stages'\n"
-        "assert 'torch' not in sys.modules\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
-
-
-# ------------------------------------------------------------------------------------------------ tasks
-
-
-class RankOfTwo(Team):
-    """One of two ranks, each in a thread of its own."""
-
-    size = 2
-
-    def __init__(self, rank, meet, given):
-        self.rank, self._meet, self._given = rank, meet, given
-
-    def share(self, costs):
-        return np.arange(self.rank, len(costs), 2)
-
-    def agree(self, settings):
-        assert len({str(rank["settings"]) for rank in self.gather({"settings": str(settings)})}) == 1
-
-    def gather(self, arrays):
-        self._given[self.rank] = {name: np.array(array) for name, array in arrays.items()}
-        self._meet.wait(timeout=60)
-        both = list(self._given)
-        self._meet.wait(timeout=60)
-        return iter(both)
-
-
-def test_ranks_divide_the_tasks(cuda_host, make_corpus, monkeypatch):
-    corpus = make_corpus(80, 40, seed=7)
-    expected = stages_of(graph_stages, corpus, **BASE)
-    monkeypatch.setattr(graph_stages, "LEAST_WORK", 300)  # several tasks of overlaps, too
-    device, meet, given = cuda_host.graph.EmulatedDevice(threads=32), threading.Barrier(2), [{}, {}]
-    launch, one_at_a_time, launches = device.launch, threading.Lock(), []
-
-    def launch_alone(file, name, *args, **options):
-        with one_at_a_time:
-            launch(file, name, *args, **options)
-            launches.append((threading.current_thread().name, name))
-
-    monkeypatch.setattr(device, "launch", launch_alone)
-
-    def run(rank):
-        work = graph_work.Work(RankOfTwo(rank, meet, given))
-        return stages_of(graph_stages_cuda, corpus, cut=graph_stages_cuda.Cut(9, 33, 4), work=work, **BASE)
-
-    with cuda_host.graph.in_place(device), ThreadPoolExecutor(2) as pool:
-        for got in pool.map(run, range(2)):
-            assert_equal_stages(got, expected)
-    for kernel in ("keep_strongest", "correlate_overlaps"):
-        by_rank = Counter(thread for thread, name in launches if name == kernel)
-        assert len(by_rank) == 2
-
-
-def test_a_build_goes_on_from_its_checkpoint(pretend, make_corpus, tmp_path, monkeypatch):
-    corpus = make_corpus(150, 30, seed=3)
-    build = partial(build_dependency_graph, corpus, min_cooccurrence=10, min_presence=9, rho_min=0.1, progress=False)
-    monkeypatch.setattr(graph_stages_cuda, "PART_GENES", 7)
-    monkeypatch.setattr(graph_stages_cuda.Cut, "fitting", lambda *_: graph_stages_cuda.Cut(7, 48, 7))
-    monkeypatch.setattr(graph_work, "SAVE_SECONDS", 0.0)
-    launch, calls = pretend.launch, []
-
-    def failing(file, name, *args, **options):
-        calls.append(name)
-        if calls.count("keep_strongest") > 4 and "correlate_overlaps" not in calls:
-            raise KeyboardInterrupt
-        launch(file, name, *args, **options)
-
-    monkeypatch.setattr(pretend, "launch", failing)
-    with pytest.raises(KeyboardInterrupt):
-        build(device="cuda", checkpoint=tmp_path / "state")
-    monkeypatch.setattr(pretend, "launch", launch)
-    pretend.launched.clear()
-    resumed = build(device="cuda", checkpoint=tmp_path / "state")
-    assert 0 < pretend.launched.count("keep_strongest") <= 2 * (-(-30 // 7) - 2)
-    build(device="cpu").save(tmp_path / "whole.safetensors")
-    resumed.save(tmp_path / "resumed.safetensors")
-    assert (tmp_path / "whole.safetensors").read_bytes() == (tmp_path / "resumed.safetensors").read_bytes()
 
 
 # ------------------------------------------------------------------------------------------------ memory, exactness
@@ -486,29 +250,21 @@ def test_a_product_that_is_not_exact_is_refused(emulated, make_corpus, monkeypat
 # ------------------------------------------------------------------------------------------------ a device
 
 
-@pytest.fixture(scope="module")
-def gpu():
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device: the kernels were only emulated")
-    pytest.importorskip("cupy", reason="CuPy is not installed: pip install 'corrmask-fast[cuda13]'")
-    return torch.device("cuda", torch.cuda.current_device())
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 @pytest.mark.parametrize(("n_cells", "n_genes"), [(110, 24), (3000, 400)])
 def test_device_has_the_bits_of_the_cpu(gpu, make_corpus, settings, n_cells, n_genes):
     corpus, settings = make_corpus(n_cells, n_genes, seed=1), {**BASE, **settings}
-    expected = stages_of(graph_stages, corpus, **settings)
+    expected = every_stage(graph_stages, corpus, **settings)
     for cut in (None, graph_stages_cuda.Cut(37, 160, 11)):
-        assert_equal_stages(stages_of(graph_stages_cuda, corpus, cut=cut, **settings), expected)
+        assert_equal_stages(every_stage(graph_stages_cuda, corpus, cut=cut, **settings), expected)
 
 
 @pytest.mark.gpu
 def test_device_adds_up_integers_beyond_float64(gpu, make_corpus, monkeypatch):
     corpus = make_corpus(500, 90, seed=2)
     monkeypatch.setattr(graph_stages_cuda, "EXACT", 2.0**26)
-    assert_equal_stages(stages_of(graph_stages_cuda, corpus, **BASE), stages_of(graph_stages, corpus, **BASE))
+    assert_equal_stages(every_stage(graph_stages_cuda, corpus, **BASE), every_stage(graph_stages, corpus, **BASE))
 
 
 @pytest.mark.gpu

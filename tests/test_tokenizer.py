@@ -1,84 +1,22 @@
-"""From counts to ranked cells: real cells against plain NumPy, every layout of the file, and every way to go wrong."""
+"""From counts to ranked cells: real cells against plain NumPy, which gene is which, ranks, columns that travel."""
 
 from __future__ import annotations
 
-import json
 import pickle
 import sys
 
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from count_cases import ALL, NAMES, by_hand, cells_of, medians_by_hand, some_counts, tokenize, write_h5ad
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from corrmask_fast import InputError, MissingExtraError, Vocabulary, read_corpus, set_num_threads
-from corrmask_fast.count_scaling import ScaledCells
-from corrmask_fast.counts_file import CountsFile
-from corrmask_fast.medians import MedianSearch
+from corrmask_fast import InputError, MissingExtraError, Vocabulary, set_num_threads
 from corrmask_fast.tokenizer import corpus_medians, tokenize_h5ad, vocabulary_of_h5ad
 
 anndata = pytest.importorskip("anndata")
 pandas = pytest.importorskip("pandas")
-
-NAMES = tuple(f"ENSG{i:03d}" for i in range(12))
-GENES = Vocabulary(("<pad>", "<mask>", *NAMES), {name: f"SYM{i}" for i, name in enumerate(NAMES)})
-
-
-def some_counts(n_cells=60, n_genes=12, seed=0):
-    rng = np.random.default_rng(seed)
-    return rng.poisson(rng.gamma(0.6, size=n_genes) * 2, (n_cells, n_genes)).astype(np.float32)
-
-
-def write_h5ad(path, counts, *, index=NAMES, var=None, obs=None, layers=None, raw=None):
-    cells = [f"cell{i}" for i in range(counts.shape[0])]
-    adata = anndata.AnnData(
-        counts,
-        obs=pandas.DataFrame(obs or {}, index=cells),
-        var=pandas.DataFrame(var or {}, index=list(index)),
-        layers=layers,
-    )
-    if raw is not None:
-        adata.raw = anndata.AnnData(raw, var=pandas.DataFrame(index=[f"ENSG{i:03d}" for i in range(raw.shape[1])]))
-    adata.write_h5ad(path)
-    return path
-
-
-def by_hand(counts, token_of_column, median_of_token, max_length=2048):
-    """Each cell's tokens, in plain NumPy on dense float64."""
-    cells = []
-    for row in np.asarray(counts, np.float64):
-        sums = {}
-        for column in np.flatnonzero(row):
-            token = token_of_column[column]
-            if token >= 0 and token in median_of_token:
-                sums[token] = sums.get(token, 0.0) + row[column]
-        value = {token: total / row.sum() * 10_000 / median_of_token[token] for token, total in sums.items()}
-        cells.append(sorted(value, key=lambda token: (-value[token], token))[:max_length])
-    return [cell for cell in cells if cell]
-
-
-def medians_by_hand(counts, token_of_column, vocabulary):
-    counts = np.asarray(counts, np.float64)
-    summed = np.zeros((counts.shape[0], vocabulary.size))
-    for column, token in enumerate(token_of_column):
-        if token >= 0:
-            summed[:, token] += counts[:, column]
-    total = counts.sum(axis=1, keepdims=True)
-    scaled = summed / np.where(total == 0, 1, total) * 10_000
-    return {t: np.median(scaled[:, t][summed[:, t] > 0]) for t in range(vocabulary.size) if summed[:, t].any()}
-
-
-def cells_of(corpus):
-    return [corpus.tokens[a:b].tolist() for a, b in zip(corpus.indptr[:-1], corpus.indptr[1:], strict=True)]
-
-
-def tokenize(path, output, vocabulary=GENES, medians=None, **options):
-    report = tokenize_h5ad(path, output, vocabulary, medians, progress=False, **options)
-    return report, read_corpus(output)
-
-
-ALL = np.arange(2, 14)  # tokens of NAMES
 
 
 # ----------------------------------------------------------------------------------------------------------- real cells
@@ -137,74 +75,6 @@ def test_real_cells_by_symbol_and_their_own_medians(data_folder, geneformer, tmp
     again, same = tokenize(path, tmp_path / "again.npz", vocabulary, found, gene_column="index", chunk_cells=700)
     assert np.array_equal(same.tokens, corpus.tokens)
     assert again.n_genes_without_median == by_symbol.n_genes_matched - len(found)
-
-
-# -------------------------------------------------------------------------------------------------- layouts of the file
-
-
-@pytest.mark.parametrize("layout", ["csr", "csc", "dense", "csr_int64", "dense_uint16", "csc_int32"])
-@pytest.mark.parametrize("chunk_cells", [None, 1, 7])
-def test_every_layout_gives_the_same_cells(tmp_path, layout, chunk_cells):
-    counts = some_counts()
-    kind, _, dtype = layout.partition("_")
-    matrix = counts.astype(dtype or "float32")
-    matrix = {"csr": sp.csr_matrix, "csc": sp.csc_matrix, "dense": np.asarray}[kind](matrix)
-    path = write_h5ad(tmp_path / "cells.h5ad", matrix)
-    medians = medians_by_hand(counts, ALL, GENES)
-    report, corpus = tokenize(path, tmp_path / "cells.npz", chunk_cells=chunk_cells)
-    assert cells_of(corpus) == by_hand(counts, ALL, medians)
-    assert report.n_cells_read == 60
-    assert corpus_medians(path, GENES, chunk_cells=chunk_cells, progress=False) == {
-        GENES.names[token]: value for token, value in medians.items()
-    }
-
-
-def test_csc_leaves_no_temporary_file(tmp_path, monkeypatch):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "scratch"))
-    (tmp_path / "scratch").mkdir()
-    path = write_h5ad(tmp_path / "cells.h5ad", sp.csc_matrix(some_counts()))
-    with CountsFile(path) as file:
-        assert not list((tmp_path / "scratch").iterdir())  # names and columns can be read without it
-        for _ in range(2):
-            assert sum(rows.shape[0] for _, rows in file.chunks()) == 60
-            assert len(list((tmp_path / "scratch").iterdir())) == 1
-    assert not list((tmp_path / "scratch").iterdir())
-
-
-def test_chunks_are_bounded_by_entries(tmp_path, monkeypatch):
-    monkeypatch.setattr("corrmask_fast.counts_file.CHUNK_ENTRIES", 50)
-    counts = some_counts()
-    for i, matrix in enumerate([sp.csr_matrix(counts), sp.csc_matrix(counts), counts]):
-        with CountsFile(write_h5ad(tmp_path / f"{i}.h5ad", matrix)) as file:
-            chunks = [rows for _, rows in file.chunks()]
-            assert len(chunks) > 5
-            assert np.array_equal(sp.vstack(chunks).toarray(), counts)
-
-
-def test_layer_and_raw(tmp_path):
-    counts, other = some_counts(), some_counts(seed=1)
-    raw = np.hstack([some_counts(seed=2), np.full((60, 1), 3, np.float32)])  # one gene more than X has
-    path = write_h5ad(tmp_path / "cells.h5ad", sp.csr_matrix(counts), layers={"counts": sp.csr_matrix(other)}, raw=raw)
-    medians = dict.fromkeys(NAMES, 1.0)
-    ones = dict.fromkeys(range(2, 14), 1.0)
-    _, x = tokenize(path, tmp_path / "x.npz", medians=medians)
-    assert cells_of(x) == by_hand(counts, ALL, ones)
-    _, layer = tokenize(path, tmp_path / "layer.npz", medians=medians, layer="counts")
-    assert cells_of(layer) == by_hand(other, ALL, ones)
-    report, from_raw = tokenize(path, tmp_path / "raw.npz", medians=medians, layer="raw")
-    assert cells_of(from_raw) == by_hand(raw, [*ALL, -1], ones)
-    assert report.n_columns == 13
-    with pytest.raises(InputError, match=r"has no layers/spliced; it has X \(layer=None\), 'raw', 'counts'"):
-        tokenize(path, tmp_path / "no.npz", layer="spliced")
-
-
-def test_a_file_without_x_says_where_counts_are(tmp_path):
-    adata = anndata.AnnData(var=pandas.DataFrame(index=list(NAMES)), shape=(60, 12))
-    adata.layers["counts"] = sp.csr_matrix(some_counts())
-    adata.write_h5ad(tmp_path / "cells.h5ad")
-    with pytest.raises(InputError, match="counts"):
-        tokenize(tmp_path / "cells.h5ad", tmp_path / "no.npz")
-    assert tokenize(tmp_path / "cells.h5ad", tmp_path / "yes.npz", layer="counts")[0].n_cells_read == 60
 
 
 # -------------------------------------------------------------------------------------------------- which gene is which
@@ -324,47 +194,6 @@ def test_ranks_of_any_cells(tmp_path_factory, seed, n_genes, threads):
     assert cells_of(corpus) == expected
 
 
-@pytest.mark.parametrize("most_values", [10**6, 1700, 0])
-def test_medians_are_exact_however_many_passes_they_take(most_values):
-    rng = np.random.default_rng(3)
-    n_cells, n_tokens = 500, 40
-    values = 10_000 * rng.integers(1, 50, (n_cells, n_tokens)) / rng.integers(50, 5000, (n_cells, 1))
-    values[:, 0], values[:, 1] = 0.125, np.where(np.arange(n_cells) % 2, 1.0, np.nextafter(1, 2))
-    values[:, 2], values[0, 2] = 10_000, 10_000 * 2.0**-53  # the largest and the least there are
-    present = rng.random((n_cells, n_tokens)) < np.linspace(0, 1, n_tokens)
-    present[:, :3] = True
-    present[:, 5], present[:, 6], present[:, 7] = False, np.arange(n_cells) == 9, np.arange(n_cells) < 2
-    indptr = np.append(0, np.cumsum(present.sum(axis=1)))
-    tokens = np.nonzero(present)[1].astype(np.int32)
-    search, passes = MedianSearch(n_tokens, 10_000.0, most_values), 0
-    halves = []
-    for a, b in ((0, 200), (200, n_cells)):
-        part = slice(indptr[a], indptr[b])
-        pointers = indptr[a : b + 1] - indptr[a]
-        halves.append(ScaledCells(pointers, np.diff(pointers), tokens[part], values[present][part]))
-    while not search.narrow_enough:
-        passes += 1
-        for half in halves:
-            search.count(half)
-        search.narrow()
-    for half in halves:
-        search.collect(half)
-    expected = [np.median(values[:, t][present[:, t]]) if present[:, t].any() else np.nan for t in range(n_tokens)]
-    assert np.array_equal(search.medians(), expected, equal_nan=True)
-    assert passes == {10**6: 1, 1700: 2, 0: 6}[most_values]
-
-
-def test_medians_from_json_and_pickle(tmp_path):
-    path = write_h5ad(tmp_path / "cells.h5ad", sp.csr_matrix(some_counts()))
-    medians = corpus_medians(path, GENES, progress=False)
-    (tmp_path / "medians.json").write_text(json.dumps(medians))
-    (tmp_path / "medians.pkl").write_bytes(pickle.dumps({name: np.float64(value) for name, value in medians.items()}))
-    _, own = tokenize(path, tmp_path / "own.npz")
-    for source in ("medians.json", "medians.pkl"):
-        _, corpus = tokenize(path, tmp_path / f"{source}.npz", medians=tmp_path / source)
-        assert np.array_equal(corpus.tokens, own.tokens)
-
-
 # -------------------------------------------------------------------------------------------------- columns that travel
 
 
@@ -397,69 +226,6 @@ def test_obs_columns_travel_along(tmp_path):
 # ------------------------------------------------------------------------------------------------------------ bad input
 
 
-def normalised(counts):
-    return counts / counts.sum(axis=1, keepdims=True) * 10_000
-
-
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (lambda x: np.log1p(normalised(x)), r"in cell cell0, gene ENSG\d+: this looks normalised and log-transformed"),
-        (normalised, "this looks normalised[.]"),
-        (np.log1p, "this looks log-transformed"),
-        (lambda x: (x - x.mean()) / 3, r"has -0.\d+ in cell cell0, gene ENSG000: this looks scaled \(z-scores\)"),
-        (
-            lambda x: np.where(np.arange(x.size).reshape(x.shape) == 33, np.nan, x),
-            "has nan in cell cell2, gene ENSG009",
-        ),
-        (
-            lambda x: np.where(np.arange(x.size).reshape(x.shape) == 33, np.inf, x),
-            "has inf in cell cell2, gene ENSG009",
-        ),
-        (lambda x: np.where(np.arange(x.size).reshape(x.shape) == 33, -2, x), "has -2 in cell cell2, gene ENSG009[.]"),
-    ],
-)
-@pytest.mark.parametrize("layout", [sp.csr_matrix, sp.csc_matrix, np.asarray])
-def test_what_is_no_count_is_refused(tmp_path, spoil, message, layout):
-    counts = some_counts() + 1
-    path = write_h5ad(tmp_path / "cells.h5ad", layout(spoil(counts).astype(np.float32)))
-    output = tmp_path / "cells.npz"
-    with pytest.raises(InputError, match=f"counts must be whole numbers >= 0; .*{message}.*go back to the raw counts"):
-        tokenize(path, output, chunk_cells=20)
-    with pytest.raises(InputError, match="counts must be whole numbers >= 0"):
-        tokenize(path, output, medians=dict.fromkeys(NAMES, 1.0))
-    assert [file.name for file in tmp_path.iterdir()] == ["cells.h5ad"]
-    layers = {"counts": sp.csr_matrix(counts)}
-    path = write_h5ad(tmp_path / "cells.h5ad", layout(spoil(counts)), layers=layers, raw=counts)
-    with pytest.raises(InputError, match="try layer='raw' or layer='counts'"):
-        tokenize(path, output)
-
-
-def test_bad_files(tmp_path):
-    (tmp_path / "text.h5ad").write_text("not HDF5 at all")
-    with pytest.raises(InputError, match=r"text.h5ad is not a readable .h5ad file"):
-        tokenize(tmp_path / "text.h5ad", tmp_path / "out.npz")
-    with pytest.raises(InputError, match=r"no file at .*missing.h5ad"):
-        tokenize(tmp_path / "missing.h5ad", tmp_path / "out.npz")
-    h5py = pytest.importorskip("h5py")
-    with h5py.File(tmp_path / "other.h5", "w") as file:
-        file["numbers"] = np.arange(3)
-    with pytest.raises(InputError, match=r"has no 'obs': it is an HDF5 file, but no \.h5ad"):
-        tokenize(tmp_path / "other.h5", tmp_path / "out.npz")
-    for name, layout, spoil, message in (
-        ("columns", sp.csr_matrix, lambda x: x["indices"].__setitem__(5, 12), "columns outside its 12 genes"),
-        ("negative", sp.csr_matrix, lambda x: x["indices"].__setitem__(5, -1), "columns outside its 12 genes"),
-        ("rows", sp.csc_matrix, lambda x: x["indices"].__setitem__(5, 60), "rows outside its 60 cells"),
-        ("pointers", sp.csr_matrix, lambda x: x["indptr"].__setitem__(5, 10**6), "pointers of its sparse counts"),
-    ):
-        path = write_h5ad(tmp_path / f"{name}.h5ad", layout(some_counts()))
-        with h5py.File(path, "r+") as file:
-            spoil(file["X"])
-        with pytest.raises(InputError, match=f"{name}.h5ad is damaged: .*{message}"):
-            tokenize(path, tmp_path / "out.npz")
-    assert not (tmp_path / "out.npz").exists()
-
-
 def test_nothing_to_write(tmp_path):
     path = write_h5ad(tmp_path / "zero.h5ad", sp.csr_matrix((3, 12), dtype=np.float32))
     with pytest.raises(InputError, match="none of the 3 cells has a count"):
@@ -468,22 +234,6 @@ def test_nothing_to_write(tmp_path):
     with pytest.raises(InputError, match="has no cells"):
         tokenize(path, tmp_path / "out.npz")
     assert not (tmp_path / "out.npz").exists()
-
-
-@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), "high"])
-def test_bad_medians(tmp_path, value):
-    path = write_h5ad(tmp_path / "cells.h5ad", sp.csr_matrix(some_counts()))
-    with pytest.raises(InputError, match="must be a finite number above 0; 'ENSG004' has"):
-        tokenize(path, tmp_path / "out.npz", medians={"ENSG004": value})
-    with pytest.raises(InputError, match="none of the medians in the dictionary given is of a gene of the vocabulary"):
-        tokenize(path, tmp_path / "out.npz", medians={"A": 1.0})
-
-
-def test_a_token_dictionary_is_no_medians(tmp_path):
-    path = write_h5ad(tmp_path / "cells.h5ad", sp.csr_matrix(some_counts()))
-    (tmp_path / "tokens.json").write_text(json.dumps({"<pad>": 0, "<mask>": 1, "ENSG004": 2}))
-    with pytest.raises(InputError, match=r"tokens\.json is a token dictionary \(it has '<pad>'\), not medians"):
-        tokenize(path, tmp_path / "out.npz", medians=tmp_path / "tokens.json")
 
 
 def test_bad_arguments(tmp_path):
