@@ -29,6 +29,7 @@ def add_masker_options(parser: argparse.ArgumentParser, *, graph_required: bool 
     ``learned``: with the strategies that learn with a model, for commands that train one.
     """
     strategies = STRATEGIES | (LEARNED_STRATEGIES if learned else {})
+    by_graph = [name for name, strategy in strategies.items() if strategy.needs == "graph" and not strategy.fixed]
     names = ", ".join(f"{name} ({strategy.summary})" for name, strategy in strategies.items())
     parser.add_argument(
         "--strategy",
@@ -41,7 +42,7 @@ def add_masker_options(parser: argparse.ArgumentParser, *, graph_required: bool 
         "--graph",
         required=graph_required,
         metavar="GRAPH",
-        help="graph file" if graph_required else "graph file, for corrmask",
+        help="graph file" if graph_required else f"graph file, for {' and '.join(by_graph)}",
     )
     parser.add_argument("--pmi", metavar="TABLE", help="PMI table, for pmi and pmi-rand")
     parser.add_argument(

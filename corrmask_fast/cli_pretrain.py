@@ -36,7 +36,8 @@ def add_pretrain(commands: Any) -> None:
         text="Pretrain a BertForMaskedLM. The defaults are those of the paper (Table 5); a TOML file or options change "
         "them, the options win. --resume takes the run's own, as its settings.toml has them. Writes checkpoints, "
         "log.csv, loss.png, settings.toml, and the model as any BertForMaskedLM is saved. With a graph, the loss on "
-        "held-out cells is split by whether a partner of the masked gene stayed in view.",
+        "held-out cells is split by whether a partner of the masked gene stayed in view. mam and corrmask-mam learn "
+        "with the model what to mask; what they learned lies beside it, and held-out cells are masked without it.",
         example="pretrain cells.dataset --graph graph.safetensors --out run --preset small --max-steps 1000",
     )
     parser.add_argument("corpus", metavar="CORPUS", help="datasets folder or .npz file of tokenised cells")

@@ -269,7 +269,8 @@ class CorrMasker(Masker):
         ----------
         seed_weights
             (rows, columns) floating point, >= 0: chances of columns to be the next seed, as their weights. Learned
-            weights, such as MAM's, say where to start, and the graph where to go. None: all alike.
+            weights say where to start, and the graph where to go. None: all alike. To train such weights with the
+            model: :class:`~corrmask_fast.MultinomialAttentionMasker` with ``graph``.
         """
         if seed_weights is None:
             return super().forward(

@@ -133,8 +133,9 @@ class CorrMaskTrainer(transformers.Trainer):
     Notes
     -----
     Grouping by length is asked for as usual: ``group_by_length`` in transformers 4, ``train_sampling_strategy`` in 5.
-    A model whose ``forward`` takes ``masked_positions`` gets them. Evaluation masks all genes alike where the masker
-    learns: by its weights, losses of one evaluation would not compare with those of the next.
+    A model whose ``forward`` takes ``masked_positions`` gets them. Where the masker learns, evaluation masks all genes
+    alike: by its weights, losses of one evaluation would not compare with those of the next. Under several processes an
+    epoch's last step is filled up with that epoch's first cells; ``dataloader_drop_last`` leaves the rest out instead.
 
     Raises
     ------

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Subset
 
 from corrmask_fast.dataset import CorpusDataset
 from corrmask_fast.errors import InputError
-from corrmask_fast.files import atomic_file
+from corrmask_fast.files import atomic_file, check_output_folder
 from corrmask_fast.fine_tuning import DICTIONARY_FILE
 from corrmask_fast.partner_loss import PartnerLoss
 from corrmask_fast.pretrain import EVALUATION_EPOCH, LAST_STEP, CorrMaskTrainer, transformers
@@ -122,6 +122,8 @@ def pretrain(
         If corpus, masker and settings do not fit each other, or ``folder`` holds a run and ``resume`` is not set.
     """
     folder = Path(folder)
+    if folder.exists():
+        check_output_folder(folder)
     checkpoint = _checkpoint(folder, resume)
     if checkpoint is not None:
         _check_lasting(folder / SETTINGS, settings)

@@ -293,6 +293,27 @@ def test_attached_it_is_a_part_of_the_model():
         attach(masker, nn.Linear(2, 2))
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("options", [{}, {"graph": GRAPH}], ids=["mam", "corrmask-mam"])
+def test_on_a_device(request, device, options):
+    """Masks are the CPU's but where rounding changes an order; without weights they are just those. It trains there."""
+    device = request.getfixturevalue("gpu") if device == "cuda" else torch.device("cpu")
+    model, masker, ids = make_bert(), make_masker(**options), batch(64, 30, (0, 3, 11, 29) * 16)
+    embeddings, draws = model.get_input_embeddings(), torch.arange(64)
+    expected = [masker.draw(ids, embeddings=embeddings, draw_ids=draws, weighted=each)[0] for each in (True, False)]
+    model, masker, ids, draws = (each.to(device) for each in (model, masker, ids, draws))
+    got = [masker.draw(ids, embeddings=embeddings, draw_ids=draws, weighted=each)[0] for each in (True, False)]
+    assert (got[0].labels.cpu() == expected[0].labels).double().mean() > 0.99
+    assert torch.equal(got[1].labels.cpu(), expected[1].labels)
+    assert torch.equal(got[1].input_ids.cpu(), expected[1].input_ids)
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        loss = masker.masked_lm(model.train(), ids, epoch=0)[0].loss
+    loss.backward()
+    for name, parameter in masker.named_parameters():
+        assert torch.isfinite(parameter.grad).all(), name
+    assert masker.latents.grad.abs().max() > 0
+
+
 def test_what_is_no_weight_comes_last():
     weights = torch.tensor([[float("nan"), 1.0, -1.0, 0.0, 2.0]])
     order = gumbel_priorities(weights, torch.full((1, 5), 2**31)).argsort()

@@ -217,6 +217,12 @@ def test_a_partner_graph_of_other_genes_is_refused(corpus, tmp_path):
         pretrain(corpus, RandomMasker(genes), tmp_path / "run", TINY, graph=other, progress=False)
 
 
+def test_a_file_where_the_run_should_be_is_refused(corpus, tmp_path):
+    (tmp_path / "run").write_text("mine")
+    with pytest.raises(InputError, match="it is a file; give the name of a folder"):
+        pretrain(corpus, RandomMasker(corpus.vocabulary), tmp_path / "run", TINY, progress=False)
+
+
 def test_a_rate_that_masks_nothing_is_refused(corpus, tmp_path):
     masker = RandomMasker(corpus.vocabulary, mlm_probability=0.001)
     with pytest.raises(InputError, match=r"masks none of \d+ genes.*mlm_probability must be"):

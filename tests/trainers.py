@@ -97,6 +97,13 @@ def cells_of(batches):
     return [row[row != 0].tolist() for batch in batches for row in original(batch)]
 
 
+def assert_masked_as_in(batches, epoch, masker=MASKER):
+    for batch in batches:
+        expected = masker(original(batch), batch["attention_mask"], epoch=epoch)
+        assert torch.equal(batch["input_ids"], expected.input_ids)
+        assert torch.equal(batch["labels"], expected.labels)
+
+
 class StopAfter(transformers.TrainerCallback):
     def __init__(self, step):
         self.step = step
