@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from corrmask_fast import Corpus, Vocabulary
-from corrmask_fast.kernels.jit import kernel
+from corrmask_fast.kernels.jit import inline, kernel
 from corrmask_fast.threads import map_tasks
 
 MODULE_SHARE, MARKER_SHARE = 0.3, 0.1  # of all genes, as in corrmask_fast/synthetic.py
@@ -21,6 +21,7 @@ BASE_SD, DEPTH_SD, TYPE_SD, CELL_SD, MARKER_SD = 1.8, 0.3, 0.8, 1.0, 0.9
 CHUNK_CELLS = 512
 LEVELS = 1 << 14  # of the table that random bits are looked up in
 BINS = 4096  # of the counting sort; equal bins keep the order of genes
+FEW = 64  # genes that are sorted by insertion, to the same order
 
 
 def made_up_corpus(
@@ -94,13 +95,23 @@ def _gumbel_quantiles() -> np.ndarray:
     return -np.log(-np.log((np.arange(LEVELS) + 0.5) / LEVELS)).astype(np.float32)
 
 
+@inline
+def _sort_few(gene, key, n):
+    for i in range(1, n):
+        g, k, at = gene[i], key[i], i
+        while at and key[at - 1] > k:
+            gene[at], key[at] = gene[at - 1], key[at - 1]
+            at -= 1
+        gene[at], key[at] = g, k
+
+
 @kernel
 def _fill_cells(seed, cell_type, activity, depth, base, module, loading, marker, gumbel, tokens, lengths):
     n_genes, most = base.size, tokens.shape[1]
     gene, key = np.empty(n_genes, np.int32), np.empty(n_genes, np.int32)
     for c in range(cell_type.size):
         state = (seed + np.uint64(c)) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(0x632BE59BD9B4E019)
-        starts, n = np.zeros(BINS + 1, np.int32), 0
+        n = 0
         for g in range(n_genes):
             state ^= state << np.uint64(13)  # xorshift64
             state ^= state >> np.uint64(7)
@@ -111,8 +122,15 @@ def _fill_cells(seed, cell_type, activity, depth, base, module, loading, marker,
             value = own + gumbel[(state >> np.uint64(40)) & np.uint64(LEVELS - 1)]
             place = min(max(int((np.float32(12.0) - value) * np.float32(BINS / 20)), 0), BINS - 1)  # falling
             gene[n], key[n] = g, place
-            starts[place + 1] += 1
             n += 1
+        lengths[c] = min(n, most)
+        if n <= FEW:
+            _sort_few(gene, key, n)
+            tokens[c, : min(n, most)] = gene[: min(n, most)] + 2
+            continue
+        starts = np.zeros(BINS + 1, np.int32)
+        for i in range(n):
+            starts[key[i] + 1] += 1
         for b in range(BINS):
             starts[b + 1] += starts[b]
         for i in range(n):
@@ -120,4 +138,3 @@ def _fill_cells(seed, cell_type, activity, depth, base, module, loading, marker,
             starts[key[i]] += 1
             if at < most:
                 tokens[c, at] = gene[i] + 2
-        lengths[c] = min(n, most)

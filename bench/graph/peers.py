@@ -118,9 +118,9 @@ def mkl_sparse_gram(cells: Cells) -> Prepared:
     from sparse_dot_mkl import gram_matrix_mkl
 
     # Ranks as integers that are 0 where a gene is absent, in float32, which is faster and inexact: neither centred nor
-    # divided, and that is all it gives.
-    ranks = cells.sparse(cells.e, np.float32).tocsr()
-    return lambda: gram_matrix_mkl(ranks, transpose=False, dense=True), cells.rho_of_gram
+    # divided, and that is all it gives. Genes as rows in CSR: several times as fast as cells as rows.
+    ranks = cells.sparse(cells.e, np.float32).T
+    return lambda: gram_matrix_mkl(ranks, transpose=True, dense=True), cells.rho_of_gram
 
 
 class Peer(NamedTuple):
