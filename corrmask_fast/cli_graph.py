@@ -74,7 +74,8 @@ def _add_graph_build(commands: Any) -> None:
         summary="build a graph from a corpus (Algorithm 1)",
         text="Find each gene's strongest Spearman partners among all others, keep the pairs that share enough cells, "
         "and score them over those cells. The same bits on every machine.",
-        notes="Under torchrun the processes build one graph together, the same to the bit:\n"
+        notes="Under torchrun the processes build one graph together, the same to the bit, each on a GPU of\n"
+        "its own where there are some:\n"
         "  torchrun --nproc-per-node 2 -m corrmask_fast graph build cells.dataset -o graph.safetensors",
         example="graph build cells.dataset -o graph.safetensors --n-cells 100000\n"
         "  corrmask-fast graph build cells.dataset -o graphs --by tissue",
