@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from corrmask_fast.cli_masker import add_masker_options, masker_of
 from corrmask_fast.cli_options import (
-    add_vocabulary_options,
+    add_corpus,
     check_outputs,
     command,
     load_graph,
@@ -51,14 +51,13 @@ def add_audit(commands: Any) -> None:
         notes=COLUMNS,
         example="audit cells.dataset --graph graph.safetensors --all --plot audit.png --csv audit.csv",
     )
-    parser.add_argument("corpus", metavar="CORPUS", help="datasets folder or .npz file of tokenised cells")
+    add_corpus(parser)
     parser.add_argument(
         "--all",
         action="store_true",
         help="audit all strategies, and a rewired graph; without --pmi the PMI table is counted from CORPUS",
     )
     add_masker_options(parser, graph_required=True)
-    add_vocabulary_options(parser)
     setting(parser, "--epochs", 1, "N", "epochs to mask")
     parser.add_argument(
         "--step", type=int, metavar="N", help="with a schedule: audit the rates of this training step (default: 0)"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from corrmask_fast.cli_options import add_vocabulary_options, check_outputs, command, open_corpus, setting
+from corrmask_fast.cli_options import add_corpus, check_outputs, command, open_corpus, setting
 
 if TYPE_CHECKING:
     import argparse
@@ -59,8 +59,7 @@ def _add_genes(commands: Any) -> None:
 
 def _add_model_and_corpus(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="folder of a checkpoint (config.json, model.safetensors)")
-    parser.add_argument("corpus", metavar="CORPUS", help="datasets folder or .npz file of tokenised cells")
-    add_vocabulary_options(parser)
+    add_corpus(parser)
 
 
 def _add_training(parser: argparse.ArgumentParser, *, epochs: int) -> None:

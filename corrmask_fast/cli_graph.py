@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from corrmask_fast.cli_graph_uses import add_graph_uses
 from corrmask_fast.cli_options import (
-    add_vocabulary_options,
+    add_corpus,
     check_tensors_file,
     command,
     load_graph,
@@ -80,14 +80,13 @@ def _add_graph_build(commands: Any) -> None:
         example="graph build cells.dataset -o graph.safetensors --n-cells 100000\n"
         "  corrmask-fast graph build cells.dataset -o graphs --by tissue",
     )
-    parser.add_argument("corpus", metavar="CORPUS", help="datasets folder or .npz file of tokenised cells")
+    add_corpus(parser)
     parser.add_argument(
         "-o", "--output", required=True, metavar="GRAPH", help="file to write (.safetensors); with --by, folder"
     )
     parser.add_argument(
         "--by", metavar="COLUMN", help="a graph for each value of this obs column (tissue, donor, ...), in folder GRAPH"
     )
-    add_vocabulary_options(parser)
     parser.add_argument(
         "--n-cells",
         type=_cells,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from corrmask_fast.cli_options import (
-    add_vocabulary_options,
+    add_corpus,
     check_outputs,
     check_tensors_file,
     command,
@@ -173,9 +173,8 @@ def _add_stability(group: Any) -> None:
         "each edge occurs. Numbers of cells among the thresholds shrink with the cells.",
         example="graph stability cells.dataset graph.safetensors -o stable.safetensors --min-frequency 0.8",
     )
-    parser.add_argument("corpus", metavar="CORPUS", help="the cells that the graph was built from")
+    add_corpus(parser, "the cells that the graph was built from")
     parser.add_argument("graph", metavar="GRAPH", help="graph file, of 'graph build'")
-    add_vocabulary_options(parser)
     parser.add_argument("--where", metavar="COLUMN=VALUE", help="of a graph made with --by: its group, as tissue=lung")
     setting(parser, "--n-repeats", 10, "N", "graphs to build")
     setting(parser, "--fraction", 0.5, "X", "share of the cells in each")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from corrmask_fast.cli_options import add_vocabulary_options, check_tensors_file, command, open_corpus, setting
+from corrmask_fast.cli_options import add_corpus, check_tensors_file, command, open_corpus, setting
 
 if TYPE_CHECKING:
     import argparse
@@ -25,9 +25,8 @@ def add_pmi(commands: Any) -> None:
         "their normalised pointwise mutual information (NPMI).",
         example="pmi build cells.dataset -o pmi.safetensors --min-count 50",
     )
-    build.add_argument("corpus", metavar="CORPUS", help="datasets folder or .npz file of tokenised cells")
+    add_corpus(build)
     build.add_argument("-o", "--output", required=True, metavar="TABLE", help="file to write (.safetensors)")
-    add_vocabulary_options(build)
     setting(build, "--min-count", 50, "N", "times that a pair must be seen")
     build.add_argument("--n-cells", type=int, metavar="N", help="count a sample of so many cells (default: all)")
     setting(build, "--seed", 0, "N", "of the sample of cells")

@@ -183,8 +183,7 @@ def correlate_pairs(
     columns: GeneColumns, pairs: Pairs, min_cooccurrence: int, bar: Bar, *, work: Work | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return each pair's overlap (int64) and its rho over the overlap (float64; 0 below ``min_cooccurrence``)."""
-    common, partner, back = by_common_gene(columns.presence, pairs)
-    ranges, costs = even_ranges(columns.presence[partner] + columns.max_length // 8)
+    common, partner, back, ranges, costs = overlap_tasks(columns, pairs)
     results = Overlaps(common.size)
 
     def correlate(number: int) -> tuple[int, np.ndarray, np.ndarray]:
@@ -206,14 +205,28 @@ def correlate_pairs(
     return results.overlap[back], results.rho[back]
 
 
-def by_common_gene(presence: np.ndarray, pairs: Pairs) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the commoner and the rarer gene of each pair, sorted by the commoner, and where each pair went."""
+class OverlapTasks(NamedTuple):
+    """The pairs of the last stage, sorted by their commoner gene, in ranges of about equal work."""
+
+    common: np.ndarray  # (pairs,) int64: the gene in more cells
+    partner: np.ndarray  # (pairs,) int64: the gene in fewer
+    back: np.ndarray  # (pairs,) int64: where each pair as it was given stands now
+    ranges: list[tuple[int, int]]
+    costs: np.ndarray  # of the ranges
+
+
+def overlap_tasks(
+    columns: Any, pairs: Pairs, argsort: Callable[[np.ndarray], np.ndarray] | None = None
+) -> OverlapTasks:
+    """Return the tasks of the last stage, the same for all backends; ``argsort`` is stable (None: NumPy's)."""
+    presence = columns.presence
     swap = presence[pairs.u] < presence[pairs.v]
     common, partner = np.where(swap, pairs.v, pairs.u), np.where(swap, pairs.u, pairs.v)
-    order = np.argsort(common, kind="stable")
+    order = np.argsort(common, kind="stable") if argsort is None else argsort(common)
+    common, partner = common[order], partner[order]
     back = np.empty_like(order)
     back[order] = np.arange(order.size)
-    return common[order], partner[order], back
+    return OverlapTasks(common, partner, back, *even_ranges(presence[partner] + columns.max_length // 8))
 
 
 def even_ranges(work: np.ndarray) -> tuple[list[tuple[int, int]], np.ndarray]:

@@ -22,7 +22,7 @@ import numpy as np
 from corrmask_fast.errors import InputError
 from corrmask_fast.graph_device import GraphDevice, as_tensor, memory_errors_named
 from corrmask_fast.graph_products import StrongestPartners
-from corrmask_fast.graph_stages import GeneColumns, Overlaps, Pairs, Ranks, Sample, even_ranges, read_sample
+from corrmask_fast.graph_stages import GeneColumns, Overlaps, Pairs, Ranks, Sample, overlap_tasks, read_sample
 from corrmask_fast.graph_work import Work
 
 if TYPE_CHECKING:
@@ -323,13 +323,10 @@ def correlate_pairs(
     import torch
 
     gpu = open_device()
-    presence = columns.presence
-    swap = presence[pairs.u] < presence[pairs.v]
-    common, partner = np.where(swap, pairs.v, pairs.u), np.where(swap, pairs.u, pairs.v)
-    order = torch.sort(gpu.upload(common), stable=True).indices.cpu().numpy()
-    common, partner = common[order], partner[order]
-    ranges, costs = even_ranges(presence[partner] + columns.max_length // 8)  # the tasks of the CPU
-    results = Overlaps(order.size)
+    common, partner, back, ranges, costs = overlap_tasks(
+        columns, pairs, lambda genes: torch.sort(gpu.upload(genes), stable=True).indices.cpu().numpy()
+    )
+    results = Overlaps(common.size)
     share = (work or Work()).divide("overlaps", ranges, costs, results)
     mine = np.concatenate([np.arange(*ranges[task]) for task in share.tasks] or [np.empty(0, np.int64)])
     ends = np.cumsum([ranges[task][1] - ranges[task][0] for task in share.tasks])
@@ -350,9 +347,7 @@ def correlate_pairs(
             share.done(share.tasks[(ends > begin) & (ends <= end)])
             progress.update(end - begin)
     share.finish()
-    overlap, rho = np.empty_like(results.overlap), np.empty_like(results.rho)
-    overlap[order], rho[order] = results.overlap, results.rho
-    return overlap, rho
+    return results.overlap[back], results.rho[back]
 
 
 def _batches(common: np.ndarray, n_rows: int) -> Iterator[tuple[int, int, np.ndarray, np.ndarray]]:

@@ -250,8 +250,7 @@ class StreamedStages:
         self, columns: StreamedColumns, pairs: Pairs, min_cooccurrence: int, bar: Bar, *, work: Work
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return what the stage of this name in graph_stages.py returns; two passes for as many pairs as fit memory."""
-        common, partner, back = graph_stages.by_common_gene(columns.presence, pairs)
-        ranges, costs = graph_stages.even_ranges(columns.presence[partner] + columns.max_length // 8)
+        common, partner, back, ranges, costs = graph_stages.overlap_tasks(columns, pairs)
         results = Overlaps(common.size)
         share = work.divide("overlaps", ranges, costs, results)
         mine = np.concatenate([np.empty(0, np.int64), *(np.arange(*ranges[i]) for i in share.tasks)])

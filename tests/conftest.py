@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib
+import json
 import os
 import sys
 import tempfile
@@ -150,3 +151,54 @@ def gpu() -> Any:
         pytest.skip("no CUDA device: the kernels were only emulated")
     pytest.importorskip("cupy", reason="CuPy is not installed: pip install 'corrmask-fast[cuda13]'")
     return torch.device("cuda", torch.cuda.current_device())
+
+
+# ----------------------------------------------------------------------------------------------------- the command line
+
+
+@pytest.fixture(scope="session")
+def made_up_cells() -> Any:
+    """Cells with planted modules and types."""
+    from corrmask_fast.synthetic import generate_cells
+
+    return generate_cells(300, 120, n_modules=4, n_types=2, seed=1)
+
+
+@pytest.fixture(scope="session")
+def cli_folder(tmp_path_factory, made_up_cells) -> Path:
+    """A corpus of 300 cells (``cells.npz``), its graph, its token dictionary."""
+    from corrmask_fast import read_corpus, write_corpus
+    from corrmask_fast.cli import main
+
+    folder = tmp_path_factory.mktemp("cli")
+    ranked = [np.lexsort((row.indices, -row.data)) for row in made_up_cells.counts]
+    write_corpus(
+        read_corpus(
+            [row.indices[order] + 2 for row, order in zip(made_up_cells.counts, ranked, strict=True)],
+            made_up_cells.vocabulary,
+        ),
+        folder / "cells.npz",
+    )
+    options = ["--min-cooccurrence", "30", "--min-presence", "20", "--no-progress"]
+    assert main(["graph", "build", f"{folder}/cells.npz", "-o", f"{folder}/graph.safetensors", *options]) == 0
+    tokens = {name: token for token, name in enumerate(made_up_cells.vocabulary.names)}
+    (folder / "tokens.json").write_text(json.dumps(tokens))
+    return folder
+
+
+@pytest.fixture
+def fails(capsys):
+    """Run a command that must fail: one line on stderr, exit code 2."""
+
+    from corrmask_fast.cli import main
+
+    def fail(*arguments):
+        capsys.readouterr()
+        assert main([str(argument) for argument in arguments]) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.startswith("corrmask-fast: error: ")
+        assert err.count("\n") == 1
+        return err
+
+    return fail

@@ -47,18 +47,6 @@ def parsed(*arguments):
     return parser.parse_args([str(each) for each in arguments])
 
 
-@pytest.fixture
-def fails(capsys):
-    def run(*arguments):
-        capsys.readouterr()
-        assert main([str(each) for each in arguments]) == 2
-        captured = capsys.readouterr()
-        assert captured.err.count("\n") == 1
-        return captured.err
-
-    return run
-
-
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_options_make_what_make_masker_makes(folder, strategy):
     files = {

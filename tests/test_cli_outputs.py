@@ -6,8 +6,6 @@ import json
 
 import pytest
 
-from corrmask_fast.cli import main
-
 # Each command with OUT where it writes. The inputs are not there: nobody has looked at them when outputs are refused.
 FILES = [
     "tokenize in.h5ad OUT.npz --tokens tokens.json",
@@ -42,7 +40,7 @@ FOLDERS = [
 
 
 @pytest.fixture
-def refused(tmp_path, monkeypatch, capsys):
+def refused(tmp_path, monkeypatch, fails):
     """Run a command that writes to OUT, which must be refused: one line, exit code 2, and the folder as it was."""
     for module in ("matplotlib", "transformers"):
         pytest.importorskip(module)
@@ -51,11 +49,7 @@ def refused(tmp_path, monkeypatch, capsys):
 
     def run(command, out):
         before = sorted(tmp_path.rglob("*"))
-        assert main(command.replace("OUT", out).split()) == 2
-        printed, err = capsys.readouterr()
-        assert printed == ""
-        assert err.startswith("corrmask-fast: error: ")
-        assert err.count("\n") == 1
+        err = fails(*command.replace("OUT", out).split())
         assert sorted(tmp_path.rglob("*")) == before
         return err
 

@@ -22,13 +22,7 @@ pytest.importorskip("sklearn")
 QUICK = FineTuning(epochs=15, batch_size=16, learning_rate=5e-3, device="cpu")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Layers this small lose more by waiting for other threads than they gain."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
