@@ -20,6 +20,7 @@ from corrmask_fast.collator import DataCollatorForCorrMask, PaddingCollator
 from corrmask_fast.errors import InputError, import_extra
 from corrmask_fast.run_record import RunRecord, check_model
 from corrmask_fast.sampling import LengthGroupedSampler, ShuffledSampler, cell_lengths, data_seed, groups_by_length
+from corrmask_fast.schedules import rate_text
 
 if TYPE_CHECKING:
     from torch.utils.data import Sampler
@@ -344,6 +345,8 @@ def _join(masker: Any, model: Any, masking: str) -> None:
         raise InputError(f"{name} masks by the model's embeddings, which workers do not have; use masking='device'")
     if model is None:
         raise InputError(f"{name} learns with one model; give model=, in place of model_init")
+    for rate in (masker.mlm_probability, masker.structural_ratio):
+        rate_text(rate)  # one that could not be saved with the masker is refused before the training, not behind it
     attach(masker, model)
 
 

@@ -19,6 +19,7 @@ from corrmask_fast import (
 )
 from corrmask_fast.cli import main
 from corrmask_fast.corpus_io import write_corpus
+from corrmask_fast.schedules import Schedule
 
 transformers = pytest.importorskip("transformers", minversion="4.46")
 pytest.importorskip("accelerate")
@@ -149,11 +150,27 @@ def test_the_saved_model_is_an_ordinary_one_with_its_masker_beside_it(tmp_path):
     assert trainer.model.attention_masker is masker
 
 
+class Halved(Schedule):
+    """A schedule of one's own, which no file could name."""
+
+    def __init__(self, start):
+        self.start = start
+
+    @property
+    def values(self):
+        return self.start, self.start / 2
+
+    def formula(self, step, math_of):
+        return self.start / (1 + math_of.unit(step))
+
+
 def test_what_does_not_fit_is_refused(tmp_path):
     with pytest.raises(InputError, match="which workers do not have; use masking='device'"):
         our_trainer(tmp_path, masker=make_masker())
     with pytest.raises(InputError, match="dim must be the width of the model's embeddings, 32; got 16"):
         learning_trainer(tmp_path, masker=MultinomialAttentionMasker(VOCABULARY, 16))
+    with pytest.raises(InputError, match="use Linear, Cosine or Piecewise"):
+        learning_trainer(tmp_path, masker=make_masker(mlm_probability=Halved(0.4)))
     from corrmask_fast import CorrMaskTrainer
 
     with pytest.raises(InputError, match="learns with one model; give model=, in place of model_init"):
