@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from corrmask_fast.vocabulary import Vocabulary
 
 PROGRAM = "corrmask-fast"
+INPUTS = ("corpus", "graph", "graphs", "pmi", "genes", "vocabulary", "symbols")  # options and arguments that are files
 
 
 def command(
@@ -84,21 +85,27 @@ def in_options(message: str, names: Iterable[str]) -> str:
 
 
 def check_outputs(arguments: argparse.Namespace, *files: str, picture: str = "plot") -> None:
-    """Refuse outputs that cannot be written, and one name for two of them: before the work, not behind it.
+    """Refuse outputs that cannot be written, that are inputs, or have one name: before the work, not behind it.
 
     ``files`` and ``picture`` are names of options; those that were not given do not count.
     """
+    from pathlib import Path
+
     from corrmask_fast.errors import import_extra
     from corrmask_fast.files import check_output
     from corrmask_fast.plots import check_picture
 
+    inputs = [getattr(arguments, name, None) or () for name in INPUTS]
+    read = {Path(path).resolve() for given in inputs for path in ([given] if isinstance(given, str) else given)}
     taken: dict[Path, str] = {}
     for option in (*files, picture):
         given = getattr(arguments, option, None)
         if given is None:
             continue
-        path = (check_picture if option == picture else check_output)(given).absolute()
+        path = (check_picture if option == picture else check_output)(given).resolve()
         flag = f"--{option.replace('_', '-')}"
+        if path in read:
+            raise InputError(f"{flag} would replace {given}, which is read here; give another name")
         if path in taken:
             raise InputError(f"{taken[path]} and {flag} are both {given}; give each a file of its own")
         taken[path] = flag

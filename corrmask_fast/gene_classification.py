@@ -66,8 +66,8 @@ class GeneClassification:
         mean = f"{self.auc.mean():.3f} ± {self.auc.std(ddof=1):.3f}" if self.auc.size > 1 else f"{self.auc.mean():.3f}"
         lines.append(["mean ± sd", "", "", mean])
         absent = (
-            f"\n{self.n_absent} genes of the list were left out: the model sees them in none of the cells, which are "
-            "cut to its length"
+            f"\n{self.n_absent} genes of the list were left out: the vocabulary lacks them, or the model sees them in "
+            "none of the cells, which are cut to its length"
             if self.n_absent
             else ""
         )

@@ -97,6 +97,14 @@ def test_a_checkpoint_is_a_folder(refused, tmp_path, make_corpus):
     assert "the folder nowhere does not exist; create it first" in refused(build, "nowhere/a")
 
 
+def test_an_input_is_not_replaced(refused, tmp_path):
+    (tmp_path / "genes.csv").write_text("gene,label\nA,x\n")
+    evaluate = "evaluate genes model in.npz --genes genes.csv --csv OUT"
+    assert "--csv would replace ./genes.csv, which is read here; give another name" in refused(evaluate, "./genes.csv")
+    compare = "graph compare a.safetensors b.safetensors --csv OUT"
+    assert "--csv would replace b.safetensors, which is read here" in refused(compare, "b.safetensors")
+
+
 def test_two_outputs_of_one_name(refused):
     both = "audit in.npz --graph in.safetensors --csv OUT --coverage-csv ./OUT"
     assert "--csv and --coverage-csv are both ./a.csv; give each a file of its own" in refused(both, "a.csv")
