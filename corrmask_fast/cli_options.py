@@ -55,11 +55,6 @@ def setting(parser: argparse.ArgumentParser, flag: str, default: float, metavar:
 def add_corpus(parser: argparse.ArgumentParser, text: str = "datasets folder or .npz file of tokenised cells") -> None:
     """Add ``CORPUS``, and the options for one that stores no vocabulary."""
     parser.add_argument("corpus", metavar="CORPUS", help=text)
-    add_vocabulary_options(parser)
-
-
-def add_vocabulary_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options for a corpus that stores no vocabulary."""
     parser.add_argument(
         "--vocabulary",
         metavar="DICT",

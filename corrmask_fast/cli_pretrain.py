@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from corrmask_fast.cli_masker import add_masker_options, masker_of
-from corrmask_fast.cli_options import add_vocabulary_options, command, load_graph, open_corpus
+from corrmask_fast.cli_options import add_corpus, command, load_graph, open_corpus
 from corrmask_fast.errors import InputError
 from corrmask_fast.pretraining_settings import (
     MASKER_OPTIONS,
@@ -40,14 +40,13 @@ def add_pretrain(commands: Any) -> None:
         "with the model what to mask; what they learned lies beside it, and held-out cells are masked without it.",
         example="pretrain cells.dataset --graph graph.safetensors --out run --preset small --max-steps 1000",
     )
-    parser.add_argument("corpus", metavar="CORPUS", help="datasets folder or .npz file of tokenised cells")
+    add_corpus(parser)
     parser.add_argument("--out", required=True, metavar="FOLDER", help="folder of the run")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in the folder")
     parser.add_argument("--preset", choices=PRESETS, default="paper", help="settings to begin with (default: paper)")
     parser.add_argument(
         "--config", metavar="FILE.toml", help="settings and options of the masker, as in a run's settings.toml"
     )
-    add_vocabulary_options(parser)
     add_masker_options(parser, learned=True)
     parser.set_defaults(**dict.fromkeys(MASKER_OPTIONS))  # not given: the configuration file speaks
     add_setting_options(parser)

@@ -13,8 +13,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))  # what tests share; pytest's importlib mode puts nothing there
-
 # The tests keep compiled kernels to themselves, in a folder for each text of the kernels.
 # This must stand before the first import of Numba.
 _KERNELS = Path(__file__).resolve().parents[1] / "kernels"
@@ -32,7 +30,7 @@ from corrmask_fast import Corpus, Vocabulary
 pytest.register_assert_rewrite("graph_cases")
 
 # Scripts that tests start as processes of their own, and what test files share: no tests in them.
-collect_ignore_glob = ["ddp_rank.py", "guarded_rows.py", "*_cases.py"]
+collect_ignore_glob = ["ddp_rank.py", "guarded_rows.py", "trainers.py", "*_cases.py"]
 
 
 @pytest.fixture(scope="session")
