@@ -22,7 +22,6 @@ from corrmask_fast.corpus_io import CorpusWriter
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-N_MODULES = 20
 WATCH_S = 0.005
 
 
@@ -32,19 +31,24 @@ class Streamed(NamedTuple):
     n_cells: int
     n_genes: int
     density: float
+    n_modules: int
     piece_cells: int = 100_000
 
 
-# Ten times as many cells, beyond the 1.9 million whose sums 64 bits hold.
-STREAMED = (Streamed(300_000, 2_000, 0.03), Streamed(3_000_000, 2_000, 0.03))
-STREAMED_SMOKE = (Streamed(4_000, 300, 0.05, piece_cells=2_000),)
+# Ten times as many cells, beyond the 1.9 million whose sums 64 bits hold; and again, of the few genes of a panel.
+STREAMED = (
+    Streamed(300_000, 2_000, 0.03, 20),
+    Streamed(3_000_000, 2_000, 0.03, 20),
+    Streamed(30_000_000, 250, 0.055, 5, piece_cells=200_000),
+)
+STREAMED_SMOKE = (Streamed(4_000, 300, 0.05, 5, piece_cells=2_000),)
 
 
 @contextmanager
 def made_up_corpus_folder(shape: Streamed, keep: Path) -> Iterator[Path]:
     """Make a corpus with a piece of it in memory at a time; its parent is removed at the end, as it may be large."""
     keep.mkdir(parents=True, exist_ok=True)
-    size = {"density": shape.density, "n_modules": N_MODULES}
+    size = {"density": shape.density, "n_modules": shape.n_modules}
     with TemporaryDirectory(prefix="streamed-", dir=keep) as folder:
         with CorpusWriter(Path(folder, "cells"), atlas.vocabulary_of(shape.n_genes)) as writer:
             for piece in range(shape.n_cells // shape.piece_cells):
