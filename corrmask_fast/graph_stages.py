@@ -20,7 +20,7 @@ from corrmask_fast.kernels.ranks import count_genes, fill_columns, rank_columns
 from corrmask_fast.threads import map_tasks, run_ranges
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from corrmask_fast.corpus import Corpus
 
@@ -81,19 +81,16 @@ def read_sample(
     """Read cells ``rows``: only their tokens are held, whatever the size of the corpus."""
     size = corpus.vocabulary.size
 
-    def read() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for begin in range(0, len(rows), chunk_cells):
-            corpus.check_files()
-            yield corpus.gather(rows_between(rows, begin, begin + chunk_cells), check=not corpus.in_memory)
-
-    def count(chunk: tuple[np.ndarray, np.ndarray]) -> tuple[Any, np.ndarray, np.ndarray]:
+    def read(begin: int) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray, np.ndarray]:
+        corpus.check_files()
+        chunk = corpus.gather(rows_between(rows, begin, begin + chunk_cells), check=not corpus.in_memory)
         presence, value_sum = np.zeros(size, np.int64), np.zeros(size, np.int64)
         count_genes(*chunk, max_length, presence, value_sum)
         return chunk, presence, value_sum
 
     chunks, presences, total = [], [], np.zeros(size, np.int64)
     with bar("reading cells", len(rows), "cell") as progress:
-        for chunk, presence, value_sum in map_tasks(count, read()):
+        for chunk, presence, value_sum in map_tasks(read, range(0, len(rows), chunk_cells)):
             chunks.append(chunk)
             presences.append(presence)
             total += value_sum

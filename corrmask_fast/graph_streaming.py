@@ -39,7 +39,7 @@ from corrmask_fast.kernels.streaming import (
 )
 from corrmask_fast.kernels.wide import centre_sums, fold, to_floats
 from corrmask_fast.progress import progress_bar
-from corrmask_fast.threads import map_tasks, run_ranges
+from corrmask_fast.threads import get_num_threads, map_tasks, run_ranges
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     Sums = list[tuple[np.ndarray, np.ndarray | None]]  # low and high words, of each task of a band
 
 
+LEAST_PIECE = 256  # cells of a chunk that a thread reads at a time
 SUMS_SECONDS = 300.0  # between two times that sums, which may take gigabytes, are saved
 
 
@@ -103,7 +104,8 @@ class StreamedStages:
             team.check()
             rows = self._rows[begin : begin + chunk_cells]
             bar = partial(progress_bar, shown=False)  # the pass has one
-            sample = graph_stages.read_sample(self._corpus, rows, self._max_length, bar, chunk_cells=CHUNK_CELLS)
+            piece_cells = min(CHUNK_CELLS, max(LEAST_PIECE, -(-len(rows) // (2 * get_num_threads()))))
+            sample = graph_stages.read_sample(self._corpus, rows, self._max_length, bar, chunk_cells=piece_cells)
             yield graph_stages.make_columns(sample, genes, self._max_length)
 
     def read_sample(
