@@ -167,6 +167,7 @@ def time_peer(name: str, arrays: dict[str, np.ndarray], n_genes: int, limit_s: f
     """Seconds of one call, and its largest error among the first genes; no limit is 0."""
     cells = Cells(arrays, n_genes)
     run, correlations = PEERS[name].prepare(cells)
+    print(json.dumps({"n_genes": n_genes}), flush=True)  # known if this process ends
     with ending_after(limit_s):
         began = time.perf_counter()
         result = run()
@@ -241,7 +242,6 @@ def run(what: dict) -> dict:
         if sizes[0] < sizes[1]:
             tried = {size: time_peer(name, arrays, size, limit_s)["seconds"] for size in sizes}
             n_genes = largest_size(tried, limit_s, int(arrays["n_cells"]), most)
-    print(json.dumps({"n_genes": n_genes}), flush=True)
     row = time_peer(name, arrays, n_genes, limit_s)
     peak = peak_gib()
     versions = ", ".join(f"{need} {metadata.version(need)}" for need in PEERS[name].needs)
