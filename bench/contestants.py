@@ -15,7 +15,7 @@ from timing import Contestant
 from torch.utils.data import DataLoader
 
 from corrmask_fast import CorpusDataset, CorrMasker, DataCollatorForCorrMask, set_num_threads
-from corrmask_fast.stock import stock_collator
+from corrmask_fast.masking.stock import stock_collator
 from corrmask_fast.testing import Case
 
 if TYPE_CHECKING:

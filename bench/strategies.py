@@ -17,7 +17,7 @@ from timing import Contestant, race
 from workload import SMOKE, Size, make_workload
 
 from corrmask_fast import MaskedBatch, PMITable, make_masker, set_num_threads
-from corrmask_fast.stock import stock_collator
+from corrmask_fast.masking.stock import stock_collator
 from corrmask_fast.testing import Case, assert_same
 
 if TYPE_CHECKING:

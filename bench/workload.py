@@ -23,13 +23,13 @@ from corrmask_fast.synthetic import generate_cells
 MAKERS = (
     *(
         "synthetic",
-        "tokenizer",
-        "count_scaling",
-        "medians",
-        "graph_building",
-        "graph_stages",
-        "graph_products",
-        "graph",
+        "cells/tokenizer",
+        "cells/count_scaling",
+        "cells/medians",
+        "graph/building",
+        "graph/stages",
+        "graph/products",
+        "graph/dependency_graph",
     ),
     *("kernels/tokenize", "kernels/ranks", "kernels/correlation", "kernels/panel", "kernels/overlap", "kernels/ragged"),
 )

@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from corrmask_fast.cells.vocabulary import Vocabulary
 from corrmask_fast.errors import InputError, check_integer, check_seed, import_extra
 from corrmask_fast.files import atomic_file
-from corrmask_fast.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     import os
 
     from scipy.sparse import csr_matrix
 
-    from corrmask_fast.graph import DependencyGraph
+    from corrmask_fast.graph.dependency_graph import DependencyGraph
 
 __all__ = ["SyntheticCells", "generate_cells", "module_recovery"]
 

@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from corrmask_fast import reference
-from corrmask_fast.graph import DependencyGraph, graph_of_pairs
-from corrmask_fast.pmi import PMITable
-from corrmask_fast.vocabulary import Vocabulary
+from corrmask_fast.cells.vocabulary import Vocabulary
+from corrmask_fast.graph.dependency_graph import DependencyGraph, graph_of_pairs
+from corrmask_fast.masking.pmi import PMITable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from corrmask_fast.masker_base import Masker
+    from corrmask_fast.masking.base import Masker
 
 __all__ = [
     "LONG_PARAMETERS", "PARAMETERS", "STRATEGY_PARAMETERS", "Case", "Expected", "assert_same", "cases", "draw_ids",
@@ -140,7 +140,7 @@ class Case:
 
     def masker(self, strategy: str = "corrmask", **parameters: Any) -> Masker:
         """Return the masker of a strategy for this case."""
-        from corrmask_fast.strategies import make_masker
+        from corrmask_fast.masking.strategies import make_masker
 
         validate = None if self.known else False
         return make_masker(strategy, graph=self.graph, pmi=self.pairs, validate=validate, **parameters)

@@ -16,7 +16,7 @@ needs for certain, and added in their order afterwards.
     partners    of s0, s1, s2 …        by (key, j): added until the quota is met
     hub         s3 s3 s3 … s3          a seed with many neighbours: an eighth of them a lane, lists merged afterwards
 
-Called by the row loop of ``mask.py``. Assumed: arrays contiguous, the scratch large enough (``masking.py``).
+Called by the row loop of ``mask.py``. Assumed: arrays contiguous, the scratch large enough (``masking/rows.py``).
 """
 
 import numpy as np

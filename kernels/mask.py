@@ -8,7 +8,7 @@
     top-up                the columns with the smallest (w1, column), until B are masked
     replacement           80/10/10, labels, positions
 
-Work split: one call takes a range of rows. Assumed: arrays contiguous, the scratch large enough (``masking.py``).
+Work split: one call takes a range of rows. Assumed: arrays contiguous, the scratch large enough (``masking/rows.py``).
 """
 
 import numpy as np

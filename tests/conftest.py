@@ -166,7 +166,7 @@ def made_up_cells() -> Any:
 def cli_folder(tmp_path_factory, made_up_cells) -> Path:
     """A corpus of 300 cells (``cells.npz``), its graph, its token dictionary."""
     from corrmask_fast import read_corpus, write_corpus
-    from corrmask_fast.cli import main
+    from corrmask_fast.cli.main import main
 
     folder = tmp_path_factory.mktemp("cli")
     ranked = [np.lexsort((row.indices, -row.data)) for row in made_up_cells.counts]
@@ -188,7 +188,7 @@ def cli_folder(tmp_path_factory, made_up_cells) -> Path:
 def fails(capsys):
     """Run a command that must fail: one line on stderr, exit code 2."""
 
-    from corrmask_fast.cli import main
+    from corrmask_fast.cli.main import main
 
     def fail(*arguments):
         capsys.readouterr()

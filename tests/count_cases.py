@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from corrmask_fast import Vocabulary, read_corpus
-from corrmask_fast.tokenizer import tokenize_h5ad
+from corrmask_fast.cells.tokenizer import tokenize_h5ad
 
 anndata = pytest.importorskip("anndata")
 pandas = pytest.importorskip("pandas")

@@ -13,8 +13,8 @@ from test_sparse_head import make_pair
 from trainers import MASKER, VOCABULARY, make_cells, our_trainer
 
 from corrmask_fast import CorpusDataset, MultinomialAttentionMasker, read_corpus
-from corrmask_fast.cli import main
-from corrmask_fast.corpus_io import write_corpus
+from corrmask_fast.cells.corpus_io import write_corpus
+from corrmask_fast.cli.main import main
 
 RUNS = (("worker", 1), ("device", 2), ("learned", 2))  # masking, accumulated batches
 

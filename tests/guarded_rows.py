@@ -3,7 +3,8 @@
     no access │ pattern … pattern │ array │ no access
 
 An array ends where a page ends: who reads or writes behind it ends the process. In front of it, and in what the kernel
-is given undefined, lies a pattern that no result may depend on. The scratch has the sizes that masking.py gives it.
+is given undefined, lies a pattern that no result may depend on. The scratch has the sizes that masking/rows.py gives
+it.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ import sys
 
 import numpy as np
 
-from corrmask_fast import Vocabulary, masking
+from corrmask_fast import Vocabulary
 from corrmask_fast.kernels.layout import CONTENT, CORRMASK, COUNTED, GIVEN, PMI, RANDOM, SAMPLED, SPAN
-from corrmask_fast.masking import Draws, RowRules, mask_rows
-from corrmask_fast.neighbor_tables import table_of_pairs
+from corrmask_fast.masking import rows as masking
+from corrmask_fast.masking.neighbor_tables import table_of_pairs
+from corrmask_fast.masking.rows import Draws, RowRules, mask_rows
 from corrmask_fast.threads import set_num_threads
 
 LENGTHS = (*range(1, 131), *range(2047, 2051))
@@ -70,7 +72,7 @@ class Guards:
 
 
 class GuardedScratch:
-    """Stands in for the scratch of masking.py: made anew for each call, guarded."""
+    """Stands in for the scratch of masking/rows.py: made anew for each call, guarded."""
 
     def __init__(self, guards: Guards, entry: type) -> None:
         self.guards, self.entry = guards, entry

@@ -24,9 +24,9 @@ from corrmask_fast import (
     reference,
     set_num_threads,
 )
-from corrmask_fast.audit import CONTROL, audit_strategies, common_mix
-from corrmask_fast.audit import _Tally as Tally
-from corrmask_fast.audit_report import COUNTS, NOTE
+from corrmask_fast.audit.masks import CONTROL, audit_strategies, common_mix
+from corrmask_fast.audit.masks import _Tally as Tally
+from corrmask_fast.audit.report import COUNTS, NOTE
 
 VOCABULARY = Vocabulary(("<pad>", "<mask>", "<cls>", "<eos>", *"ABCDEFGHIJKL"))
 A, B, C, D, E = range(4, 9)
@@ -205,7 +205,7 @@ def test_a_corpus_equals_the_oracle_for_any_threads_and_chunks(corpus, graph, mo
     expected = oracle(graph, rows)
     by_gene = set()
     for threads, chunk in ((1, 1024), (2, 1024), (3, 64), (1, 7)):
-        monkeypatch.setattr("corrmask_fast.audit.CHUNK_CELLS", chunk)
+        monkeypatch.setattr("corrmask_fast.audit.masks.CHUNK_CELLS", chunk)
         set_num_threads(threads)
         try:
             ours = audit(corpus, graph, epochs=2)["ours"]
@@ -311,7 +311,8 @@ def test_report_as_table_dict_and_csv(corpus, graph, tmp_path):
 
 def test_plots_are_saved_whole_or_not_at_all(corpus, graph, tmp_path):
     pytest.importorskip("matplotlib")
-    from corrmask_fast.plots import plot_audit, plot_loss
+    from corrmask_fast.audit.plots import plot_audit
+    from corrmask_fast.training.plots import plot_loss
 
     report = audit(corpus, graph)
     plot_audit(report, tmp_path / "audit.png")
@@ -328,7 +329,7 @@ def test_plots_are_saved_whole_or_not_at_all(corpus, graph, tmp_path):
 
 def test_a_plot_of_masks_without_any_pair(corpus, tmp_path):
     pytest.importorskip("matplotlib")
-    from corrmask_fast.plots import plot_audit
+    from corrmask_fast.audit.plots import plot_audit
 
     figure = plot_audit(audit(corpus, make_graph({}, corpus.vocabulary)))
     texts = [text.get_text() for axis in figure.axes for text in axis.texts]

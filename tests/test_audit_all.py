@@ -20,10 +20,10 @@ from corrmask_fast import (
     rewired,
     write_corpus,
 )
-from corrmask_fast.audit import CONTROL, audit_strategies, masks_of
-from corrmask_fast.audit_all import ALL_CONTROL, ALL_REWIRED
-from corrmask_fast.cli import main
-from corrmask_fast.strategies import STRATEGIES
+from corrmask_fast.audit.all_strategies import ALL_CONTROL, ALL_REWIRED
+from corrmask_fast.audit.masks import CONTROL, audit_strategies, masks_of
+from corrmask_fast.cli.main import main
+from corrmask_fast.masking.strategies import STRATEGIES
 from corrmask_fast.testing import make_graph, make_vocabulary
 
 NAMES = [ALL_CONTROL, "Span", "PMI", "PMI-Rand", "CorrMask", "CorrMask-100", ALL_REWIRED]

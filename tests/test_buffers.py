@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from corrmask_fast import buffers
-from corrmask_fast.buffers import SMALLEST, empty
+from corrmask_fast.masking import buffers
+from corrmask_fast.masking.buffers import SMALLEST, empty
 
 SHAPE = (64, SMALLEST // 8 // 64)
 

@@ -20,7 +20,7 @@ from corrmask_fast import (
     set_num_threads,
     write_corpus,
 )
-from corrmask_fast.cli import main
+from corrmask_fast.cli.main import main
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_graphs_by_group(folder, cells, capsys, fails):
 
 def test_help_is_instant_and_has_an_example_for_each_command():
     code = (
-        "import sys; from corrmask_fast.cli import main\n"
+        "import sys; from corrmask_fast.cli.main import main\n"
         "try: main(['--help'])\nexcept SystemExit as e: assert e.code == 0\n"
         "assert not {'numba', 'torch', 'scipy', 'transformers', 'numpy'} & set(sys.modules)"
     )

@@ -10,9 +10,9 @@ import sys
 import numpy as np
 import pytest
 
-from corrmask_fast import DependencyGraph, Vocabulary, cli
-from corrmask_fast.cli import main
-from corrmask_fast.cli_options import in_options
+from corrmask_fast import DependencyGraph, Vocabulary
+from corrmask_fast.cli.main import INTERRUPTED, main
+from corrmask_fast.cli.options import in_options
 
 
 @pytest.fixture
@@ -207,8 +207,8 @@ def test_an_interrupt_exits_with_130(monkeypatch, capsys):
     def interrupt(path):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("corrmask_fast.cli_graph.load_graph", interrupt)
-    assert main(["graph", "info", "x"]) == cli.INTERRUPTED
+    monkeypatch.setattr("corrmask_fast.cli.graph.load_graph", interrupt)
+    assert main(["graph", "info", "x"]) == INTERRUPTED
     assert capsys.readouterr().err == "corrmask-fast: interrupted\n"
 
 

@@ -16,7 +16,7 @@ from corrmask_fast import (
     read_corpus,
     write_corpus,
 )
-from corrmask_fast.cli import main
+from corrmask_fast.cli.main import main
 
 OPTIONS = {"rho_min": 0.05, "min_cooccurrence": 20, "min_presence": 10, "progress": False}
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from corrmask_fast import DependencyGraph, PMITable, make_masker, write_corpus
-from corrmask_fast.cli import main
-from corrmask_fast.cli_masker import add_masker_options, masker_of
-from corrmask_fast.strategies import STRATEGIES
+from corrmask_fast.cli.main import main
+from corrmask_fast.cli.masker_options import add_masker_options, masker_of
+from corrmask_fast.masking.strategies import STRATEGIES
 
 
 @pytest.fixture(scope="module")

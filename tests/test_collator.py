@@ -17,11 +17,11 @@ from corrmask_fast import (
     DataCollatorForCorrMask,
     InputError,
     RaggedBatch,
-    masking,
     read_corpus,
     set_num_threads,
     write_corpus,
 )
+from corrmask_fast.masking import rows as masking
 from corrmask_fast.testing import Case, assert_same, make_graph, make_vocabulary
 
 GRAPH, GRAPH_V2 = make_graph(make_vocabulary(300)), make_graph(make_vocabulary(300, v2=True))
@@ -310,7 +310,7 @@ def test_workers_draw_apart_without_set_epoch(collator):
 
 def test_the_stock_collator_repeats_its_masks_and_ours_does_not(collator):
     transformers = pytest.importorskip("transformers")
-    from corrmask_fast.stock import StockPreCollator
+    from corrmask_fast.masking.stock import StockPreCollator
 
     def epochs(collate, seed):
         torch.manual_seed(seed)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corrmask_fast import Corpus, InputError, Vocabulary
-from corrmask_fast.corpus import Segment, with_special_tokens
+from corrmask_fast.cells.corpus import Segment, with_special_tokens
 from corrmask_fast.testing import make_vocabulary
 
 V1, V2 = make_vocabulary(20), make_vocabulary(20, v2=True)

@@ -15,7 +15,7 @@ import pytest
 from corpus_cases import V1, cells_of, dataset_of, make_corpus
 
 from corrmask_fast import InputError, MissingExtraError, Vocabulary, build_dependency_graph, read_corpus, write_corpus
-from corrmask_fast.corpus_io import CorpusWriter
+from corrmask_fast.cells.corpus_io import CorpusWriter
 
 
 @pytest.mark.parametrize("name", ["cells.dataset", "cells.npz"])
@@ -55,7 +55,7 @@ def test_a_killed_writer_leaves_nothing_under_its_name(tmp_path):
     script = """if True:
         import sys, time, numpy as np
         from corrmask_fast import Vocabulary
-        from corrmask_fast.corpus_io import CorpusWriter
+        from corrmask_fast.cells.corpus_io import CorpusWriter
         with CorpusWriter(sys.argv[1], Vocabulary(("<pad>", "<mask>", *map(str, range(300))))) as writer:
             while True:
                 writer.write(np.array([0, 200]), np.arange(2, 202))

@@ -8,8 +8,8 @@ import scipy.sparse as sp
 from count_cases import ALL, GENES, NAMES, by_hand, cells_of, medians_by_hand, some_counts, tokenize, write_h5ad
 
 from corrmask_fast import InputError
-from corrmask_fast.counts_file import CountsFile
-from corrmask_fast.tokenizer import corpus_medians
+from corrmask_fast.cells.counts_file import CountsFile
+from corrmask_fast.cells.tokenizer import corpus_medians
 
 anndata = pytest.importorskip("anndata")
 pandas = pytest.importorskip("pandas")
@@ -45,7 +45,7 @@ def test_csc_leaves_no_temporary_file(tmp_path, monkeypatch):
 
 
 def test_chunks_are_bounded_by_entries(tmp_path, monkeypatch):
-    monkeypatch.setattr("corrmask_fast.counts_file.CHUNK_ENTRIES", 50)
+    monkeypatch.setattr("corrmask_fast.cells.counts_file.CHUNK_ENTRIES", 50)
     counts = some_counts()
     for i, matrix in enumerate([sp.csr_matrix(counts), sp.csc_matrix(counts), counts]):
         with CountsFile(write_h5ad(tmp_path / f"{i}.h5ad", matrix)) as file:

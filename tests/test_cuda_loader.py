@@ -9,8 +9,9 @@ import pytest
 import torch
 from cuda_cases import MIXED, SOURCE, arguments, as_result
 
-from corrmask_fast import InputError, MissingExtraError, cuda, cuda_masking
+from corrmask_fast import InputError, MissingExtraError, cuda
 from corrmask_fast.kernels.layout import CONTENT, COUNTED
+from corrmask_fast.masking import rows_cuda as cuda_masking
 from corrmask_fast.testing import LONG_PARAMETERS, PARAMETERS, Case, assert_same, cases, draw_ids, long_cases
 
 CASES, LONG_CASES = cases(), long_cases()

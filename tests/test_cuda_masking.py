@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from cuda_cases import FORWARD, MIXED, RANDOM, REVERSE, SOURCE
 
-from corrmask_fast import Vocabulary, build_dependency_graph, cuda_masking, read_corpus, reference, tokenize_h5ad
+from corrmask_fast import Vocabulary, build_dependency_graph, read_corpus, reference, tokenize_h5ad
 from corrmask_fast.kernels.layout import COUNTED
+from corrmask_fast.masking import rows_cuda as cuda_masking
 from corrmask_fast.testing import (
     LONG_PARAMETERS,
     PARAMETERS,

@@ -7,11 +7,13 @@ import pytest
 import torch
 from cuda_cases import FORWARD, MIXED, RANDOM, REVERSE, arguments, as_result
 
-from corrmask_fast import CorrMasker, DependencyGraph, InputError, cuda, cuda_masking, torch_ops
-from corrmask_fast.draws import priorities_of
+from corrmask_fast import CorrMasker, DependencyGraph, InputError, cuda
 from corrmask_fast.kernels.layout import SAMPLED
-from corrmask_fast.masker_base import Masker
-from corrmask_fast.neighbor_tables import no_table
+from corrmask_fast.masking import rows_cuda as cuda_masking
+from corrmask_fast.masking import torch_ops
+from corrmask_fast.masking.base import Masker
+from corrmask_fast.masking.draws import priorities_of
+from corrmask_fast.masking.neighbor_tables import no_table
 from corrmask_fast.testing import (
     STRATEGY_PARAMETERS,
     Case,

@@ -19,9 +19,9 @@ from corrmask_fast import (
     read_corpus,
     tokenize_h5ad,
 )
-from corrmask_fast.demo import DemoSize, run_demo
-from corrmask_fast.genesets import ribosomal_genes, set_cohesion
-from corrmask_fast.stock import StockPreCollator, stock_collator
+from corrmask_fast.cli.demo import DemoSize, run_demo
+from corrmask_fast.graph.genesets import ribosomal_genes, set_cohesion
+from corrmask_fast.masking.stock import StockPreCollator, stock_collator
 
 VOCABULARY = Vocabulary(("<pad>", "<mask>", *(f"G{i}" for i in range(40))))
 

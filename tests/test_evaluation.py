@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from corrmask_fast import Corpus, FineTuning, InputError, Vocabulary, annotate_cells, classify_genes
-from corrmask_fast.cli import main
-from corrmask_fast.corpus_io import write_corpus
-from corrmask_fast.fine_tuning import UNLABELLED, Labeller, load_encoder, padded_cells
-from corrmask_fast.gene_classification import _genes_in_cells, read_gene_labels
+from corrmask_fast.cells.corpus_io import write_corpus
+from corrmask_fast.cli.main import main
+from corrmask_fast.evaluation.fine_tuning import UNLABELLED, Labeller, load_encoder, padded_cells
+from corrmask_fast.evaluation.gene_classification import _genes_in_cells, read_gene_labels
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("sklearn")
@@ -238,7 +238,7 @@ def test_a_model_of_other_genes_is_refused(typed_corpus, model, tmp_path):
 
 
 def test_batches_without_a_label_train_nothing(typed_corpus, model):
-    from corrmask_fast.fine_tuning import fine_tune
+    from corrmask_fast.evaluation.fine_tuning import fine_tune
     from corrmask_fast.progress import progress_bar
 
     labeller = labeller_of(model, typed_corpus.vocabulary, 2)

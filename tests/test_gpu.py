@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from corrmask_fast import CorrMasker, DataCollatorForCorrMask, InputError, masker_base, torch_ops
+from corrmask_fast import CorrMasker, DataCollatorForCorrMask, InputError
+from corrmask_fast.masking import base as masker_base
+from corrmask_fast.masking import torch_ops
 from corrmask_fast.testing import PARAMETERS, Case, assert_same, cases, draw_ids, make_graph, make_vocabulary
 
 CASES = [case for case in cases() if case.columns < 200]

@@ -28,18 +28,12 @@ from graph_cases import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from corrmask_fast import (
-    Corpus,
-    InputError,
-    build_dependency_graph,
-    graph_building,
-    graph_stages,
-    reference,
-    set_num_threads,
-)
-from corrmask_fast.corpus import Segment
-from corrmask_fast.graph_products import DENSE, PANEL, SCATTER, Operands, StrongestPartners, plan_product, select
-from corrmask_fast.graph_stages import GeneColumns
+from corrmask_fast import Corpus, InputError, build_dependency_graph, reference, set_num_threads
+from corrmask_fast.cells.corpus import Segment
+from corrmask_fast.graph import building as graph_building
+from corrmask_fast.graph import stages as graph_stages
+from corrmask_fast.graph.products import DENSE, PANEL, SCATTER, Operands, StrongestPartners, plan_product, select
+from corrmask_fast.graph.stages import GeneColumns
 
 METHODS = dict(zip(CUTS.values(), ({SCATTER}, {PANEL}, {DENSE}, {SCATTER, PANEL, DENSE}), strict=True))
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from corrmask_fast import DependencyGraph, InputError, Vocabulary, compare_graphs, merge_graphs
-from corrmask_fast.graph_compare import _multipliers, compare_all, comparison_table, save_comparisons_csv
+from corrmask_fast.graph.compare import _multipliers, compare_all, comparison_table, save_comparisons_csv
 from corrmask_fast.testing import make_graph, make_vocabulary
 
 LETTERS = Vocabulary(("<pad>", "<mask>", *"ABCDEFG"), {"A": "Alpha"})

@@ -9,17 +9,12 @@ import pytest
 import torch
 from graph_cases import BASE, ODD_CELLS, QUIET, A, B, C, D, E, assert_equal_stages, corpus_of, every_stage, on_host
 
-from corrmask_fast import (
-    Corpus,
-    InputError,
-    Vocabulary,
-    build_dependency_graph,
-    graph_building,
-    graph_memory,
-    graph_stages,
-    graph_stages_cuda,
-)
-from corrmask_fast.graph_stages import GeneColumns
+from corrmask_fast import Corpus, InputError, Vocabulary, build_dependency_graph
+from corrmask_fast.graph import building as graph_building
+from corrmask_fast.graph import memory as graph_memory
+from corrmask_fast.graph import stages as graph_stages
+from corrmask_fast.graph import stages_cuda as graph_stages_cuda
+from corrmask_fast.graph.stages import GeneColumns
 
 FORWARD, REVERSE, RANDOM = range(3)
 

@@ -15,18 +15,14 @@ import pytest
 import torch
 from graph_cases import BASE, A, B, C, assert_equal_stages, corpus_of, every_stage
 
-from corrmask_fast import (
-    InputError,
-    MissingExtraError,
-    build_dependency_graph,
-    graph_building,
-    graph_device,
-    graph_memory,
-    graph_stages,
-    graph_stages_cuda,
-    graph_work,
-)
-from corrmask_fast.graph_distributed import Team
+from corrmask_fast import InputError, MissingExtraError, build_dependency_graph
+from corrmask_fast.graph import building as graph_building
+from corrmask_fast.graph import device as graph_device
+from corrmask_fast.graph import memory as graph_memory
+from corrmask_fast.graph import stages as graph_stages
+from corrmask_fast.graph import stages_cuda as graph_stages_cuda
+from corrmask_fast.graph import work as graph_work
+from corrmask_fast.graph.distributed import Team
 
 
 @pytest.fixture(name="pretend")
@@ -56,7 +52,7 @@ def test_a_graph_file_is_the_same_from_either_device(pretend, make_corpus, tmp_p
 
 def test_the_command_line_takes_a_device(pretend, make_corpus, tmp_path, capsys):
     from corrmask_fast import write_corpus
-    from corrmask_fast.cli import main
+    from corrmask_fast.cli.main import main
 
     write_corpus(make_corpus(80, 12, seed=3), tmp_path / "cells.npz")
     command = ["graph", "build", str(tmp_path / "cells.npz"), "-o", str(tmp_path / "graph.safetensors")]
@@ -123,8 +119,8 @@ def test_auto_does_not_wait_for_torch_where_cupy_is_not_installed():
     code = (
         "import sys, importlib.util as u; find = u.find_spec\n"
         "u.find_spec = lambda name, *rest: None if name == 'cupy' else find(name, *rest)\n"
-        "from corrmask_fast.graph_building import _stages\n"
-        "assert _stages('auto').__name__ == _stages('cpu').__name__ == 'corrmask_fast.graph_stages'\n"
+        "from corrmask_fast.graph.building import _stages\n"
+        "assert _stages('auto').__name__ == _stages('cpu').__name__ == 'corrmask_fast.graph.stages'\n"
         "assert 'torch' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

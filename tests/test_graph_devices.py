@@ -16,17 +16,23 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from corrmask_fast import build_dependency_graph, graph_memory, write_corpus
-from corrmask_fast.graph_device import warn_of_idle_devices
-from corrmask_fast.graph_distributed import ProcessGroup, Team
+from corrmask_fast import build_dependency_graph, write_corpus
+from corrmask_fast.graph import memory as graph_memory
+from corrmask_fast.graph.device import warn_of_idle_devices
+from corrmask_fast.graph.distributed import ProcessGroup, Team
 
 PARAMETERS = {"rho_min": 0.05, "min_cooccurrence": 5, "min_presence": 5, "n_neighbors": 4, "progress": False}
 
 RANK = """
     import json, os, sys
     import torch, torch.distributed as dist
-    from corrmask_fast import build_dependency_graph, graph_building, graph_device, graph_memory, graph_stages
-    from corrmask_fast import graph_stages_cuda, read_corpus
+    from corrmask_fast import build_dependency_graph
+    from corrmask_fast.graph import building as graph_building
+    from corrmask_fast.graph import device as graph_device
+    from corrmask_fast.graph import memory as graph_memory
+    from corrmask_fast.graph import stages as graph_stages
+    from corrmask_fast import read_corpus
+    from corrmask_fast.graph import stages_cuda as graph_stages_cuda
 
     folder, cuda_host = sys.argv[1:3]
     parameters = json.load(open(folder + "/parameters.json"))

@@ -9,9 +9,10 @@ import pytest
 from graph_cases import QUIET, cells_of, dense_values, stages_of
 from scipy.stats import spearmanr
 
-from corrmask_fast import graph_memory, graph_stages
-from corrmask_fast.graph_products import Cut, Rates
-from corrmask_fast.graph_stages import GeneColumns
+from corrmask_fast.graph import memory as graph_memory
+from corrmask_fast.graph import stages as graph_stages
+from corrmask_fast.graph.products import Cut, Rates
+from corrmask_fast.graph.stages import GeneColumns
 
 
 def test_columns_of_many_cells(make_corpus):

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from corrmask_fast import DependencyGraph, InputError, Vocabulary, export_graph
-from corrmask_fast.graph import graph_of_pairs
-from corrmask_fast.graph_export import graph_to_anndata
+from corrmask_fast.graph.dependency_graph import graph_of_pairs
+from corrmask_fast.graph.export import graph_to_anndata
 
 GENES = Vocabulary(
     ("<pad>", "<mask>", "ENSG01", "ENSG02", "ENSG03", "ENSG04"), {"ENSG01": "RPL3", "ENSG02": "Å,b", "ENSG03": "CD3E"}

@@ -8,8 +8,9 @@ import warnings
 import numpy as np
 import pytest
 
-from corrmask_fast import Corpus, DependencyGraph, InputError, build_dependency_graph, build_graphs_by, graph_groups
-from corrmask_fast.graph_groups import iter_graphs_by, rows_by_group, save_graphs
+from corrmask_fast import Corpus, DependencyGraph, InputError, build_dependency_graph, build_graphs_by
+from corrmask_fast.graph import groups as graph_groups
+from corrmask_fast.graph.groups import iter_graphs_by, rows_by_group, save_graphs
 
 LOOSE = {"rho_min": 0.05, "min_cooccurrence": 8, "min_presence": 4, "progress": False}
 

@@ -9,8 +9,8 @@ import pytest
 from graph_cases import QUIET
 from llvmlite.binding import llvm_version_info
 
-from corrmask_fast import graph_stages
-from corrmask_fast.graph_stages import GeneColumns, Pairs
+from corrmask_fast.graph import stages as graph_stages
+from corrmask_fast.graph.stages import GeneColumns, Pairs
 from corrmask_fast.kernels import overlap as overlap_kernel
 
 

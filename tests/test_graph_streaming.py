@@ -22,19 +22,19 @@ from corrmask_fast import (
     InputError,
     Vocabulary,
     build_dependency_graph,
-    graph_building,
-    graph_memory,
-    graph_stages,
     read_corpus,
     reference,
     set_num_threads,
 )
-from corrmask_fast.corpus_io import CorpusWriter
-from corrmask_fast.graph_distributed import Team
-from corrmask_fast.graph_memory import Need, Portions
-from corrmask_fast.graph_products import Cut, plan_product
-from corrmask_fast.graph_streaming import StreamedStages
-from corrmask_fast.graph_work import Work
+from corrmask_fast.cells.corpus_io import CorpusWriter
+from corrmask_fast.graph import building as graph_building
+from corrmask_fast.graph import memory as graph_memory
+from corrmask_fast.graph import stages as graph_stages
+from corrmask_fast.graph.distributed import Team
+from corrmask_fast.graph.memory import Need, Portions
+from corrmask_fast.graph.products import Cut, plan_product
+from corrmask_fast.graph.streaming import StreamedStages
+from corrmask_fast.graph.work import Work
 from corrmask_fast.kernels.wide import fold, to_floats
 from corrmask_fast.progress import progress_bar
 

@@ -16,20 +16,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from corrmask_fast import (
-    Corpus,
-    InputError,
-    build_dependency_graph,
-    graph_building,
-    graph_checkpoint,
-    graph_stages,
-    graph_streaming,
-    graph_work,
-    write_corpus,
-)
-from corrmask_fast.graph_distributed import Team
-from corrmask_fast.graph_memory import Portions
-from corrmask_fast.graph_products import Cut, Rates, StrongestPartners
+from corrmask_fast import Corpus, InputError, build_dependency_graph, write_corpus
+from corrmask_fast.graph import building as graph_building
+from corrmask_fast.graph import checkpoint as graph_checkpoint
+from corrmask_fast.graph import stages as graph_stages
+from corrmask_fast.graph import streaming as graph_streaming
+from corrmask_fast.graph import work as graph_work
+from corrmask_fast.graph.distributed import Team
+from corrmask_fast.graph.memory import Portions
+from corrmask_fast.graph.products import Cut, Rates, StrongestPartners
 
 PARAMETERS = {"rho_min": 0.05, "min_cooccurrence": 5, "min_presence": 5, "n_neighbors": 4, "progress": False}
 
@@ -37,9 +32,14 @@ PARAMETERS = {"rho_min": 0.05, "min_cooccurrence": 5, "min_presence": 5, "n_neig
 PRELUDE = """
     import os, signal, sys, json, time
     from corrmask_fast import read_corpus, build_dependency_graph, InputError, set_num_threads
-    from corrmask_fast import graph_building, graph_checkpoint, graph_distributed
-    from corrmask_fast import graph_memory, graph_stages, graph_streaming, graph_work
-    from corrmask_fast.graph_products import Cut
+    from corrmask_fast.graph import building as graph_building
+    from corrmask_fast.graph import checkpoint as graph_checkpoint
+    from corrmask_fast.graph import distributed as graph_distributed
+    from corrmask_fast.graph import memory as graph_memory
+    from corrmask_fast.graph import stages as graph_stages
+    from corrmask_fast.graph import streaming as graph_streaming
+    from corrmask_fast.graph import work as graph_work
+    from corrmask_fast.graph.products import Cut
     set_num_threads(1)
     graph_stages.Cut = lambda: Cut(tile_genes=5)
     graph_stages.LEAST_WORK = 2000

@@ -23,7 +23,7 @@ def run(code):
     [
         "import corrmask_fast",
         "from corrmask_fast import Corpus, Vocabulary, read_corpus, InputError, reference",
-        "import corrmask_fast.cli",
+        "import corrmask_fast.cli.main",
     ],
 )
 def test_nothing_heavy_is_loaded(statement):

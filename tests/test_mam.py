@@ -21,10 +21,10 @@ from corrmask_fast import (
     read_corpus,
     reference,
 )
-from corrmask_fast.mam_model import attach, taken_off
-from corrmask_fast.schedules import Linear
+from corrmask_fast.masking.schedules import Linear
+from corrmask_fast.masking.torch_random import gumbel_priorities
 from corrmask_fast.testing import make_graph, make_vocabulary
-from corrmask_fast.torch_random import gumbel_priorities
+from corrmask_fast.training.mam_model import attach, taken_off
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -11,18 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from corrmask_fast import (
-    CorrMasker,
-    DataCollatorForCorrMask,
-    DependencyGraph,
-    InputError,
-    Vocabulary,
-    masking,
-    set_num_threads,
-    torch_ops,
-)
-from corrmask_fast.draws import epoch_salt
+from corrmask_fast import CorrMasker, DataCollatorForCorrMask, DependencyGraph, InputError, Vocabulary, set_num_threads
 from corrmask_fast.kernels.layout import GIVEN
+from corrmask_fast.masking import rows as masking
+from corrmask_fast.masking import torch_ops
+from corrmask_fast.masking.draws import epoch_salt
 from corrmask_fast.testing import (
     LONG_PARAMETERS,
     PARAMETERS,

@@ -11,9 +11,9 @@ import scipy.sparse as sp
 from count_cases import GENES, some_counts, tokenize, write_h5ad
 
 from corrmask_fast import InputError
-from corrmask_fast.count_scaling import ScaledCells
-from corrmask_fast.medians import MedianSearch
-from corrmask_fast.tokenizer import corpus_medians
+from corrmask_fast.cells.count_scaling import ScaledCells
+from corrmask_fast.cells.medians import MedianSearch
+from corrmask_fast.cells.tokenizer import corpus_medians
 
 
 @pytest.mark.parametrize("most_values", [10**6, 1700, 0])

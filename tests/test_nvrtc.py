@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from corrmask_fast import cuda, cuda_masking
+from corrmask_fast import cuda
+from corrmask_fast.masking import rows_cuda as cuda_masking
 
 KERNELS = sorted(path.name for path in (Path(__file__).parents[1] / "kernels").glob("*.cu"))
 ARCHITECTURES = (75, 80, 90, 100)

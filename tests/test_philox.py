@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from corrmask_fast import Corpus, InputError, corpus, reference
+from corrmask_fast import Corpus, InputError, reference
+from corrmask_fast.cells import corpus
 from corrmask_fast.kernels import philox, rows
 from corrmask_fast.testing import draw_ids, make_vocabulary
 

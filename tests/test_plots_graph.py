@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from corrmask_fast import DependencyGraph, InputError, Vocabulary, compare_graphs
-from corrmask_fast.graph import graph_of_pairs
-from corrmask_fast.graph_compare import compare_all
-from corrmask_fast.graph_stability import EdgeStability
-from corrmask_fast.plots_compare import plot_comparison, plot_stability
-from corrmask_fast.plots_graph import _module_genes, plot_graph, plot_modules
+from corrmask_fast.graph.compare import compare_all
+from corrmask_fast.graph.dependency_graph import graph_of_pairs
+from corrmask_fast.graph.plots import _module_genes, plot_graph, plot_modules
+from corrmask_fast.graph.plots_compare import plot_comparison, plot_stability
+from corrmask_fast.graph.stability import EdgeStability
 from corrmask_fast.testing import make_vocabulary
 
 matplotlib = pytest.importorskip("matplotlib")

@@ -14,10 +14,10 @@ from corrmask_fast import (
     DataCollatorForCorrMask,
     InputError,
     Linear,
-    collator,
     read_corpus,
     write_corpus,
 )
+from corrmask_fast.masking import collator
 from corrmask_fast.testing import make_graph, make_vocabulary
 
 transformers = pytest.importorskip("transformers", minversion="4.46")
@@ -40,8 +40,8 @@ from trainers import (
     our_trainer,
 )
 
-from corrmask_fast.pretrain import EVALUATION_EPOCH, CorrMaskCallback, CorrMaskTrainer
-from corrmask_fast.sparse_head import BertForSparseMaskedLM
+from corrmask_fast.training.sparse_head import BertForSparseMaskedLM
+from corrmask_fast.training.trainer import EVALUATION_EPOCH, CorrMaskCallback, CorrMaskTrainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -251,7 +251,7 @@ def test_lengths_of_a_datasets_folder(tmp_path):
     datasets = pytest.importorskip("datasets")
     write_corpus(DATASET.corpus, tmp_path / "cells.dataset")
     folder = datasets.load_from_disk(str(tmp_path / "cells.dataset"))
-    from corrmask_fast.sampling import cell_lengths
+    from corrmask_fast.training.sampling import cell_lengths
 
     expected = [len(cell) for cell in CELLS]
     for dataset in (DATASET, folder, folder.remove_columns("length"), [{"input_ids": cell} for cell in CELLS]):

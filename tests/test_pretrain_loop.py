@@ -12,8 +12,8 @@ transformers = pytest.importorskip("transformers", minversion="4.46")
 accelerate = pytest.importorskip("accelerate")
 
 from corrmask_fast import BertForSparseMaskedLM, CorrMaskTrainer
-from corrmask_fast.collator import PaddingCollator
-from corrmask_fast.sampling import ShuffledSampler
+from corrmask_fast.masking.collator import PaddingCollator
+from corrmask_fast.training.sampling import ShuffledSampler
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -17,16 +17,16 @@ from corrmask_fast import (
     RandomMasker,
     read_corpus,
 )
-from corrmask_fast.cli import main
-from corrmask_fast.corpus_io import write_corpus
-from corrmask_fast.schedules import Schedule
+from corrmask_fast.cells.corpus_io import write_corpus
+from corrmask_fast.cli.main import main
+from corrmask_fast.masking.schedules import Schedule
 
 transformers = pytest.importorskip("transformers", minversion="4.46")
 pytest.importorskip("accelerate")
 
 from trainers import GRAPH, VOCABULARY, StopAfter, cells_of, make_cells, make_model, original, our_trainer
 
-from corrmask_fast.pretrain import EVALUATION_EPOCH
+from corrmask_fast.training.trainer import EVALUATION_EPOCH
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -16,10 +16,10 @@ from corrmask_fast import (
     DataCollatorForCorrMask,
     InputError,
     RaggedBatch,
-    collator,
     read_corpus,
     write_corpus,
 )
+from corrmask_fast.masking import collator
 from corrmask_fast.testing import make_graph, make_vocabulary
 
 transformers = pytest.importorskip("transformers", minversion="4.46")
@@ -38,7 +38,7 @@ from trainers import (
     our_trainer,
 )
 
-from corrmask_fast.pretrain import CorrMaskCallback
+from corrmask_fast.training.trainer import CorrMaskCallback
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -142,7 +142,7 @@ def test_drops_into_geneformers_pretrainer(tmp_path):
 
 def test_compat_masks_as_the_stock_path_does():
     """The same bits from the same state of torch's generator; <cls> and <eos> are masked, as they are today."""
-    from corrmask_fast.stock import stock_collator
+    from corrmask_fast.masking.stock import stock_collator
 
     vocabulary = make_vocabulary(60, v2=True)
     masker = CorrMasker(make_graph(vocabulary), mlm_probability=0.3)

@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from corrmask_fast import CorrMasker, DependencyGraph, InputError, RandomMasker, Vocabulary
-from corrmask_fast.cli import main
-from corrmask_fast.corpus_io import write_corpus
-from corrmask_fast.pretraining_settings import PRESETS, PretrainingSettings
+from corrmask_fast.cells.corpus_io import write_corpus
+from corrmask_fast.cli.main import main
+from corrmask_fast.training.settings import PRESETS, PretrainingSettings
 
 transformers = pytest.importorskip("transformers")
 
-from corrmask_fast.partner_loss import PartnerLoss, masked_losses
-from corrmask_fast.pretraining_run import make_model, pretrain, split_cells
+from corrmask_fast.training.partner_loss import PartnerLoss, masked_losses
+from corrmask_fast.training.run import make_model, pretrain, split_cells
 
 TINY = PretrainingSettings(
     hidden_size=16,

@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corrmask_fast import DependencyGraph, InputError, correlated_windows, read_corpus, set_num_threads
-from corrmask_fast.kernels.windows import N_COUNTS, count_windows
-from corrmask_fast.rank_windows import (
+from corrmask_fast.audit.rank_windows import (
     RANKED,
     REWIRED,
     SHUFFLED,
@@ -20,6 +19,7 @@ from corrmask_fast.rank_windows import (
     windows_beside_controls,
     windows_table,
 )
+from corrmask_fast.kernels.windows import N_COUNTS, count_windows
 from corrmask_fast.reference_windows import count_windows as plain_windows
 from corrmask_fast.testing import make_graph, make_vocabulary
 
@@ -75,7 +75,7 @@ def test_a_corpus_equals_plain_python_for_any_threads_and_chunks(corpus, graph, 
     cells = [corpus.tokens[a:b].tolist() for a, b in zip(corpus.indptr[:-1], corpus.indptr[1:], strict=True)]
     expected = plain_windows(cells, neighbors_of(graph), 5)
     for threads, chunk in ((1, 4096), (3, 4096), (2, 37)):
-        monkeypatch.setattr("corrmask_fast.rank_windows.CHUNK_CELLS", chunk)
+        monkeypatch.setattr("corrmask_fast.audit.rank_windows.CHUNK_CELLS", chunk)
         set_num_threads(threads)
         try:
             assert counts_of(correlated_windows(corpus, graph, progress=False)) == expected

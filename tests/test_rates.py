@@ -20,7 +20,7 @@ from corrmask_fast import (
     RandomMasker,
     SpanMasker,
 )
-from corrmask_fast.schedules import Schedule, parse_rate, rate_text
+from corrmask_fast.masking.schedules import Schedule, parse_rate, rate_text
 from corrmask_fast.testing import Case, assert_same, cases, draw_ids, make_graph, make_vocabulary
 
 CASES = cases()

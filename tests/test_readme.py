@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from corrmask_fast.cli import main
+from corrmask_fast.cells.tokenizer import corpus_medians
+from corrmask_fast.cli.main import main
 from corrmask_fast.synthetic import generate_cells
-from corrmask_fast.tokenizer import corpus_medians
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()

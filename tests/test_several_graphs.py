@@ -14,12 +14,12 @@ from corrmask_fast import (
     DependencyGraph,
     InputError,
     RandomMasker,
-    torch_ops,
 )
-from corrmask_fast.draws import priorities_of
 from corrmask_fast.kernels.layout import CORRMASK, GIVEN, SAMPLED
-from corrmask_fast.masker_base import Masker
-from corrmask_fast.neighbor_tables import no_table
+from corrmask_fast.masking import torch_ops
+from corrmask_fast.masking.base import Masker
+from corrmask_fast.masking.draws import priorities_of
+from corrmask_fast.masking.neighbor_tables import no_table
 from corrmask_fast.testing import Case, assert_same, cases, draw_ids, make_graph, make_vocabulary
 
 GENES = make_vocabulary(200)

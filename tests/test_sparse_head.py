@@ -13,7 +13,7 @@ from corrmask_fast.testing import make_graph, make_vocabulary
 
 transformers = pytest.importorskip("transformers", minversion="4.46")
 
-from corrmask_fast.sparse_head import BertForSparseMaskedLM
+from corrmask_fast.training.sparse_head import BertForSparseMaskedLM
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -22,10 +22,10 @@ from corrmask_fast import (
     make_masker,
     read_corpus,
     reference,
-    torch_ops,
 )
 from corrmask_fast.kernels.layout import GIVEN
-from corrmask_fast.strategies import STRATEGIES
+from corrmask_fast.masking import torch_ops
+from corrmask_fast.masking.strategies import STRATEGIES
 from corrmask_fast.testing import (
     STRATEGY_PARAMETERS,
     Case,

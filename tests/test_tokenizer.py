@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corrmask_fast import InputError, MissingExtraError, Vocabulary, set_num_threads
-from corrmask_fast.tokenizer import corpus_medians, tokenize_h5ad, vocabulary_of_h5ad
+from corrmask_fast.cells.tokenizer import corpus_medians, tokenize_h5ad, vocabulary_of_h5ad
 
 anndata = pytest.importorskip("anndata")
 pandas = pytest.importorskip("pandas")

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from corrmask_fast import CorrMasker, InputError, torch_ops
+from corrmask_fast import CorrMasker, InputError
 from corrmask_fast.kernels.layout import CONTENT, COUNTED, GIVEN
+from corrmask_fast.masking import torch_ops
 from corrmask_fast.testing import Case, assert_same, cases, make_graph, make_vocabulary
 
 GRAPH = make_graph(make_vocabulary(200), seed=1)

@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from corrmask_fast import reference
-from corrmask_fast.draws import draws_of_tensors
-from corrmask_fast.testing import cases
-from corrmask_fast.torch_random import (
+from corrmask_fast.masking.draws import draws_of_tensors
+from corrmask_fast.masking.torch_random import (
     draw_ids_of,
     gumbel_priorities,
     maskable_columns,
@@ -19,6 +18,7 @@ from corrmask_fast.torch_random import (
     philox_words,
     relative_columns,
 )
+from corrmask_fast.testing import cases
 
 
 def bits(value):

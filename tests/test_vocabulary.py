@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from corrmask_fast import InputError, Vocabulary
-from corrmask_fast.vocabulary import read_dictionary
+from corrmask_fast.cells.vocabulary import read_dictionary
 
 V1 = {"<pad>": 0, "<mask>": 1, "ENSG01": 2, "ENSG02": 3, "ENSG03": 4}
 V2 = {"<pad>": 0, "<mask>": 1, "<cls>": 2, "<eos>": 3, "ENSG01": 4, "ENSG02": 5}
@@ -167,7 +167,7 @@ def test_a_hostile_pickle_runs_nothing(tmp_path):
     [
         ("builtins", "eval"), ("builtins", "getattr"), ("os", "system"), ("numpy", "load"), ("numpy", "memmap"),
         ("numpy.core.multiarray", "_reconstruct"), ("numpy", "dtype.type"), ("numpy._core.multiarray", "scalar.x"),
-        ("collections", "OrderedDict"), ("corrmask_fast.vocabulary", "_plain_scalar"),
+        ("collections", "OrderedDict"), ("corrmask_fast.cells.vocabulary", "_plain_scalar"),
     ],
 )  # fmt: skip
 def test_no_other_name_can_be_asked_for(tmp_path, module, name):

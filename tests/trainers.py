@@ -14,7 +14,7 @@ from corrmask_fast.testing import make_graph, make_vocabulary
 transformers = pytest.importorskip("transformers", minversion="4.46")
 pytest.importorskip("accelerate")
 
-from corrmask_fast.pretrain import CorrMaskTrainer
+from corrmask_fast.training.trainer import CorrMaskTrainer
 
 VOCABULARY = make_vocabulary(60)
 GRAPH = make_graph(VOCABULARY)

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from corrmask_fast import cuda
-from corrmask_fast.strategies import STRATEGIES
+from corrmask_fast.masking.strategies import STRATEGIES
 from corrmask_fast.testing import Case, assert_same, cases, make_graph, make_vocabulary
 from gpu import devices, parity, profiling
 from gpu.workloads import COMPARED, atlas
@@ -30,7 +30,7 @@ from gpu.workloads import COMPARED, atlas
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from corrmask_fast.masker_base import Masker
+    from corrmask_fast.masking.base import Masker
 
 KERNELS = Path(cuda.__file__).parent / "kernels"
 ROWS = 24  # a few blocks on each of some multiprocessors

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from corrmask_fast import build_dependency_graph, graph_building
+from corrmask_fast import build_dependency_graph
+from corrmask_fast.graph import building as graph_building
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

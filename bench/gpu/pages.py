@@ -82,7 +82,7 @@ def draw_masking(rows: Sequence[records.Row], folder: Path) -> Path | None:
         batches = [batch for batch, _ in points]
         each = [us / batch for batch, us in points]
         axis.plot(batches, each, "o-", color=color, linewidth=1.6, markersize=4)
-        axis.annotate(SHOWN[name], (batches[-1], each[-1]), (6, 0), **plots._TEXT, color=color, va="center")
+        axis.annotate(SHOWN[name], (batches[-1], each[-1]), (6, 0), **plots.TEXT, color=color, va="center")
     axis.set_xscale("log")
     axis.set_yscale("log")
     plots.dress(axis, title="Masking on the device", x="rows of a batch", y="microseconds a row (median)")

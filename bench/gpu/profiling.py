@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from timing import Contestant
 
-from corrmask_fast import CorrMasker, cuda, cuda_masking
+from corrmask_fast import CorrMasker, cuda
+from corrmask_fast.masking import rows_cuda as cuda_masking
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -14,8 +14,8 @@ from atlas import made_up_corpus
 from timing import Timing
 
 from corrmask_fast import CorrMasker, DependencyGraph, Vocabulary, get_num_threads, reference, set_num_threads
-from corrmask_fast.stock import stock_collator
-from corrmask_fast.strategies import STRATEGIES
+from corrmask_fast.masking.stock import stock_collator
+from corrmask_fast.masking.strategies import STRATEGIES
 from corrmask_fast.testing import Case, cases, draw_ids, make_graph, make_vocabulary
 from gpu import devices, exercise, goals, graphs, masking, pages, profiling, report, results, run, workloads
 from gpu.torch_corrmask import TorchCorrMask

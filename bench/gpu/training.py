@@ -9,9 +9,9 @@ import torch
 from timing import Contestant
 
 from corrmask_fast import CorpusDataset, CorrMasker, DataCollatorForCorrMask, MultinomialAttentionMasker
-from corrmask_fast.mam_model import attach
-from corrmask_fast.pretraining_run import make_model
-from corrmask_fast.stock import stock_collator
+from corrmask_fast.masking.stock import stock_collator
+from corrmask_fast.training.mam_model import attach
+from corrmask_fast.training.run import make_model
 from gpu import goals
 from gpu.devices import free_memory
 from gpu.workloads import rows_of

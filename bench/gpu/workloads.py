@@ -12,7 +12,7 @@ from atlas import made_up_corpus
 from workload import Size, Workload
 
 from corrmask_fast import build_dependency_graph
-from corrmask_fast.pretraining_settings import PretrainingSettings
+from corrmask_fast.training.settings import PretrainingSettings
 
 if TYPE_CHECKING:
     from corrmask_fast import Corpus

@@ -15,18 +15,11 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 import numpy as np
 from scipy.stats import spearmanr
 
-from corrmask_fast import (
-    Corpus,
-    DependencyGraph,
-    build_dependency_graph,
-    graph_building,
-    graph_stages,
-    read_corpus,
-    reference,
-    set_num_threads,
-)
-from corrmask_fast.graph_memory import Portions
-from corrmask_fast.graph_products import DENSE, PANEL, SCATTER, Cut, Operands, Rates, plan_product
+from corrmask_fast import Corpus, DependencyGraph, build_dependency_graph, read_corpus, reference, set_num_threads
+from corrmask_fast.graph import building as graph_building
+from corrmask_fast.graph import stages as graph_stages
+from corrmask_fast.graph.memory import Portions
+from corrmask_fast.graph.products import DENSE, PANEL, SCATTER, Cut, Operands, Rates, plan_product
 from graph import overlaps, shapes
 from graph.peers import peak_gib
 from graph.stages import QUIET

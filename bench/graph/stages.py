@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from corrmask_fast import graph_stages
-from corrmask_fast.graph_stages import rank_genes
+from corrmask_fast.graph import stages as graph_stages
+from corrmask_fast.graph.stages import rank_genes
 from corrmask_fast.progress import progress_bar
 
 if TYPE_CHECKING:
     from corrmask_fast import Corpus
-    from corrmask_fast.graph_stages import GeneColumns
+    from corrmask_fast.graph.stages import GeneColumns
 
 __all__ = ["QUIET", "rank_genes", "read_columns"]
 

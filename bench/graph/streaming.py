@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import atlas
 
-from corrmask_fast.corpus_io import CorpusWriter
+from corrmask_fast.cells.corpus_io import CorpusWriter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

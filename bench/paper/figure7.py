@@ -14,8 +14,9 @@ from experiment import conclude, options, save_table
 from real_cells import CELLS, data_folder, read_cells
 
 from corrmask_fast import CorrMasker, build_dependency_graph
-from corrmask_fast.audit import audit_strategies, masks_of
-from corrmask_fast.plots import COLORS, SEEN_AT_LEAST, dress, new_figure, save_figure
+from corrmask_fast.audit.masks import audit_strategies, masks_of
+from corrmask_fast.audit.plots import SEEN_AT_LEAST
+from corrmask_fast.plots import COLORS, dress, new_figure, save_figure
 
 LAMBDAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 PAPER = "macro-F1 is best at lambda = 0.5 (a picture; models, not masks)"

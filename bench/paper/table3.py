@@ -16,9 +16,9 @@ from experiment import conclude, options, save_table
 from real_cells import CELLS, data_folder, read_cells
 
 from corrmask_fast import PMITable, audit_all_strategies, build_dependency_graph, rewired
-from corrmask_fast.audit_all import ALL_CONTROL, ALL_REWIRED
+from corrmask_fast.audit.all_strategies import ALL_CONTROL, ALL_REWIRED
+from corrmask_fast.audit.rank_windows import RANKED, REWIRED, SHUFFLED, windows_beside_controls, windows_table
 from corrmask_fast.plots import COLORS, GREY, dress, new_figure, save_figure
-from corrmask_fast.rank_windows import RANKED, REWIRED, SHUFFLED, windows_beside_controls, windows_table
 
 RATES = (0.15, 0.075)
 PAPER_3 = {ALL_CONTROL: (1.08, 1.93), "PMI": (1.08, 1.95), "CorrMask": (1.65, 9.32)}  # mean span, hit rate in %

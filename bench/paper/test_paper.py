@@ -14,7 +14,7 @@ import table3
 from scipy.stats import spearmanr
 
 from corrmask_fast import Corpus, Vocabulary
-from corrmask_fast.audit_all import ALL_CONTROL
+from corrmask_fast.audit.all_strategies import ALL_CONTROL
 
 
 def test_cells_hold_mostly_genes_of_their_module():

@@ -21,10 +21,10 @@ from corrmask_fast import (
     DataCollatorForCorrMask,
     MultinomialAttentionMasker,
 )
-from corrmask_fast.mam_model import attach
-from corrmask_fast.pretraining_run import make_model
-from corrmask_fast.pretraining_settings import PretrainingSettings
-from corrmask_fast.stock import stock_collator
+from corrmask_fast.masking.stock import stock_collator
+from corrmask_fast.training.mam_model import attach
+from corrmask_fast.training.run import make_model
+from corrmask_fast.training.settings import PretrainingSettings
 from pretrain.targets import (
     CORRMASK_ALONE,
     CORRMASK_STEP,

@@ -104,8 +104,8 @@ def read_data(folder: Path, plan: Plan) -> Data:
 
 def run_one(task: tuple[str, float, int], data: Data, plan: Plan) -> dict[str, Any]:
     """Pretrain with one strategy on a share of the cells, and score the model on both tissues."""
-    from corrmask_fast.pretraining_run import pretrain
-    from corrmask_fast.pretraining_settings import PretrainingSettings
+    from corrmask_fast.training.run import pretrain
+    from corrmask_fast.training.settings import PretrainingSettings
 
     strategy, fraction, seed = task
     began = time.perf_counter()

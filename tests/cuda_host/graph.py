@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from corrmask_fast import graph_stages_cuda
 from corrmask_fast.cuda import kernel_source
-from corrmask_fast.graph_device import GraphDevice
+from corrmask_fast.graph import stages_cuda as graph_stages_cuda
+from corrmask_fast.graph.device import GraphDevice
 
 
 class EmulatedDevice(GraphDevice):

@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
-from corrmask_fast.cuda_masking import Arena, kernel_of, mask_arguments
 from corrmask_fast.kernels.layout import CONTENT, GIVEN, PARTNERS, SIZE, STRATEGY
+from corrmask_fast.masking.rows_cuda import Arena, kernel_of, mask_arguments
 from corrmask_fast.testing import Expected
 
 GOLDEN = 0x9E3779B97F4A7C15

@@ -28,7 +28,7 @@ def corrmask(sanitizer: str, left_out: str = "") -> None:
     from masking import emulate, with_ties
 
     from corrmask_fast.cuda import kernel_source
-    from corrmask_fast.cuda_masking import Arena
+    from corrmask_fast.masking.rows_cuda import Arena
     from corrmask_fast.testing import Case, draw_ids, make_graph, make_vocabulary
 
     source = without_barrier(with_ties(kernel_source("corrmask.cu")), *left_out.split())

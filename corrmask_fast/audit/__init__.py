@@ -1,0 +1,1 @@
+"""What masks hide: every strategy counted as it masks in training."""

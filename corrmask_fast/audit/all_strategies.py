@@ -1,0 +1,128 @@
+"""Every strategy audited side by side on the same cells, with its controls.
+
+==========================  =========================================================================================
+line                        what it is
+==========================  =========================================================================================
+Random (lambda = 0)         the control of every line below: with ``structural_ratio=0`` each strategy masks just these
+                            columns, since draws belong to cells and not to strategies
+Span, PMI, PMI-Rand         what stands next to each other in rank
+CorrMask, CorrMask-100      what is linked in the graph
+CorrMask, rewired graph     CorrMask by a graph of the same degrees and other partners, judged by the true graph: what
+                            masking hubs more often does by itself
+==========================  =========================================================================================
+
+Multinomial attention masking is left out: what it masks depends on a trained model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from corrmask_fast.audit.masks import audit_strategies, masks_of
+from corrmask_fast.masking.strategies import STRATEGIES, make_masker
+
+if TYPE_CHECKING:
+    from corrmask_fast.audit.report import AuditReport
+    from corrmask_fast.cells.corpus import Corpus
+    from corrmask_fast.graph.dependency_graph import DependencyGraph
+    from corrmask_fast.masking.base import RateLike
+    from corrmask_fast.masking.pmi import PMITable
+
+__all__ = ["ALL_CONTROL", "ALL_REWIRED", "audit_all_strategies"]
+
+ALL_CONTROL = "Random (lambda = 0)"
+ALL_REWIRED = "CorrMask, rewired graph"
+
+
+def audit_all_strategies(
+    corpus: Corpus,
+    graph: DependencyGraph,
+    pmi: PMITable | None = None,
+    *,
+    rewired_graph: DependencyGraph | None = None,
+    mlm_probability: RateLike = 0.15,
+    max_partners: int = 5,
+    npmi_min: float = 0.1,
+    step: int = 0,
+    epochs: int = 1,
+    n_cells: int | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> AuditReport:
+    """Audit all strategies that need no model on the same cells, with the same draws, against one graph.
+
+    Parameters
+    ----------
+    corpus
+        The cells.
+    graph
+        Whose neighbours count as partners, and by which CorrMask masks.
+    pmi
+        For PMI masking; None: counted from the corpus, all of it, with its defaults.
+    rewired_graph
+        The second control's; None: ``rewired(graph, seed)``.
+    mlm_probability, max_partners, npmi_min
+        Of the maskers, where they have a meaning; λ is what a strategy's name stands for.
+    step
+        Training step whose rates are audited, where ``mlm_probability`` is a schedule; the report names it.
+    epochs, n_cells
+        How often each cell is masked, anew each time; a sample of so many cells (None: all).
+    seed
+        Of masks, sample and rewiring.
+    progress
+        Show progress bars.
+
+    Returns
+    -------
+    AuditReport
+        A row for each line of this module's table; ``controls`` are Random and the rewired graph.
+
+    Raises
+    ------
+    InputError
+        If the corpus is empty, vocabularies differ, or a parameter is out of range.
+
+    Examples
+    --------
+    >>> from corrmask_fast import DependencyGraph, Vocabulary, read_corpus
+    >>> genes = Vocabulary(("<pad>", "<mask>", *"ABCDEFGH"))
+    >>> cells = read_corpus([[2, 3, 4, 5, 6, 7, 8, 9], [5, 4, 7, 2, 8, 3, 9, 6]], genes)
+    >>> graph = DependencyGraph.from_edges([("A", "B"), ("C", "D"), ("E", "F")], genes)
+    >>> report = audit_all_strategies(cells, graph, mlm_probability=0.25, progress=False)
+    >>> [row.name for row in report][-3:]
+    ['CorrMask', 'CorrMask-100', 'CorrMask, rewired graph']
+    >>> report["CorrMask-100"].hit_rate
+    1.0
+    """
+    from corrmask_fast.graph.rewiring import rewired
+    from corrmask_fast.masking.pmi import PMITable
+
+    graph.vocabulary.check_same(corpus.vocabulary, "the graph", "the corpus")
+    if pmi is None:
+        pmi = PMITable.from_corpus(corpus, seed=seed, progress=progress)
+    if rewired_graph is None:
+        rewired_graph = rewired(graph, seed)
+    own = {"max_partners": max_partners, "npmi_min": npmi_min}
+
+    def masker(name: str, by: DependencyGraph) -> Any:
+        given: dict[str, Any] = {key: value for key, value in own.items() if key not in STRATEGIES[name].refused}
+        made = make_masker(name, graph=by, pmi=pmi, mlm_probability=mlm_probability, seed=seed, **given)
+        made.set_step(step)
+        return made
+
+    maskers = {
+        ALL_CONTROL if name == "random" else each.label: masker(name, graph) for name, each in STRATEGIES.items()
+    }
+    maskers[ALL_REWIRED] = masker("corrmask", rewired_graph)
+    report = audit_strategies(
+        {name: masks_of(each) for name, each in maskers.items()},
+        graph,
+        corpus,
+        controls=[ALL_CONTROL, ALL_REWIRED],
+        epochs=epochs,
+        n_cells=n_cells,
+        seed=seed,
+        progress=progress,
+    )
+    return replace(report, step=step) if maskers[ALL_CONTROL].has_schedule else report

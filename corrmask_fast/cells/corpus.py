@@ -1,0 +1,368 @@
+"""Tokenised cells: a ragged corpus in memory or on disk, read row by row or chunk by chunk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from corrmask_fast.errors import InputError, check_integer, check_seed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from corrmask_fast.cells.vocabulary import Vocabulary
+
+__all__ = ["Corpus"]
+
+SAMPLE_BLOCK = 1 << 20  # cells whose keys are drawn at a time
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Cells that lie together: ``tokens[offsets[i]:offsets[i + 1]]`` is the segment's cell i, as stored."""
+
+    offsets: np.ndarray
+    tokens: np.ndarray
+
+
+class Corpus:
+    """Cells as gene tokens by falling expression (rank-value encoding), special tokens stripped.
+
+    Parameters
+    ----------
+    indptr
+        (n_cells + 1,) integers: cell i is ``tokens[indptr[i]:indptr[i + 1]]``.
+    tokens
+        (nnz,) integer token ids.
+    vocabulary
+        Which id is which gene.
+    max_length
+        Cells are cut to this many genes; None: the vocabulary's (2048 for V1, 4096 for V2).
+    obs
+        Per-cell columns that travel along (name → array of n_cells values), such as ``cell_type``.
+
+    Raises
+    ------
+    InputError
+        If a token lies outside the vocabulary or a gene stands twice in a cell (names cell and token).
+
+    Examples
+    --------
+    >>> from corrmask_fast import Vocabulary
+    >>> genes = Vocabulary(("<pad>", "<mask>", "A", "B", "C"))
+    >>> corpus = Corpus(np.array([0, 2, 3]), np.array([4, 2, 3]), genes)
+    >>> corpus.n_cells, corpus.nnz, corpus.tokens.dtype
+    (2, 3, dtype('uint16'))
+    """
+
+    def __init__(
+        self,
+        indptr: np.ndarray,
+        tokens: np.ndarray,
+        vocabulary: Vocabulary,
+        *,
+        max_length: int | None = None,
+        obs: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
+        indptr, tokens = _check_arrays(indptr, tokens)
+        self._setup([Segment(indptr, tokens)], vocabulary, max_length, obs)
+        self._setup([Segment(*self.gather(np.arange(self.n_cells)))], vocabulary, max_length, obs)
+        self._clean = True
+
+    @classmethod
+    def from_segments(
+        cls,
+        segments: list[Segment],
+        vocabulary: Vocabulary,
+        *,
+        max_length: int | None = None,
+        obs: Mapping[str, np.ndarray] | None = None,
+        order: np.ndarray | None = None,
+    ) -> Self:
+        """Return a corpus over buffers that stay where they are (memory-mapped files); nothing is read yet.
+
+        Cells are stripped, cut and checked whenever they are read. ``order`` gives the stored row of each cell
+        where a dataset was shuffled or filtered.
+        """
+        corpus = cls.__new__(cls)
+        corpus._setup(segments, vocabulary, max_length, obs, order)
+        return corpus
+
+    def _setup(
+        self,
+        segments: list[Segment],
+        vocabulary: Vocabulary,
+        max_length: int | None,
+        obs: Mapping[str, np.ndarray] | None,
+        order: np.ndarray | None = None,
+    ) -> None:
+        self.vocabulary = vocabulary
+        limit = vocabulary.max_length if max_length is None else check_integer("max_length", max_length, 1)
+        self.max_length = limit
+        self.obs: Mapping[str, np.ndarray] = {} if obs is None else obs
+        self._segments = [segment for segment in segments if segment.offsets.size > 1] or segments[:1]
+        self._order = order
+        self.files: Mapping[Path, int] = {}  # behind memory-mapped segments, with their sizes
+        self._clean = False  # whether the one segment holds the cells stripped, cut and checked
+        self._index_segments()
+        if isinstance(self.obs, dict):  # a dataset's own columns are not read before they are asked for
+            for name, column in self.obs.items():
+                if len(column) != self.n_cells:
+                    raise InputError(f"obs column {name!r} has {len(column)} values for {self.n_cells} cells")
+
+    def _index_segments(self) -> None:
+        """Keep the addresses of all segments; offsets and tokens share one dtype over segments."""
+        dtypes = {(segment.offsets.dtype, segment.tokens.dtype) for segment in self._segments}
+        if len(dtypes) > 1:
+            offsets, tokens = (np.result_type(*column) for column in zip(*dtypes, strict=True))
+            self._segments = [Segment(s.offsets.astype(offsets), s.tokens.astype(tokens)) for s in self._segments]
+        sizes = [segment.offsets.size - 1 for segment in self._segments]
+        self._first_cell = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        self._offset_address = np.array([s.offsets.ctypes.data for s in self._segments], np.uint64)
+        self._token_address = np.array([s.tokens.ctypes.data for s in self._segments], np.uint64)
+
+    def __getstate__(self) -> dict[str, Any]:
+        hidden = ("_first_cell", "_offset_address", "_token_address")
+        return {name: value for name, value in self.__dict__.items() if name not in hidden}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._index_segments()  # addresses hold in one process only
+
+    @property
+    def n_cells(self) -> int:
+        """Number of cells."""
+        return int(self._first_cell[-1]) if self._order is None else self._order.size
+
+    def __len__(self) -> int:
+        return self.n_cells
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether ``indptr`` and ``tokens`` lie ready in memory, checked and cut."""
+        return self._clean
+
+    @property
+    def token_dtype(self) -> np.dtype[Any]:
+        """uint16 or int32, the smaller that holds the vocabulary."""
+        return self.vocabulary.token_dtype
+
+    @property
+    def indptr(self) -> np.ndarray:
+        """(n_cells + 1,) int64: where each cell begins in ``tokens`` (reads a corpus on disk into memory)."""
+        self._load()
+        return self._segments[0].offsets
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """(nnz,) uint16 or int32: all cells' tokens (reads a corpus on disk into memory)."""
+        self._load()
+        return self._segments[0].tokens
+
+    @property
+    def nnz(self) -> int:
+        """Number of tokens over all cells."""
+        return int(self.indptr[-1])
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(n_cells,) int64: the cells' lengths as stored, special tokens included."""
+        return self.lengths_of(np.arange(self.n_cells))
+
+    def lengths_of(self, rows: np.ndarray) -> np.ndarray:
+        """Return the lengths of the given cells as stored, special tokens included; their tokens are not read."""
+        from corrmask_fast.kernels.ragged import row_lengths
+
+        out = np.empty(rows.size, np.int64)
+        row_lengths(self._first_cell, self._offset_address, self._segments[0].offsets[:0], self._stored_rows(rows), out)
+        return out
+
+    def check_files(self) -> None:
+        """Raise InputError if a file was cut off or removed since: reading what it held would end the process."""
+        for path, size in self.files.items():
+            now = path.stat().st_size if path.exists() else 0
+            if now < size:
+                raise InputError(
+                    f"{path} had {size} bytes when it was opened and has {now} now: it was cut off or removed while it "
+                    "was being read; bring it back"
+                )
+
+    def _load(self) -> None:
+        if not self._clean:
+            clean = Segment(*self.gather(np.arange(self.n_cells)))
+            self._segments, self._order, self._clean = [clean], None, True
+            self._index_segments()
+
+    def _stored_rows(self, rows: np.ndarray) -> np.ndarray:
+        return rows if self._order is None else self._order[rows]
+
+    def _check_rows(self, rows: np.ndarray) -> np.ndarray:
+        rows = np.ascontiguousarray(rows, np.int64)
+        if rows.ndim != 1:
+            raise InputError(f"cell indices must be one-dimensional; got shape {rows.shape}")
+        if rows.size and not (rows.min() >= 0 and rows.max() < self.n_cells):
+            bad = rows[(rows < 0) | (rows >= self.n_cells)][0]
+            raise InputError(f"cell index must be in [0, {self.n_cells}); got {bad}")
+        return rows
+
+    def gather(self, rows: np.ndarray, *, check: bool = True) -> tuple[np.ndarray, np.ndarray]:
+        """Return ``(indptr, tokens)`` of the given cells in the given order, stripped and cut.
+
+        ``check=False`` leaves out the look for genes that stand twice in a cell (what a training loop reads again
+        and again); tokens outside the vocabulary raise either way.
+        """
+        from corrmask_fast.kernels.ragged import OK, TWICE, gather_rows, row_lengths
+
+        rows = self._check_rows(rows)
+        stored = self._stored_rows(rows)
+        segment, offsets = self._segments[0], self._segments[0].offsets[:0]
+        lengths = np.empty(rows.size, np.int64)
+        row_lengths(self._first_cell, self._offset_address, offsets, stored, lengths)
+        indptr = np.empty(rows.size + 1, np.int64)
+        tokens = np.empty(int(np.minimum(lengths, self.max_length).sum()), self.token_dtype)
+        what, k, token = gather_rows(
+            self._first_cell,
+            self._offset_address,
+            self._token_address,
+            offsets,
+            segment.tokens[:0],
+            stored,
+            self.vocabulary.size,
+            *self.vocabulary.gene_range,
+            self.max_length,
+            check,
+            indptr,
+            tokens,
+        )
+        if what == TWICE:
+            name = self.vocabulary.name_of(token)
+            raise InputError(f"cell {rows[k]} holds gene {name} (token {token}) twice; a cell ranks each gene once")
+        if what != OK:
+            raise InputError(
+                f"cell {rows[k]} holds token {token}, outside the vocabulary of {self.vocabulary.size} tokens; "
+                "use the token dictionary that the corpus was made with"
+            )
+        return indptr, tokens[: indptr[-1]]
+
+    def gather_for_training(self, rows: np.ndarray, max_length: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Return ``(indptr, tokens)`` of a batch: like :meth:`gather`, with ``<cls>`` and ``<eos>`` put back (V2).
+
+        ``max_length`` cuts cells to so many tokens, these two included.
+        """
+        return with_special_tokens(*self.gather(rows, check=False), self.vocabulary, max_length)
+
+    def take(self, rows: np.ndarray) -> Corpus:
+        """Return the given cells, in that order, with their obs, as a corpus in memory."""
+        rows = self._check_rows(rows)
+        cells, obs = Segment(*self.gather(rows)), obs_of(self.obs, rows)
+        corpus = Corpus.from_segments([cells], self.vocabulary, max_length=self.max_length, obs=obs)
+        corpus._clean = True
+        return corpus
+
+    def select(self, rows: np.ndarray) -> Corpus:
+        """Return the given cells, in that order, with their obs, as a corpus over the same buffers: nothing is read.
+
+        A cell is read when it is used, so parts of a corpus larger than memory cost no more than their indices.
+
+        Examples
+        --------
+        >>> from corrmask_fast import Vocabulary
+        >>> genes = Vocabulary(("<pad>", "<mask>", "A", "B"))
+        >>> obs = {"tissue": np.array(["lung", "liver"])}
+        >>> corpus = Corpus(np.array([0, 2, 3]), np.array([2, 3, 3]), genes, obs=obs)
+        >>> liver = corpus.select(np.flatnonzero(corpus.obs["tissue"] == "liver"))
+        >>> liver.n_cells, liver.tokens.tolist(), liver.obs["tissue"].tolist()
+        (1, [3], ['liver'])
+        """
+        rows = self._check_rows(rows)
+        order, obs = self._stored_rows(rows), obs_of(self.obs, rows)
+        chosen = Corpus.from_segments(self._segments, self.vocabulary, max_length=self.max_length, obs=obs, order=order)
+        chosen.files = self.files
+        return chosen
+
+    def chunks(self, n_cells: int) -> Iterator[Corpus]:
+        """Yield the corpus in order as corpora in memory of ``n_cells`` cells (the last may have fewer)."""
+        check_integer("n_cells", n_cells, 1)
+        for begin in range(0, self.n_cells, n_cells):
+            yield self.take(np.arange(begin, min(begin + n_cells, self.n_cells)))
+
+    def sample_rows(self, n_cells: int, seed: int = 0) -> np.ndarray:
+        """Return the indices, ascending, of ``n_cells`` cells drawn without replacement (all if there are no more)."""
+        from corrmask_fast.kernels.philox import sample_keys
+
+        check_integer("n_cells", n_cells, 1)
+        check_seed(seed)
+        if n_cells >= self.n_cells:
+            return np.arange(self.n_cells)
+        # Cells first by (key, index), of one block after the other: no more keys are held than are sampled.
+        keys, cells = np.empty(0, np.uint64), np.empty(0, np.int64)
+        for begin in range(0, self.n_cells, SAMPLE_BLOCK):
+            block = np.arange(begin, min(begin + SAMPLE_BLOCK, self.n_cells))
+            drawn = np.empty(block.size, np.uint64)
+            sample_keys(np.uint64(seed), begin, drawn)
+            keys, cells = np.concatenate([keys, drawn]), np.concatenate([cells, block])
+            if keys.size > n_cells:
+                last = np.partition(keys, n_cells - 1)[n_cells - 1]
+                below = np.flatnonzero(keys < last)
+                ties = np.flatnonzero(keys == last)[: n_cells - below.size]
+                kept = np.sort(np.concatenate([below, ties]))
+                keys, cells = keys[kept], cells[kept]
+        return cells
+
+    def __repr__(self) -> str:
+        return f"Corpus({self.n_cells} cells, {self.vocabulary!r})"
+
+
+def rows_between(rows: Sequence[int] | np.ndarray, begin: int, end: int) -> np.ndarray:
+    """Return ``rows[begin:end]`` as an array; NumPy would look at each number of a range."""
+    part = rows[begin:end]
+    return np.arange(part.start, part.stop, part.step) if isinstance(part, range) else np.asarray(part)
+
+
+def obs_of(obs: Mapping[str, np.ndarray], rows: np.ndarray) -> Mapping[str, np.ndarray]:
+    """Return the obs of some cells; columns that are read when asked for stay so."""
+    if hasattr(obs, "take"):
+        return obs.take(rows)
+    return {name: np.asarray(column)[rows] for name, column in obs.items()}
+
+
+def with_special_tokens(
+    indptr: np.ndarray, tokens: np.ndarray, vocabulary: Vocabulary, max_length: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Put ``<cls>`` before and ``<eos>`` behind every cell where the vocabulary has them (V2).
+
+    Genes that no longer fit ``max_length`` tokens are cut off; there, no more fit than the vocabulary's own.
+    """
+    cls, eos = (-1 if token is None else token for token in (vocabulary.cls_token_id, vocabulary.eos_token_id))
+    added = (cls >= 0) + (eos >= 0)
+    if not added and max_length is None:
+        return indptr, tokens
+    most = vocabulary.max_length if added else tokens.size
+    longest = most if max_length is None else min(most, max_length)
+    if added and longest <= added:
+        raise InputError(
+            f"max_length must leave room for a gene beside <cls> and <eos>, so be {added + 1} at least; got {longest}"
+        )
+    from corrmask_fast.kernels.ragged import surround_rows
+
+    out_indptr = np.empty_like(indptr)
+    out = np.empty(tokens.size + added * (indptr.size - 1), tokens.dtype)
+    surround_rows(indptr, tokens, cls, eos, longest - added, out_indptr, out)
+    return out_indptr, out[: out_indptr[-1]]
+
+
+def _check_arrays(indptr: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Contiguous int64 offsets and integer tokens, consistent with each other."""
+    indptr, tokens = np.asarray(indptr), np.asarray(tokens)
+    for name, array in (("indptr", indptr), ("tokens", tokens)):
+        if array.ndim != 1 or array.dtype.kind not in "iu":
+            raise InputError(f"{name} must be a one-dimensional integer array; got {array.ndim}-d {array.dtype}")
+    if indptr.size == 0 or indptr[0] != 0 or indptr[-1] != tokens.size or np.any(np.diff(indptr.astype(np.int64)) < 0):
+        raise InputError(
+            f"indptr must rise from 0 to the number of tokens ({tokens.size}); "
+            f"it has {indptr.size} entries, from {indptr[:1]} to {indptr[-1:]}"
+        )
+    return np.ascontiguousarray(indptr, np.int64), np.ascontiguousarray(tokens, tokens.dtype.newbyteorder("="))

@@ -1,0 +1,134 @@
+"""A corpus as a PyTorch dataset that hands whole ragged batches to the collator."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from corrmask_fast.errors import InputError, check_integer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from corrmask_fast.cells.corpus import Corpus
+    from corrmask_fast.cells.vocabulary import Vocabulary
+
+__all__ = ["CorpusDataset", "RaggedBatch", "RaggedRow"]
+
+
+class RaggedBatch(Sequence[dict[str, np.ndarray]]):
+    """Cells one behind the other: cell i is ``tokens[indptr[i]:indptr[i + 1]]``.
+
+    A sequence of ``{"input_ids": array}`` too, so that any collator can read it; ours takes the buffers as they are.
+    It finds them behind a list of the rows as well: Trainer copies what it finds in a batch to a list, row by row, and
+    every row that is a ``dict`` to another one, to remove columns that the model does not take.
+    """
+
+    __slots__ = ("columns", "epoch", "indptr", "tokens", "vocabulary")
+
+    def __init__(
+        self,
+        indptr: np.ndarray,
+        tokens: np.ndarray,
+        vocabulary: Vocabulary | None = None,
+        epoch: int | None = None,
+        columns: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
+        self.indptr, self.tokens = indptr, tokens
+        self.columns = columns or {}  # values of cells that travel along: name → (cells,)
+        self.vocabulary = vocabulary  # so that a collator can tell a corpus that is not its graph's
+        self.epoch = epoch  # masks of this epoch, whatever the collator's
+
+    def __len__(self) -> int:
+        return self.indptr.size - 1
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        i = range(len(self))[index]
+        more = {name: column[i] for name, column in self.columns.items()}
+        return {"input_ids": self.tokens[self.indptr[i] : self.indptr[i + 1]], **more}
+
+    def __iter__(self) -> Iterator[Any]:
+        return (RaggedRow(self, i) for i in range(len(self)))
+
+
+class RaggedRow(Mapping[str, np.ndarray]):
+    """A row of a :class:`RaggedBatch`, as ``{"input_ids": array}``; it knows where it comes from."""
+
+    __slots__ = ("batch", "index")
+
+    def __init__(self, batch: RaggedBatch, index: int) -> None:
+        self.batch, self.index = batch, index
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.batch[self.index][name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(("input_ids", *self.batch.columns))
+
+    def __len__(self) -> int:
+        return 1 + len(self.batch.columns)
+
+
+class CorpusDataset(Dataset[dict[str, np.ndarray]]):
+    """Map-style dataset over a corpus, straight from its buffers: no Python lists.
+
+    A DataLoader asks for a whole batch at once and gets a :class:`RaggedBatch`. For a V2 vocabulary every cell comes
+    between ``<cls>`` and ``<eos>`` again, cut so that it fits the vocabulary's ``max_length`` with both.
+
+    Parameters
+    ----------
+    corpus
+        The cells.
+    epoch
+        Mask these cells as in this epoch, always: for evaluation, so that losses compare. None: as the collator says.
+    columns
+        Names of the corpus' obs columns that travel along, for a collator that chooses each cell's graph by one.
+
+    Examples
+    --------
+    >>> from corrmask_fast import Vocabulary, read_corpus
+    >>> genes = Vocabulary(("<pad>", "<mask>", "A", "B", "C"))
+    >>> dataset = CorpusDataset(read_corpus([[2, 4], [3]], genes))
+    >>> len(dataset), dataset[0]["input_ids"].tolist()
+    (2, [2, 4])
+    """
+
+    def __init__(self, corpus: Corpus, *, epoch: int | None = None, columns: Sequence[str] = ()) -> None:
+        self.corpus = corpus
+        for name in columns:
+            if name not in corpus.obs:
+                there = ", ".join(map(repr, corpus.obs)) or "none"
+                raise InputError(f"the corpus has no obs column {name!r}; it has {there}")
+        self.columns = {name: np.asarray(corpus.obs[name]) for name in columns}
+        self.epoch = None if epoch is None else check_integer("epoch", epoch, 0, 2**63 - 1)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(n_cells,) int64: tokens that a batch gets of each cell, without reading them.
+
+        Up to two too many where a stored cell holds special tokens.
+        """
+        corpus, vocabulary = self.corpus, self.corpus.vocabulary
+        added = sum(token is not None for token in (vocabulary.cls_token_id, vocabulary.eos_token_id))
+        longest = vocabulary.max_length if added else corpus.max_length
+        return np.minimum(np.minimum(corpus.lengths, corpus.max_length) + added, longest)
+
+    def __len__(self) -> int:
+        return self.corpus.n_cells
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return self.__getitems__(range(len(self))[index])
+        return self.__getitems__([range(len(self))[index]])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> RaggedBatch:
+        """Return the cells of a batch; DataLoader calls this once for each."""
+        rows = np.asarray(indices, np.int64)
+        cells = self.corpus.gather_for_training(rows)
+        columns = {name: column[rows] for name, column in self.columns.items()} if self.columns else None
+        return RaggedBatch(*cells, self.corpus.vocabulary, self.epoch, columns)

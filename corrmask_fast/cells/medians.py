@@ -1,0 +1,157 @@
+"""Each gene's non-zero median over a corpus: read from a dictionary, or found exactly in bounded memory."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from corrmask_fast.cells.count_scaling import ScaledCells, scaled_chunks, tokens_by_name
+from corrmask_fast.cells.vocabulary import SPECIAL_TOKENS, read_dictionary
+from corrmask_fast.errors import InputError
+from corrmask_fast.threads import run_ranges
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from corrmask_fast.cells.count_scaling import GeneMatch
+    from corrmask_fast.cells.counts_file import CountsFile
+    from corrmask_fast.cells.vocabulary import Vocabulary
+
+    Medians = Mapping[str, float] | str | os.PathLike[str]
+
+MEDIAN_VALUES = 16_000_000  # values held at once to pick medians from, 8 bytes each
+OCTAVES = 53  # a count is at least 2**-53 of its cell's total
+EXPONENT = 52  # where the exponent begins in the bits of a float64
+FEWEST_TOKENS = 4096  # a thread is not worth waking for fewer
+
+
+def read_medians(medians: Medians, vocabulary: Vocabulary) -> np.ndarray:
+    """(V,) float64: the given median of each token, NaN without one."""
+    known = tokens_by_name(vocabulary)
+    out = np.full(vocabulary.size, np.nan)
+    given = read_dictionary(medians)
+    source = str(medians) if isinstance(medians, str | os.PathLike) else "the dictionary given"
+    if any(name in given for name in SPECIAL_TOKENS):
+        raise InputError(
+            f"{source} is a token dictionary (it has {next(n for n in SPECIAL_TOKENS if n in given)!r}), not medians; "
+            "give Geneformer's gene_median_dictionary, or leave the medians out to take those of these cells"
+        )
+    for name, value in given.items():
+        token = known.get(name)
+        if token is not None:
+            number = float(value) if isinstance(value, int | float | np.number) else np.nan
+            if not 0 < number < np.inf:
+                raise InputError(
+                    f"the median of a gene must be a finite number above 0; {name!r} has {value!r} in {source}; "
+                    "give gene medians, or leave them out"
+                )
+            out[token] = number
+    if np.isnan(out).all():
+        raise InputError(
+            f"none of the medians in {source} is of a gene of the vocabulary; give medians by the same gene names"
+        )
+    return out
+
+
+def exact_medians(
+    file: CountsFile, genes: GeneMatch, n_tokens: int, target_sum: float, *, progress: bool
+) -> np.ndarray:
+    """(V,) float64: the non-zero median of each token's scaled counts, NaN where it never occurs."""
+    search = MedianSearch(n_tokens, target_sum)
+    while not search.narrow_enough:
+        for _, cells in scaled_chunks(file, genes, n_tokens, target_sum, "medians", progress=progress):
+            search.count(cells)
+        search.narrow()
+    for _, cells in scaled_chunks(file, genes, n_tokens, target_sum, "medians", progress=progress):
+        search.collect(cells)
+    return search.medians()
+
+
+class MedianSearch:
+    """Exact medians of many streams at once, in several passes over the same values.
+
+    Bits of positive float64 values, read as int64, rise with them. Each token has an interval of bits that holds the
+    lower of its two middle values. A counting pass divides it into 1 024 bins, of which one is kept; the first pass
+    leaves bins of 1/16 octave, the second of 1/16 384. Once all intervals together hold few enough values, a last pass
+    collects these, and the least value beyond each interval (which may be the upper of the two).
+
+    ``count`` all values, ``narrow``, and so on until ``narrow_enough``; then ``collect`` all values, and ask for
+    ``medians``. ``most_values`` bounds what is collected.
+    """
+
+    def __init__(self, n_tokens: int, target_sum: float, most_values: int = MEDIAN_VALUES) -> None:
+        from corrmask_fast.kernels.tokenize import N_BINS
+
+        lowest = int(np.float64(target_sum).view(np.int64)) - (OCTAVES << EXPONENT)
+        self._most_values = most_values
+        self._low = np.full(n_tokens, lowest, np.int64)  # where a token's interval begins
+        self._step = int(N_BINS).bit_length() - 1
+        self._shift = ((OCTAVES << EXPONENT) + 1).bit_length() - self._step  # bins of 2**shift bits
+        self._width = N_BINS << self._shift  # of all intervals
+        self._histogram = np.zeros((n_tokens, N_BINS), np.int32)
+        self._total: np.ndarray | None = None  # values of each token
+        self._place: np.ndarray | None = None
+
+    @property
+    def narrow_enough(self) -> bool:
+        """Whether it is time to collect: few values are left, or each interval is a single value."""
+        return self._total is not None and (self._width == 1 or int(self._inside.sum()) <= self._most_values)
+
+    def count(self, cells: ScaledCells) -> None:
+        """Add values to the histograms."""
+        from corrmask_fast.kernels.tokenize import histogram_values
+
+        given = (cells.indptr, cells.lengths, cells.tokens, cells.values.view(np.int64))
+        histogram = partial(histogram_values, *given, self._low, self._shift, self._histogram)
+        run_ranges(histogram, self._low.size, FEWEST_TOKENS)
+
+    def narrow(self) -> None:
+        """Keep of each interval the bin that holds the lower middle value."""
+        upto = np.cumsum(self._histogram, axis=1, out=self._histogram)
+        if self._total is None:
+            self._total = upto[:, -1].astype(np.int64)
+            self._rank = np.maximum(self._total - 1, 0) // 2  # of the lower middle value, inside the interval
+        rows = np.arange(self._low.size)
+        chosen = np.minimum((upto <= self._rank[:, None]).sum(axis=1), upto.shape[1] - 1)
+        before = np.where(chosen > 0, upto[rows, chosen - 1], 0).astype(np.int64)
+        self._inside = np.where(self._total > 0, upto[rows, chosen] - before, 0)
+        self._rank -= before
+        self._low += chosen << self._shift
+        self._width = 1 << self._shift
+        self._shift = max(self._shift - self._step, 0)
+        self._histogram.fill(0)
+
+    def collect(self, cells: ScaledCells) -> None:
+        """Take the values inside the intervals, and the least beyond each."""
+        from corrmask_fast.kernels.tokenize import collect_values
+
+        if self._place is None:
+            # In an interval of width 1 all values are the same: none need be collected.
+            self._ends = np.cumsum(self._inside if self._width > 1 else np.zeros_like(self._inside))
+            self._place = np.append(0, self._ends[:-1])
+            self._begins = self._place.copy()
+            self._values = np.empty(self._ends[-1], np.int64)
+            self._above = np.full(self._low.size, np.iinfo(np.int64).max)
+        given = (cells.indptr, cells.lengths, cells.tokens, cells.values.view(np.int64))
+        taken = (self._low, self._width, self._above, self._place, self._ends, self._values)
+        run_ranges(partial(collect_values, *given, *taken), self._low.size, FEWEST_TOKENS)
+
+    def medians(self) -> np.ndarray:
+        """(V,) float64: the mean of the two middle values, NaN for tokens without a value."""
+        assert self._total is not None
+        middle = np.zeros((self._low.size, 2), np.int64)
+        for token in np.flatnonzero(self._total):
+            rank, inside = self._rank[token], self._inside[token]
+            values = np.sort(self._values[self._begins[token] : self._ends[token]])
+            middle[token, 0] = values[rank] if self._width > 1 else self._low[token]
+            if self._total[token] % 2 == 1:
+                middle[token, 1] = middle[token, 0]
+            elif rank + 1 == inside:
+                middle[token, 1] = self._above[token]
+            else:
+                middle[token, 1] = values[rank + 1] if self._width > 1 else self._low[token]
+        pairs = middle.view(np.float64)
+        return np.where(self._total > 0, (pairs[:, 0] + pairs[:, 1]) / 2, np.nan)

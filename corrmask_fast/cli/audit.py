@@ -1,0 +1,158 @@
+"""``corrmask-fast audit``: what masking hides, by one strategy or by all of them side by side."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from corrmask_fast.cli.masker_options import add_masker_options, masker_of
+from corrmask_fast.cli.options import (
+    add_corpus,
+    check_outputs,
+    command,
+    load_graph,
+    open_corpus,
+    setting,
+)
+from corrmask_fast.errors import InputError
+from corrmask_fast.masking.schedules import Schedule
+
+if TYPE_CHECKING:
+    import argparse
+
+    from corrmask_fast.audit.report import AuditReport
+    from corrmask_fast.cells.corpus import Corpus
+    from corrmask_fast.graph.dependency_graph import DependencyGraph
+
+COLUMNS = """columns (over the masked genes that have a partner in their cell, where partners are spoken of):
+  hit rate              of the partners in the cell, the share that is masked too
+  all-partner hit rate  the same over all partners, in the cell or not
+  hidden rate           share of masked genes all of whose partners in the cell are masked
+  residual shortcut     mean over masked genes of the largest |rho| among their visible partners (0 if none)
+  shortcut, same genes  the same, each gene weighted as the control masks it: CorrMask masks hubs more often, so
+                        that the other figures are over another mix of genes in each line; compare by this one
+  mean span             mean length of runs of masked genes, in genes
+  rate                  masked genes of all genes
+  genes reached         of the genes that stood in a cell, the share that was masked at least once
+
+with --all: random, span, pmi, pmi-rand, corrmask and corrmask-100 on the same cells with the same draws; CorrMask by a
+  graph of the same degrees but other partners; and how often correlated genes stand close to each other in rank.
+  Random is the control (lambda = 0) of every other line. MAM is left out: what it masks depends on a trained model."""
+
+
+def add_audit(commands: Any) -> None:
+    """Add ``audit``."""
+    parser = command(
+        commands,
+        "audit",
+        _audit,
+        summary="what masking hides, beside a random control",
+        text="Mask a corpus and count how often the partners of a masked gene are masked with it; the control line is "
+        "the same draws with lambda = 0 (random masking). --all: every strategy in one table.",
+        notes=COLUMNS,
+        example="audit cells.dataset --graph graph.safetensors --all --plot audit.png --csv audit.csv",
+    )
+    add_corpus(parser)
+    parser.add_argument(
+        "--all",
+        action="store_true",
+        help="audit all strategies, and a rewired graph; without --pmi the PMI table is counted from CORPUS",
+    )
+    add_masker_options(parser, graph_required=True)
+    setting(parser, "--epochs", 1, "N", "epochs to mask")
+    parser.add_argument(
+        "--step", type=int, metavar="N", help="with a schedule: audit the rates of this training step (default: 0)"
+    )
+    parser.add_argument("--n-cells", type=int, metavar="N", help="audit a sample of so many cells (default: all)")
+    parser.add_argument("--plot", metavar="FILE", help="save a picture (.png, .pdf or .svg)")
+    parser.add_argument("--csv", metavar="FILE", help="save the table")
+    parser.add_argument("--coverage-csv", metavar="FILE", help="save how often each gene was present and masked")
+    parser.add_argument("--windows-csv", metavar="FILE", help="with --all: save the table of genes close in rank")
+
+
+def _audit(arguments: argparse.Namespace) -> None:
+    from corrmask_fast.audit.plots import plot_audit
+
+    _check(arguments)
+    graph, corpus = load_graph(arguments.graph), open_corpus(arguments)
+    audit = _every_strategy if arguments.all else _one_strategy
+    report, more = audit(arguments, corpus, graph)
+    print(report.table())
+    if more:
+        print(f"\n{more}")
+    if arguments.csv is not None:
+        report.save_csv(arguments.csv)
+    if arguments.coverage_csv is not None:
+        report.save_coverage_csv(arguments.coverage_csv)
+    if arguments.plot is not None:
+        plot_audit(report, arguments.plot)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Refuse options that do not go together, and files that cannot be written: before the work, not behind it."""
+    if arguments.all and arguments.strategy != "corrmask":
+        raise InputError(f"--all audits every strategy; leave --strategy {arguments.strategy} out, or --all")
+    if arguments.all and arguments.structural_ratio is not None:
+        raise InputError("--structural-ratio is what each strategy's name says; leave it out, or --all")
+    if arguments.step is not None and not any(
+        isinstance(rate, Schedule) for rate in (arguments.mlm_probability, arguments.structural_ratio)
+    ):
+        raise InputError(
+            f"--step {arguments.step} belongs to a rate that goes by the step, such as --mlm-probability "
+            "linear:0.3:0.15:1000; give both, or neither"
+        )
+    if arguments.windows_csv is not None and not arguments.all:
+        raise InputError("--windows-csv belongs to --all; give both, or neither")
+    check_outputs(arguments, "csv", "coverage_csv", "windows_csv")
+
+
+def _one_strategy(arguments: argparse.Namespace, corpus: Corpus, graph: DependencyGraph) -> tuple[AuditReport, str]:
+    from corrmask_fast.audit.masks import audit_masking
+
+    masker = masker_of(arguments, vocabulary=graph.vocabulary, graph=graph)
+    masker.set_step(arguments.step or 0)
+    sizes = {"epochs": arguments.epochs, "n_cells": arguments.n_cells}
+    return audit_masking(masker, corpus, graph, **sizes, progress=arguments.progress), ""
+
+
+def _every_strategy(arguments: argparse.Namespace, corpus: Corpus, graph: DependencyGraph) -> tuple[AuditReport, str]:
+    """Audit all strategies; return the report, and what else is to be said: the graphs, the table, the windows."""
+    from corrmask_fast.audit.all_strategies import audit_all_strategies
+    from corrmask_fast.audit.rank_windows import save_windows_csv, windows_beside_controls, windows_table
+    from corrmask_fast.graph.compare import compare_graphs
+    from corrmask_fast.graph.rewiring import rewired
+    from corrmask_fast.masking.pmi import PMITable
+
+    sample = {"n_cells": arguments.n_cells, "seed": arguments.seed, "progress": arguments.progress}
+    given = {name: getattr(arguments, name) for name in ("max_partners", "npmi_min")}
+    given = {name: value for name, value in given.items() if value is not None}
+    graph.vocabulary.check_same(corpus.vocabulary, "the graph", "the corpus")
+    other = rewired(graph, arguments.seed)
+    if arguments.pmi:
+        pmi = PMITable.load(arguments.pmi)
+    else:
+        pmi = PMITable.from_corpus(corpus, seed=arguments.seed, progress=arguments.progress)
+    report = audit_all_strategies(
+        corpus,
+        graph,
+        pmi,
+        rewired_graph=other,
+        mlm_probability=arguments.mlm_probability,
+        step=arguments.step or 0,
+        epochs=arguments.epochs,
+        **given,
+        **sample,
+    )
+    windows = windows_beside_controls(corpus, graph, other, **sample)
+    if arguments.windows_csv is not None:
+        save_windows_csv(windows, arguments.windows_csv)
+    npmi_min = given.get("npmi_min", 0.1)
+    shared = compare_graphs(graph, other).shared
+    origin = arguments.pmi or "counted from these cells"
+    lines = [
+        f"PMI table: {pmi.at_least(npmi_min)[1].size:,} pairs with NPMI >= {npmi_min:g} ({origin})",
+        f"rewired graph: {other.params['swaps']:,} swaps; {shared:,} of {graph.n_edges:,} edges stand in both graphs",
+        "Random is every strategy's control: with lambda = 0 each masks the same columns.",
+        "",
+        windows_table(windows),
+    ]
+    return report, "\n".join(lines)

@@ -1,0 +1,260 @@
+"""``corrmask-fast graph merge | compare | stability | export | plot``: what to do with graphs once they are built."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from corrmask_fast.cli.options import (
+    add_corpus,
+    check_outputs,
+    check_tensors_file,
+    command,
+    load_graph,
+    open_corpus,
+    setting,
+)
+from corrmask_fast.errors import InputError
+
+if TYPE_CHECKING:
+    import argparse
+
+    from corrmask_fast.cells.corpus import Corpus
+    from corrmask_fast.graph.dependency_graph import DependencyGraph
+
+
+def add_graph_uses(group: Any) -> None:
+    """Add the commands to the group ``graph``."""
+    _add_plot(group)
+    _add_merge(group)
+    _add_compare(group)
+    _add_stability(group)
+    _add_export(group)
+
+
+# ---------------------------------------------------------------------------------------------------------------- plot
+
+
+def _add_plot(group: Any) -> None:
+    parser = command(
+        group,
+        "plot",
+        _plot,
+        summary="pictures of a graph: partners, rho, modules",
+        text="Draw how many partners genes have, rho over all cells against rho over the cells that hold both genes, "
+        "and the modules: a clustered heat map of the strongest genes of the largest.",
+        example="graph plot graph.safetensors graph.png --kind modules",
+        computes=False,
+    )
+    parser.add_argument("graph", metavar="GRAPH", help="graph file")
+    parser.add_argument("output", metavar="OUT", help="picture to write (.png, .pdf or .svg)")
+    parser.add_argument("--kind", default="all", metavar="KIND", help="degree, rho, modules or all (default: all)")
+    parser.add_argument("--n-genes", type=int, metavar="N", help="genes of the heat map, with --kind modules")
+
+
+def _plot(arguments: argparse.Namespace) -> None:
+    from corrmask_fast.graph.plots import MODULE_GENES, plot_graph, plot_modules
+
+    check_outputs(arguments, picture="output")
+    if arguments.n_genes is not None and arguments.kind != "modules":
+        raise InputError("--n-genes belongs to --kind modules; give both, or neither")
+    graph = load_graph(arguments.graph)
+    if arguments.kind == "modules":
+        plot_modules(graph, arguments.output, n_genes=arguments.n_genes or MODULE_GENES)
+    else:
+        plot_graph(graph, arguments.output, kind=arguments.kind)
+    print(f"saved to {arguments.output}")
+
+
+# --------------------------------------------------------------------------------------------------------------- merge
+
+
+def _add_merge(group: Any) -> None:
+    parser = command(
+        group,
+        "merge",
+        _merge,
+        summary="one graph of several",
+        text="Merge graphs over one vocabulary: the edges of any of them, of all, or of at least so many. rho is the "
+        "mean over the graphs that have the edge, or the strongest.",
+        example="graph merge lung.safetensors skin.safetensors liver.safetensors -o common.safetensors --keep 2",
+        computes=False,
+    )
+    parser.add_argument("graphs", metavar="GRAPH", nargs="+", help="graph files, two or more")
+    parser.add_argument("-o", "--output", required=True, metavar="GRAPH", help="file to write (.safetensors)")
+    parser.add_argument(
+        "--keep", default="union", metavar="RULE", help="union, intersection, or a number of graphs (default: union)"
+    )
+    parser.add_argument("--combine", default="mean", metavar="RULE", help="rho: mean or strongest (default: mean)")
+
+
+def _merge(arguments: argparse.Namespace) -> None:
+    from corrmask_fast.cli.graph import summary_table
+    from corrmask_fast.graph.compare import merge_graphs
+
+    check_tensors_file(arguments.output, "a graph file")
+    keep = int(arguments.keep) if arguments.keep.isdecimal() else arguments.keep
+    graph = merge_graphs([load_graph(path) for path in arguments.graphs], keep, combine=arguments.combine)
+    graph.save(arguments.output)
+    print(summary_table(graph))
+    print(f"saved to {arguments.output}")
+
+
+# ------------------------------------------------------------------------------------------------------------- compare
+
+
+COMPARE_COLUMNS = """columns:
+  shared       edges that both graphs have; by chance: that two random graphs share in which every gene has as many
+               partners as here; fold: how many times more
+  Jaccard      shared edges of all edges; by chance: the same of the random graphs; median gene: of the partners of a
+               gene in either graph, the share that it has in both, median over genes with partners in both
+  r of rho     Pearson's correlation of rho over the shared edges
+  same sign    share of the shared edges whose rho has one sign in both"""
+
+
+def _add_compare(group: Any) -> None:
+    parser = command(
+        group,
+        "compare",
+        _compare,
+        summary="which edges graphs share, beside chance",
+        text="Compare graphs over one vocabulary, each pair of them: shared edges, Jaccard index, rho.",
+        notes=COMPARE_COLUMNS,
+        example="graph compare lung.safetensors skin.safetensors --genes-csv genes.csv --plot compare.png",
+        computes=False,
+    )
+    parser.add_argument("graphs", metavar="GRAPH", nargs="+", help="graph files, two or more")
+    parser.add_argument("--csv", metavar="FILE", help="save the table")
+    parser.add_argument("--genes-csv", metavar="FILE", help="save a line for each gene (of two graphs)")
+    parser.add_argument("--plot", metavar="FILE", help="save a picture (.png, .pdf or .svg)")
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    from corrmask_fast.graph.compare import compare_all, comparison_table, save_comparisons_csv
+    from corrmask_fast.graph.plots_compare import plot_comparison
+
+    check_outputs(arguments, "csv", "genes_csv")
+    paths = arguments.graphs
+    if len(paths) < 2:
+        raise InputError(f"give at least two graphs to compare; got {len(paths)}")
+    if arguments.genes_csv is not None and len(paths) > 2:
+        raise InputError(f"--genes-csv is for two graphs; got {len(paths)}")
+    graphs = {name: load_graph(path) for name, path in zip(_names(paths), paths, strict=True)}
+    comparisons = compare_all(graphs)
+    print(comparison_table(comparisons))
+    if arguments.csv is not None:
+        save_comparisons_csv(comparisons, arguments.csv)
+    if arguments.genes_csv is not None:
+        comparisons[0].save_genes_csv(arguments.genes_csv)
+    if arguments.plot is not None:
+        plot_comparison(comparisons, arguments.plot)
+
+
+def _names(paths: list[str]) -> list[str]:
+    """Return a name for each file: without folder and ending where that tells them apart."""
+    stems = [Path(path).stem for path in paths]
+    names = stems if len(set(stems)) == len(stems) else paths
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"{twice} is given twice; give each graph once")
+    return names
+
+
+# ----------------------------------------------------------------------------------------------------------- stability
+
+
+def _add_stability(group: Any) -> None:
+    parser = command(
+        group,
+        "stability",
+        _stability,
+        summary="how often edges come back from parts of the cells",
+        text="Build a graph again and again, as it was built, from parts of its cells, and count in how many repeats "
+        "each edge occurs. Numbers of cells among the thresholds shrink with the cells.",
+        example="graph stability cells.dataset graph.safetensors -o stable.safetensors --min-frequency 0.8",
+    )
+    add_corpus(parser, "the cells that the graph was built from")
+    parser.add_argument("graph", metavar="GRAPH", help="graph file, of 'graph build'")
+    parser.add_argument("--where", metavar="COLUMN=VALUE", help="of a graph made with --by: its group, as tissue=lung")
+    setting(parser, "--n-repeats", 10, "N", "graphs to build")
+    setting(parser, "--fraction", 0.5, "X", "share of the cells in each")
+    parser.add_argument("--seed", type=int, metavar="N", help="of the parts (default: the graph's)")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
+    parser.add_argument("-o", "--output", metavar="GRAPH", help="save the graph of the edges that come back")
+    setting(parser, "--min-frequency", 0.8, "X", "with -o: share of repeats that an edge must occur in")
+    parser.add_argument("--csv", metavar="FILE", help="save a line for each edge")
+    parser.add_argument("--plot", metavar="FILE", help="save a picture (.png, .pdf or .svg)")
+
+
+def _stability(arguments: argparse.Namespace) -> None:
+    from corrmask_fast.errors import check_number
+    from corrmask_fast.graph.plots_compare import plot_stability
+    from corrmask_fast.graph.stability import edge_stability
+
+    check_number("min_frequency", arguments.min_frequency, 0, 1)
+    check_outputs(arguments, "output", "csv")
+    if arguments.output is not None:
+        check_tensors_file(arguments.output, "a graph file")
+    stability = edge_stability(
+        _part(open_corpus(arguments), arguments.where),
+        load_graph(arguments.graph),
+        n_repeats=arguments.n_repeats,
+        fraction=arguments.fraction,
+        seed=arguments.seed,
+        device=arguments.device,
+        progress=arguments.progress,
+    )
+    print(stability.table())
+    if arguments.csv is not None:
+        stability.save_csv(arguments.csv)
+    if arguments.plot is not None:
+        plot_stability(stability, arguments.plot)
+    if arguments.output is not None:
+        graph: DependencyGraph = stability.filter(arguments.min_frequency)
+        graph.save(arguments.output)
+        print(f"saved to {arguments.output}: {graph}")
+
+
+def _part(corpus: Corpus, where: str | None) -> Corpus:
+    """Return the cells of one group, as ``--by`` takes them."""
+    from corrmask_fast.graph.groups import rows_by_group
+
+    if where is None:
+        return corpus
+    column, equals, value = where.partition("=")
+    if not equals:
+        raise InputError(f"--where must be COLUMN=VALUE, as tissue=lung; got {where!r}")
+    groups = rows_by_group(corpus, column)
+    if value not in groups:
+        raise InputError(f"no cell has {value!r} in obs column {column!r}; there are {', '.join(list(groups)[:20])}")
+    return corpus.select(groups[value])
+
+
+# -------------------------------------------------------------------------------------------------------------- export
+
+
+def _add_export(group: Any) -> None:
+    parser = command(
+        group,
+        "export",
+        _export,
+        summary="a graph for Scanpy, Cytoscape, a table",
+        text="Write a graph as an edge list (.csv), for Cytoscape, Gephi or igraph (.graphml), or as AnnData (.h5ad, "
+        "varp corrmask_rho and corrmask_rho_global): a new file, or a copy of one of yours.",
+        example="graph export graph.safetensors cells_with_graph.h5ad --into cells.h5ad",
+        computes=False,
+    )
+    parser.add_argument("graph", metavar="GRAPH", help="graph file")
+    parser.add_argument("output", metavar="OUT", help="file to write: .csv, .graphml or .h5ad")
+    parser.add_argument("--into", metavar="FILE.h5ad", help="AnnData file whose genes to lay the graph on")
+    parser.add_argument("--gene-column", metavar="COLUMN", help="its var column with the gene ids (default: found)")
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from corrmask_fast.graph.export import check_export, export_graph
+
+    check_export(arguments.output)
+    graph = load_graph(arguments.graph)
+    exported = export_graph(graph, arguments.output, into=arguments.into, gene_column=arguments.gene_column)
+    whole = f" of {graph.n_edges:,}" if exported.edges < graph.n_edges else ""
+    print(f"saved to {exported.path}: {exported.edges:,}{whole} edges between {exported.genes:,} genes")

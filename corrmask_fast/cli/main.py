@@ -1,0 +1,173 @@
+"""The command line: ``corrmask-fast COMMAND``.
+
+Each command is a function that adds its parser, and one that runs it; heavy imports stand in the latter, so that
+``--help`` is instant. Bad input ends in one line on stderr and exit code 2, never in a traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from corrmask_fast import __version__
+from corrmask_fast.cli.audit import add_audit
+from corrmask_fast.cli.evaluate import add_evaluate
+from corrmask_fast.cli.graph import add_graph
+from corrmask_fast.cli.options import (
+    PROGRAM,
+    command,
+    in_options,
+    load_vocabulary,
+)
+from corrmask_fast.cli.pmi import add_pmi
+from corrmask_fast.cli.pretrain import add_pretrain
+from corrmask_fast.errors import InputError, MissingExtraError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+__all__ = ["main"]
+
+BAD_INPUT, INTERRUPTED = 2, 130  # exit codes: what argparse uses, and 128 + SIGINT
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code: 0, 2 for bad input, 130 if interrupted."""
+    arguments = build_parser().parse_args(argv)
+    with warnings.catch_warnings():
+        warnings.showwarning = partial(_warn, vars(arguments))
+        return _run(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    try:
+        if getattr(arguments, "threads", None) is not None:
+            from corrmask_fast.threads import set_num_threads
+
+            set_num_threads(arguments.threads)
+        arguments.run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader (head, less) has seen enough; Python must not complain again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (InputError, MissingExtraError) as error:
+        return _fail(in_options(str(error), vars(arguments)))
+    except OSError as error:
+        named = error.filename is not None and error.strerror is not None
+        return _fail(f"{error.filename}: {error.strerror}" if named else str(error))
+    except KeyboardInterrupt:
+        print(f"{PROGRAM}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+def _warn(options: Iterable[str], message: Warning | str, *_: object, **__: object) -> None:
+    """Show a warning as a line of our own, not with the place in the code that it came from."""
+    print(f"{PROGRAM}: warning: {' '.join(in_options(str(message), options).split())}", file=sys.stderr)
+
+
+def _fail(message: str) -> int:
+    print(f"{PROGRAM}: error: {' '.join(message.split())}", file=sys.stderr)
+    return BAD_INPUT
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        description="Dependency-aware gene masking for single-cell foundation models (CorrMask): from counts to "
+        "tokenised cells, a gene dependency graph, and an audit of what masking hides.",
+        epilog=f"See '{PROGRAM} COMMAND --help' for one command. Start with '{PROGRAM} demo'.",
+    )
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_tokenize(commands)
+    add_graph(commands)
+    add_pmi(commands)
+    add_audit(commands)
+    add_pretrain(commands)
+    add_evaluate(commands)
+    _add_demo(commands)
+    return parser
+
+
+# ---------------------------------------------------------------------------------------------------------- tokenize
+
+
+def _add_tokenize(commands: Any) -> None:
+    parser = command(
+        commands,
+        "tokenize",
+        _tokenize,
+        summary="counts (.h5ad) to rank-value encoded cells",
+        text="Turn raw counts into Geneformer's rank-value encoding: counts per cell scaled to 10 000, divided by "
+        "each gene's median, genes sorted by falling value. Writes a Hugging Face datasets folder (or an .npz file).",
+        example="tokenize cells.h5ad cells.dataset --tokens token_dictionary.pkl --medians gene_median_dictionary.pkl "
+        "--symbols gene_name_id_dict.pkl --obs cell_type",
+    )
+    parser.add_argument("input", metavar="IN.h5ad", help="AnnData file with raw counts")
+    parser.add_argument("output", metavar="OUT", help="folder to write, or a file ending in .npz")
+    parser.add_argument("--tokens", required=True, metavar="DICT", help="token dictionary (.pkl or .json)")
+    parser.add_argument("--medians", metavar="FILE", help="gene medians (.pkl or .json; default: of these cells)")
+    parser.add_argument("--symbols", metavar="FILE", help="symbol to gene id (.pkl or .json)")
+    parser.add_argument("--obs", nargs="+", default=[], metavar="COLUMN", help="obs columns that travel along")
+    parser.add_argument("--layer", help="layer with the counts, or 'raw' for .raw (default: X)")
+    parser.add_argument("--gene-column", metavar="COLUMN", help="var column with the gene ids (default: found)")
+
+
+def _tokenize(arguments: argparse.Namespace) -> None:
+    from corrmask_fast.cells.tokenizer import tokenize_h5ad
+
+    report = tokenize_h5ad(
+        arguments.input,
+        arguments.output,
+        load_vocabulary(arguments.tokens, arguments.symbols),
+        arguments.medians,
+        layer=arguments.layer,
+        gene_column=arguments.gene_column,
+        obs=arguments.obs,
+        progress=arguments.progress,
+    )
+    print(report)
+
+
+# -------------------------------------------------------------------------------------------------------------- demo
+
+
+def _add_demo(commands: Any) -> None:
+    parser = command(
+        commands,
+        "demo",
+        _demo,
+        summary="everything once, on made-up or on your own cells",
+        text="Tokenise, build the graph, mask an epoch, audit, compare speeds with Hugging Face's collator, train a "
+        "tiny BERT; leaves the graph, pictures and a report. "
+        "Without --input: 20 000 made-up cells with planted modules.",
+        example="demo --input cells.h5ad --out demo-output",
+    )
+    parser.add_argument("--input", metavar="FILE.h5ad", help="raw counts (default: made-up cells)")
+    parser.add_argument("--tokens", metavar="DICT", help="token dictionary (default: the genes of the file)")
+    parser.add_argument("--medians", metavar="FILE", help="gene medians (default: of these cells)")
+    parser.add_argument("--symbols", metavar="FILE", help="symbol to gene id, for files named by symbol")
+    parser.add_argument("--out", default="demo-output", metavar="FOLDER", help="folder to write (default: %(default)s)")
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    from corrmask_fast.cli.demo import run_demo
+
+    for option in ("tokens", "medians", "symbols"):
+        if getattr(arguments, option) and not arguments.input:
+            raise InputError(f"--{option} belongs to --input; give the file of the cells too")
+    run_demo(
+        Path(arguments.out),
+        input_path=arguments.input,
+        tokens=arguments.tokens,
+        medians=arguments.medians,
+        symbols=arguments.symbols,
+        progress=arguments.progress,
+    )

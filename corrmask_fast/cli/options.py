@@ -1,0 +1,148 @@
+"""What the commands of the command line share: their parsers' look, and opening what they are given."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+from corrmask_fast.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from pathlib import Path
+
+    from corrmask_fast.cells.corpus import Corpus
+    from corrmask_fast.cells.vocabulary import Vocabulary
+    from corrmask_fast.graph.dependency_graph import DependencyGraph
+
+PROGRAM = "corrmask-fast"
+INPUTS = ("corpus", "graph", "graphs", "pmi", "genes", "vocabulary", "symbols")  # options and arguments that are files
+
+
+def command(
+    commands: Any,
+    name: str,
+    run: Callable[[argparse.Namespace], None],
+    *,
+    summary: str,
+    text: str,
+    example: str,
+    notes: str = "",
+    computes: bool = True,
+) -> argparse.ArgumentParser:
+    """Add a command with its description, an example, and the options of every command that computes."""
+    parser = commands.add_parser(
+        name,
+        help=summary,
+        description=textwrap.fill(text, 100),
+        epilog="\n\n".join(filter(None, [notes, f"example:\n  {PROGRAM} {example}"])),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    if computes:
+        parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores of this process)")
+        parser.add_argument("--no-progress", dest="progress", action="store_false", help="show no progress bar")
+    return parser
+
+
+def setting(parser: argparse.ArgumentParser, flag: str, default: float, metavar: str, text: str) -> None:
+    """Add a number with its default, which the help names."""
+    parser.add_argument(flag, type=type(default), default=default, metavar=metavar, help=f"{text} (default: {default})")
+
+
+def add_corpus(parser: argparse.ArgumentParser, text: str = "datasets folder or .npz file of tokenised cells") -> None:
+    """Add ``CORPUS``, and the options for one that stores no vocabulary."""
+    parser.add_argument("corpus", metavar="CORPUS", help=text)
+    parser.add_argument(
+        "--vocabulary",
+        metavar="DICT",
+        help="token dictionary (.pkl or .json) of a corpus that stores none, as Geneformer's do",
+    )
+    parser.add_argument("--symbols", metavar="FILE", help="symbol to gene id (.pkl or .json), for --vocabulary")
+
+
+def in_options(message: str, names: Iterable[str]) -> str:
+    """Say a message of the library with the options of a command in place of its parameters.
+
+    >>> in_options("rho_min must be at most 1; or try layer='raw'", ["rho_min", "layer"])
+    '--rho-min must be at most 1; or try --layer raw'
+    """
+    for name in names:
+        flag, word = f"--{name.replace('_', '-')}", rf"(?<![\w./-]){name}\b"
+        message = re.sub(rf"\({word}=None\)", f"(without {flag})", message)
+        message = re.sub(rf"{word}=(?:'([^']*)'|(?=\d))", rf"{flag} \1", message)
+        message = re.sub(rf"{word}=(?=[,;])", flag, message)
+        # A name of one word may be an ordinary word; said of a rule it is the parameter.
+        message = re.sub(word + (r"(?![./'=])" if "_" in name else r"(?= must be)"), flag, message)
+    return message
+
+
+def check_outputs(arguments: argparse.Namespace, *files: str, picture: str = "plot") -> None:
+    """Refuse outputs that cannot be written, that are inputs, or have one name: before the work, not behind it.
+
+    ``files`` and ``picture`` are names of options; those that were not given do not count.
+    """
+    from pathlib import Path
+
+    from corrmask_fast.errors import import_extra
+    from corrmask_fast.files import check_output
+    from corrmask_fast.plots import check_picture
+
+    inputs = [getattr(arguments, name, None) or () for name in INPUTS]
+    read = {Path(path).resolve() for given in inputs for path in ([given] if isinstance(given, str) else given)}
+    taken: dict[Path, str] = {}
+    for option in (*files, picture):
+        given = getattr(arguments, option, None)
+        if given is None:
+            continue
+        path = (check_picture if option == picture else check_output)(given).resolve()
+        flag = f"--{option.replace('_', '-')}"
+        if path in read:
+            raise InputError(f"{flag} would replace {given}, which is read here; give another name")
+        if path in taken:
+            raise InputError(f"{taken[path]} and {flag} are both {given}; give each a file of its own")
+        taken[path] = flag
+    if getattr(arguments, picture, None) is not None:
+        import_extra("matplotlib", "plot")
+
+
+def check_tensors_file(path: str, what: str) -> None:
+    """Raise InputError unless a graph or a table can be saved there."""
+    from corrmask_fast.files import check_output
+
+    if check_output(path).suffix != ".safetensors":
+        raise InputError(f"{what} must end in .safetensors; got {path}")
+
+
+def load_vocabulary(path: str, symbols: str | None) -> Vocabulary:
+    """Read a token dictionary, with symbols where given."""
+    from corrmask_fast.cells.vocabulary import Vocabulary
+
+    return Vocabulary.load(path) if symbols is None else Vocabulary.from_token_dictionary(path, symbols)
+
+
+def open_corpus(arguments: argparse.Namespace, *, model_length: int | None = None) -> Corpus:
+    """Open ``CORPUS`` with the vocabulary that the options name, or its own.
+
+    ``model_length`` cuts cells so that they fit a model of so many positions, ``<cls>`` and ``<eos>`` included.
+    """
+    from corrmask_fast.cells.corpus_io import read_corpus
+
+    if arguments.symbols and not arguments.vocabulary:
+        raise InputError("--symbols belongs to --vocabulary; give both, or neither")
+    vocabulary = load_vocabulary(arguments.vocabulary, arguments.symbols) if arguments.vocabulary else None
+    corpus = read_corpus(arguments.corpus, vocabulary)
+    if model_length is None:
+        return corpus
+    special = {corpus.vocabulary.cls_token_id, corpus.vocabulary.eos_token_id} - {None}
+    length = min(corpus.max_length, max(1, model_length - len(special)))
+    return read_corpus(arguments.corpus, corpus.vocabulary, max_length=length)
+
+
+def load_graph(path: str) -> DependencyGraph:
+    """Read a graph file."""
+    from corrmask_fast.graph.dependency_graph import DependencyGraph
+
+    return DependencyGraph.load(path)

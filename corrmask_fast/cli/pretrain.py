@@ -1,0 +1,111 @@
+"""``corrmask-fast pretrain``: a corpus and a graph to a pretrained model."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from corrmask_fast.cli.masker_options import add_masker_options, masker_of
+from corrmask_fast.cli.options import add_corpus, command, load_graph, open_corpus
+from corrmask_fast.errors import InputError
+from corrmask_fast.masking.schedules import parse_rate, rate_text
+from corrmask_fast.masking.strategies import LEARNED_STRATEGIES, STRATEGIES
+from corrmask_fast.training.settings import (
+    MASKER_OPTIONS,
+    PRESETS,
+    SETTINGS,
+    PretrainingSettings,
+    add_setting_options,
+    read_config,
+)
+
+if TYPE_CHECKING:
+    import argparse
+
+RATES, FILES, TEXTS = ("mlm_probability", "structural_ratio"), ("graph", "pmi"), ("strategy", "graph", "pmi")
+
+
+def add_pretrain(commands: Any) -> None:
+    """Add the command."""
+    parser = command(
+        commands,
+        "pretrain",
+        _pretrain,
+        summary="pretrain a BERT on masked genes (Geneformer's architecture)",
+        text="Pretrain a BertForMaskedLM. The defaults are those of the paper (Table 5); a TOML file or options change "
+        "them, the options win. --resume takes the run's own, as its settings.toml has them. Writes checkpoints, "
+        "log.csv, loss.png, settings.toml, and the model as any BertForMaskedLM is saved. With a graph, the loss on "
+        "held-out cells is split by whether a partner of the masked gene stayed in view. mam and corrmask-mam learn "
+        "with the model what to mask; what they learned lies beside it, and held-out cells are masked without it.",
+        example="pretrain cells.dataset --graph graph.safetensors --out run --preset small --max-steps 1000",
+    )
+    add_corpus(parser)
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="folder of the run")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in the folder")
+    parser.add_argument("--preset", choices=PRESETS, default="paper", help="settings to begin with (default: paper)")
+    parser.add_argument(
+        "--config", metavar="FILE.toml", help="settings and options of the masker, as in a run's settings.toml"
+    )
+    add_masker_options(parser, learned=True)
+    parser.set_defaults(**dict.fromkeys(MASKER_OPTIONS))  # not given: the configuration file speaks
+    add_setting_options(parser)
+
+
+def _pretrain(arguments: argparse.Namespace) -> None:
+    from corrmask_fast.errors import import_extra
+    from corrmask_fast.files import check_output_folder
+
+    import_extra("transformers", "hf")
+    import_extra("matplotlib", "plot")  # before the work, not behind it
+    check_output_folder(arguments.out)
+    config = arguments.config
+    if config is None and arguments.resume and (own := Path(arguments.out) / SETTINGS).is_file():
+        config = own
+    given = {one.name: getattr(arguments, one.name) for one in fields(PretrainingSettings)}
+    settings = PretrainingSettings.read(config, arguments.preset, **given)
+    _fill_in_masker(arguments, {} if config is None else read_config(config)[1], config)
+    corpus = open_corpus(arguments, model_length=settings.max_length)
+    graph = load_graph(arguments.graph) if arguments.graph else None
+    masker = masker_of(
+        arguments, vocabulary=corpus.vocabulary, graph=graph, width=settings.hidden_size, heads=settings.heads
+    )
+
+    from corrmask_fast.training.plots import plot_pretraining
+    from corrmask_fast.training.run import PLOT, pretrain
+
+    report = pretrain(
+        corpus,
+        masker,
+        arguments.out,
+        settings,
+        graph=graph,
+        resume=arguments.resume,
+        progress=arguments.progress,
+        masker_options=_masker_options(arguments),
+    )
+    if report.main_process:
+        plot_pretraining(report, Path(arguments.out) / PLOT)
+        print(report.summary())
+
+
+def _fill_in_masker(arguments: argparse.Namespace, found: dict[str, Any], config: str | Path | None) -> None:
+    """Set what options of the masker were not given: from the configuration file, else to their defaults."""
+    for name, default in MASKER_OPTIONS.items():
+        if getattr(arguments, name) is None:
+            value = found.get(name, default)
+            if name in found and name in TEXTS and not isinstance(value, str):
+                raise InputError(f"{config}: {name} must be a text in quotes; got {value!r}")
+            if name in RATES and isinstance(value, str):
+                value = parse_rate(value)
+            setattr(arguments, name, value)
+    strategies = STRATEGIES | LEARNED_STRATEGIES
+    if arguments.strategy not in strategies:
+        raise InputError(f"{config}: strategy must be one of {', '.join(strategies)}; got {arguments.strategy!r}")
+
+
+def _masker_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of the masker as a configuration file has them; files by paths that hold from anywhere."""
+    found = {name: getattr(arguments, name) for name in MASKER_OPTIONS if getattr(arguments, name) is not None}
+    found |= {name: str(Path(found[name]).absolute()) for name in FILES if name in found}
+    return found | {name: rate_text(found[name]) for name in RATES if name in found}

@@ -1,0 +1,1 @@
+"""What a pretrained model has learnt: cell types and gene classes."""

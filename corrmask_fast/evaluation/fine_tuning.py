@@ -1,0 +1,245 @@
+"""Fine-tuning a pretrained encoder on labelled cells or genes: what the evaluations share."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from corrmask_fast.cells.vocabulary import DICTIONARY_FILE, Vocabulary
+from corrmask_fast.errors import InputError, check_integer, check_number, check_seed, import_extra
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Iterator
+
+    from corrmask_fast.cells.corpus import Corpus
+
+    Targets = Callable[[np.ndarray, torch.Tensor], torch.Tensor]  # (rows, input_ids) -> labels
+
+__all__ = ["FineTuning"]
+
+UNLABELLED = -100  # what cross_entropy leaves out
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """How an encoder is fine-tuned; AdamW, the learning rate falling linearly to 0.
+
+    Attributes
+    ----------
+    epochs
+        Passes over the training cells; 0 trains nothing.
+    batch_size
+        Cells in a step.
+    learning_rate
+        Of the first step. (Theodoris et al. 2023 tune it for each task; 5e-5 is BERT's.)
+    frozen_layers
+        The first so many layers, and the embeddings with them, keep their weights; -1 freezes all of the encoder, and
+        only the head is trained (a linear probe).
+    max_length
+        Cells are cut to so many tokens, ``<cls>`` and ``<eos>`` included; None: what the model and the corpus allow.
+    seed
+        Of the head's first weights, the order of cells and dropout, in [0, 2**64).
+    device
+        ``"cpu"``, ``"cuda"``, or ``"auto"``: a GPU where there is one.
+    """
+
+    epochs: int = 5
+    batch_size: int = 12
+    learning_rate: float = 5e-5
+    frozen_layers: int = 0
+    max_length: int | None = None
+    seed: int = 0
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        check_integer("epochs", self.epochs, 0)
+        check_integer("batch_size", self.batch_size, 1)
+        check_number("learning_rate", self.learning_rate, 0, 1)
+        check_integer("frozen_layers", self.frozen_layers, -1)
+        if self.max_length is not None:
+            check_integer("max_length", self.max_length, 1)
+        check_seed(self.seed)
+        if self.device not in {"auto", "cpu", "cuda"}:
+            raise InputError(f"device must be 'auto', 'cpu' or 'cuda'; got {self.device!r}")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise InputError("device='cuda': PyTorch finds no GPU here; use device='auto' or 'cpu'")
+
+    def steps(self, n_cells: int) -> int:
+        """Return how many steps the training on so many cells takes."""
+        return self.epochs * -(-n_cells // self.batch_size)
+
+    def torch_device(self) -> torch.device:
+        """Return the device to train on."""
+        return torch.device("cuda" if self.device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+class Labeller(nn.Module):
+    """An encoder under a linear head that names each cell, or each gene of a cell.
+
+    A cell's representation is the mean over its genes, as Geneformer's own cell embeddings are: V1 vocabularies have no
+    ``<cls>``, and what V2's ``<cls>`` and ``<eos>`` hold is left out.
+    """
+
+    def __init__(
+        self, encoder: nn.Module, vocabulary: Vocabulary, n_classes: int, *, per_gene: bool, seed: int = 0
+    ) -> None:
+        super().__init__()
+        self.encoder, self.per_gene, self.gene_range = encoder, per_gene, vocabulary.gene_range
+        config: Any = encoder.config
+        self.dropout = nn.Dropout(getattr(config, "hidden_dropout_prob", 0.0))
+        with torch.random.fork_rng():
+            torch.manual_seed(seed % 2**63)
+            self.head = nn.Linear(config.hidden_size, n_classes)
+            nn.init.normal_(self.head.weight, std=getattr(config, "initializer_range", 0.02))
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Return logits: (cells, classes), or (cells, genes, classes) with ``per_gene``."""
+        hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        if not self.per_gene:
+            lo, hi = self.gene_range
+            genes = (attention_mask != 0) & (input_ids >= lo) & (input_ids < hi)
+            weight = genes.to(hidden.dtype).unsqueeze(-1)
+            hidden = (hidden * weight).sum(1) / weight.sum(1).clamp(min=1)
+        return self.head(self.dropout(hidden))
+
+    def freeze(self, layers: int) -> None:
+        """Keep the weights of the first ``layers`` layers and of the embeddings (-1: of the whole encoder)."""
+        if layers == 0:
+            return
+        encoder: Any = self.encoder
+        stack = encoder.encoder.layer
+        if layers > len(stack):
+            raise InputError(f"frozen_layers must be at most the model's {len(stack)} layers; got {layers}")
+        fixed = [encoder] if layers == -1 else [encoder.embeddings, *stack[:layers]]
+        for module in fixed:
+            module.requires_grad_(False)
+
+
+def load_encoder(path: str | os.PathLike[str], vocabulary: Vocabulary) -> nn.Module:
+    """Load the encoder of a Hugging Face checkpoint, without its masked-language-model head.
+
+    Raises
+    ------
+    InputError
+        If there is no checkpoint, its vocabulary is smaller than the corpus's, or the dictionary beside its weights,
+        where there is one, is another.
+    """
+    transformers = import_extra("transformers", "hf")
+    try:
+        config = transformers.AutoConfig.from_pretrained(str(path), local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path} holds no model ({type(error).__name__}); give the folder of a checkpoint as save_pretrained "
+            "writes it, with config.json and model.safetensors"
+        ) from error
+    if config.vocab_size < vocabulary.size:
+        raise InputError(
+            f"the model at {path} knows {config.vocab_size} tokens, the corpus has {vocabulary.size}; "
+            "tokenise the cells with the dictionary that the model was pretrained with"
+        )
+    dictionary = Path(path) / DICTIONARY_FILE
+    if dictionary.is_file():
+        Vocabulary.load(dictionary).check_same(vocabulary, f"the model at {path}", "the corpus")
+    # The pooler, where there is one, is not used; its absence needs no warning.
+    options = {"add_pooling_layer": False} if config.model_type in {"bert", "roberta"} else {}
+    # Safetensors alone: other formats of weights are pickles, and a pickle can run code.
+    try:
+        with _quiet(transformers.logging):
+            return transformers.AutoModel.from_pretrained(
+                str(path), local_files_only=True, use_safetensors=True, **options
+            )
+    except OSError as error:
+        raise InputError(
+            f"cannot load the weights at {path}: {error}; they must be a .safetensors file "
+            "(model.save_pretrained(path, safe_serialization=True) converts)"
+        ) from error
+
+
+@contextmanager
+def _quiet(logging: Any) -> Iterator[None]:
+    """Leave out the report on the masked-language-model head, which is not wanted here."""
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        logging.enable_progress_bar()
+
+
+def usable_length(encoder: nn.Module, corpus: Corpus, max_length: int | None) -> int:
+    """Return how many tokens of a cell the model can see."""
+    config: Any = encoder.config
+    positions = getattr(config, "max_position_embeddings", None) or corpus.max_length
+    return min(positions, corpus.max_length, max_length or positions)
+
+
+def padded_cells(corpus: Corpus, rows: np.ndarray, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (input_ids, attention_mask), both (cells, longest) int64, of cells cut to ``length`` tokens."""
+    indptr, tokens = corpus.gather_for_training(rows, length)
+    lengths = np.diff(indptr)
+    columns = np.arange(max(int(lengths.max(initial=0)), 1))
+    seen = columns < lengths[:, None]
+    ids = np.full(seen.shape, corpus.vocabulary.pad_token_id, np.int64)
+    ids[seen] = tokens
+    return torch.from_numpy(ids), torch.from_numpy(seen.astype(np.int64))
+
+
+def fine_tune(
+    model: Labeller, corpus: Corpus, rows: np.ndarray, targets: Targets, settings: FineTuning, bar: Any
+) -> None:
+    """Train ``model`` in place on the cells ``rows``; ``targets`` gives the labels of a batch."""
+    length = usable_length(model.encoder, corpus, settings.max_length)
+    model.to(settings.torch_device()).train()
+    model.freeze(settings.frozen_layers)
+    with torch.random.fork_rng():  # the caller's random numbers stay what they were
+        torch.manual_seed(settings.seed % 2**63)  # dropout
+        _train(model, corpus, rows, targets, settings, length, bar)
+
+
+def _train(
+    model: Labeller, corpus: Corpus, rows: np.ndarray, targets: Targets, settings: FineTuning, length: int, bar: Any
+) -> None:
+    device = settings.torch_device()
+    step, steps = 0, settings.steps(rows.size)
+    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=settings.learning_rate, weight_decay=0.001)
+    order = np.random.default_rng(settings.seed)
+    for _ in range(settings.epochs):
+        for batch in _batches(order.permutation(rows), settings.batch_size):
+            ids, seen = padded_cells(corpus, batch, length)
+            labels = targets(batch, ids)
+            if (labels != UNLABELLED).any():  # a batch without a label would have a loss of 0 / 0
+                logits = model(ids.to(device), seen.to(device))
+                loss = nn.functional.cross_entropy(logits.flatten(0, -2), labels.to(device).flatten())
+                loss.backward()
+                optimizer.param_groups[0]["lr"] = settings.learning_rate * (1 - step / steps)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            step += 1
+            bar.update(1)
+
+
+@torch.inference_mode()
+def predictions(
+    model: Labeller, corpus: Corpus, rows: np.ndarray, settings: FineTuning
+) -> Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor]]:
+    """Yield (rows, input_ids, logits on the CPU) of batches of cells."""
+    device, length = settings.torch_device(), usable_length(model.encoder, corpus, settings.max_length)
+    model.to(device).eval()
+    for batch in _batches(rows, settings.batch_size):
+        ids, seen = padded_cells(corpus, batch, length)
+        yield batch, ids, model(ids.to(device), seen.to(device)).float().cpu()
+
+
+def _batches(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    return (rows[begin : begin + size] for begin in range(0, rows.size, size))

@@ -1,0 +1,85 @@
+"""Pictures of evaluations: F1 by abundance of the cell type, ROC curves of gene classes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from corrmask_fast.errors import import_extra
+from corrmask_fast.plots import COLORS, GREY, dress, new_figure, save_figure
+
+if TYPE_CHECKING:
+    import os
+
+    from corrmask_fast.evaluation.cell_annotation import CellAnnotation
+    from corrmask_fast.evaluation.gene_classification import GeneClassification
+
+__all__ = ["plot_cell_annotation", "plot_gene_classification"]
+
+
+def plot_cell_annotation(report: CellAnnotation, path: str | os.PathLike[str] | None = None) -> Any:
+    """Draw F1 of every cell type, the most abundant on top, each repeat a dot; return the figure.
+
+    Parameters
+    ----------
+    report
+        Of :func:`corrmask_fast.annotate_cells`.
+    path
+        Where to save it (``.png``, ``.pdf``, ``.svg``); None: only return it.
+    """
+    n_types = len(report.types)
+    figure = new_figure((7.0, 1.6 + 0.28 * n_types))
+    axis = figure.subplots()
+    rare = np.arange(n_types) >= n_types - report.n_rare
+    colors = [COLORS[1] if one else COLORS[0] for one in rare]
+    axis.barh(range(n_types), report.f1.mean(axis=0), color=colors, height=0.66, alpha=0.85)
+    if len(report.f1) > 1:
+        for scores in report.f1:
+            axis.plot(scores, range(n_types), ".", color="black", markersize=4, alpha=0.7)
+    macro, tail = report.macro_f1.mean(), report.rare_f1.mean()
+    axis.axvline(macro, color=GREY, linestyle="--", linewidth=1)
+    axis.annotate(f"macro-F1 {macro:.3f}", (macro, 1), (-3, 3), xycoords=("data", "axes fraction"),
+                  textcoords="offset points", ha="right", fontsize=8, color=GREY)  # fmt: skip
+    names = [f"{name}  ({cells:,})" for name, cells in zip(report.types, report.n_cells, strict=True)]
+    axis.set_yticks(range(n_types), names, fontsize=8)
+    axis.invert_yaxis()
+    axis.set_xlim(0, 1)
+    title = f"Cell types named (orange: the rarest {report.n_rare}, mean F1 {tail:.3f})\n"
+    dress(axis, title=title, x="F1 on cells held out")
+    return save_figure(figure, path)
+
+
+def plot_gene_classification(report: GeneClassification, path: str | os.PathLike[str] | None = None) -> Any:
+    """Draw the ROC curve of each fold, and their mean; return the figure.
+
+    Parameters
+    ----------
+    report
+        Of :func:`corrmask_fast.classify_genes`.
+    path
+        Where to save it; None: only return it.
+    """
+    metrics = import_extra("sklearn.metrics", "eval")
+    figure = new_figure((4.8, 4.8))
+    axis = figure.subplots()
+    false_rate = np.linspace(0, 1, 201)
+    curves = []
+    for fold in report.folds:
+        x, y, _ = metrics.roc_curve(fold.truth, fold.score)
+        curves.append(np.interp(false_rate, x, y))
+        axis.plot(x, y, color=COLORS[0], alpha=0.3, linewidth=1)
+    mean = np.concatenate([[0.0], np.mean(curves, axis=0)])
+    axis.plot(np.concatenate([[0.0], false_rate]), mean, color=COLORS[0], linewidth=2)
+    axis.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
+    spread = f" ± {report.auc.std(ddof=1):.3f}" if report.auc.size > 1 else ""
+    label = f"AUC {report.auc.mean():.3f}{spread}\n{report.auc.size} folds, mean in bold"
+    axis.annotate(label, (0.98, 0.04), ha="right", fontsize=9, color=COLORS[0])
+    axis.set_aspect("equal")
+    dress(
+        axis,
+        title=f"{report.classes[1]} against {report.classes[0]}, genes held out",
+        x="false positive rate",
+        y="true positive rate",
+    )
+    return save_figure(figure, path)

@@ -1,0 +1,312 @@
+"""Building the dependency graph from a corpus: Algorithm 1 of the paper (appendix A.4), exact to the bit."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from corrmask_fast.errors import InputError, check_integer, check_number, check_seed
+from corrmask_fast.graph.checkpoint import Checkpoint, fingerprint_corpus
+from corrmask_fast.graph.dependency_graph import DependencyGraph, graph_of_pairs
+from corrmask_fast.graph.distributed import current_team
+from corrmask_fast.graph.memory import MOST_CELLS, MOST_CELLS_OF_64_BITS, RHO_ERROR, check_memory, find_portions
+from corrmask_fast.graph.work import Work
+from corrmask_fast.progress import progress_bar
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+    from types import ModuleType
+
+    from corrmask_fast.cells.corpus import Corpus
+    from corrmask_fast.cells.vocabulary import Vocabulary
+    from corrmask_fast.graph.distributed import Team
+    from corrmask_fast.graph.memory import Portions
+    from corrmask_fast.graph.stages import Bar, GeneColumns, Pairs, Sample
+
+__all__ = ["build_dependency_graph"]
+
+LONGEST_CELL = 65_535  # levels are kept in 16 bits
+
+
+@dataclass(frozen=True)
+class GraphParameters:
+    """What a graph depends on besides its corpus; see :func:`build_dependency_graph`."""
+
+    n_cells: int | None
+    max_length: int
+    n_neighbors: int
+    rho_min: float
+    min_cooccurrence: int
+    min_presence: int
+    max_genes: int | None
+    seed: int
+
+    @classmethod
+    def checked(cls, **given: Any) -> GraphParameters:
+        """Return parameters of which each is in its range, or raise InputError."""
+        return cls(
+            n_cells=None if given["n_cells"] is None else check_integer("n_cells", given["n_cells"], 1),
+            max_length=check_integer("max_length", given["max_length"], 1, LONGEST_CELL),
+            n_neighbors=check_integer("n_neighbors", given["n_neighbors"], 1),
+            rho_min=check_number("rho_min", given["rho_min"], 0, 1),
+            min_cooccurrence=check_integer("min_cooccurrence", given["min_cooccurrence"], 0),
+            min_presence=check_integer("min_presence", given["min_presence"], 0),
+            max_genes=None if given["max_genes"] is None else check_integer("max_genes", given["max_genes"], 1),
+            seed=check_seed(given["seed"]),
+        )
+
+    def rows(self, corpus: Corpus) -> Sequence[int] | np.ndarray:
+        """Return the indices of the cells sampled from a corpus, ascending; InputError if they can give no graph."""
+        if corpus.n_cells == 0:
+            raise InputError("the corpus has no cells, and a graph needs some; check the file that it was read from")
+        n_cells = corpus.n_cells if self.n_cells is None else min(self.n_cells, corpus.n_cells)
+        if n_cells > MOST_CELLS:
+            raise InputError(f"a graph is built from at most {MOST_CELLS} cells; got {n_cells}; lower n_cells")
+        for name in ("min_cooccurrence", "min_presence"):
+            if getattr(self, name) > n_cells:
+                raise InputError(
+                    f"{name} must be at most the number of cells that the graph is built from, here {n_cells}; "
+                    f"got {getattr(self, name)}; lower it, or bring more cells"
+                )
+        return range(n_cells) if n_cells == corpus.n_cells else corpus.sample_rows(n_cells, self.seed)
+
+
+def build_dependency_graph(
+    corpus: Corpus,
+    *,
+    n_cells: int | None = 100_000,
+    max_length: int | None = 2048,
+    n_neighbors: int = 50,
+    rho_min: float = 0.2,
+    min_cooccurrence: int = 200,
+    min_presence: int = 50,
+    max_genes: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    memory_limit: int | str | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> DependencyGraph:
+    """Find which genes depend on each other in a corpus.
+
+    A gene at position pos (1-based) of a cell has the value ``max_length - pos``, an absent one 0. Genes whose values
+    correlate over all cells (Spearman's rho) become neighbours, and the edge carries their rho over the cells that
+    hold both. The result is a function of corpus and parameters alone, the same to the bit for any number of threads.
+
+    Parameters
+    ----------
+    corpus
+        Tokenised cells, in memory or on disk; no more of it is held in memory than ``memory_limit`` allows.
+    n_cells
+        Cells sampled without replacement (N_sub); all, if the corpus has no more, or with None.
+    max_length
+        Cells are cut to their first so many genes (L_max, at most 65 535); None: the corpus's ``max_length``.
+    n_neighbors
+        Strongest partners, by absolute rho over all cells, that each gene proposes (N_neigh). Edges are the union of
+        what both sides propose, so a gene may have more neighbours.
+    rho_min
+        Smallest absolute rho over all cells, in [0, 1].
+    min_cooccurrence
+        Smallest number of cells that hold both genes (M_min). Applied after ``n_neighbors``.
+    min_presence
+        Smallest number of sampled cells that hold a gene.
+    max_genes
+        Keep only so many genes, those with the largest sum of values; None: all.
+    seed
+        Which cells are sampled; in [0, 2**64).
+    device
+        ``"cpu"``; ``"cuda"``: torch's current CUDA device, through CuPy; ``"auto"``: that, where there is one with
+        CuPy installed, else the CPU. The same bits on each. The product is one of float64, in which gaming cards are
+        weak: many cores may be faster than those.
+    memory_limit
+        Bytes, or text such as ``"8GB"``, that this process may take for the build (on top of the program and its
+        libraries, some 0.3 GB). Sampled cells that do not fit are read again and again, chunk by chunk, as often as
+        need be: slower, the same bits. None: 80 % of the memory that is free now, shared by the ranks of a machine.
+    checkpoint
+        A folder in which the state of a build is saved after each stage, and every minute of the long ones; a build
+        that was ended goes on from there, and gives the same graph. It belongs to one set of parameters and one
+        corpus, all of whose sampled cells are hashed first; remove it when the graph is saved.
+    progress
+        Show progress bars on standard error.
+
+    Returns
+    -------
+    DependencyGraph
+        ``rho`` is Spearman's rho over the cells that hold both genes (0 where one is constant there), ``rho_global``
+        the one over all cells. A graph without edges comes with a warning that says which step dropped them.
+
+    Raises
+    ------
+    InputError
+        If a parameter is out of range, the corpus has no cells, or fewer than ``min_cooccurrence`` or
+        ``min_presence``; if a cell holds a token outside the vocabulary, or a gene twice; if the checkpoint is of
+        another build; if ``memory_limit`` is too little (says what is needed); if ``device="cuda"`` has no CUDA device,
+        or too little memory on it; on all ranks, if ranks disagree.
+    MissingExtraError
+        If ``device="cuda"`` lacks CuPy.
+    ConnectionError
+        On the other ranks, if one of several stops or dies.
+
+    Notes
+    -----
+    Hacohen et al. 2026, Algorithm 1. Time and memory follow the tokens: no genes by genes matrix is ever held.
+
+    All sums are exact integers, and each is rounded to float64 once, so that rho before its own rounding to float32 has
+    an error of at most 5 · 2**-53. Up to 1.9 million cells they fit 64 bits; beyond, cells pass in chunks and sums take
+    128 bits: somewhat slower, with the same bound, which the graph's params then state as ``rho_error``.
+
+    Inside an initialised ``torch.distributed`` process group all ranks must call this, with the same arguments: they
+    divide the pairs of genes among each other, and each returns the whole graph, the same to the bit as one process.
+
+    Examples
+    --------
+    >>> from corrmask_fast import Corpus, Vocabulary
+    >>> genes = Vocabulary(("<pad>", "<mask>", "A", "B", "C"))
+    >>> corpus = Corpus(np.array([0, 3, 6, 9, 10]), np.array([2, 3, 4, 4, 2, 3, 2, 3, 4, 4]), genes)
+    >>> graph = build_dependency_graph(corpus, rho_min=0.5, min_cooccurrence=3, min_presence=1, progress=False)
+    >>> graph.neighbors("A")
+    (array([3, 4], dtype=int32), array([ 1., -1.], dtype=float32))
+    """
+    with current_team() as team:
+        parameters = GraphParameters.checked(
+            n_cells=n_cells,
+            max_length=corpus.max_length if max_length is None else max_length,
+            n_neighbors=n_neighbors,
+            rho_min=rho_min,
+            min_cooccurrence=min_cooccurrence,
+            min_presence=min_presence,
+            max_genes=max_genes,
+            seed=seed,
+        )
+        limit = check_memory(memory_limit)
+        stages = _stages(device)
+        rows = parameters.rows(corpus)
+        _agree_on_device(team, stages)
+        bar = partial(progress_bar, shown=progress and team.rank == 0)
+        work = _begin_work(team, checkpoint, corpus, rows, parameters, bar)
+        portions = find_portions(corpus, rows, parameters.max_length, limit, team)
+        if portions is not None:
+            stages = _streamed(corpus, work, portions, device)
+
+        sample = stages.read_sample(corpus, rows, parameters.max_length, bar)
+        work.confirm(sample.presence.sum(axis=0), sample.value_sum)
+        columns = stages.make_columns(sample, _kept_genes(sample, corpus.vocabulary, parameters), parameters.max_length)
+        del sample  # its tokens are not needed again
+        ranks = stages.rank_genes(columns)
+        pairs = stages.strongest_pairs(columns, ranks, parameters.n_neighbors, parameters.rho_min, bar, work=work)
+        del ranks
+        overlap, rho = stages.correlate_pairs(columns, pairs, parameters.min_cooccurrence, bar, work=work)
+    kept = overlap >= parameters.min_cooccurrence
+    if not kept.any() and team.rank == 0:
+        warnings.warn(_why_empty(columns, pairs, overlap, parameters), UserWarning, stacklevel=2)
+    return graph_of_pairs(
+        columns.genes[pairs.u[kept]],
+        columns.genes[pairs.v[kept]],
+        rho[kept],
+        corpus.vocabulary,
+        {
+            **asdict(parameters),
+            "n_cells_used": columns.n_cells,
+            "n_genes_used": columns.genes.size,
+            **({"rho_error": RHO_ERROR} if portions is not None and portions.wide else {}),
+        },
+        pairs.rho[kept],
+    )
+
+
+def _agree_on_device(team: Team, stages: ModuleType) -> None:
+    """Make sure that all ranks build on the same kind of device; warn if several take one GPU and leave others idle."""
+    if team.size == 1:
+        return
+    team.agree({"the kind of device": stages.KIND})
+    if stages.KIND == "cuda":
+        from corrmask_fast.graph.device import warn_of_idle_devices
+
+        warn_of_idle_devices(team, stages.open_device())
+
+
+def _begin_work(
+    team: Team,
+    checkpoint: str | os.PathLike[str] | None,
+    corpus: Corpus,
+    rows: Sequence[int] | np.ndarray,
+    parameters: GraphParameters,
+    bar: Bar,
+) -> Work:
+    """Make sure that all ranks, and the checkpoint where there is one, are about the same graph."""
+    if team.size == 1 and checkpoint is None:
+        return Work()
+    settings = {**asdict(parameters), "corpus (its fingerprint)": fingerprint_corpus(corpus, rows, bar)}
+    team.agree({**settings, "whether there is a checkpoint": checkpoint is not None})
+    work = Work(team, Checkpoint(checkpoint, team.rank))
+    work.checkpoint.open(settings)
+    return work
+
+
+def _stages(device: str) -> ModuleType:
+    """Return the module whose functions are the stages, for a device."""
+    from corrmask_fast.graph.device import can_use_cuda, check_cuda
+
+    if device not in {"auto", "cpu", "cuda"}:
+        raise InputError(f"device must be 'auto', 'cpu' or 'cuda'; got {device!r}")
+    if device == "cuda":
+        check_cuda()
+    if device == "cuda" or (device == "auto" and can_use_cuda()):
+        from corrmask_fast.graph import stages_cuda
+
+        return stages_cuda
+    from corrmask_fast.graph import stages
+
+    return stages
+
+
+def _streamed(corpus: Corpus, work: Work, portions: Portions, device: str) -> Any:
+    """Return the stages for cells that do not fit memory."""
+    if device == "cuda" and portions.wide:
+        raise InputError(
+            f"device='cuda' adds ranks up in 64 bits, which hold the sums of at most {MOST_CELLS_OF_64_BITS} cells; "
+            "lower n_cells, or use device='cpu'"
+        )
+    if device == "cuda":
+        raise InputError(
+            "device='cuda' holds all sampled cells in memory, and these do not fit; lower n_cells, raise memory_limit, "
+            "or use device='cpu', which reads them in chunks"
+        )
+    from corrmask_fast.graph.streaming import StreamedStages
+
+    return StreamedStages(corpus, work, portions)
+
+
+def _kept_genes(sample: Sample, vocabulary: Vocabulary, parameters: GraphParameters) -> np.ndarray:
+    """Return the tokens, ascending, of the genes that the graph is built over."""
+    lo, hi = vocabulary.gene_range
+    genes = np.flatnonzero(sample.presence[:, lo:hi].sum(axis=0) >= parameters.min_presence) + lo
+    if parameters.max_genes is not None:
+        largest = np.argsort(-sample.value_sum[genes], kind="stable")[: parameters.max_genes]
+        genes = np.sort(genes[largest])
+    return genes
+
+
+def _why_empty(columns: GeneColumns, pairs: Pairs, overlap: np.ndarray, parameters: GraphParameters) -> str:
+    """Say which step left no edges."""
+    if columns.genes.size < 2:
+        few = f"{columns.genes.size} genes" if columns.genes.size != 1 else "1 gene"
+        why = f"{few} present in at least min_presence={parameters.min_presence} of {columns.n_cells} cells"
+        if parameters.max_genes is not None:
+            why += f" within max_genes={parameters.max_genes}"
+        return f"the graph has no edges: only {why}; lower min_presence, or bring more cells"
+    if pairs.u.size == 0:
+        return (
+            f"the graph has no edges: no pair of its {columns.genes.size} genes has an absolute rho of at least "
+            f"rho_min={parameters.rho_min}; lower rho_min, or bring more cells"
+        )
+    return (
+        f"the graph has no edges: of {pairs.u.size} correlated pairs none stands together in at least "
+        f"min_cooccurrence={parameters.min_cooccurrence} of {columns.n_cells} cells (at most {overlap.max()}); "
+        "lower min_cooccurrence, or bring more cells"
+    )

@@ -1,0 +1,141 @@
+"""Checkpoints of a build: what is done of each stage, in a folder, so that a killed build goes on where it was.
+
+    FOLDER/build.json                what is built: parameters, and a fingerprint of all cells sampled
+    FOLDER/pairs-0.safetensors       a part: what rank 0 has done of a stage, with a hash over it
+
+A part appears whole or not at all. It names the layout of the tasks it speaks of: parts of another layout (of another
+version, say) are not used, and neither are damaged ones; what they held is computed again. Nothing here can run code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from corrmask_fast.cells.corpus import rows_between
+from corrmask_fast.errors import InputError
+from corrmask_fast.files import atomic_file, check_output_folder
+from corrmask_fast.tensor_files import METADATA, canonical, hash_tensors, read_tensors
+from corrmask_fast.threads import map_tasks
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from corrmask_fast.cells.corpus import Corpus
+    from corrmask_fast.graph.stages import Bar
+
+FORMAT, VERSION = "corrmask-fast checkpoint of a graph", 2
+SUFFIX = ".safetensors"
+FINGERPRINT_CELLS = 4096  # of a piece: pieces are read and hashed side by side
+
+
+class Checkpoint:
+    """The folder of a build's checkpoint; without a folder nothing is saved, and nothing found."""
+
+    def __init__(self, folder: str | os.PathLike[str] | None = None, rank: int = 0) -> None:
+        self.folder = None if folder is None else Path(folder)
+        self.rank = rank
+
+    def __bool__(self) -> bool:
+        return self.folder is not None
+
+    def open(self, settings: Mapping[str, Any]) -> None:
+        """Make the folder, or make sure that what it holds belongs to a build of ``settings`` (JSON values)."""
+        if self.folder is None:
+            return
+        settings = json.loads(json.dumps(dict(settings)))
+        check_output_folder(self.folder)
+        self.folder.mkdir(exist_ok=True)
+        file = self.folder / "build.json"
+        present = {path.name for path in self.folder.iterdir() if not path.name.startswith(".")}
+        if file.name not in present:  # other ranks may write theirs at this moment, which says the same
+            if present:
+                raise InputError(f"checkpoint={self.folder} holds other files already; give a new or an empty folder")
+            with atomic_file(file) as temporary:
+                temporary.write_text(json.dumps({"format": FORMAT, "version": VERSION, "settings": settings}, indent=2))
+            return
+        stored = self._read_manifest(file)
+        for name in {**settings, **stored}:  # parameters first: with another sample the fingerprint differs too
+            if stored.get(name) != settings.get(name):
+                raise InputError(
+                    f"the checkpoint {self.folder} belongs to another build: {name} was {stored.get(name)!r} there and "
+                    f"is {settings.get(name)!r} now; give the same corpus and parameters, or another folder"
+                )
+
+    def _read_manifest(self, file: Path) -> dict[str, Any]:
+        try:
+            manifest = json.loads(file.read_bytes())
+            if manifest["format"] == FORMAT and manifest["version"] == VERSION:
+                return dict(manifest["settings"])
+            why = f"it has version {manifest['version']} of {manifest['format']!r}"
+        except (ValueError, KeyError, TypeError) as error:
+            why = f"it is damaged ({error})"
+        raise InputError(f"{file} is no description of a build: {why}; delete {self.folder}, or give another folder")
+
+    def save(self, name: str, layout: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Write this rank's part ``name``, in place of an earlier one; warn if the disk does not take it."""
+        if self.folder is None:
+            return
+        from safetensors.numpy import save_file
+
+        header = {"format": FORMAT, "layout": layout}
+        arrays = {key: np.ascontiguousarray(array) for key, array in arrays.items()}
+        header["sha256"] = hash_tensors(canonical(header), arrays)
+        try:
+            with atomic_file(self.folder / f"{name}-{self.rank}{SUFFIX}") as temporary:
+                save_file(arrays, temporary, {METADATA: canonical(header).decode()})
+        except OSError as error:  # hours of work must not end with a full disk: what was saved before is whole
+            warnings.warn(
+                f"the checkpoint was not saved, and the build goes on without: {error.filename}: {error.strerror}",
+                UserWarning,
+                stacklevel=2,
+            )
+
+    def parts(self, name: str, layout: str, *, own: bool = False) -> Iterator[dict[str, np.ndarray]]:
+        """Yield the parts ``name`` of all ranks, or this one's, that speak of this layout; warn of damaged ones."""
+        if self.folder is None:
+            return
+        for path in sorted(self.folder.glob(f"{name}-{self.rank if own else '*'}{SUFFIX}")):
+            try:
+                header, arrays = read_tensors(path, "part of a checkpoint")
+                digest = header.pop("sha256")
+                if digest != hash_tensors(canonical(header), arrays):
+                    raise InputError(f"{path} was altered or damaged since it was saved")  # noqa: TRY301
+            except (InputError, AttributeError, KeyError) as error:
+                warnings.warn(f"{error}; what it held is computed again", UserWarning, stacklevel=2)
+                continue
+            if header == {"format": FORMAT, "layout": layout}:
+                yield arrays
+
+    def drop(self, name: str) -> None:
+        """Remove this rank's part ``name``, which is of no more use."""
+        if self.folder is not None:
+            (self.folder / f"{name}-{self.rank}{SUFFIX}").unlink(missing_ok=True)
+
+
+def fingerprint_corpus(corpus: Corpus, rows: Sequence[int] | np.ndarray, bar: Bar) -> str:
+    """Return a hash over vocabulary and cells ``rows`` of a corpus: every token of every cell, in order.
+
+    Tokens pass at more than 1 GB/s where the processor has instructions for SHA-256: a hundred thousand cells of 2 000
+    genes in a fraction of a second, far below a hundredth of what the build takes.
+    """
+
+    def digest(begin: int) -> tuple[bytes, int]:
+        corpus.check_files()
+        indptr, tokens = corpus.gather(rows_between(rows, begin, begin + FINGERPRINT_CELLS), check=False)
+        piece = hashlib.sha256(indptr.astype("<i8", copy=False).data)
+        piece.update(tokens.astype(tokens.dtype.newbyteorder("<"), copy=False).data)
+        return piece.digest(), indptr.size - 1
+
+    whole = hashlib.sha256(f"{len(rows)} {corpus.max_length} {corpus.vocabulary.fingerprint}".encode())
+    with bar("looking at cells", len(rows), "cell") as progress:
+        for piece, n_cells in map_tasks(digest, range(0, len(rows), FINGERPRINT_CELLS)):
+            whole.update(piece)
+            progress.update(n_cells)
+    return whole.hexdigest()

@@ -1,0 +1,178 @@
+"""How much memory a build takes, whether its cells fit, and how they pass in chunks if they do not."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from corrmask_fast.cells.corpus import rows_between
+from corrmask_fast.errors import InputError, as_integer
+from corrmask_fast.threads import get_num_threads
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from corrmask_fast.cells.corpus import Corpus
+    from corrmask_fast.graph.distributed import Team
+
+MOST_CELLS = 2**31 - 1  # ranks are kept in 32 bits
+MOST_CELLS_OF_64_BITS = 1_905_000  # 4/3 · cells³ < 2**63: every sum of ranks fits int64
+RHO_ERROR = 5 * 2.0**-53  # of rho over any number of cells; see streaming.py
+
+UNITS = {"": 1, **{f"{k}b": 1000 ** (i + 1) for i, k in enumerate("kmgt")}}
+UNITS |= {f"{k}ib": 1024 ** (i + 1) for i, k in enumerate("kmgt")}
+SHARE_OF_FREE = 0.8  # of the memory that is free, where no limit is given
+LENGTHS_AT_ONCE = 1 << 16  # cells
+BYTES_A_TOKEN = 20  # as token, cell, level, rank, and once more as a row's member and value
+BYTES_A_PANEL_CELL = 128 * 4 + 2  # for each thread: a row of a panel, a level of a common gene
+BYTES_A_THREAD = 24 << 20  # blocks of columns that BLAS multiplies, and their product
+LEAST_CELLS, MOST_CELLS_AT_ONCE = 1024, 1 << 16  # of a chunk
+BYTES_A_SUM = 12, 8  # kept, beyond 64 bits; and of a chunk, in each thread
+PANEL_GENES = 128  # the largest task: all genes against a panel
+SMALL = 32 << 20  # lists, counts and whatever else does not grow with cells
+
+
+def check_memory(limit: int | str | None) -> int | None:
+    """Return a limit in bytes: a number of them, or text such as ``"8GB"`` or ``"500 MiB"``; None stays None.
+
+    >>> check_memory("8GB"), check_memory("1.5GiB")
+    (8000000000, 1610612736)
+    """
+    if limit is None:
+        return None
+    number = as_integer(limit)
+    if number is None and isinstance(limit, str):
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", limit.lower())
+        if match and match[2] in UNITS:
+            number = math.floor(float(match[1]) * UNITS[match[2]])
+    if number is None or number < 1:
+        raise InputError(f"memory_limit must be bytes, or text such as '8GB' or '500MiB'; got {limit!r}")
+    return number
+
+
+def in_units(size: float) -> str:
+    """Return a size as text that :func:`check_memory` reads, rounded up.
+
+    >>> in_units(1234567), in_units(8e9)
+    ('1.24MB', '8GB')
+    """
+    name = "GB" if size >= 1e9 else "MB"
+    return f"{math.ceil(100 * size / UNITS[name.lower()]) / 100:g}{name}"
+
+
+def free_memory() -> int | None:
+    """Return the bytes that a process may still take, as far as the system tells (Linux), or None."""
+    free = [1024 * int(line.split()[1]) for line in _lines("/proc/meminfo") if line.startswith("MemAvailable:")]
+    limit, used = (_lines(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
+    if limit and used and limit[0].isdecimal():
+        free.append(max(0, int(limit[0]) - int(used[0])))
+    return min(free, default=None)
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a build of sampled cells takes, in bytes."""
+
+    n_cells: int
+    n_tokens: int
+    longest: float  # mean length of the cells of the block where it is largest
+    vocabulary_size: int
+    max_length: int
+    sampled: bool = False  # whether the indices of the cells are held, too
+
+    @classmethod
+    def of(cls, corpus: Corpus, rows: Sequence[int] | np.ndarray, max_length: int) -> Need:
+        """Look at the lengths of the sampled cells; their tokens are not read."""
+        total, longest = 0, 0.0
+        cut = min(max_length, corpus.max_length)
+        for begin in range(0, len(rows), LENGTHS_AT_ONCE):
+            block = rows_between(rows, begin, begin + LENGTHS_AT_ONCE)
+            lengths = np.minimum(corpus.lengths_of(block), cut)
+            total += int(lengths.sum())
+            longest = max(longest, float(lengths.mean()))
+        return cls(len(rows), total, longest, corpus.vocabulary.size, max_length, not isinstance(rows, range))
+
+    def _working(self, n_cells: int) -> float:
+        """Bytes beside tokens for so many cells at once."""
+        threads = get_num_threads()
+        blocks = self.vocabulary_size / 512 + 1
+        return threads * (BYTES_A_THREAD + n_cells * BYTES_A_PANEL_CELL) + 4 * n_cells * blocks + SMALL
+
+    @property
+    def in_memory(self) -> float:
+        """With all cells in memory."""
+        return BYTES_A_TOKEN * self.n_tokens + self._working(self.n_cells)
+
+    @property
+    def tables(self) -> float:
+        """Counts, then ranks, of every level of every gene; and the sample, where it is one."""
+        return 4.0 * self.vocabulary_size * (self.max_length + 1) + 8.0 * self.n_cells * self.sampled
+
+    def chunk(self, n_cells: int) -> float:
+        """With a chunk of cells in memory, apart from the tables and the sums of a pass."""
+        return BYTES_A_TOKEN * self.longest * n_cells + self._working(n_cells)
+
+    @property
+    def least(self) -> float:
+        """With the smallest chunks, and few sums in a pass."""
+        return self.tables + self.chunk(min(LEAST_CELLS, self.n_cells)) + self.least_band
+
+    @property
+    def least_band(self) -> int:
+        """Bytes of the sums of the largest task."""
+        kept, working = BYTES_A_SUM
+        return (kept + working * get_num_threads()) * PANEL_GENES * self.vocabulary_size
+
+
+@dataclass(frozen=True)
+class Portions:
+    """How a corpus passes."""
+
+    chunk_cells: int  # in memory at a time
+    band_bytes: int  # of sums that are kept while all chunks pass
+    wide: bool = False  # whether sums take more than 64 bits
+
+
+def find_portions(
+    corpus: Corpus, rows: Sequence[int] | np.ndarray, max_length: int, limit: int | None, team: Team
+) -> Portions | None:
+    """Return how the sampled cells pass, or None if they fit memory as a whole; the ranks of a team do the same.
+
+    ``limit`` is in bytes, of each rank; None: what is free, shared by the ranks of one machine. Raises InputError,
+    saying what is needed, if it is too little for any way.
+    """
+    need = Need.of(corpus, rows, max_length)
+    if limit is None and (free := free_memory()) is not None:
+        limit = int(SHARE_OF_FREE * free / team.local_size)
+    wide = need.n_cells > MOST_CELLS_OF_64_BITS
+    if not team.any(wide or (limit is not None and need.in_memory > limit)):
+        return None
+    if limit is None:
+        return Portions(MOST_CELLS_AT_ONCE, 1 << 62, wide)
+    if limit < need.least:
+        whole = not wide and need.in_memory < need.least
+        tables = f"ranks of {max_length} places for {need.vocabulary_size} tokens take {in_units(need.tables)}"
+        lower = "n_cells" if whole else f"max_length ({tables})"
+        ranks = f", or start fewer processes (now {team.local_size} on this machine)" if team.local_size > 1 else ""
+        raise InputError(
+            f"memory_limit={in_units(limit)} is too little: this build needs at least "
+            f"{in_units(need.in_memory if whole else need.least)}; raise memory_limit, or lower {lower} or the number "
+            f"of threads (now {get_num_threads()}){ranks}"
+        )
+    room = limit - need.tables - need.chunk(0)
+    a_cell = need.chunk(1) - need.chunk(0)
+    # A third for cells: larger chunks are worth little from some ten thousand on, and each pass reads all of them.
+    chunk_cells = int(min(MOST_CELLS_AT_ONCE, max(LEAST_CELLS, room / 3 / a_cell)))
+    return Portions(chunk_cells, int(max(need.least_band, room - a_cell * chunk_cells)), wide)

@@ -1,0 +1,281 @@
+"""Pictures of dependency graphs: degrees, rho, modules."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from corrmask_fast.errors import InputError, check_integer
+from corrmask_fast.plots import COLORS, GREY, dress, edges_bar, new_figure, save_figure
+
+if TYPE_CHECKING:
+    import os
+
+    from corrmask_fast.graph.dependency_graph import DependencyGraph
+
+__all__ = ["KINDS", "plot_graph", "plot_modules"]
+
+KINDS = ("degree", "rho", "modules", "all")
+DIVERGING = "RdBu_r"  # blue below 0, white at 0, red above
+MODULE_GENES = 60  # as many symbols as stay legible on a page
+BROAD = 3000  # strongest genes that modules are looked for in
+MEAN_RHO = 0.1  # of a module's genes, at least, pairs without an edge counted as 0
+MOST_MODULES, FEWEST_GENES = 9, 4
+HUBS = 5
+ALL_CELLS, OVERLAP = "over all cells", "over cells with both genes"
+
+
+def plot_graph(graph: DependencyGraph, path: str | os.PathLike[str] | None = None, *, kind: str = "all") -> Any:
+    """Draw a graph: how many partners genes have, how strong they are, which genes form modules.
+
+    Parameters
+    ----------
+    graph
+        A graph with at least one edge.
+    path
+        Where to save it (``.png``, ``.pdf``, ``.svg``); None: only return it.
+    kind
+        ``"degree"``, ``"rho"``, ``"modules"``, or ``"all"`` of them on one page.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    InputError
+        If the graph has no edges, or ``kind`` is none of these.
+    MissingExtraError
+        Without matplotlib (extra ``plot``).
+    """
+    if kind not in KINDS:
+        raise InputError(f"kind must be one of {', '.join(map(repr, KINDS))}; got {kind!r}")
+    _check_edges(graph)
+    if kind == "modules":
+        return plot_modules(graph, path)
+    draw = [_draw_degrees, _draw_rho] if kind == "all" else [_draw_degrees] if kind == "degree" else [_draw_rho]
+    if kind != "degree" and graph.rho_global is not None:
+        draw.append(_draw_rho_pair)
+    if kind == "all":
+        figure = new_figure((14, 9.6))
+        left, right = figure.subfigures(1, 2, width_ratios=(1, 2.4))
+        axes = left.subplots(len(draw), 1)
+        _draw_modules(right, graph, MODULE_GENES)
+    else:
+        figure = new_figure((5.6 * len(draw), 4.4))
+        axes = figure.subplots(1, len(draw), squeeze=False)[0]
+    for axis, one in zip(axes, draw, strict=True):
+        one(axis, graph)
+    figure.suptitle(_title(graph), x=0.01, ha="left", fontsize=11)
+    return save_figure(figure, path)
+
+
+def plot_modules(
+    graph: DependencyGraph, path: str | os.PathLike[str] | None = None, *, n_genes: int = MODULE_GENES
+) -> Any:
+    """Draw the module view: a clustered heat map of the strongest genes of the largest modules.
+
+    Parameters
+    ----------
+    graph
+        A graph with at least one edge.
+    path
+        Where to save it; None: only return it.
+    n_genes
+        Genes shown, at most.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Notes
+    -----
+    Genes are clustered by average linkage on ``1 - rho`` (0 where there is no edge), leaves in optimal order.
+    """
+    _check_edges(graph)
+    figure = new_figure((9.2, 8.8))
+    _draw_modules(figure, graph, check_integer("n_genes", n_genes, 2))
+    figure.suptitle(_title(graph), x=0.01, ha="left", fontsize=11)
+    return save_figure(figure, path)
+
+
+def _check_edges(graph: DependencyGraph) -> None:
+    if graph.n_edges == 0:
+        raise InputError("the graph has no edges, so there is nothing to draw; build it with lower thresholds")
+
+
+def _title(graph: DependencyGraph) -> str:
+    cells = graph.params.get("n_cells_used")
+    built = f", from {cells:,} cells" if cells else ""
+    return f"Dependency graph: {np.count_nonzero(graph.degrees):,} genes, {graph.n_edges:,} edges{built}"
+
+
+# -------------------------------------------------------------------------------------------------------- degrees, rho
+
+
+def _draw_degrees(axis: Any, graph: DependencyGraph) -> None:
+    """Genes with at least so many partners, on logarithmic axes, with the median and the largest hubs."""
+    degrees = graph.degrees
+    linked = np.sort(degrees[degrees > 0])
+    values, first = np.unique(linked, return_index=True)
+    # To the left of a value everything down to the one before it counts as many genes.
+    axis.loglog(values, linked.size - first, drawstyle="steps-pre", color=COLORS[0], linewidth=1.8)
+    for which in (axis.xaxis, axis.yaxis):
+        which.set_major_formatter("{x:,.0f}")
+        which.set_minor_formatter("")
+    median = float(np.median(linked))
+    axis.axvline(median, color=GREY, linewidth=1, linestyle="--")
+    axis.annotate(f"median {median:g}", (median, 1), (4, -1), textcoords="offset points", fontsize=8, color=GREY,
+                  xycoords=("data", "axes fraction"), va="top", annotation_clip=False)  # fmt: skip
+    hubs = np.argsort(-degrees, kind="stable")[: min(HUBS, linked.size)]
+    named = [f"{graph.vocabulary.name_of(token)}  {degrees[token]:,}" for token in hubs]
+    axis.annotate(
+        "\n".join(["most partners:", *named]), (0.04, 0.05), xycoords="axes fraction", fontsize=8, va="bottom"
+    )
+    dress(axis, title="How many partners genes have", x="partners", y="genes with at least so many")
+    axis.set_xlim(0.9, max(values[-1] * 1.2, 2))
+    axis.set_ylim(0.9, linked.size * 1.3)
+
+
+def _draw_rho(axis: Any, graph: DependencyGraph) -> None:
+    """Draw histograms of both kinds of rho."""
+    edges = graph.edges()
+    kinds = [(OVERLAP, edges.rho, COLORS[1])]
+    if edges.rho_global is not None:
+        kinds.insert(0, (ALL_CELLS, edges.rho_global, COLORS[0]))
+    most = max(float(np.abs(values).max()) for _, values, _ in kinds)
+    limit = min(1.0, 1.05 * most) if most <= 1 else most
+    bins = np.linspace(-limit, limit, 81)
+    for row, (name, values, color) in enumerate(kinds):
+        counts = np.histogram(values, bins)[0]
+        axis.stairs(counts, bins, color=color, linewidth=1.4)
+        axis.stairs(counts, bins, color=color, fill=True, alpha=0.15)
+        axis.annotate(name, (0, 1), (4, -2 - 11 * row), xycoords="axes fraction", textcoords="offset points",
+                      fontsize=8, va="top", color=color)  # fmt: skip
+    axis.axvline(0, color=GREY, linewidth=0.8)
+    axis.margins(x=0)
+    axis.locator_params(axis="x", nbins=5)
+    axis.set_ylim(0, axis.get_ylim()[1] * 1.12)
+    dress(axis, title="How strong edges are", x="Spearman's rho", y="edges")
+
+
+def _draw_rho_pair(axis: Any, graph: DependencyGraph) -> None:
+    """Draw rho over the cells that hold both genes against rho over all cells, as a density of edges."""
+    _, _, rho, overall = graph.edges()
+    assert overall is not None
+    extent = (-1, 1, -1, 1)
+    shown = axis.hexbin(overall, rho, gridsize=50, extent=extent, bins="log", cmap="Blues", mincnt=1,
+                        linewidths=0)  # fmt: skip
+    edges_bar(axis, shown)
+    axis.axline((0, 0), slope=1, color=GREY, linewidth=0.8, linestyle="--")
+    axis.axhline(0, color=GREY, linewidth=0.6)
+    limit = min(1.0, 1.08 * max(float(np.abs(values).max()) for values in (rho, overall)))
+    axis.set_xlim(-limit, limit)
+    axis.set_ylim(-limit, limit)
+    axis.set_aspect("equal")
+    axis.locator_params(nbins=5)
+    dress(axis, title="The same edges, both ways", x=f"rho, {ALL_CELLS}", y=f"rho, {OVERLAP}")
+
+
+# ------------------------------------------------------------------------------------------------------------- modules
+
+
+def _draw_modules(figure: Any, graph: DependencyGraph, n_genes: int) -> None:
+    """Draw a heat map of the largest modules' strongest genes under its dendrogram, modules as a strip beside it."""
+    from scipy.cluster import hierarchy
+
+    matrix, tokens, module, sizes = _module_genes(graph, n_genes)
+    tree = _cluster(matrix, ordered=True)
+    order = hierarchy.leaves_list(tree)
+    matrix, tokens, module = matrix[np.ix_(order, order)], tokens[order], module[order]
+    n = tokens.size
+    limit = min(1.0, np.ceil(10 * np.abs(matrix[~np.eye(n, dtype=bool)]).max()) / 10)
+
+    grid = figure.subplots(
+        2, 2, width_ratios=(0.03, 1), height_ratios=(0.09, 1), gridspec_kw={"wspace": 0, "hspace": 0}
+    )
+    grid[0, 0].axis("off")
+    _dendrogram(grid[0, 1], tree)
+    runs = np.flatnonzero(np.diff(module, prepend=-1, append=-1))
+    # Colours in order of appearance: neighbours differ.
+    shown_order = list(dict.fromkeys(module.tolist()))
+    palette = np.array([_rgb(COLORS[shown_order.index(i) % len(COLORS)]) for i in range(sizes.size)])
+    strip, axis = grid[1]
+    strip.imshow(palette[module][:, None], aspect="auto", interpolation="nearest")
+    for begin, end in pairwise(runs.tolist()):
+        if end - begin > 1:
+            text = f"{sizes[module[begin]]} genes"
+            strip.annotate(text, (-0.6, (begin + end - 1) / 2), fontsize=7, rotation=90, ha="right", va="center",
+                           color=palette[module[begin]], annotation_clip=False)  # fmt: skip
+    strip.axis("off")
+    np.fill_diagonal(matrix, np.nan)
+    shown = axis.imshow(matrix, cmap=DIVERGING, vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
+    axis.set_facecolor("#D0D0D0")
+    names = [graph.vocabulary.name_of(token) for token in tokens]
+    size = float(np.clip(400 / n, 3, 8))
+    axis.set_xticks(range(n), names, rotation=90, fontsize=size)
+    axis.set_yticks(range(n), names, fontsize=size)
+    axis.yaxis.tick_right()
+    axis.tick_params(length=0, pad=2)
+    for line in runs[1:-1]:
+        axis.axhline(line - 0.5, color="white", linewidth=1.2)
+        axis.axvline(line - 0.5, color="white", linewidth=1.2)
+    axis.spines[:].set_visible(False)
+    bar = figure.colorbar(shown, ax=grid, shrink=0.35, aspect=25, pad=0.02)
+    kind = OVERLAP if graph.rho_global is None else ALL_CELLS
+    bar.set_label(f"Spearman's rho, {kind} (white: no edge)", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+    title = f"The strongest genes of the {sizes.size} largest modules" if sizes.size > 1 else "The strongest genes"
+    grid[0, 1].set_title(title, loc="left", fontsize=10)
+
+
+def _module_genes(graph: DependencyGraph, n_genes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return rho between the genes to show (1 with itself), their tokens, their modules, and all modules' sizes."""
+    from scipy.cluster import hierarchy
+
+    weights = graph.to_scipy("rho" if graph.rho_global is None else "rho_global")
+    strength = np.asarray(abs(weights).sum(axis=1)).ravel()
+    tokens = np.argsort(-strength, kind="stable")[: min(BROAD, np.count_nonzero(graph.degrees))]
+    matrix = np.clip(weights[tokens][:, tokens].toarray().astype(np.float64), -1, 1)
+    np.fill_diagonal(matrix, 1)
+    module = hierarchy.fcluster(_cluster(matrix), 1 - MEAN_RHO, "distance") - 1
+    sizes = np.bincount(module)
+    largest = np.argsort(-sizes, kind="stable")[:MOST_MODULES]
+    chosen = largest[sizes[largest] >= FEWEST_GENES]
+    if chosen.size == 0:  # too loose for modules: the strongest genes, as one
+        kept = np.arange(min(n_genes, tokens.size))
+        return matrix[np.ix_(kept, kept)], tokens[kept], np.zeros(kept.size, np.int64), np.array([kept.size])
+    # Each module's genes by how strongly they hang together, then the first of each module, the second, …
+    queues = []
+    for number in chosen:
+        members = np.flatnonzero(module == number)
+        queues.append(members[np.argsort(-matrix[np.ix_(members, members)].sum(axis=1), kind="stable")])
+    turns = [(place, i) for i, queue in enumerate(queues) for place in range(queue.size)]
+    taken = sorted(turns)[:n_genes]
+    kept = np.array([queues[i][place] for place, i in taken])
+    return matrix[np.ix_(kept, kept)], tokens[kept], np.array([i for _, i in taken]), sizes[chosen]
+
+
+def _cluster(matrix: np.ndarray, *, ordered: bool = False) -> np.ndarray:
+    """Return the average linkage of genes at distance ``1 - rho``."""
+    from scipy.cluster import hierarchy
+    from scipy.spatial.distance import squareform
+
+    return hierarchy.linkage(squareform(1 - matrix, checks=False), "average", optimal_ordering=ordered)
+
+
+def _dendrogram(axis: Any, tree: np.ndarray) -> None:
+    from scipy.cluster import hierarchy
+
+    drawn = hierarchy.dendrogram(tree, no_plot=True)
+    for x, y in zip(drawn["icoord"], drawn["dcoord"], strict=True):
+        axis.plot((np.array(x) - 5) / 10, y, color="#606060", linewidth=0.7)
+    axis.set_xlim(-0.5, len(drawn["leaves"]) - 0.5)
+    axis.set_ylim(0, None)
+    axis.axis("off")
+
+
+def _rgb(color: str) -> tuple[float, ...]:
+    return tuple(int(color[i : i + 2], 16) / 255 for i in (1, 3, 5))

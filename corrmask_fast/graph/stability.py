@@ -1,0 +1,203 @@
+"""How well the edges of a graph hold up when it is built again from parts of the cells."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from corrmask_fast.errors import InputError, check_integer, check_number, check_seed
+from corrmask_fast.graph.building import GraphParameters, build_dependency_graph
+from corrmask_fast.graph.dependency_graph import DependencyGraph, graph_of_pairs
+from corrmask_fast.graph.export import NAMES, edge_rows
+from corrmask_fast.tables import align, write_csv
+
+if TYPE_CHECKING:
+    import os
+
+    from corrmask_fast.cells.corpus import Corpus
+
+__all__ = ["EdgeStability", "edge_stability"]
+
+SCALED = ("min_cooccurrence", "min_presence")  # numbers of cells: they shrink with the cells
+
+
+@dataclass(frozen=True, eq=False)
+class EdgeStability:
+    """In which share of repeats each edge of a graph occurs.
+
+    Attributes
+    ----------
+    graph
+        The graph.
+    n_repeats, cells_per_repeat
+        How often it was built again, and from how many cells.
+    times
+        (n_edges,) int64: repeats with the edge, in order of ``graph.edges()``.
+    other_u, other_v, other_times
+        (others,) int64: pairs of tokens that are edges in a repeat but not in the graph, and in how many.
+    """
+
+    graph: DependencyGraph
+    n_repeats: int
+    cells_per_repeat: int
+    times: np.ndarray
+    other_u: np.ndarray
+    other_v: np.ndarray
+    other_times: np.ndarray
+
+    @property
+    def frequency(self) -> np.ndarray:
+        """(n_edges,) float64: share of repeats with the edge, in order of ``graph.edges()``."""
+        return self.times / self.n_repeats
+
+    def filter(self, min_frequency: float) -> DependencyGraph:
+        """Return the graph of the edges that occur in at least this share of repeats, with the rho they have."""
+        min_frequency = check_number("min_frequency", min_frequency, 0, 1)
+        edges = self.graph.edges()
+        kept = self.times >= _part(min_frequency, self.n_repeats)
+        stability = {
+            "min_frequency": min_frequency,
+            "stability_repeats": self.n_repeats,
+            "stability_cells": self.cells_per_repeat,
+        }
+        overall = None if edges.rho_global is None else edges.rho_global[kept]
+        params = {**self.graph.params, **stability}
+        return graph_of_pairs(edges.u[kept], edges.v[kept], edges.rho[kept], self.graph.vocabulary, params, overall)
+
+    def table(self) -> str:
+        """Return edges by frequency, as an aligned table."""
+        rows = [["in at least", "edges", "of the graph's", "others"]]
+        for share in (1.0, 0.9, 0.8, 0.5, 0.2):
+            least = max(1, _part(share, self.n_repeats))
+            kept, others = (int(np.count_nonzero(times >= least)) for times in (self.times, self.other_times))
+            of_all = f"{100 * kept / self.graph.n_edges:.1f} %" if self.graph.n_edges else "-"
+            rows.append([f"{least} of {self.n_repeats}", f"{kept:,}", of_all, f"{others:,}"])
+        never = int(np.count_nonzero(self.times == 0))
+        rows = [row for i, row in enumerate(rows) if i == 0 or row[0] != rows[i - 1][0]]
+        note = f"{never:,} of {self.graph.n_edges:,} edges occur in none; others: edges of repeats, not of the graph"
+        return "\n".join([*align(rows), note])
+
+    def save_csv(self, path: str | os.PathLike[str]) -> None:
+        """Write a line for each edge: its genes, rho, and the share of repeats it occurs in; steadiest first."""
+        rho = self.graph.edges().rho
+        order = np.lexsort((-np.abs(rho), -self.times))
+        rows = edge_rows(self.graph, rho, self.times, self.frequency, order=order)
+        write_csv(path, [*NAMES, "rho", "repeats", "frequency"], rows)
+
+    def __str__(self) -> str:
+        return self.table()
+
+
+def edge_stability(
+    corpus: Corpus,
+    graph: DependencyGraph,
+    *,
+    n_repeats: int = 10,
+    fraction: float = 0.5,
+    seed: int | None = None,
+    device: str = "auto",
+    progress: bool = True,
+) -> EdgeStability:
+    """Build a graph again and again from parts of the cells, and count how often each edge comes back.
+
+    Repeat r (from 1) is :func:`corrmask_fast.build_dependency_graph` with the graph's own parameters but ``seed + r``
+    and ``fraction`` of the cells the graph was built from; ``min_cooccurrence`` and ``min_presence``, which are numbers
+    of cells, shrink by the same fraction (rounded up), so that an edge is not lost for want of cells alone.
+
+    Parameters
+    ----------
+    corpus
+        The cells that the graph was built from.
+    graph
+        Of :func:`corrmask_fast.build_dependency_graph`: its ``params`` say how.
+    n_repeats
+        How many graphs to build; a repeat takes about ``fraction`` of the time of the first.
+    fraction
+        Share of the cells of each repeat, drawn anew without replacement, in (0, 1]; with 1 and a corpus no larger
+        than the sample all repeats are equal.
+    seed
+        Of the samples; None: the graph's.
+    device, progress
+        As for :func:`corrmask_fast.build_dependency_graph`.
+
+    Raises
+    ------
+    InputError
+        If the graph was not built from cells, or has another vocabulary than the corpus; if a number is out of range.
+
+    Notes
+    -----
+    Subsampling at one half is that of stability selection (Meinshausen and Buehlmann 2010).
+
+    Examples
+    --------
+    >>> from corrmask_fast import Corpus, Vocabulary, build_dependency_graph
+    >>> genes = Vocabulary(("<pad>", "<mask>", "A", "B", "C"))
+    >>> corpus = Corpus(np.arange(0, 61, 3), np.array([2, 3, 4, 4, 3, 2] * 10), genes)
+    >>> graph = build_dependency_graph(corpus, min_cooccurrence=4, min_presence=2, progress=False)
+    >>> edge_stability(corpus, graph, n_repeats=4, progress=False).frequency
+    array([1.])
+    """
+    parameters = _parameters_of(graph)
+    _check_corpus(corpus, graph)
+    check_integer("n_repeats", n_repeats, 1)
+    if check_number("fraction", fraction, 0, 1) == 0:
+        raise InputError("fraction must be a number in (0, 1]; got 0")
+    seed = parameters["seed"] if seed is None else check_seed(seed)
+    n_cells = _part(fraction, graph.params["n_cells_used"])
+    parameters |= {name: _part(fraction, parameters[name]) for name in SCALED}
+    parameters |= {"n_cells": n_cells, "device": device, "progress": progress}
+    size = graph.vocabulary.size
+    found = []
+    for repeat in range(1, n_repeats + 1):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # no edges at all: the table says so
+            edges = build_dependency_graph(corpus, **{**parameters, "seed": (seed + repeat) % 2**64}).edges()
+        found.append(edges.u * size + edges.v)
+    pairs, times = np.unique(np.concatenate(found), return_counts=True)
+    mine = graph.edges()
+    keys = mine.u * size + mine.v
+    place = np.minimum(np.searchsorted(pairs, keys), max(pairs.size - 1, 0))
+    known = pairs[place] == keys if pairs.size else np.zeros(keys.size, np.bool_)
+    others = ~np.isin(pairs, keys)
+    return EdgeStability(
+        graph=graph,
+        n_repeats=n_repeats,
+        cells_per_repeat=n_cells,
+        times=np.where(known, times[place], 0) if pairs.size else np.zeros(keys.size, np.int64),
+        other_u=pairs[others] // size,
+        other_v=pairs[others] % size,
+        other_times=times[others],
+    )
+
+
+def _part(share: float, whole: int) -> int:
+    """Return the share of a number, rounded up: 0.7 of 10 is 7, whatever 0.7 * 10 is in binary."""
+    return math.ceil(share * whole - 1e-9)
+
+
+def _check_corpus(corpus: Corpus, graph: DependencyGraph) -> None:
+    corpus.vocabulary.check_same(graph.vocabulary, "the corpus", "the graph")
+    used, n_cells = graph.params["n_cells_used"], graph.params["n_cells"]
+    sampled = used == n_cells and corpus.n_cells >= used
+    if not sampled and used != corpus.n_cells:
+        raise InputError(
+            f"the graph was built from {used} cells, and the corpus has {corpus.n_cells}; give the corpus that it was "
+            "built from (of a graph of one group: the cells of that group)"
+        )
+
+
+def _parameters_of(graph: DependencyGraph) -> dict[str, Any]:
+    """Return what the graph was built with, as keyword arguments."""
+    names = [field.name for field in fields(GraphParameters)]
+    missing = [name for name in (*names, "n_cells_used") if name not in graph.params]
+    if missing:
+        raise InputError(
+            f"the graph does not say how it was built (its params lack {', '.join(missing)}): stability needs a graph "
+            "that build_dependency_graph made; merged graphs and graphs from elsewhere cannot be built again"
+        )
+    return {name: graph.params[name] for name in names}

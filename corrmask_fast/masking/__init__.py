@@ -1,0 +1,1 @@
+"""Masking batches of cells (Algorithm 2): strategies, rates, draws, and the ways from tensors to the kernels."""

@@ -1,0 +1,393 @@
+"""What every masking strategy has in common: a batch of token ids in, masked ids and labels out."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+import numpy as np
+import torch
+from torch import nn
+
+from corrmask_fast.errors import InputError, check_integer, check_number, check_seed
+from corrmask_fast.kernels.layout import COUNTED, P_HI, P_LO, RATIO_LO, SAMPLED, STRATEGY
+from corrmask_fast.masking import torch_ops
+from corrmask_fast.masking.batch_checks import check_batch, check_graphs_given, check_ragged, check_row_numbers
+from corrmask_fast.masking.buffers import empty
+from corrmask_fast.masking.draws import check_array, draws_of_arrays, draws_of_tensors
+from corrmask_fast.masking.rows import Draws, RowRules, check_graph_ids, mask_rows, raise_unknown_token
+from corrmask_fast.masking.schedules import Schedule, check_rate
+
+if TYPE_CHECKING:
+    from corrmask_fast.cells.vocabulary import Vocabulary
+    from corrmask_fast.masking.neighbor_tables import NeighborTable
+
+__all__ = ["MaskedBatch", "Masker"]
+
+CPU = torch.device("cpu")
+RateLike = float | tuple[float, float] | Schedule
+# What the kernels take from buffers: setting the attribute alone would change nothing but what is shown.
+FIXED = frozenset(
+    {"mlm_probability", "structural_ratio", "max_partners", "mask_replace_prob", "random_replace_prob", "seed"}
+)
+
+
+class MaskedBatch(NamedTuple):
+    """What a masker returns, on the device of its input.
+
+    Attributes
+    ----------
+    input_ids
+        (rows, columns), the input's dtype: tokens after replacement.
+    labels
+        (rows, columns) int64: the token at masked columns, −100 elsewhere.
+    masked_positions
+        (rows, floor(columns · p)) int64: the masked columns of each row ascending, −1 behind them.
+    """
+
+    input_ids: torch.Tensor
+    labels: torch.Tensor
+    masked_positions: torch.Tensor
+
+
+class RaggedMasked(NamedTuple):
+    """Padded and masked rows as NumPy arrays, all (rows, columns) int64 but ``masked_positions``."""
+
+    input_ids: np.ndarray
+    attention_mask: np.ndarray
+    labels: np.ndarray
+    masked_positions: np.ndarray
+
+
+class Masker(nn.Module):
+    """A masking strategy; the classes of :mod:`corrmask_fast.masking.maskers` say what is proposed.
+
+    Parameters
+    ----------
+    vocabulary
+        Which id is which gene.
+    strategy, table
+        What is proposed before the random top-up: a number of ``kernels/layout.py``, and what it looks up.
+    mlm_probability
+        p, in (0, 1): share of a row's maskable tokens that is masked, exactly floor(n · p) of n. A number; or
+        ``(low, high)``, between which each row draws its own; or a schedule over steps (``schedules.py``).
+    structural_ratio
+        λ, in [0, 1]: share of the masked tokens that the strategy chooses; the rest is random. A number, a range or a
+        schedule.
+    max_partners
+        Partners masked with a seed (CorrMask).
+    mask_replace_prob, random_replace_prob, seed, validate
+        See :class:`~corrmask_fast.CorrMasker`, and its notes.
+    """
+
+    draw_counter: torch.Tensor
+    table_fingerprint: torch.Tensor
+    neighbor_lookup: torch.Tensor
+    neighbor_indptr: torch.Tensor
+    neighbor_indices: torch.Tensor
+    seed_bits: torch.Tensor
+    rate_bits: torch.Tensor
+    schedule_step: torch.Tensor
+    label = ""  # what tables and pictures call it
+    goes_by = "vocabulary"  # what its masks depend on, beside the numbers
+    needs_model = False  # whether they depend on a model too, with which the masker learns
+    own_parameters: tuple[str, ...] = ()  # parameters beside FIXED that decide its masks, and that no table tells
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        strategy: int,
+        table: NeighborTable,
+        *,
+        mlm_probability: RateLike,
+        structural_ratio: RateLike,
+        mask_replace_prob: float,
+        random_replace_prob: float,
+        seed: int,
+        validate: bool | None,
+        max_partners: int = 0,
+    ) -> None:
+        super().__init__()
+        p = check_rate("mlm_probability", mlm_probability, open_ends=True)
+        ratio = check_rate("structural_ratio", structural_ratio)
+        self.mlm_probability = p.low if p.schedule is None and p.low == p.high else mlm_probability
+        self.structural_ratio = ratio.low if ratio.schedule is None and ratio.low == ratio.high else structural_ratio
+        self.max_partners = check_integer("max_partners", max_partners, 0, 2**31 - 1)
+        self.mask_replace_prob = check_number("mask_replace_prob", mask_replace_prob, 0, 1)
+        self.random_replace_prob = check_number("random_replace_prob", random_replace_prob, 0, 1)
+        if self.mask_replace_prob + self.random_replace_prob > 1:
+            raise InputError(
+                "mask_replace_prob + random_replace_prob must be at most 1; "
+                f"got {mask_replace_prob} + {random_replace_prob}"
+            )
+        self.seed = check_seed(seed)
+        self.validate = validate
+        self.vocabulary = vocabulary
+        self.max_probability = p.largest  # that a row may ever have: the width of masked_positions
+        schedules = ((P_LO, p.schedule), (RATIO_LO, ratio.schedule))
+        self._schedules = [(entry, schedule) for entry, schedule in schedules if schedule is not None]
+        self._settings = RowRules.settings_of(
+            vocabulary, strategy, table.degree, self.max_partners, self.mask_replace_prob, self.random_replace_prob
+        )
+        self.n_graphs = table.n_graphs
+        self._needs_more = table.n_graphs > 1 or strategy == SAMPLED  # than a batch: graph_ids or priorities
+        self._cpu_rules: tuple[RowRules, np.ndarray] | None = None
+        # Not saved: a table is large and lies in a file of its own; its fingerprint tells whether it is the same.
+        self.register_buffer("neighbor_lookup", _bits(table.lookup), persistent=False)
+        self.register_buffer("neighbor_indptr", torch.from_numpy(table.indptr), persistent=False)
+        self.register_buffer("neighbor_indices", torch.from_numpy(table.indices), persistent=False)
+        # As int64 bits: operators take no integer from 2**63 on, a float argument that changes would recompile,
+        # and .half() must not round the rates.
+        self.register_buffer("seed_bits", _bits(np.array([self.seed], np.uint64)), persistent=False)
+        rates = np.array([p.low, p.high, ratio.low, ratio.high])
+        self.register_buffer("rate_bits", _bits(rates), persistent=False)
+        self.register_buffer("schedule_step", torch.zeros(1, dtype=torch.int64, device="cpu"), persistent=False)
+        self.register_buffer("draw_counter", torch.zeros(1, dtype=torch.int64, device="cpu"))
+        fingerprint = np.frombuffer(bytes.fromhex(table.fingerprint), np.uint8)
+        self.register_buffer("table_fingerprint", torch.from_numpy(fingerprint.copy()))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in FIXED and name in self.__dict__:
+            raise InputError(
+                f"{name} is fixed when a masker is made; make another {type(self).__name__} with {name}={value!r}"
+            )
+        super().__setattr__(name, value)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        special_tokens_mask: torch.Tensor | None = None,
+        *,
+        draw_ids: torch.Tensor | None = None,
+        epoch: int | torch.Tensor | None = None,
+        graph_ids: torch.Tensor | None = None,
+        priorities: torch.Tensor | None = None,
+    ) -> MaskedBatch:
+        """Mask a padded batch.
+
+        Parameters
+        ----------
+        input_ids
+            (rows, columns) int32 or int64, padded on any side; not changed.
+        attention_mask
+            (rows, columns): 0 at padding. None: padding is where ``<pad>`` stands.
+        special_tokens_mask
+            (rows, columns): 1 at columns that must not be masked, beside the vocabulary's special tokens.
+        draw_ids
+            (rows,) int64: the draw of each row.
+        epoch
+            Draws follow from this number and the row's content: another mask in each epoch, whatever the batch.
+            A one-element int64 tensor on the masker's device stays variable in a captured CUDA graph.
+        graph_ids
+            (rows,) int64: which of the masker's graphs each row goes by, where it has several. On a device, a number
+            that is none's is a row without a graph.
+        priorities
+            (rows, columns) int64 in [0, 2**32), by which groups of columns are proposed, smallest first (ties: the
+            earlier column), in place of random words; without ``validate`` their lower 32 bits count. See
+            :func:`corrmask_fast.masking.draws.priorities_of`.
+
+        Raises
+        ------
+        InputError
+            On shapes, dtypes or devices that do not fit, both ``draw_ids`` and ``epoch``, and (with ``validate``)
+            a token outside the vocabulary or a priority outside its range (row, column, value).
+        """
+        # A plain call skips the dispatcher, which costs as much as a row on the CPU, or as all else on a device's host.
+        plain = type(input_ids) is torch.Tensor and not torch.compiler.is_compiling()
+        # Looking a buffer up costs time, and rules are kept for the CPU alone.
+        device = CPU if plain and self._cpu_rules is not None else self.neighbor_indptr.device
+        check_batch(input_ids, attention_mask, special_tokens_mask, device)
+        if graph_ids is not None or priorities is not None or self._needs_more:
+            check_row_numbers(graph_ids, priorities, self.n_graphs, self._settings[STRATEGY] == SAMPLED, input_ids)
+        draws, mode, offset = draws_of_tensors(input_ids.shape[0], draw_ids, epoch, self.draw_counter, device)
+        validate = device.type == "cpu" if self.validate is None else self.validate
+        if plain and device.type == "cpu":
+            rules, rates = self._rules_and_rates()
+            values = draws.numpy()
+            result = torch_ops.mask_on_cpu(
+                rules,
+                rates,
+                input_ids,
+                attention_mask,
+                special_tokens_mask,
+                Draws(values, mode, offset),
+                max_probability=self.max_probability,
+                validate=validate,
+                graph_ids=graph_ids,
+                priorities=priorities,
+            )
+            if mode == COUNTED:
+                values[0] += input_ids.shape[0]  # the counter's memory; adding to the tensor is far slower
+            return MaskedBatch(*result)
+        mask = torch_ops.mask_on_device if plain and device.type == "cuda" else torch_ops.mask
+        result = mask(
+            input_ids,
+            attention_mask,
+            special_tokens_mask,
+            draws,
+            mode,
+            offset,
+            self.seed_bits,
+            self.rate_bits,
+            self.neighbor_lookup,
+            self.neighbor_indptr,
+            self.neighbor_indices,
+            graph_ids,
+            priorities,
+            self._settings,
+            self.max_probability,
+            validate,
+        )
+        if mode == COUNTED:
+            self.draw_counter.add_(input_ids.shape[0])  # += would register the buffer anew, at twenty times the cost
+        return MaskedBatch(*result)
+
+    def mask_ragged(
+        self,
+        indptr: np.ndarray,
+        tokens: np.ndarray,
+        *,
+        columns: int | None = None,
+        multiple_of: int = 1,
+        draw_ids: np.ndarray | None = None,
+        epoch: int | None = None,
+        salt: int | None = None,
+        structural_ratio: float | None = None,
+        graph_ids: np.ndarray | None = None,
+        seen: np.ndarray | None = None,
+        protected: np.ndarray | None = None,
+    ) -> RaggedMasked:
+        """Pad and mask ragged rows of NumPy arrays in one pass, on the CPU.
+
+        Parameters
+        ----------
+        indptr, tokens
+            Row i is ``tokens[indptr[i]:indptr[i + 1]]``.
+        columns
+            Width of the batch; None: the longest row, rounded up to a multiple of ``multiple_of``.
+        draw_ids, epoch, salt
+            One of them: (rows,) int64 draws; the epoch; or what is added to a row's content in place of the epoch.
+        structural_ratio
+            λ in place of the masker's own (a control with 0 has the same draws).
+        graph_ids
+            (rows,) int64: which of the masker's graphs each row goes by, where it has several.
+        seen, protected
+            (nnz,) uint8: 0 where a stored token is padding; 1 where a token must not be masked.
+        """
+        rules, rates = self._rules_and_rates()
+        check_integer("multiple_of", multiple_of, 1)
+        if structural_ratio is not None:
+            ratio = check_number("structural_ratio", structural_ratio, 0, 1)
+            rates = np.array([rates[P_LO], rates[P_HI], ratio, ratio])
+        indptr, narrow, longest = check_ragged(indptr, tokens, self.vocabulary.size)
+        rows = indptr.size - 1
+        columns = (
+            -(-longest // multiple_of) * multiple_of if columns is None else check_integer("columns", columns, longest)
+        )
+        draws = draws_of_arrays(rows, draw_ids, epoch, salt)
+        out, attention, labels = (empty((rows, columns)) for _ in range(3))
+        positions = empty((rows, math.floor(columns * self.max_probability)))
+        marks = {
+            name: check_array(name, mark, narrow.size, np.uint8)
+            for name, mark in (("seen", seen), ("protected", protected))
+            if mark is not None
+        }
+        if graph_ids is not None or self._needs_more:
+            check_graphs_given(graph_ids is not None, self.n_graphs)
+            if self._settings[STRATEGY] == SAMPLED:
+                raise InputError("ragged rows have no priorities; mask a padded batch by calling the masker")
+        if graph_ids is not None:
+            marks["graph_ids"] = check_graph_ids(check_array("graph_ids", graph_ids, rows, np.int64), self.n_graphs)
+        bad = mask_rows(
+            rules, rates, indptr, narrow, draws, out, labels, positions, attention=attention, **marks
+        ) if rows else -1  # fmt: skip
+        if bad >= 0 and self.validate is not False:
+            raise_unknown_token(bad, tokens[indptr[bad] : indptr[bad + 1]], self.vocabulary.size)
+        if seen is not None:  # what is given is not to be guessed from the padding token
+            attention[:] = 0
+            attention[np.arange(columns) < np.diff(indptr)[:, None]] = marks["seen"]
+        return RaggedMasked(out, attention, labels, positions)
+
+    def set_step(self, step: int | torch.Tensor) -> None:
+        """Set the training step that schedules go by, from the next batch on; without schedules it changes nothing.
+
+        Parameters
+        ----------
+        step
+            The step, from 0 on; or a one-element int64 tensor on the masker's device: nothing waits for its value, so
+            that it may be part of a captured CUDA graph or of a compiled function, and change there.
+        """
+        device = self.rate_bits.device
+        if isinstance(step, torch.Tensor):
+            if step.numel() != 1 or step.dtype != torch.int64 or step.device != device:
+                raise InputError(f"a step tensor must be one int64 on {device}; got {step.dtype} on {step.device}")
+        elif torch.compiler.is_compiling():
+            step = torch.full((1,), step, dtype=torch.int64, device=device)  # a constant would compile for each step
+        else:
+            self.schedule_step.fill_(check_integer("step", step, 0, 2**63 - 1))
+            for entry, schedule in self._schedules:
+                self.rate_bits.view(torch.float64)[entry : entry + 2].fill_(schedule(step))
+            return
+        self.schedule_step.copy_(step.reshape(1))
+        for entry, schedule in self._schedules:
+            value = schedule.at(self.schedule_step).view(torch.int64)
+            self.rate_bits[entry : entry + 2].copy_(value.expand(2))
+
+    @property
+    def has_schedule(self) -> bool:
+        """Whether a rate goes by the step."""
+        return bool(self._schedules)
+
+    def current_rates(self) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Return the ends of p and of λ as they are now: equal where rows do not draw their own."""
+        p_low, p_high, low, high = self.rate_bits.view(torch.float64).tolist()
+        return (p_low, p_high), (low, high)
+
+    def _rules_and_rates(self) -> tuple[RowRules, np.ndarray]:
+        """Return the constants as the CPU kernels take them: views of the buffers, made once."""
+        if self._cpu_rules is None:
+            if self.neighbor_indptr.device.type != "cpu":
+                raise InputError(
+                    f"this masker lies on {self.neighbor_indptr.device}; masking on the CPU needs masker.to('cpu') "
+                    "(a collator masks on the CPU: give it a masker of its own)"
+                )
+            # Half the bytes, where they suffice: the table is far larger than the cache.
+            narrow = np.uint16 if self.vocabulary.size <= 2**16 else np.int32
+            indices = self.neighbor_indices.numpy().astype(narrow)
+            rules = RowRules.make(
+                self.neighbor_lookup.numpy(),
+                self.neighbor_indptr.numpy(),
+                indices,
+                self._settings,
+                self.seed_bits.numpy(),
+            )
+            self._cpu_rules = rules, self.rate_bits.numpy().view(np.float64)
+        return self._cpu_rules
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        self._cpu_rules = None
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_cpu_rules": None}
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        saved = state_dict.get(f"{prefix}table_fingerprint")
+        if saved is not None and not torch.equal(saved.cpu(), self.table_fingerprint.cpu()):
+            raise InputError(
+                f"the saved masker used {self.goes_by} {bytes(saved.tolist()).hex()[:12]}…, this one uses "
+                f"{bytes(self.table_fingerprint.tolist()).hex()[:12]}…; resume with the {self.goes_by} of the first run"
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def extra_repr(self) -> str:
+        """Return the parameters for ``repr``."""
+        return (
+            f"{self.vocabulary!r}, mlm_probability={self.mlm_probability}, "
+            f"structural_ratio={self.structural_ratio}, seed={self.seed}"
+        )
+
+
+def _bits(array: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(array.view(np.int64).copy())

@@ -1,0 +1,112 @@
+"""Neighbour tables as the masking kernels take them: CSR over the vocabulary, and bits that answer most questions.
+
+CorrMask    a dependency graph, or several one behind the other:
+indptr      (graphs · (V + 1),)   of graph g from g · (V + 1) on
+indices     all neighbours; ``indptr`` counts through all graphs
+lookup      (graphs · W,) words of 64 bits, W = V / 64 rounded up: which genes have neighbours
+PMI         ordered pairs of tokens: u is followed by v
+lookup      a head for each u (for each 65 536 possible v, where the vocabulary has more), then buckets of 4 words:
+                head       (first word of u's buckets << 32) | 4 · (their number − 1); the number is a power of two
+                bucket     sixteen v, their low 16 bits; v is in number v mod the buckets, or nowhere
+indptr, indices   nothing: the lookup says it all
+others      nothing, in the same form
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from corrmask_fast.cells.vocabulary import Vocabulary
+    from corrmask_fast.graph.dependency_graph import DependencyGraph
+
+SLOTS = 16  # of a bucket: one comparison of 256 bits looks at all of them
+
+
+class NeighborTable(NamedTuple):
+    """What a strategy looks up."""
+
+    lookup: np.ndarray  # uint64
+    indptr: np.ndarray  # int32, or int64 where there are so many neighbours
+    indices: np.ndarray  # int32
+    degree: int  # the largest number of neighbours
+    fingerprint: str  # SHA-256: equal exactly where masks come out equal
+    n_graphs: int = 0
+
+
+def table_of_graphs(graphs: Sequence[DependencyGraph]) -> NeighborTable:
+    """Stack dependency graphs of one vocabulary."""
+    size = graphs[0].vocabulary.size
+    flags = np.zeros((len(graphs), -(-size // 64) * 64), np.bool_)
+    starts = np.cumsum([0, *(graph.indices.size for graph in graphs)])
+    for row, graph in zip(flags, graphs, strict=True):
+        row[:size] = graph.degrees > 0
+    fingerprints = [graph.fingerprint for graph in graphs]
+    both = hashlib.sha256("\n".join(fingerprints).encode()).hexdigest()
+    return NeighborTable(
+        np.packbits(flags, axis=1, bitorder="little").reshape(-1).view(np.uint64),
+        _narrow(np.concatenate([graph.indptr + start for graph, start in zip(graphs, starts, strict=False)])),
+        np.concatenate([graph.indices for graph in graphs]).astype(np.int32, copy=False),
+        max(int(graph.degrees.max(initial=0)) for graph in graphs),
+        fingerprints[0] if len(graphs) == 1 else both,
+        len(graphs),
+    )
+
+
+def table_of_pairs(indptr: np.ndarray, indices: np.ndarray, fingerprint: str) -> NeighborTable:
+    """Return the table of ordered pairs given as CSR over the vocabulary, ascending in each row."""
+    size = indptr.size - 1
+    heads = size * max(1, -(-size // 2**16))
+    first_bucket = -(-heads // 8) * 8  # buckets lie in one cache line each
+    # A head's pairs lie together: by v / 65 536, then u. Mostly that is the order they are given in.
+    head = np.repeat(np.arange(size), np.diff(indptr)) + size * (indices >> 16)
+    order = np.argsort(head, kind="stable") if heads > size else slice(None)
+    head, low = head[order], (indices[order] & 0xFFFF).astype(np.int64)
+    buckets = _buckets_needed(head, low, heads)
+    begin = 2 + np.cumsum(buckets) - buckets
+    bucket = begin[head] + (low & (buckets[head] - 1))
+    by_bucket = np.argsort(bucket, kind="stable")
+    filled = np.bincount(bucket, minlength=2 + int(buckets.sum()))
+    place = np.arange(low.size) - np.repeat(np.cumsum(filled) - filled, filled)
+    # Slots left over hold a gene that follows u anyway. Where none does there are the first two buckets, which hold
+    # what is never looked for there: odd numbers in the one for even numbers, and the other way round.
+    some = np.zeros(heads, np.int64)
+    some[head] = low
+    slots = np.repeat(np.concatenate([[1, 0], np.repeat(some, buckets)]), SLOTS).astype(np.uint16).reshape(-1, SLOTS)
+    slots[bucket[by_bucket], place] = low[by_bucket]
+    begin[buckets == 0], buckets[buckets == 0] = 0, 2
+    lookup = np.zeros(first_bucket + slots.size // 4, np.uint64)
+    lookup[:heads] = ((first_bucket + 4 * begin) << 32) | 4 * (buckets - 1)
+    lookup[first_bucket:] = slots.reshape(-1).view(np.uint64)
+    return NeighborTable(lookup, np.zeros(size + 1, np.int32), np.empty(0, np.int32), 0, fingerprint)
+
+
+def _buckets_needed(head: np.ndarray, low: np.ndarray, heads: int) -> np.ndarray:
+    """For each head, the smallest power of two of buckets none of which has more entries than slots; 0 for no entries.
+
+    With 65 536 buckets each entry has its own: this ends.
+    """
+    buckets = np.minimum(np.bincount(head, minlength=heads), 1)
+    while head.size:
+        begin = np.cumsum(buckets) - buckets
+        bucket = begin[head] + (low & (buckets[head] - 1))
+        full = np.zeros(heads, np.bool_)
+        full[head[np.bincount(bucket)[bucket] > SLOTS]] = True
+        buckets[full] *= 2
+        head, low = head[full[head]], low[full[head]]
+    return buckets
+
+
+def no_table(vocabulary: Vocabulary) -> NeighborTable:
+    """Return the table of a strategy that needs none."""
+    nothing = np.zeros(vocabulary.size + 1, np.int32)
+    return NeighborTable(np.zeros(1, np.uint64), nothing, np.empty(0, np.int32), 0, vocabulary.fingerprint)
+
+
+def _narrow(indptr: np.ndarray) -> np.ndarray:
+    return indptr.astype(np.int32 if indptr[-1] < 2**31 else np.int64)

@@ -1,0 +1,210 @@
+"""Masking of NumPy rows: output buffers, scratch memory and threads around the compiled kernels."""
+
+from __future__ import annotations
+
+import math
+import operator
+import threading
+from functools import cache
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from corrmask_fast.errors import InputError
+from corrmask_fast.kernels.layout import (
+    BATCH,
+    CORRMASK,
+    DEGREE,
+    FEW,
+    KEPT,
+    LANES,
+    P_HI,
+    PARTNERS,
+    SIZE,
+    STRATEGY,
+    WIDE,
+)  # fmt: skip
+from corrmask_fast.threads import run_ranges
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from corrmask_fast.cells.vocabulary import Vocabulary
+
+NOTHING = np.empty(0, np.uint8)
+NO_NUMBERS = np.empty(0, np.int64)
+NO_OUTPUT = np.empty((1, 0), np.int64)
+# A thread must have enough to do to be worth waking: about a tenth of a millisecond.
+TOKENS_A_THREAD = 32_768
+
+
+class Draws(NamedTuple):
+    """Where each row's draw_id comes from: ``mode`` is GIVEN, COUNTED or CONTENT of ``kernels/layout.py``."""
+
+    values: np.ndarray  # int64: (rows,) draw ids, or (1,) a counter, or (1,) the salt of the content
+    mode: int
+    offset: int = 0  # COUNTED: added to the counter (rank << 48)
+
+
+class RowRules(NamedTuple):
+    """Everything that decides a row's mask but its rates and its draw, as the kernels take it."""
+
+    lookup: np.ndarray  # uint64: bits of what the table holds, see neighbor_tables.py
+    indptr: np.ndarray  # (tables · (V + 1),) int32 or int64: the neighbour table, or several
+    indices: np.ndarray  # uint16 or int32
+    settings: np.ndarray  # int64, see kernels/layout.py
+    seed: np.ndarray  # (1,) int64, the bits of the seed
+    scratch: tuple[int, int, int]  # what the memory must suffice for: genes, neighbours of one, partners of one
+
+    @classmethod
+    def make(
+        cls, lookup: np.ndarray, indptr: np.ndarray, indices: np.ndarray, settings: Sequence[int], seed: np.ndarray
+    ) -> RowRules:
+        """Collect the rules of a masker."""
+        scratch = (0, 0, 0)
+        if settings[STRATEGY] == CORRMASK:
+            scratch = settings[SIZE], settings[DEGREE], min(settings[PARTNERS], settings[DEGREE])
+        return cls(lookup.view(np.uint64), indptr, indices, np.array(settings, np.int64), seed, scratch)
+
+    @staticmethod
+    def settings_of(
+        vocabulary: Vocabulary,
+        strategy: int,
+        degree: int,
+        max_partners: int,
+        mask_replace_prob: float,
+        random_replace_prob: float,
+    ) -> list[int]:
+        """Return the integer constants of a masker in the order of ``kernels/layout.py``."""
+        lo, hi = vocabulary.gene_range
+        mask_below = math.floor(mask_replace_prob * 2**32)
+        random_below = math.floor((mask_replace_prob + random_replace_prob) * 2**32)
+        special = vocabulary.pad_token_id, vocabulary.mask_token_id
+        return [*special, lo, hi, vocabulary.size, max_partners, mask_below, random_below, degree, strategy]
+
+
+class _Scratch(threading.local):
+    """Memory that a thread keeps for its next rows; it only ever grows."""
+
+    sizes: tuple[int, ...] = (0, 0, 0, 0)
+    arrays: tuple[np.ndarray, ...] = ()
+
+    def ready(self, rules: RowRules, columns: int) -> tuple[np.ndarray, ...]:
+        """Return the arrays for rows of up to ``columns`` columns, in the kernel's order."""
+        needed = *rules.scratch, columns
+        if not self.arrays or any(map(operator.lt, self.sizes, needed)):
+            sizes = genes, degree, most, width = tuple(map(max, self.sizes, needed))
+            padded = -(-width // 64) * 64 + 64
+            # The smaller the gene table, the more of it stays in the first cache.
+            entry = np.uint16 if padded < 2**16 else np.int32
+            self.sizes = (0, 0, 0, 0)  # nothing is claimed before all the memory is there
+            self.arrays = (
+                np.ones(1, np.int64),  # table_base: entries of the gene table below it are left from earlier rows
+                np.full(1, 2.0),  # paces: columns masked for each one looked at as a seed, in the rows before
+                # pos, for every bit of lookup: a token of no vocabulary is looked up at the last one
+                np.zeros(-(-genes // 64) * 64, entry),
+                *(np.empty(padded, np.uint32) for _ in range(4)),  # w0 w1 w2 w3
+                np.empty(padded // 64, np.uint64),  # pool
+                np.empty(padded // 64, np.uint64),  # masked
+                np.empty(padded, np.uint64),  # seed_keys
+                np.empty(max(LANES * FEW, degree + 8 * LANES), entry),  # looked: eight lanes, their ends rounded up
+                np.empty(3 * LANES, np.uint64),  # lanes
+                np.empty(LANES * (most + KEPT), np.uint64),  # keys
+                np.empty(max(padded, 128), np.uint64),  # order
+                np.empty(max(padded, 128), np.uint64),  # spare
+                np.empty(max(BATCH * WIDE, LANES * most), np.int32),  # partners
+            )
+            self.sizes = sizes
+        return self.arrays
+
+
+_scratch = _Scratch()
+
+
+@cache
+def _mask_kernel() -> Callable[..., int]:
+    from corrmask_fast.kernels.mask import mask  # brings Numba in: not before rows are masked
+
+    return mask
+
+
+def mask_rows(
+    rules: RowRules,
+    rates: np.ndarray,
+    row_ptr: np.ndarray,
+    tokens: np.ndarray,
+    draws: Draws,
+    out: np.ndarray,
+    labels: np.ndarray,
+    positions: np.ndarray,
+    *,
+    seen: np.ndarray = NOTHING,
+    protected: np.ndarray = NOTHING,
+    graph_ids: np.ndarray = NO_NUMBERS,
+    priorities: np.ndarray = NO_NUMBERS,
+    attention: np.ndarray = NO_OUTPUT,
+) -> int:
+    """Mask rows into ``out``, ``labels``, ``positions`` (and ``attention``), all int64 (rows, columns).
+
+    Parameters
+    ----------
+    rates
+        (4,) float64: the ends of p and of λ, see ``kernels/layout.py``.
+    row_ptr, tokens
+        Row i is ``tokens[row_ptr[i]:row_ptr[i + 1]]``; it is padded on the right as it is written.
+    seen, protected
+        uint8, like ``tokens``: 1 where attended to, 1 where never to be masked. Empty: by the padding token; none.
+    graph_ids
+        (rows,) int64: which table a row goes by. Empty: the first.
+    priorities
+        int64 in [0, 2**32), like ``tokens``: in place of w0, or of w1 where the strategy is SAMPLED. Empty: neither.
+
+    Returns
+    -------
+    The first row that holds a token outside the vocabulary, or −1.
+    """
+    mask = _mask_kernel()
+    rows, columns = out.shape
+    if positions.shape[1] < math.floor(columns * rates[P_HI]):
+        raise ValueError(f"masked_positions has {positions.shape[1]} columns; p = {rates[P_HI]} of {columns} need more")
+
+    def work(begin: int, end: int) -> int:
+        # The kernel itself writes what is kept for the next call: an interrupt behind it loses nothing.
+        return mask(
+            begin, end, row_ptr, tokens, seen, protected, draws.values, draws.mode, draws.offset, rules.seed[0], rates,
+            rules.settings, rules.lookup, rules.indptr, rules.indices, graph_ids, priorities,
+            *_scratch.ready(rules, columns),
+            out, attention, labels, positions,
+        )  # fmt: skip
+
+    bad_rows = [row for row in run_ranges(work, rows, -(-TOKENS_A_THREAD // max(columns, 1))) if row >= 0]
+    return min(bad_rows, default=-1)
+
+
+def check_graph_ids(graph_ids: np.ndarray, n_graphs: int) -> np.ndarray:
+    """Return the graphs' numbers of rows, or raise the error for the first that is none."""
+    if graph_ids.size and not (graph_ids.min() >= 0 and graph_ids.max() < n_graphs):
+        row = int(np.flatnonzero((graph_ids < 0) | (graph_ids >= n_graphs))[0])
+        raise InputError(
+            f"graph_ids[{row}] must be in [0, {n_graphs}), the graphs of this masker; got {graph_ids[row]}"
+        )
+    return graph_ids
+
+
+def check_priorities(priorities: np.ndarray) -> np.ndarray:
+    """Return the priorities of columns, or raise the error for the first that does not fit 32 bits."""
+    if priorities.size and not (priorities.min() >= 0 and priorities.max() < 2**32):
+        row, column = (int(i) for i in np.argwhere((priorities < 0) | (priorities >= 2**32))[0])
+        raise InputError(
+            f"priorities must be in [0, 4294967296); got {priorities[row, column]} in row {row}, column {column}"
+        )
+    return priorities
+
+
+def raise_unknown_token(row: int, tokens: np.ndarray, size: int) -> None:
+    """Raise the error for the first token of a row that lies outside the vocabulary."""
+    column = int(np.flatnonzero((tokens < 0) | (tokens >= size))[0])
+    raise InputError(
+        f"token {tokens[column]} in row {row}, column {column} must be in [0, {size}), the vocabulary of the "
+        "graph; use the token dictionary that the graph was built with"
+    )

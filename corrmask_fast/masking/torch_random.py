@@ -1,0 +1,175 @@
+"""The random numbers of SPEC 3 as PyTorch operations, on any device: for what is drawn outside the kernels.
+
+PyTorch has no unsigned 64-bit arithmetic: an int64 holds the bits. Products wrap around as they should; a shift to the
+right brings in the sign, which a mask takes away.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from corrmask_fast.errors import InputError
+from corrmask_fast.kernels.layout import CONTENT, COUNTED
+from corrmask_fast.masking.batch_checks import check_batch
+from corrmask_fast.masking.draws import draws_of_tensors, priorities_of
+
+if TYPE_CHECKING:
+    from corrmask_fast.cells.vocabulary import Vocabulary
+    from corrmask_fast.masking.base import Masker
+
+LOW = 0xFFFFFFFF
+PHILOX_M0, PHILOX_M1 = 0xD2511F53, 0xCD9E8D57
+PHILOX_W0, PHILOX_W1 = 0x9E3779B9, 0xBB67AE85
+
+
+def philox_words(
+    seed_bits: torch.Tensor, draw_ids: torch.Tensor, columns: torch.Tensor, block: int | torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return w0, w1, w2, w3 = words(seed, draw_id, column, block): Philox4x32-10 (Salmon et al. 2011).
+
+    Parameters
+    ----------
+    seed_bits
+        (1,) int64: the bits of the seed.
+    draw_ids, columns, block
+        int64, of shapes that broadcast; columns and block in [0, 2**32).
+
+    Returns
+    -------
+    int64 tensors of the broadcast shape, in [0, 2**32).
+
+    Examples
+    --------
+    >>> zero = torch.zeros(1, dtype=torch.int64)
+    >>> [f"{int(word):08x}" for word in philox_words(zero, zero, zero, 0)]  # a known answer of Random123
+    ['6627e8d5', 'e169c58d', 'bc57ac4c', '9b00dbd8']
+    """
+    c0, c1, c2, c3 = torch.broadcast_tensors(
+        columns,
+        torch.as_tensor(block, dtype=torch.int64, device=columns.device),
+        draw_ids & LOW,
+        (draw_ids >> 32) & LOW,
+    )
+    k0, k1 = seed_bits & LOW, (seed_bits >> 32) & LOW
+    for _ in range(10):
+        p0, p1 = PHILOX_M0 * c0, PHILOX_M1 * c2
+        c0, c1, c2, c3 = ((p1 >> 32) & LOW) ^ c1 ^ k0, p1 & LOW, ((p0 >> 32) & LOW) ^ c3 ^ k1, p0 & LOW
+        k0, k1 = (k0 + PHILOX_W0) & LOW, (k1 + PHILOX_W1) & LOW
+    return c0, c1, c2, c3
+
+
+def mix(x: torch.Tensor) -> torch.Tensor:
+    """splitmix64's finaliser on the bits of an int64 tensor."""
+    x = (x ^ _shifted(x, 30)) * (0xBF58476D1CE4E5B9 - 2**64)
+    x = (x ^ _shifted(x, 27)) * (0x94D049BB133111EB - 2**64)
+    return x ^ _shifted(x, 31)
+
+
+def _shifted(x: torch.Tensor, bits: int) -> torch.Tensor:
+    return (x >> bits) & (2 ** (64 - bits) - 1)
+
+
+def maskable_columns(
+    vocabulary: Vocabulary, input_ids: torch.Tensor, visible: torch.Tensor, special_tokens_mask: torch.Tensor | None
+) -> torch.Tensor:
+    """Return (rows, columns) bool: what can be masked, as the kernels see it (a token outside [0, V) is a gene)."""
+    special = torch.zeros_like(visible)
+    for token in vocabulary.special_token_ids:
+        special |= input_ids == token
+    if special_tokens_mask is not None:
+        special |= special_tokens_mask != 0
+    return visible & ~special
+
+
+def relative_columns(visible: torch.Tensor) -> torch.Tensor:
+    """Return (rows, columns) int64: columns counted from each row's first one that is ``visible`` (not padding)."""
+    first = visible.to(torch.int64).argmax(dim=1, keepdim=True)
+    return torch.arange(visible.shape[1], device=visible.device) - first
+
+
+def draw_ids_of(
+    draws: tuple[torch.Tensor, int, int], input_ids: torch.Tensor, maskable: torch.Tensor, columns: torch.Tensor
+) -> torch.Tensor:
+    """Return (rows,) int64: the draw of each row, where the kernels would find it (SPEC 3).
+
+    Parameters
+    ----------
+    draws
+        (values, mode, offset) of :func:`corrmask_fast.masking.draws.draws_of_tensors`.
+    input_ids, maskable, columns
+        (rows, columns): tokens, which of them can be masked, and their :func:`relative_columns`.
+    """
+    values, mode, offset = draws
+    if mode == COUNTED:
+        return values + offset + torch.arange(input_ids.shape[0], device=input_ids.device)
+    if mode == CONTENT:
+        numbers = mix((columns << 32) | (input_ids.to(torch.int64) & LOW))
+        return mix(torch.where(maskable, numbers, 0).sum(dim=1) + values)
+    return values
+
+
+def gumbel_priorities(weights: torch.Tensor, w0: torch.Tensor) -> torch.Tensor:
+    """Return priorities whose smallest are drawn by weight without replacement: Gumbel top-k (SPEC 5).
+
+    Parameters
+    ----------
+    weights
+        (rows, columns), >= 0: the chance of a column is its share of the weights left. Columns of weight 0 come last,
+        and with them what is no weight (below 0, NaN).
+    w0
+        (rows, columns) int64: the columns' first random words.
+
+    Returns
+    -------
+    (rows, columns) int64: by falling log(weight) − log(−log((w0 + ½) / 2³²)), ties by column.
+    """
+    uniform = (w0.to(torch.float64) + 0.5) / 2**32
+    weights = torch.where(weights > 0, weights, 0.0)  # the logarithm's NaN would come first of all
+    return priorities_of(weights.to(torch.float64).log() - (-uniform.log()).log())
+
+
+class Rows(NamedTuple):
+    """What the kernels would find out about the rows of a batch."""
+
+    draw_ids: torch.Tensor  # (rows,) int64
+    visible: torch.Tensor  # (rows, columns) bool: not padding
+    maskable: torch.Tensor  # (rows, columns) bool
+    w0: torch.Tensor  # (rows, columns) int64: the columns' first random words
+    w1: torch.Tensor  # and their second ones
+    counted: bool  # whether the masker's counter has to move on
+
+
+def look_at_rows(
+    masker: Masker,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    special_tokens_mask: torch.Tensor | None,
+    draw_ids: torch.Tensor | None,
+    epoch: int | torch.Tensor | None,
+) -> Rows:
+    """Check a padded batch and return its rows' draws and words."""
+    check_batch(input_ids, attention_mask, special_tokens_mask, masker.seed_bits.device)
+    visible = input_ids != masker.vocabulary.pad_token_id if attention_mask is None else attention_mask != 0
+    maskable = maskable_columns(masker.vocabulary, input_ids, visible, special_tokens_mask)
+    columns = relative_columns(visible)
+    draws = draws_of_tensors(input_ids.shape[0], draw_ids, epoch, masker.draw_counter, input_ids.device)
+    draw = draw_ids_of(draws, input_ids, maskable, columns)
+    w0, w1, *_ = philox_words(masker.seed_bits, draw[:, None], columns.clamp(min=0), 0)
+    return Rows(draw, visible, maskable, w0, w1, draws[1] == COUNTED)
+
+
+def check_weights(name: str, weights: torch.Tensor, input_ids: torch.Tensor) -> None:
+    """Raise InputError unless there is a weight for each column; on a device their values are not looked at."""
+    if weights.shape != input_ids.shape or not weights.dtype.is_floating_point or weights.device != input_ids.device:
+        raise InputError(
+            f"{name} must be {tuple(input_ids.shape)} floating point on {input_ids.device}, a weight >= 0 for each "
+            f"column; got {tuple(weights.shape)} {weights.dtype} on {weights.device}"
+        )
+    if weights.device.type == "cpu" and not torch.compiler.is_compiling() and not bool((weights >= 0).all()):
+        row, column = (~(weights >= 0)).nonzero()[0].tolist()
+        raise InputError(
+            f"{name} must be >= 0; got {weights[row, column].item()} in row {row}, column {column}; "
+            "give 0 where no seed shall be"
+        )

@@ -1,0 +1,166 @@
+"""Masking for models that keep a gene in view and hide its value: scGPT, scBERT, scFoundation.
+
+gene ids   RPL3  CD3E  LYZ   …        a masker chooses columns by their genes, as for tokens;
+values     4.2   0     1.7   …   →    where it would write <mask>, the value is hidden: -1   0   1.7 …
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+import torch
+from torch import nn
+
+from corrmask_fast.errors import InputError, check_number
+from corrmask_fast.masking.maskers import RandomMasker
+
+if TYPE_CHECKING:
+    from corrmask_fast.masking.base import Masker
+
+__all__ = ["MaskedValues", "ValueReplacement"]
+
+
+class MaskedValues(NamedTuple):
+    """What :class:`ValueReplacement` returns.
+
+    Attributes
+    ----------
+    values
+        (rows, columns), the dtype given: hidden where masked (but for the share that stays as it was).
+    targets
+        (rows, columns): the values as they were given.
+    masked
+        (rows, columns) bool: what is to be predicted, ``loss(prediction[masked], targets[masked])``.
+    """
+
+    values: torch.Tensor
+    targets: torch.Tensor
+    masked: torch.Tensor
+
+
+class ValueReplacement(nn.Module):
+    """Hide the values of the genes that a masker chooses; their ids stay in view.
+
+    Parameters
+    ----------
+    masker
+        Chooses columns by their genes: any strategy. Its ``mask_replace_prob`` is the share of chosen values that are
+        hidden; the rest is predicted in plain sight. ``random_replace_prob`` must be 0: a random gene is no value.
+    mask_value
+        What a hidden value becomes.
+    nonzero_only
+        Choose among values other than 0 only: p is then the share of these.
+    zero_probability
+        With ``nonzero_only``: the share of zeros that is masked beside them, at random.
+
+    Examples
+    --------
+    >>> from corrmask_fast import RandomMasker, Vocabulary
+    >>> genes = Vocabulary(("<pad>", "<mask>", *(f"G{i}" for i in range(10))))
+    >>> masker = RandomMasker(genes, mlm_probability=0.4, mask_replace_prob=1.0, random_replace_prob=0.0)
+    >>> hide = ValueReplacement.scgpt(masker)
+    >>> out = hide(torch.arange(2, 12), torch.full((3, 10), 7.0), epoch=0)
+    >>> out.masked.sum(dim=1), (out.values[out.masked] == -1).all()
+    (tensor([4, 4, 4]), tensor(True))
+    """
+
+    def __init__(
+        self, masker: Masker, mask_value: float, *, nonzero_only: bool = False, zero_probability: float = 0.0
+    ) -> None:
+        super().__init__()
+        if masker.random_replace_prob != 0:
+            raise InputError(
+                "a masker of values must have random_replace_prob=0, for a random gene is no value; "
+                f"got {masker.random_replace_prob}; make it with mask_replace_prob=1, random_replace_prob=0"
+            )
+        check_number("zero_probability", zero_probability, 0, 1)
+        if zero_probability > 0 and not nonzero_only:
+            raise InputError("zero_probability needs nonzero_only=True: else zeros are masked like every value")
+        self.masker, self.mask_value, self.nonzero_only = masker, mask_value, nonzero_only
+        self.zero_masker = None
+        if zero_probability > 0:
+            self.zero_masker = RandomMasker(
+                masker.vocabulary,
+                mlm_probability=zero_probability,
+                mask_replace_prob=masker.mask_replace_prob,
+                random_replace_prob=0.0,
+                seed=(masker.seed + 1) % 2**64,  # another key: what is drawn has nothing to do with the masker's draws
+            )
+
+    @classmethod
+    def scgpt(cls, masker: Masker) -> Self:
+        """Return scGPT's way (Cui et al. 2024): values of genes, zeros too, become −1; the loss is a squared error.
+
+        Its masks take 15 to 40 % of the genes, and hide them all: ``mask_replace_prob=1``.
+        """
+        return cls(masker, -1)
+
+    @classmethod
+    def scbert(cls, masker: Masker, n_bins: int = 5) -> Self:
+        """Return scBERT's way (Yang et al. 2022): expression bins 0 … ``n_bins`` at fixed gene columns.
+
+        Bins other than 0 become the mask token, ``n_bins + 1``: 15 % of them, nine in ten of these hidden
+        (``mlm_probability=0.15, mask_replace_prob=0.9``); the loss is a cross-entropy over bins.
+        """
+        return cls(masker, n_bins + 1, nonzero_only=True)
+
+    @classmethod
+    def scfoundation(cls, masker: Masker, *, zero_probability: float = 0.03, mask_value: float = 102) -> Self:
+        """Return scFoundation's way (Hao et al. 2024): 30 % of the values and 3 % of the zeros, by its mask token.
+
+        The masker has ``mlm_probability=0.3``; the value 102 is what its embedding takes for the mask token.
+        """
+        return cls(masker, mask_value, nonzero_only=True, zero_probability=zero_probability)
+
+    def forward(
+        self,
+        gene_ids: torch.Tensor,
+        values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        *,
+        draw_ids: torch.Tensor | None = None,
+        epoch: int | torch.Tensor | None = None,
+        **more: Any,
+    ) -> MaskedValues:
+        """Choose columns and hide their values.
+
+        Parameters
+        ----------
+        gene_ids
+            (rows, columns) or, where every row has the same genes, (columns,): int32 or int64 ids of the masker's
+            vocabulary. Special tokens are never masked.
+        values
+            (rows, columns): expression, or its bins; floating point or integers. Not changed.
+        attention_mask
+            (rows, columns): 0 at padding. None: padding is where gene ids are ``<pad>``.
+        draw_ids, epoch, **more
+            As for the masker.
+
+        Raises
+        ------
+        InputError
+            If shapes do not fit, or the dtype of ``values`` cannot hold the mask value.
+        """
+        if values.dim() != 2 or gene_ids.shape not in {values.shape, values.shape[1:]}:
+            raise InputError(
+                "values must be (rows, columns) and gene_ids the same, or (columns,); "
+                f"got {tuple(values.shape)} and {tuple(gene_ids.shape)}"
+            )
+        kind = float if values.dtype.is_floating_point else int
+        if values.dtype == torch.bool or kind(self.mask_value) != self.mask_value:
+            raise InputError(f"values of {values.dtype} cannot hold the mask value {self.mask_value}; convert them")
+        gene_ids = gene_ids.expand_as(values).contiguous()
+        zero = (values == 0) if self.nonzero_only else None
+        draw = {"draw_ids": draw_ids, "epoch": epoch}
+        # A protected column is never chosen, and p is the share of the others.
+        chosen = self.masker(gene_ids, attention_mask, zero, **draw, **more)
+        masked, hide = chosen.labels != -100, self._hidden(self.masker, chosen.input_ids, chosen.labels)
+        if self.zero_masker is not None:
+            zeros = self.zero_masker(gene_ids, attention_mask, values != 0, **draw)
+            masked = masked | (zeros.labels != -100)
+            hide = hide | self._hidden(self.zero_masker, zeros.input_ids, zeros.labels)
+        return MaskedValues(values.masked_fill(hide, kind(self.mask_value)), values, masked)
+
+    @staticmethod
+    def _hidden(masker: Masker, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return (input_ids == masker.vocabulary.mask_token_id) & (labels != -100)

@@ -1,0 +1,1 @@
+"""Pretraining: Hugging Face's Trainer with masking inside, the cheaper head, and whole runs."""

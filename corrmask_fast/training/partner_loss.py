@@ -1,0 +1,101 @@
+"""The loss at masked genes, split by whether a partner of the gene stayed in view: how much a model copies."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from corrmask_fast.graph.dependency_graph import DependencyGraph
+
+__all__ = ["PartnerLoss"]
+
+HIDDEN, VISIBLE, ALONE = range(3)  # all partners in the cell are masked too; one is in view; none is in the cell
+
+
+class PartnerLoss:
+    """Sums the cross-entropy at masked genes, apart for genes with a partner in view and genes with none.
+
+    Parameters
+    ----------
+    graph
+        Whose neighbours count as partners; None: only the sum over all masked genes is kept.
+
+    Notes
+    -----
+    A gene with a partner in view can be guessed from it; one all of whose partners in the cell are masked cannot. The
+    gap between the two is the shortcut that CorrMask takes away (Hacohen et al. 2026, section 3).
+    """
+
+    def __init__(self, graph: DependencyGraph | None) -> None:
+        self.neighbors: Any = None
+        if graph is not None:
+            self.neighbors = graph.to_scipy().astype(bool).astype(np.int32)
+        self.total, self.count = np.zeros(3), np.zeros(3)
+
+    def add(self, model: Any, batch: dict[str, torch.Tensor]) -> None:
+        """Run ``model`` on a masked batch with labels, and add its losses."""
+        losses, rows, tokens = masked_losses(model, batch)
+        view = np.full(losses.size, ALONE)
+        if self.neighbors is not None:
+            view = self._partners_in_view(batch, rows, tokens)
+        self.total += np.bincount(view, losses, minlength=3)
+        self.count += np.bincount(view, minlength=3)
+
+    def _partners_in_view(self, batch: dict[str, torch.Tensor], rows: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        """Say of each masked gene whether a partner is VISIBLE, all in the cell are HIDDEN, or it is ALONE."""
+        labels = batch["labels"].cpu().numpy()
+        shown = (labels == -100) & (batch["attention_mask"].cpu().numpy() != 0)
+        ids = batch["input_ids"].cpu().numpy()
+        size = self.neighbors.shape[0]
+        visible, masked = np.zeros((2, labels.shape[0], size), np.int32)
+        visible[np.nonzero(shown)[0], np.clip(ids[shown], 0, size - 1)] = 1
+        masked[rows, tokens] = 1
+        in_view, in_cell = (cells @ self.neighbors for cells in (visible, visible | masked))
+        return np.where(in_view[rows, tokens] > 0, VISIBLE, np.where(in_cell[rows, tokens] > 0, HIDDEN, ALONE))
+
+    def add_up(self, total_over_processes: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Add the sums of all processes to each."""
+        sums = total_over_processes(torch.from_numpy(np.concatenate([self.total, self.count])))
+        self.total, self.count = np.split(sums.double().cpu().numpy(), 2)
+
+    def metrics(self, prefix: str = "eval_") -> dict[str, float]:
+        """Return the mean losses in nats, and the share of masked genes with a partner in view."""
+        result = {f"{prefix}loss": _mean(self.total.sum(), self.count.sum())}
+        if self.neighbors is not None:
+            result |= {
+                f"{prefix}loss_partner_visible": _mean(self.total[VISIBLE], self.count[VISIBLE]),
+                f"{prefix}loss_partner_hidden": _mean(self.total[HIDDEN], self.count[HIDDEN]),
+                f"{prefix}share_partner_visible": _mean(self.count[VISIBLE], self.count[VISIBLE] + self.count[HIDDEN]),
+            }
+        return result
+
+
+@torch.no_grad()
+def masked_losses(model: Any, batch: dict[str, torch.Tensor]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return (cross-entropy in nats, row, token) of every masked gene, row after row.
+
+    Takes models that return logits at all columns, and those that return them at ``masked_positions`` alone.
+    """
+    labels = batch["labels"]
+    logits = model(**{name: value for name, value in batch.items() if name != "labels"})["logits"]
+    if logits.dim() == 3 and logits.shape[1] == labels.shape[1]:
+        chosen = labels != -100
+        targets = labels
+    else:
+        positions = batch["masked_positions"]
+        chosen = positions >= 0
+        targets = labels.gather(1, positions.clamp(min=0))
+    if logits.dim() == 3:
+        logits = logits[chosen]
+    losses = cross_entropy(logits.float(), targets[chosen], reduction="none")
+    return losses.double().cpu().numpy(), chosen.nonzero()[:, 0].cpu().numpy(), targets[chosen].cpu().numpy()
+
+
+def _mean(total: float, count: float) -> float:
+    return float(total / count) if count else float("nan")

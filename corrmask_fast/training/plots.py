@@ -1,0 +1,96 @@
+"""Pictures of training: the loss of a few steps, the losses of a run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from corrmask_fast.errors import check_integer
+from corrmask_fast.plots import COLORS, GREY, TEXT, dress, new_figure, save_figure
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+
+    from corrmask_fast.training.run import PretrainingReport
+
+__all__ = ["plot_loss", "plot_pretraining"]
+
+
+def plot_loss(
+    losses: Sequence[float],
+    path: str | os.PathLike[str] | None = None,
+    *,
+    chance: float | None = None,
+    window: int | None = None,
+    title: str = "Learning to name masked genes",
+) -> Any:
+    """Draw a loss curve: every step, and its running mean.
+
+    Parameters
+    ----------
+    losses
+        (steps,) cross-entropy at masked genes in nats, one value a step.
+    path
+        Where to save it; None: only return it.
+    chance
+        The loss of a uniform guess, drawn as a line.
+    window
+        Steps of the running mean; None: a tenth of them.
+    title
+        Of the picture.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    values = np.asarray(losses, np.float64)
+    steps = np.arange(1, values.size + 1)
+    window = max(1, values.size // 10) if window is None else check_integer("window", window, 1)
+    figure = new_figure((6.4, 4.0))
+    axis = figure.subplots()
+    axis.plot(steps, values, ".", color=COLORS[0], alpha=0.35, markersize=5)
+    if values.size >= window:
+        smooth = np.convolve(values, np.ones(window) / window, mode="valid")
+        middle = steps[: smooth.size] + (window - 1) / 2
+        axis.plot(middle, smooth, color=COLORS[0], linewidth=2)
+        # Beside its end, so that the eye needs no legend.
+        label = f"{smooth[-1]:.2f} nats,\nmean of\n{window} steps"
+        axis.annotate(label, (steps[-1], smooth[-1]), (6, 0), **TEXT, color=COLORS[0], va="center")
+    if chance is not None:
+        axis.axhline(chance, color=GREY, linewidth=1, linestyle="--")
+        axis.annotate("uniform\nguess", (steps[-1], chance), (6, 0), **TEXT, color=GREY, va="center")
+    dress(axis, title=title, x="training step", y="loss at masked genes (nats)")
+    axis.set_xlim(0, values.size + 0.5)
+    return save_figure(figure, path)
+
+
+def plot_pretraining(report: PretrainingReport, path: str | os.PathLike[str] | None = None) -> Any:
+    """Draw the losses of a run: in training, and on held-out cells with a partner in view or hidden.
+
+    Parameters
+    ----------
+    report
+        Of :func:`corrmask_fast.training.run.pretrain`.
+    path
+        Where to save it (``.png``, ``.pdf``, ``.svg``); None: only return it.
+    """
+    figure = new_figure((7.2, 4.2))
+    axis = figure.subplots()
+    lines = (
+        ("loss", "in training", GREY, "-", 1.2),
+        ("eval_loss", "held-out cells", "black", "-", 1.8),
+        ("eval_loss_partner_visible", "held out, a partner in view", COLORS[1], "--", 1.6),
+        ("eval_loss_partner_hidden", "held out, all partners hidden", COLORS[0], "--", 1.6),
+    )
+    for name, label, color, style, width in lines:
+        points = np.array([(row["step"], row[name]) for row in report.history if name in row])
+        if points.size:
+            marker = "o" if name != "loss" else ""
+            axis.plot(*points.T, style, marker=marker, markersize=3, color=color, linewidth=width, label=label)
+    dress(axis, title="Learning to name masked genes", x="training step", y="loss at masked genes (nats)")
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    if axis.lines:
+        axis.legend(frameon=False, fontsize=8)
+    return save_figure(figure, path)

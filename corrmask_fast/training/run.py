@@ -1,0 +1,365 @@
+"""One pretraining run from a corpus to a checkpoint, with what a user wants to know on the way."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Subset
+
+from corrmask_fast.cells.dataset import CorpusDataset
+from corrmask_fast.cells.vocabulary import DICTIONARY_FILE
+from corrmask_fast.errors import InputError
+from corrmask_fast.files import atomic_file, check_output_folder
+from corrmask_fast.tables import write_csv
+from corrmask_fast.training.partner_loss import PartnerLoss
+from corrmask_fast.training.run_record import FILE as RECORD
+from corrmask_fast.training.settings import SETTINGS, PretrainingSettings, to_toml
+from corrmask_fast.training.step_clock import StepClock
+from corrmask_fast.training.trainer import EVALUATION_EPOCH, LAST_STEP, CorrMaskTrainer, transformers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from corrmask_fast.cells.corpus import Corpus
+    from corrmask_fast.graph.dependency_graph import DependencyGraph
+    from corrmask_fast.masking.base import Masker
+
+__all__ = ["PretrainingReport", "pretrain"]
+
+MOST_HELD_OUT = 2000
+LOG, MODEL, PLOT = "log.csv", "model", "loss.png"
+# What a run cannot change on its way; corpus, masks and cells of a step are checked by its record.
+LASTING = ("hidden_size", "layers", "heads", "intermediate_size", "max_length", "held_out", "run_seed")
+
+
+@dataclass(frozen=True)
+class PretrainingReport:
+    """What came out of a run.
+
+    Attributes
+    ----------
+    folder
+        Holds ``model/`` (an ordinary ``BertForMaskedLM``), ``log.csv``, ``settings.toml``, ``loss.png``, checkpoints.
+    history
+        What was logged, one dict a time: ``step``, ``loss``, ``tokens_per_second``, ``eval_loss``, …
+    masking
+        ``"worker"`` (time spent masking is time waiting for input) or ``"device"``.
+    main_process
+        Whether this is the process, of several, that writes the run's files.
+    """
+
+    folder: Path
+    history: list[dict[str, float]]
+    masking: str
+    main_process: bool = True
+
+    def last(self, name: str) -> float:
+        """Return the last value that was logged under a name; NaN if there is none."""
+        return next((row[name] for row in reversed(self.history) if name in row), math.nan)
+
+    def summary(self) -> str:
+        """Return the run in a few lines."""
+        lines = [f"{int(self.last('step')):,} steps; the model lies in {self.folder / MODEL}"]
+        if not math.isnan(self.last("eval_loss")):
+            lines.append(f"loss on held-out cells      {self.last('eval_loss'):.3f} nats")
+        if not math.isnan(self.last("eval_loss_partner_hidden")):
+            share = 100 * self.last("eval_share_partner_visible")
+            lines += [
+                f"  a partner in view          {self.last('eval_loss_partner_visible'):.3f} ({share:.1f} % of them)",
+                f"  all partners hidden        {self.last('eval_loss_partner_hidden'):.3f}",
+            ]
+        if not math.isnan(self.last("tokens_per_second")):
+            masking = (
+                f", {100 * self.last('share_masking'):.1f} % masking" if self.masking == "device" else " and masks"
+            )
+            share = 100 * self.last("share_input")
+            lines.append(f"{self.last('tokens_per_second'):,.0f} tokens/s; {share:.1f} % of the time: input{masking}")
+        return "\n".join(lines)
+
+
+def pretrain(
+    corpus: Corpus,
+    masker: Masker,
+    folder: str | Path,
+    settings: PretrainingSettings,
+    *,
+    graph: DependencyGraph | None = None,
+    resume: bool = False,
+    progress: bool = True,
+    masker_options: Mapping[str, Any] | None = None,
+) -> PretrainingReport:
+    """Pretrain a ``BertForMaskedLM`` on a corpus.
+
+    Parameters
+    ----------
+    corpus
+        Tokenised cells of the masker's vocabulary.
+    masker
+        The masking strategy, on the CPU. One that learns is trained with the model, and saved beside it.
+    folder
+        Where checkpoints, log and model go; a new one, unless ``resume``.
+    settings
+        Model and training.
+    graph
+        Splits the loss on held-out cells by whether a partner of the masked gene is in view.
+    resume
+        Go on from the last whole checkpoint in ``folder``: the losses are those of a run that was not stopped.
+    progress
+        Show a progress bar.
+    masker_options
+        How the masker was made, as options of the command line: written beside the settings.
+
+    Raises
+    ------
+    InputError
+        If corpus, masker and settings do not fit each other, or ``folder`` holds a run and ``resume`` is not set.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        check_output_folder(folder)
+    checkpoint = _checkpoint(folder, resume)
+    if checkpoint is not None:
+        _check_lasting(folder / SETTINGS, settings)
+    corpus.vocabulary.check_same(masker.vocabulary, "the corpus", "the masker")
+    if graph is not None:
+        graph.vocabulary.check_same(corpus.vocabulary, "the graph", "the corpus")
+    train, held_out = split_cells(corpus, settings)
+    longest = min(int(train.lengths.max()), train.max_length)
+    if math.floor(longest * masker.max_probability) == 0:
+        raise InputError(
+            f"a rate of {masker.max_probability} masks none of {longest} genes, the longest cell's, and nothing would "
+            f"be learnt; mlm_probability must be {1 / longest:.2g} at least"
+        )
+    trainer = RunTrainer(
+        make_model(masker.vocabulary.size, masker.vocabulary.pad_token_id, settings),
+        training_arguments(folder, settings, train.n_cells, held_out.n_cells, progress=progress),
+        train_dataset=CorpusDataset(train),
+        eval_dataset=CorpusDataset(held_out) if held_out.n_cells else None,
+        masker=masker,
+        masking=_masking(settings, masker),
+        partner_graph=graph,
+    )
+    trainer.add_callback(_RunFiles(folder, settings.to_toml() + to_toml(masker_options or {})))
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    evaluated = [row["step"] for row in trainer.state.log_history if "eval_loss" in row]
+    if held_out.n_cells and trainer.state.global_step not in evaluated[-1:]:
+        trainer.evaluate()
+    history = [dict(row) for row in trainer.state.log_history]
+    if trainer.is_world_process_zero():
+        trainer.save_model(str(folder / MODEL))
+        masker.vocabulary.save(folder / MODEL / DICTIONARY_FILE)
+        _write_log(folder / LOG, history)
+    return PretrainingReport(folder, history, trainer.masking, trainer.is_world_process_zero())
+
+
+def split_cells(corpus: Corpus, settings: PretrainingSettings) -> tuple[Corpus, Corpus]:
+    """Return (training cells, held-out cells): a split that follows from ``run_seed`` alone."""
+    if corpus.n_cells == 0:
+        raise InputError("the corpus has no cells; check the file that it was read from")
+    n_held_out = min(round(corpus.n_cells * settings.held_out), MOST_HELD_OUT)
+    everyone = np.arange(corpus.n_cells)
+    held_out = corpus.sample_rows(n_held_out, settings.run_seed) if n_held_out else everyone[:0]
+    if n_held_out == corpus.n_cells:
+        raise InputError(f"held_out={settings.held_out} leaves none of {corpus.n_cells} cells to train on; lower it")
+    return corpus.select(np.setdiff1d(everyone, held_out)), corpus.select(held_out)
+
+
+def make_model(vocab_size: int, pad_token_id: int, settings: PretrainingSettings) -> Any:
+    """Return a BERT for masked language modelling with fresh weights, which follow from ``run_seed``."""
+    config = transformers.BertConfig(
+        vocab_size=vocab_size,
+        hidden_size=settings.hidden_size,
+        num_hidden_layers=settings.layers,
+        num_attention_heads=settings.heads,
+        intermediate_size=settings.intermediate_size,
+        hidden_dropout_prob=settings.dropout,
+        attention_probs_dropout_prob=settings.dropout,
+        max_position_embeddings=settings.max_length,
+        hidden_act="relu",  # Geneformer's
+        pad_token_id=pad_token_id,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(settings.run_seed % 2**63)
+        if settings.head == "masked":
+            from corrmask_fast.training.sparse_head import BertForSparseMaskedLM
+
+            return BertForSparseMaskedLM(config)
+        return transformers.BertForMaskedLM(config)
+
+
+def training_arguments(
+    folder: Path, settings: PretrainingSettings, n_train: int, n_held_out: int, *, progress: bool
+) -> Any:
+    """Return the settings as Hugging Face's TrainingArguments, whatever the version of transformers."""
+    on_gpu = settings.device != "cpu" and torch.cuda.is_available()
+    if settings.device == "cuda" and not on_gpu:
+        raise InputError("device='cuda': PyTorch finds no GPU here; use device='auto' or 'cpu'")
+    bf16 = settings.precision == "bfloat16" or (
+        settings.precision == "auto" and on_gpu and torch.cuda.is_bf16_supported()
+    )
+    known = {one.name for one in transformers.TrainingArguments.__dataclass_fields__.values()}
+    grouping: dict[str, Any] = {}
+    if settings.group_by_length:  # transformers 4 and 5 name it differently
+        new = "train_sampling_strategy" in known
+        grouping = {"train_sampling_strategy": "group_by_length"} if new else {"group_by_length": True}
+    arguments = transformers.TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.gradient_accumulation,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.lr_schedule if settings.lr_schedule != "constant" else "constant_with_warmup",
+        weight_decay=settings.weight_decay,
+        num_train_epochs=settings.epochs,
+        max_steps=settings.max_steps or -1,
+        seed=settings.run_seed % 2**32,
+        data_seed=settings.run_seed % 2**32,
+        bf16=bf16,
+        use_cpu=not on_gpu,
+        dataloader_num_workers=settings.workers,
+        eval_strategy="steps" if n_held_out else "no",
+        eval_steps=settings.eval_every,
+        save_steps=settings.save_every,
+        save_total_limit=2,
+        logging_steps=settings.log_every,
+        disable_tqdm=not progress,
+        report_to=[],
+        **grouping,
+    )
+    together = settings.batch_size * settings.gradient_accumulation * arguments.world_size  # known from here on
+    steps = settings.max_steps or math.ceil(settings.epochs * n_train / together)
+    arguments.warmup_steps = min(settings.warmup_steps, steps // 10)
+    return arguments
+
+
+def _masking(settings: PretrainingSettings, masker: Masker) -> str:
+    if settings.masking != "auto":
+        return settings.masking
+    # Workers prepare batches ahead: they know neither the step of a schedule nor the model that a masker learns with.
+    if masker.has_schedule or masker.needs_model:
+        return "device"
+    return "device" if settings.device != "cpu" and torch.cuda.is_available() else "worker"
+
+
+def _checkpoint(folder: Path, resume: bool) -> Path | None:
+    """Return the checkpoint to go on from; refuse to write over a run.
+
+    A checkpoint's record is written last: one without was cut off when the run was killed.
+    """
+    numbers = [re.fullmatch(r"checkpoint-(\d+)", path.parent.name) for path in folder.glob(f"checkpoint-*/{RECORD}")]
+    found = sorted(int(number[1]) for number in numbers if number)
+    if resume:
+        if not found:
+            raise InputError(f"{folder} holds no whole checkpoint to resume from; leave out resume to begin a run")
+        return folder / f"checkpoint-{found[-1]}"
+    if found or (folder / MODEL).exists():
+        raise InputError(f"{folder} holds a run already; resume it, or choose another folder")
+    return None
+
+
+def _check_lasting(path: Path, settings: PretrainingSettings) -> None:
+    """Raise InputError if the settings of the run to go on with, in ``path``, are other ones than these."""
+    if not path.is_file():
+        return
+    before = PretrainingSettings.read(path)
+    for name in LASTING:
+        then, now = getattr(before, name), getattr(settings, name)
+        if then != now:
+            raise InputError(f"the run in {path.parent} has {name}={then}, and cannot go on with {now}; begin another")
+
+
+class RunTrainer(CorrMaskTrainer):
+    """A trainer that measures where the time goes, and splits the loss on held-out cells by partners in view."""
+
+    def __init__(self, *args: Any, partner_graph: DependencyGraph | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._partner_graph = partner_graph
+        self._clock = StepClock(self.args.device)
+
+    def get_batch_samples(self, *args: Any) -> Any:
+        """Return a step's batches; the time until they are there is time waiting for input."""
+        began, masking = time.perf_counter(), self._clock.masking_on_cpu
+        batches, count = super().get_batch_samples(*args)
+        self._clock.input += time.perf_counter() - began - (self._clock.masking_on_cpu - masking)
+        for batch in batches:
+            self._clock.tokens.append(batch["attention_mask"].sum())
+        return batches, count
+
+    def _masked(self, batch: dict[str, Any], epoch: int, step: int) -> dict[str, Any]:
+        if self.masking == "worker":
+            return super()._masked(batch, epoch, step)
+        with self._clock.masking():
+            return super()._masked(batch, epoch, step)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Add tokens a second and shares of the time to what Trainer logs of its training."""
+        if "loss" in logs:
+            logs |= self._clock.read(self.args.world_size)
+        super().log(logs, *args, **kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:  # noqa: ARG002
+        """Return and log the loss on held-out cells; masks are the same at every evaluation."""
+        began = time.perf_counter()
+        losses, training = PartnerLoss(self._partner_graph), self.model.training
+        self.model.eval()
+        for batch in self._held_out_batches():
+            masked = super()._masked(self._prepare_input(batch), EVALUATION_EPOCH, LAST_STEP)
+            with (
+                self.autocast_smart_context_manager()
+                if hasattr(self, "autocast_smart_context_manager")
+                else torch.no_grad()
+            ):
+                losses.add(self.model, masked)
+        self.model.train(training)
+        if self.args.world_size > 1:
+            losses.add_up(lambda sums: self.accelerator.reduce(sums.to(self.args.device), "sum"))
+        metrics = losses.metrics()
+        self._clock.pause(time.perf_counter() - began)
+        self.log(metrics)
+        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _held_out_batches(self) -> Iterable[dict[str, torch.Tensor]]:
+        """Return this process' share of the held-out cells; Trainer's own would hand some out twice to fill up."""
+        cells: Any = self.eval_dataset
+        if self.args.world_size > 1:
+            cells = Subset(cells, range(self.args.process_index, len(cells), self.args.world_size))
+        return DataLoader(
+            cells,
+            self.args.eval_batch_size,
+            collate_fn=self._eval_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.device.type == "cuda",
+        )
+
+
+class _RunFiles(transformers.TrainerCallback):
+    """Writes the settings when a run begins, and keeps its log up to date: one that is watched, or killed, has both."""
+
+    def __init__(self, folder: Path, settings: str) -> None:
+        self.folder, self.settings = folder, settings
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        if state.is_world_process_zero:  # the callback before this one has checked what is resumed
+            with atomic_file(self.folder / SETTINGS) as temporary:
+                temporary.write_text(self.settings, encoding="utf-8")
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        if state.is_world_process_zero:
+            _write_log(self.folder / LOG, state.log_history)
+
+
+def _write_log(path: Path, history: list[dict[str, float]]) -> None:
+    """Write what was logged as a table, a row a step; a column that a row lacks stays empty."""
+    rows: dict[float, dict[str, float]] = {}
+    for row in history:
+        rows.setdefault(row["step"], {}).update(row)
+    names = list(dict.fromkeys(["step", "epoch", *(name for row in rows.values() for name in row)]))
+    write_csv(path, names, [[row.get(name, "") for name in names] for row in rows.values()])
