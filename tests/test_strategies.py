@@ -177,7 +177,11 @@ def test_compiled_whole(strategy):
 @pytest.mark.parametrize(
     ("strategy", "given", "message"),
     [
-        ("spam", {}, "strategy must be one of random, span, pmi, pmi-rand, corrmask, corrmask-100, mam, corrmask-mam; got 'spam'"),
+        (
+            "spam",
+            {},
+            "strategy must be one of random, span, pmi, pmi-rand, corrmask, corrmask-100, mam, corrmask-mam; got",
+        ),
         ("corrmask", {"vocabulary": GENES}, "'corrmask' needs a dependency graph: give graph="),
         ("pmi", {"vocabulary": GENES}, "'pmi' needs a PMI table: give pmi="),
         ("span", {}, "'span' needs a vocabulary"),
