@@ -1,18 +1,11 @@
 """Loops over explicit vectors of 64-bit lanes, where a compiler left alone takes gathers, scatters or one at a time.
 
-    fill_words       lane = column:       the random words of all columns
-    smallest_keys    lane = seed:         the smallest random keys among the neighbours of eight seeds side by side
-    sort_by_rank     lane = key:          how many keys are smaller
-    write_replaced   lane = column:       tokens and labels after replacement
+    fill_words         lane = column:    the random words of columns
+    neighbor_words     lane = block:     the random words of a seed's neighbours
+    sort_by_rank       lane = key:       how many keys are smaller
+    smallest_by_rank   lane = key:       the same, for the few smallest in any order
+    write_replaced     lane = column:    tokens and labels after replacement
 
-A lane of ``smallest_keys`` walks through the neighbours of one seed (or through its part of a hub's):
-
-    lane            0           1        …    7
-    column          s0          s1            s7         whose neighbours: the counter of Philox
-    block b         w0 w1 w2 w3 of (column, first + b), the words of its neighbours j = 4·(first + b) … + 3
-    five smallest   of (word << 32) | j, ascending; a block's four keys are sorted, then merged into them
-
-Nothing in it waits: one list after the other would wait for each of its minima, and branch by what the data are.
 Philox is written once: ``Lanes`` has the operators that ``philox`` uses. LLVM makes of all this what the CPU has
 (AVX-512, AVX2, NEON). Assumed: little-endian, as every CPU that Numba supports.
 """
@@ -23,10 +16,10 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .layout import KEPT, LANES
 from .philox import LOW, philox
 
-IN_FLIGHT = 32  # columns whose words are computed at a time: a round of one alone is waiting most of its time
+AT_ONCE = 32  # columns whose words are computed at a time: a round of one vector alone is waiting most of its time
+LANES = 8  # of 64 bits
 NONE = np.uint64(2**64 - 1)  # larger than any key
 I1, I8, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 32, 64))
 
@@ -86,125 +79,97 @@ class Lanes:
         """Return this in the lanes of ``condition``, ``other`` elsewhere."""
         return Lanes(self.builder, self.builder.select(condition, self.value, other.value))
 
-    def part(self, begin, width=LANES):
-        """Return the lanes [begin, begin + width)."""
-        return Lanes(
-            self.builder, self.builder.shuffle_vector(self.value, self.value, _places(range(begin, begin + width)))
-        )
-
-    def beside(self, other):
-        """Return the lanes of this and behind them those of ``other``."""
-        both = _places(range(2 * self.value.type.count))
-        return Lanes(self.builder, self.builder.shuffle_vector(self.value, other.value, both))
-
 
 def _places(numbers):
     numbers = list(numbers)
     return ir.Constant(ir.VectorType(I32, len(numbers)), numbers)
 
 
-def _pointer(context, builder, array_type, array, element=None, width=1):
-    """Return a pointer to an array's data, in elements or vectors of them."""
-    data = context.make_array(array_type)(context, builder, array).data
-    element = data.type.pointee if element is None else element
-    return builder.bitcast(data, (ir.VectorType(element, width) if width > 1 else element).as_pointer())
+def _pointer(context, builder, array_type, array):
+    """Return a pointer to an array's elements."""
+    return context.make_array(array_type)(context, builder, array).data
 
 
-def _load(builder, pointer, index):
-    """Load element or vector number ``index`` as lanes of 64 bits; memory is aligned to elements only."""
-    kind = pointer.type.pointee
-    value = builder.load(cgutils.gep(builder, pointer, index), align=kind.element.width // 8)
-    wide = ir.VectorType(I64, kind.count)
-    return Lanes(builder, value if kind.element.width == 64 else builder.zext(value, wide))
+def _vector_from(context, builder, array_type, array, begin, width):
+    """Return a pointer to a vector of an array's elements from ``begin`` on."""
+    element = cgutils.gep(builder, _pointer(context, builder, array_type, array), begin)
+    return builder.bitcast(element, ir.VectorType(element.type.pointee, width).as_pointer())
 
 
-def _times(builder, index, factor, more=0):
-    """Return index · factor + more."""
-    return builder.add(builder.mul(index, I64(factor)), I64(more))
+def _times(builder, index, factor):
+    return builder.mul(index, I64(factor))
 
 
 @intrinsic
-def fill_words(typingctx, w0, w1, w2, w3, size, low, high, key_low, key_high):
-    """w0[r] … w3[r] = words of (column r, block 0) for ``size`` columns, rounded up to 32; the halves of draw, seed."""
+def fill_words(typingctx, w0, w1, w2, w3, begin, low, high, key_low, key_high):
+    """w0[r] … w3[r] = words of (column r, block 0), AT_ONCE columns from ``begin`` on; the halves of draw and seed."""
     signature = types.void(w0, w1, w2, w3, types.int64, *[types.uint64] * 4)
 
     def codegen(context, builder, signature, args):
-        counter_key = [Lanes.copies(builder, word, IN_FLIGHT) & LOW for word in args[5:]]
-        arrays = [_pointer(context, builder, signature.args[i], args[i], width=IN_FLIGHT) for i in range(4)]
-        zero = Lanes.constant(builder, [0] * IN_FLIGHT)
-        numbers = Lanes.constant(builder, range(IN_FLIGHT))
-        steps = builder.udiv(builder.add(args[4], I64(IN_FLIGHT - 1)), I64(IN_FLIGHT))
-        with cgutils.for_range(builder, steps) as loop:
-            column = Lanes.copies(builder, _times(builder, loop.index, IN_FLIGHT), IN_FLIGHT) | numbers
-            for array, word in zip(arrays, philox.py_func(column & LOW, zero, *counter_key), strict=True):
-                # The lower halves by a shuffle, one instruction for two vectors; a truncation takes more.
-                halves = builder.bitcast(word.value, ir.VectorType(I32, 2 * IN_FLIGHT))
-                lower = builder.shuffle_vector(halves, halves, _places(range(0, 2 * IN_FLIGHT, 2)))
-                builder.store(lower, cgutils.gep(builder, array, loop.index), align=4)
+        counter_key = [Lanes.copies(builder, word, AT_ONCE) & LOW for word in args[5:]]
+        zero = Lanes.constant(builder, [0] * AT_ONCE)
+        column = Lanes.copies(builder, args[4], AT_ONCE) + Lanes.constant(builder, range(AT_ONCE))
+        words = philox.py_func(column & LOW, zero, *counter_key)
+        for kind, array, word in zip(signature.args, args, words, strict=False):
+            # The lower halves by a shuffle, one instruction for two vectors; a truncation takes more.
+            halves = builder.bitcast(word.value, ir.VectorType(I32, 2 * AT_ONCE))
+            lower = builder.shuffle_vector(halves, halves, _places(range(0, 2 * AT_ONCE, 2)))
+            builder.store(lower, _vector_from(context, builder, kind, array, args[4], AT_ONCE), align=4)
         return context.get_dummy_value()
 
     return signature, codegen
-
-
-def _sort(keys, pairs):
-    """Sort in place by a network of comparisons."""
-    for i, k in pairs:
-        less = keys[i].below(keys[k])
-        keys[i], keys[k] = keys[i].where(less, keys[k]), keys[k].where(less, keys[i])
-
-
-def _five_smallest(best, keys):
-    """Return the five smallest, ascending, of five ascending keys and four in any order."""
-    _sort(keys, [(0, 1), (2, 3), (0, 2), (1, 3), (1, 2)])
-    # Of an ascending list and another read backwards, the smaller of each pair: they rise, then fall (bitonic).
-    five = best[:1] + [a.where(a.below(b), b) for a, b in zip(best[1:], reversed(keys), strict=True)]
-    _sort(five, [(0, 4), (4, 2), (1, 3), (4, 1), (2, 3)])
-    return [five[i] for i in (0, 4, 1, 2, 3)]
 
 
 @intrinsic
-def smallest_keys(typingctx, looked, base, blocks, lanes, low, high, key_low, key_high, out, at):
-    """out[at + 8·i + lane] = the i-th smallest of five keys (word << 32) | j of a lane; NONE where there are fewer.
+def neighbor_words(typingctx, column, size, low, high, key_low, key_high, words):
+    """words[j] = the word of a seed's neighbour j, for ``size`` neighbours, rounded up to 32; the halves of draw, seed.
 
-    looked[8·(4·b + q) + lane] is the gene table's entry of the lane's neighbour q of block b; below ``base`` it is not
-    in the cell. ``blocks`` is even. lanes[0:8] are the columns, lanes[8:16] the first blocks, lanes[16:24] what a key
-    must not be below. ``low`` … are the halves of draw and seed.
+    Neighbour j has word j mod 4 of (column, block 1 + j div 4).
     """
-    signature = types.void(looked, types.int64, types.int64, lanes, *[types.uint64] * 4, out, types.int64)
+    signature = types.void(types.uint64, types.int64, *[types.uint64] * 4, words)
 
     def codegen(context, builder, signature, args):
-        kinds = signature.args
-        entry = context.get_data_type(kinds[0].dtype)
-        entries = _pointer(context, builder, kinds[0], args[0], width=LANES)
-        given = _pointer(context, builder, kinds[3], args[3], width=LANES)
-        column, first, least = (_load(builder, given, I64(i)) for i in range(3))
-        column = column.beside(column) & LOW
-        counter_key = [Lanes.copies(builder, word, 2 * LANES) & LOW for word in args[4:8]]
-        here = Lanes.copies(builder, builder.trunc(args[1], entry))
-        none = Lanes.constant(builder, [NONE] * LANES)
-        slots = [cgutils.alloca_once_value(builder, none.value) for _ in range(KEPT)]  # LLVM makes registers of them
-        with cgutils.for_range(builder, builder.udiv(args[2], I64(2))) as loop:  # two blocks at once: one would wait
-            block = first + Lanes.copies(builder, _times(builder, loop.index, 2))
-            words = philox.py_func(column, (block.beside(block + 1) + 1) & LOW, *counter_key)
-            best = [Lanes(builder, builder.load(slot)) for slot in slots]
-            for half in range(2):
-                keys = []
-                for q, word in enumerate(words):
-                    row = cgutils.gep(builder, entries, _times(builder, loop.index, 8, 4 * half + q))
-                    present = builder.icmp_unsigned(">=", builder.load(row, align=entry.width // 8), here.value)
-                    key = (word.part(LANES * half) << 32) | ((block << 2) + (4 * half + q))
-                    wanted = builder.and_(present, builder.not_(key.below(least)))
-                    keys.append(key.where(wanted, none))
-                best = _five_smallest(best, keys)
-            for slot, key in zip(slots, best, strict=True):
-                builder.store(key.value, slot)
-        result = _pointer(context, builder, kinds[8], args[8])
-        for i, slot in enumerate(slots):
-            place = cgutils.gep(builder, result, builder.add(args[9], I64(LANES * i)))
-            builder.store(builder.load(slot), builder.bitcast(place, none.value.type.as_pointer()), align=8)
+        column, *counter_key = (Lanes.copies(builder, word) & LOW for word in (args[0], *args[2:6]))
+        # In this order of blocks, pairing even lanes with even ones and odd with odd puts all words in order.
+        blocks = Lanes.constant(builder, [1, 5, 2, 6, 3, 7, 4, 8])
+        steps = builder.udiv(builder.add(args[1], I64(4 * LANES - 1)), I64(4 * LANES))
+        with cgutils.for_range(builder, steps) as loop:
+            block = blocks + Lanes.copies(builder, _times(builder, loop.index, LANES))
+            w0, w1, w2, w3 = philox.py_func(column, block & LOW, *counter_key)
+            front, back = w0 | w1 << 32, w2 | w3 << 32
+            even, odd = (
+                builder.shuffle_vector(
+                    front.value, back.value, _places(LANES * (i % 2) + k + i - i % 2 for i in range(LANES))
+                )
+                for k in range(2)
+            )
+            both = builder.shuffle_vector(even, odd, _places(range(2 * LANES)))
+            begin = _times(builder, loop.index, 4 * LANES)
+            result = _vector_from(context, builder, signature.args[6], args[6], begin, 4 * LANES)
+            builder.store(builder.bitcast(both, result.type.pointee), result, align=4)
         return context.get_dummy_value()
 
     return signature, codegen
+
+
+def _rank(builder, keys, n, group):
+    """Return vector number ``group`` of n keys, and how many of all keys are smaller than each of these."""
+    width = 2 * LANES
+    zero, one = (Lanes.constant(builder, [i] * width) for i in (0, 1))
+    begin = cgutils.gep(builder, keys, _times(builder, group, width))
+    mine = Lanes(builder, builder.load(builder.bitcast(begin, zero.value.type.as_pointer()), align=8))
+    rank = cgutils.alloca_once(builder, zero.value.type)
+    builder.store(zero.value, rank)
+    with cgutils.for_range(builder, n) as other:
+        key = Lanes.copies(builder, builder.load(cgutils.gep(builder, keys, other.index)), width)
+        smaller = one.where(key.below(mine), zero)
+        builder.store((Lanes(builder, builder.load(rank)) + smaller).value, rank)
+    return mine, Lanes(builder, builder.load(rank))
+
+
+def _groups(builder, n):
+    """Return in how many vectors of two times eight n keys lie."""
+    return builder.udiv(builder.add(n, I64(2 * LANES - 1)), I64(2 * LANES))
 
 
 @intrinsic
@@ -216,27 +181,38 @@ def sort_by_rank(typingctx, keys, n, out):
     signature = types.void(keys, types.int64, out)
 
     def codegen(context, builder, signature, args):
-        width = 2 * LANES
-        kind = ir.VectorType(I64, width).as_pointer()
         source, result = (_pointer(context, builder, signature.args[i], args[i]) for i in (0, 2))
-        zero, one = (Lanes.constant(builder, [i] * width) for i in (0, 1))
-        behind = builder.bitcast(cgutils.gep(builder, source, args[1]), kind)
-        builder.store(Lanes.constant(builder, [NONE] * width).value, behind, align=8)
-        rank = cgutils.alloca_once(builder, kind.pointee)
-        groups = builder.udiv(builder.add(args[1], I64(width - 1)), I64(width))
-        with cgutils.for_range(builder, groups) as group:
-            begin = cgutils.gep(builder, source, _times(builder, group.index, width))
-            mine = Lanes(builder, builder.load(builder.bitcast(begin, kind), align=8))
-            builder.store(zero.value, rank)
-            with cgutils.for_range(builder, args[1]) as other:
-                key = Lanes.copies(builder, builder.load(cgutils.gep(builder, source, other.index)), width)
-                smaller = one.where(key.below(mine), zero)
-                builder.store((Lanes(builder, builder.load(rank)) + smaller).value, rank)
-            ranks = builder.load(rank)
-            for lane in range(width):
-                place = cgutils.gep(builder, result, builder.extract_element(ranks, I32(lane)))
+        none = Lanes.constant(builder, [NONE] * (2 * LANES)).value
+        behind = builder.bitcast(cgutils.gep(builder, source, args[1]), none.type.as_pointer())
+        builder.store(none, behind, align=8)
+        with cgutils.for_range(builder, _groups(builder, args[1])) as group:
+            mine, rank = _rank(builder, source, args[1], group.index)
+            for lane in range(2 * LANES):
+                place = cgutils.gep(builder, result, builder.extract_element(rank.value, I32(lane)))
                 builder.store(builder.extract_element(mine.value, I32(lane)), place)
         return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def smallest_by_rank(typingctx, keys, n, most):
+    """Bit i < n: fewer than ``most`` of the n different keys, at most 64, are smaller than keys[i]; others undefined.
+
+    The array is read behind n, up to the next multiple of 16.
+    """
+    signature = types.uint64(keys, types.int64, types.int64)
+
+    def codegen(context, builder, signature, args):
+        source = _pointer(context, builder, signature.args[0], args[0])
+        most = Lanes.copies(builder, args[2], 2 * LANES)
+        bits = cgutils.alloca_once_value(builder, I64(0))
+        with cgutils.for_range(builder, _groups(builder, args[1])) as group:
+            _, rank = _rank(builder, source, args[1], group.index)
+            chosen = builder.zext(builder.bitcast(rank.below(most), ir.IntType(2 * LANES)), I64)
+            shifted = builder.shl(chosen, _times(builder, group.index, 2 * LANES))
+            builder.store(builder.or_(builder.load(bits), shifted), bits)
+        return builder.load(bits)
 
     return signature, codegen
 
@@ -254,10 +230,11 @@ def write_replaced(
 
     def codegen(context, builder, signature, args):
         kinds = signature.args
-        rows = [_row_from(context, builder, kinds[i], args[i], args[1]) for i in (0, 11, 12)]
-        bits = _pointer(context, builder, kinds[3], args[3], I8)
-        words = [_pointer(context, builder, kinds[i], args[i], width=LANES) for i in (4, 5)]
+        rows = [_vector_from(context, builder, kinds[i], args[i], args[1], LANES) for i in (0, 11, 12)]
+        bits = builder.bitcast(_pointer(context, builder, kinds[3], args[3]), I8.as_pointer())
+        words = [_vector_from(context, builder, kinds[i], args[i], I64(0), LANES) for i in (4, 5)]
         mask_below, random_below, lo, genes, mask = (Lanes.copies(builder, arg) for arg in args[6:11])
+        wide = ir.VectorType(I64, LANES)
         unmasked = Lanes.constant(builder, [2**64 - 100] * LANES)
 
         def write(index, live=None):
@@ -265,7 +242,10 @@ def write_replaced(
             source, *targets = (cgutils.gep(builder, row, index) for row in rows)
             token = _load_live(builder, source, live)
             chosen = builder.bitcast(builder.load(cgutils.gep(builder, bits, index)), ir.VectorType(I1, LANES))
-            word, gene_word = (_load(builder, pointer, index) for pointer in words)
+            word, gene_word = (
+                Lanes(builder, builder.zext(builder.load(cgutils.gep(builder, pointer, index), align=4), wide))
+                for pointer in words
+            )
             gene = lo + (((genes & LOW) * gene_word) >> 32)
             new = mask.where(word.below(mask_below), gene.where(word.below(random_below), token))
             for target, value in zip(targets, (new.where(chosen, token), token.where(chosen, unmasked)), strict=True):
@@ -279,12 +259,6 @@ def write_replaced(
         return context.get_dummy_value()
 
     return signature, codegen
-
-
-def _row_from(context, builder, array_type, array, first):
-    """Return a pointer to vectors of a row's elements from ``first`` on."""
-    data = cgutils.gep(builder, _pointer(context, builder, array_type, array), first)
-    return builder.bitcast(data, ir.VectorType(data.type.pointee, LANES).as_pointer())
 
 
 def _load_live(builder, pointer, live):

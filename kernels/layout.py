@@ -9,7 +9,3 @@ RANDOM, SPAN, PMI, CORRMASK, SAMPLED = range(5)
 P_LO, P_HI, RATIO_LO, RATIO_HI = range(4)
 # How a row gets its draw_id: given, counted, or from its content plus a salt.
 GIVEN, COUNTED, CONTENT = range(3)
-# Sizes of the expansion of seeds, see kernels/corrmask.py and kernels/lanes.py.
-LANES, KEPT = 8, 5  # seeds side by side, and the smallest keys that one pass finds for each
-FEW = 128  # neighbours: a seed with more is a hub, and has all lanes to itself
-BATCH, WIDE = 32, 64  # seeds expanded at a time; where more than WIDE partners are wanted, as many as there are lanes

@@ -13,8 +13,10 @@ Work split: one call takes a range of rows. Assumed: arrays contiguous, the scra
 
 import numpy as np
 
+from .bits import prefetch
 from .corrmask import expand_seeds, largest_entry, place_genes
 from .jit import kernel, stage
+from .lanes import AT_ONCE
 from .layout import (
     CORRMASK,
     DEGREE,
@@ -57,26 +59,40 @@ def row_rates(rates, draw, seed):
     return p, ratio
 
 
+@stage
+def begin_row(tokens, first, span, pool, known, placing, w0, w1, w2, w3, draw, seed, ids, base, pos, out, labels):
+    """Draw the words of all columns, fill the gene table, and ask for the memory that the row is written to.
+
+    All in one loop: the words keep the vector units busy, the rest is reading and writing, and takes no time beside it.
+    """
+    for begin in range(64 * words_for(span) - AT_ONCE, -1, -AT_ONCE):
+        if placing:
+            place_genes(tokens, first, begin, min(begin + AT_ONCE, span), pool, known, ids, base, pos)
+        for c in range(first + begin, first + begin + AT_ONCE, 8):
+            prefetch(out, c)
+            prefetch(labels, c)
+        column_words(w0, w1, w2, w3, begin, draw, seed)
+
+
 @kernel
 def mask(
     begin, end, row_ptr, tokens, seen, protected, draws, mode, offset, seed, rates, settings,
-    lookup, indptr, indices, graph_ids, priorities, table_base, paces, pos, w0, w1, w2, w3, pool, masked, seed_keys,
-    looked, lanes, keys, order, spare, partners, out, attention, labels, positions,
+    ids, lookup, indptr, indices, graph_ids, priorities, table_base, rates_before, pos, w0, w1, w2, w3, pool, masked,
+    seed_keys, words, keys, order, spare, out, attention, labels, positions,
 ):  # fmt: skip
     """Mask the rows [begin, end) of a batch.
 
     Row i is tokens[row_ptr[i]:row_ptr[i + 1]], written into row i of the outputs, padded on the right. ``seen``,
     ``protected`` (1: attended to, 1: never masked) and ``priorities`` lie like ``tokens``; these, ``graph_ids`` and the
     output ``attention`` may be empty. A priority takes the place of w0, or of w1 where the strategy is SAMPLED.
-    ``lookup``, ``indptr`` and ``indices`` hold one table, or several one behind the other, of which ``graph_ids`` names
-    each row's. ``table_base`` and ``paces`` (one element each) are kept for the next call. Returns the first row that
-    holds a token outside the vocabulary, or −1.
+    ``ids``, ``lookup``, ``indptr`` and ``indices`` are what the strategy looks up (``neighbor_tables.py``); of several
+    graphs ``graph_ids`` names each row's. ``table_base`` (one element) and ``rates_before`` (two) are kept for the next
+    call. Returns the first row that holds a token outside the vocabulary, or −1.
     """
     key = np.uint64(seed)
-    base, pace = table_base[0], paces[0]
+    base = table_base[0]
     strategy, size = settings[STRATEGY], settings[SIZE]
-    tables = indptr.size // (size + 1)
-    flags = lookup.size // tables
+    tables = ids.size // (size + 1)
     bad = -1
     for row in range(begin, end):
         here = slice(row_ptr[row], row_ptr[row + 1])
@@ -91,14 +107,22 @@ def mask(
         budget = np.int64(np.floor(n * p))
         quota = np.int64(np.floor(budget * ratio))
         masked[: words_for(span)] = U0
+        table = graph_ids[row] if graph_ids.size else 0
+        placing = strategy == CORRMASK and quota > 0 and 0 <= table < tables
+        numbers = ids[table * (size + 1) : (table + 1) * (size + 1)] if placing else ids
+        if placing and base + span > largest_entry(pos):
+            pos[:] = 0
+            base = 1
         if budget > 0:
-            column_words(w0, w1, w2, w3, span, draw, key)
+            begin_row(
+                cell, first, span, pool, known, placing, w0, w1, w2, w3, draw, key, numbers, base, pos, out[row],
+                labels[row],
+            )  # fmt: skip
             if ranks.size:
                 order_by = w1 if strategy == SAMPLED else w0
                 for r in range(span):
                     order_by[r] = np.uint32(ranks[first + r])
             count = 0
-            table = graph_ids[row] if graph_ids.size else 0
             if quota == 0 or strategy == RANDOM or strategy == SAMPLED:
                 pass
             elif strategy == SPAN:
@@ -107,17 +131,11 @@ def mask(
                 count = add_runs(
                     cell, first, span, pool, known, masked, w0, quota, size, lookup, seed_keys, order, spare
                 )
-            elif strategy == CORRMASK and 0 <= table < tables:
-                if base + span > largest_entry(pos):
-                    pos[:] = 0
-                    base = 1
-                place_genes(cell, first, span, pool, known, base, pos)
-                count, pace = expand_seeds(
-                    cell, first, span, pool, masked, w0, n, quota, draw, key,
-                    lookup[table * flags : (table + 1) * flags],
-                    indptr[table * (size + 1) : (table + 1) * (size + 1)], indices,
-                    min(settings[PARTNERS], settings[DEGREE]), base, pos, pace, seed_keys, looked, lanes, keys, order,
-                    spare, partners,
+            elif placing:
+                count = expand_seeds(
+                    cell, first, span, pool, masked, w0, n, quota, draw, key, numbers, indptr, indices,
+                    min(settings[PARTNERS], settings[DEGREE]), base, pos, rates_before, seed_keys, words, keys, order,
+                    spare,
                 )  # fmt: skip
             for i in range(words_for(span)):
                 pool[i] &= ~masked[i]
@@ -127,5 +145,5 @@ def mask(
             attention[row] if attention.size else attention[0], positions[row], order,
         )  # fmt: skip
         base += span
-    table_base[0], paces[0] = base, pace
+    table_base[0] = base
     return bad

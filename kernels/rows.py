@@ -130,10 +130,10 @@ def row_draw(tokens, first, maskable, span, row, draws, mode, offset):
     return mix(row_content(tokens, first, maskable, span) + np.uint64(draws[0]))
 
 
-@stage
-def column_words(w0, w1, w2, w3, span, draw, seed):
-    """Fill the words of the columns 0 … span − 1, rounded up to 64."""
-    fill_words(w0, w1, w2, w3, 64 * words_for(span), draw & LOW, draw >> S32, seed & LOW, seed >> S32)
+@inline
+def column_words(w0, w1, w2, w3, begin, draw, seed):
+    """Fill the words of AT_ONCE columns from ``begin`` on."""
+    fill_words(w0, w1, w2, w3, begin, draw & LOW, draw >> S32, seed & LOW, seed >> S32)
 
 
 @inline

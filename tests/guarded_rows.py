@@ -153,8 +153,9 @@ def mask_guarded(guards: Guards, rules: RowRules, entry: type, batch: list[np.nd
     given = {name: guards.hold(name, array, filled=name != "attention") for name, array in more.items()}
     hold = guards.hold
     rules = RowRules(
-        hold("lookup", rules.lookup), hold("indptr", rules.indptr), hold("indices", rules.indices.astype(index)),
-        hold("settings", rules.settings), hold("seed", rules.seed), rules.scratch,
+        hold("ids", rules.ids.astype(index)), hold("lookup", rules.lookup), hold("indptr", rules.indptr),
+        hold("indices", rules.indices.astype(index)), hold("settings", rules.settings), hold("seed", rules.seed),
+        rules.scratch,
     )  # fmt: skip
     scratch, masking._scratch = masking._scratch, GuardedScratch(guards, entry)
     try:

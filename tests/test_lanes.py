@@ -7,8 +7,8 @@ import pytest
 
 from corrmask_fast.kernels import corrmask, rows
 from corrmask_fast.kernels.jit import stage
-from corrmask_fast.kernels.lanes import LANES, NONE, smallest_keys, write_replaced
-from corrmask_fast.kernels.layout import FEW
+from corrmask_fast.kernels.lanes import AT_ONCE, neighbor_words, smallest_by_rank, write_replaced
+from corrmask_fast.masking.neighbor_tables import number_connected
 from corrmask_fast.reference import words
 
 SEED, DRAW = 0xFEDCBA9876543210, 0x0123456789ABCDEF
@@ -20,10 +20,20 @@ def key_of(column, j):
 
 
 @stage
-def call_smallest_keys(looked, base, blocks, lanes, draw, seed, out, at):
+def call_column_words(w0, w1, w2, w3, begin, draw, seed):
+    rows.column_words(w0, w1, w2, w3, begin, draw, seed)
+
+
+@stage
+def call_neighbor_words(column, size, draw, seed, out):
     low = np.uint64(2**32 - 1)
     half = np.uint64(32)
-    smallest_keys(looked, base, blocks, lanes, draw & low, draw >> half, seed & low, seed >> half, out, at)
+    neighbor_words(column, size, draw & low, draw >> half, seed & low, seed >> half, out)
+
+
+@stage
+def call_smallest_by_rank(keys, n, most):
+    return smallest_by_rank(keys, n, most)
 
 
 @stage
@@ -33,117 +43,94 @@ def call_write_replaced(tokens, first, size, masked, w2, w3, numbers, out, label
     )
 
 
-@pytest.mark.parametrize("span", [1, 63, 64, 200])
-def test_words_of_all_columns(span):
-    arrays = [np.zeros(256, np.uint32) for _ in range(4)]
-    rows.column_words(*arrays, span, np.uint64(DRAW), np.uint64(SEED))
-    for r in range(span):
+@pytest.mark.parametrize("begin", [0, 32, 96])
+def test_words_of_columns(begin):
+    arrays = [np.zeros(160, np.uint32) for _ in range(4)]
+    call_column_words(*arrays, begin, np.uint64(DRAW), np.uint64(SEED))
+    for r in range(begin, begin + AT_ONCE):
         assert tuple(int(array[r]) for array in arrays) == words(SEED, DRAW, r, 0)
+    assert not any(array[:begin].any() or array[begin + AT_ONCE :].any() for array in arrays)
 
 
-@pytest.mark.parametrize("entry", [np.uint16, np.int32])
-@pytest.mark.parametrize("blocks", [0, 2, 6, 32])
-@pytest.mark.parametrize("share", [0.0, 0.05, 0.5, 1.0])
-def test_smallest_keys_of_every_lane(entry, blocks, share):
-    rng = np.random.default_rng(blocks)
-    looked = np.where(rng.random(4 * LANES * blocks) < share, BASE + 7, BASE - 1).astype(entry)
-    lanes = np.concatenate([rng.integers(0, 5000, LANES), rng.integers(0, 90, LANES), np.zeros(LANES)]).astype(
-        np.uint64
-    )
-    lanes[2 * LANES :: 2] = rng.integers(2**62, 2**64, LANES // 2, np.uint64)
-    out = np.zeros(100, np.uint64)
-    call_smallest_keys(looked, BASE, blocks, lanes, np.uint64(DRAW), np.uint64(SEED), out, 3)
-    for lane in range(LANES):
-        column, first, least = (int(lanes[i * LANES + lane]) for i in range(3))
-        keys = [key_of(column, 4 * first + j) for j in range(4 * blocks) if looked[LANES * j + lane] >= BASE]
-        expected = [*sorted(key for key in keys if key >= least), *[int(NONE)] * 5][:5]
-        assert out[3 + lane : 3 + lane + 5 * LANES : LANES].tolist() == expected
-    assert not out[:3].any()
-    assert not out[43:].any()
+@pytest.mark.parametrize("size", [0, 1, 31, 32, 33, 100])
+@pytest.mark.parametrize("column", [0, 5, 4095])
+def test_words_of_neighbors(size, column):
+    out = np.zeros(160, np.uint32)
+    call_neighbor_words(np.uint64(column), size, np.uint64(DRAW), np.uint64(SEED), out)
+    assert [int(word) << 32 | j for j, word in enumerate(out[:size])] == [key_of(column, j) for j in range(size)]
+    assert not out[-(-size // 32) * 32 :].any()
+
+
+@pytest.mark.parametrize("n", [0, 1, 15, 16, 17, 50, 64])
+@pytest.mark.parametrize("most", [1, 5, 40])
+def test_smallest_keys(n, most):
+    keys = np.random.default_rng(n).integers(0, 2**64, 64, np.uint64)  # those behind n must not count
+    bits = int(call_smallest_by_rank(keys, n, most))
+    smallest = sorted(keys[:n].tolist())[:most]
+    assert [i for i in range(n) if bits >> i & 1] == [i for i in range(n) if int(keys[i]) in smallest]
 
 
 def made_up_seeds(rng, degrees, n_genes=900, entry=np.uint16):
     """A row of genes whose first ones have so many neighbours; about half of all genes are in the row."""
     indptr = np.concatenate([[0], np.cumsum(degrees), [sum(degrees)] * (n_genes - len(degrees))]).astype(np.int32)
-    indices = np.concatenate([np.sort(rng.permutation(n_genes)[:degree]) for degree in degrees]).astype(np.uint16)
+    indices = np.concatenate([np.sort(rng.permutation(n_genes)[:degree]) for degree in degrees]).astype(np.int64)
     present = np.concatenate([np.arange(len(degrees)), len(degrees) + rng.permutation(n_genes - len(degrees))[:400]])
     tokens = rng.permutation(present)
-    pos = rng.integers(0, BASE, n_genes).astype(entry)
-    pos[tokens] = BASE + np.arange(tokens.size)
-    return indptr, indices, tokens, pos
+    return indptr, indices, tokens
 
 
-@pytest.mark.parametrize("most", [1, 2, 5, 6, 40, 700])
+@pytest.mark.parametrize("share", [0.02, 0.5, 1.0])
+@pytest.mark.parametrize("most", [0, 1, 5, 6, 40, 700])
 @pytest.mark.parametrize(
-    "degrees",
-    [
-        [0],
-        [3],
-        [FEW],
-        [FEW + 1],
-        [700],
-        [1, 5, 20, 33, 64, 65, 100, 127, 128],
-        [129, 2, 600, 4, 130, 0, 128, 31, 0, 7, 8, 9],
-    ],
-    ids=str,
+    "degrees", [[3], [64], [700], [1, 5, 20, 33, 64, 65, 100, 127, 128], [129, 2, 600, 4, 130, 128, 31, 7]], ids=str
 )
-def test_partners_are_the_first_by_key_and_place(degrees, most):
-    """Lone seeds, groups of eight and fewer, hubs between them, more partners than one pass finds."""
-    indptr, indices, tokens, pos = made_up_seeds(np.random.default_rng(len(degrees) + most), degrees)
+def test_seeds_and_partners_in_order(degrees, most, share):
+    """Any quota cuts where the reference would, whatever share of neighbours is expected to be there."""
+    rng = np.random.default_rng(len(degrees) + most)
+    indptr, indices, tokens = made_up_seeds(rng, degrees)
     column_of = {int(gene): column for column, gene in enumerate(tokens)}
-    at = 3
-    seed_keys = np.zeros(at + len(degrees), np.uint64)
-    seed_keys[at:] = [(i << 32) | column_of[i] for i in range(len(degrees))]
-    partners = np.full(len(degrees) * most, -7, np.int32)
-    corrmask.find_partners(
-        at, len(degrees), tokens, 0, seed_keys, np.uint64(DRAW), np.uint64(SEED), indptr, indices, most, BASE, pos,
-        np.full(4000, 2**16 - 1, np.uint16), np.zeros(24, np.uint64), np.zeros(8 * (most + 5), np.uint64),
-        np.zeros(128, np.uint64), np.zeros(128, np.uint64), partners,
-    )  # fmt: skip
+    # Neighbours have numbers of their own here: each gene has one neighbour at least.
+    indptr[len(degrees) + 1 :] += np.arange(1, indptr.size - len(degrees), dtype=np.int32)
+    indices = np.concatenate([indices, np.zeros(900 - len(degrees), np.int64)])
+    table = number_connected(indptr, indices, 900)
+    pos = rng.integers(0, BASE, 901).astype(np.uint16)
+    pos[table.ids[tokens]] = BASE + np.arange(tokens.size)
+    seed_keys = np.array([(i << 32) | column_of[i] for i in range(len(degrees))], np.uint64)
+    order: list[int] = []
+    used_at = []
     for i, degree in enumerate(degrees):
-        neighbors = indices[indptr[i] : indptr[i + 1]]
-        keyed = sorted((key_of(column_of[i], j), column_of[int(neighbors[j])])
-                       for j in range(degree) if int(neighbors[j]) in column_of)  # fmt: skip
-        expected = [column for _, column in keyed[:most]]
-        assert partners[most * i : most * i + len(expected)].tolist() == expected
-        assert len(expected) == most or partners[most * i + len(expected)] == -1
+        neighbors = indices[indptr[i] : indptr[i] + degree].tolist()
+        keyed = sorted((key_of(column_of[i], j), column_of[g]) for j, g in enumerate(neighbors) if g in column_of)
+        for column in [column_of[i], *(column for _, column in keyed[:most])]:
+            if column not in order:
+                order.append(column)
+                used_at.append(i + 1)
+    scratch = np.zeros(800, np.uint32), np.zeros(800, np.uint64), np.zeros(800, np.uint64), np.zeros(2, np.uint64)
+    for quota in {1, 2, 3, len(order) // 2 + 1, len(order), len(order) + 1}:
+        masked = np.zeros(-(-tokens.size // 64), np.uint64)
+        got = corrmask.add_seeds(
+            len(degrees), tokens, 0, masked, quota, 0, np.uint64(DRAW), np.uint64(SEED), *table, most, share, BASE,
+            pos, seed_keys, *scratch,
+        )  # fmt: skip
+        expected = order[:quota]
+        assert got == (len(expected), used_at[quota - 1] if quota <= len(order) else len(degrees))
+        bits = np.unpackbits(masked.view(np.uint8), bitorder="little")
+        assert np.flatnonzero(bits).tolist() == sorted(expected)
 
 
-def test_equal_words_of_a_hub_go_by_place():
-    """Words of two neighbours tie in one of 2**32 pairs; here by hand, in the lists of different lanes."""
-    blocks, length, most = 2, 5, 7
-    keys = np.full(LANES * length, NONE)
-    listed = [(5, 2, 17), (9, 1, 9), (5, 0, 3), (9, 7, 62), (5, 1, 8), (8, 2, 16), (9, 2, 20)]  # word, lane, place
-    for word, lane, j in sorted(listed):
-        slot = lane + LANES * next(i for i in range(length) if keys[LANES * i + lane] == NONE)
-        keys[slot] = word << 32 | j
-    looked = (BASE + np.arange(4 * LANES * blocks)).astype(np.uint16)
-    partners = np.zeros(most, np.int32)
-    corrmask.merge_lanes(blocks, most, length, BASE, looked, np.zeros(24, np.uint64), keys, partners, 0)
-    assert partners.tolist() == [LANES * (j % 8) + lane for _, j, lane in sorted((w, j, lane) for w, lane, j in listed)]
-
-
-@pytest.mark.parametrize("most", [0, 1, 3])
-@pytest.mark.parametrize("quota", range(1, 12))
-def test_the_quota_cuts_anywhere(most, quota):
-    rng = np.random.default_rng(10 * quota + most)
-    seeds, at = 6, 2
-    columns = rng.integers(0, 12, at + seeds)  # few columns: many are in already
-    partners = np.where(rng.random((seeds, most)) < 0.8, rng.integers(0, 12, (seeds, most)), -1).astype(np.int32)
-    expected, used = [], 0
-    for i in range(seeds):
-        used += 1
-        alive = partners[i].tolist()
-        alive = alive[: alive.index(-1)] if -1 in alive else alive
-        for column in [int(columns[at + i]), *alive]:
-            if len(expected) < quota and column not in expected:
-                expected.append(column)
-        if len(expected) == quota:
-            break
-    masked = np.zeros(2, np.uint64)
-    got = corrmask.add_seeds(at, seeds, columns.astype(np.uint64), most, partners.reshape(-1), quota, 0, masked)
-    assert got == (len(expected), used)
-    assert [b for b in range(64) if int(masked[0]) >> b & 1] == sorted(expected)
+def test_numbers_of_connected_genes_in_stacked_graphs():
+    """The second graph's numbers follow the first's, and name the same genes' neighbours."""
+    first, second = [[2], [], [0, 3], [2]], [[1], [0], [], []]
+    rows_of = first + second
+    indptr = np.array([0, 1, 1, 3, 4, 4, 5, 6, 6, 6], np.int32)
+    table = number_connected(indptr, np.array([2, 0, 3, 2, 1, 0]), 4)
+    assert table.ids.tolist() == [1, 0, 2, 3, 0, 4, 5, 0, 0, 0]
+    assert table.ids.dtype == table.indices.dtype == np.uint16
+    genes = np.flatnonzero(table.ids)
+    for number, gene in enumerate(genes, start=1):
+        graph, token = divmod(int(gene), 5)
+        neighbors = table.indices[table.indptr[number] : table.indptr[number + 1]]
+        assert [int(genes[other - 1]) - 5 * graph for other in neighbors] == rows_of[4 * graph + token]
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.int64])

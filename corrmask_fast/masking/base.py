@@ -352,13 +352,10 @@ class Masker(nn.Module):
                     f"this masker lies on {self.neighbor_indptr.device}; masking on the CPU needs masker.to('cpu') "
                     "(a collator masks on the CPU: give it a masker of its own)"
                 )
-            # Half the bytes, where they suffice: the table is far larger than the cache.
-            narrow = np.uint16 if self.vocabulary.size <= 2**16 else np.int32
-            indices = self.neighbor_indices.numpy().astype(narrow)
             rules = RowRules.make(
                 self.neighbor_lookup.numpy(),
                 self.neighbor_indptr.numpy(),
-                indices,
+                self.neighbor_indices.numpy(),
                 self._settings,
                 self.seed_bits.numpy(),
             )

@@ -4,6 +4,7 @@ CorrMask    a dependency graph, or several one behind the other:
 indptr      (graphs · (V + 1),)   of graph g from g · (V + 1) on
 indices     all neighbours; ``indptr`` counts through all graphs
 lookup      (graphs · W,) words of 64 bits, W = V / 64 rounded up: which genes have neighbours
+            The CPU kernels go by numbers of these genes alone (``number_connected``): a small table is quickly read.
 PMI         ordered pairs of tokens: u is followed by v
 lookup      a head for each u (for each 65 536 possible v, where the vocabulary has more), then buckets of 4 words:
                 head       (first word of u's buckets << 32) | 4 · (their number − 1); the number is a power of two
@@ -55,6 +56,30 @@ def table_of_graphs(graphs: Sequence[DependencyGraph]) -> NeighborTable:
         max(int(graph.degrees.max(initial=0)) for graph in graphs),
         fingerprints[0] if len(graphs) == 1 else both,
         len(graphs),
+    )
+
+
+class Connected(NamedTuple):
+    """Dependency graphs as the CPU kernels take them: only genes with neighbours have a number, from 1 on."""
+
+    ids: np.ndarray  # (graphs · (V + 1),): the number of each gene, 0 without neighbours; 0 behind each graph's genes
+    indptr: np.ndarray  # (numbers + 2,): number 0 has no neighbours
+    indices: np.ndarray  # numbers
+
+
+def number_connected(indptr: np.ndarray, indices: np.ndarray, size: int) -> Connected:
+    """Give genes with neighbours numbers, those of each of the stacked graphs behind the ones before."""
+    graphs = indptr.size // (size + 1)
+    starts = indptr.reshape(graphs, size + 1)
+    connected = np.zeros((graphs, size + 1), np.bool_)
+    connected[:, :-1] = starts[:, 1:] > starts[:, :-1]
+    number = np.where(connected, np.cumsum(connected).reshape(graphs, size + 1), 0)
+    narrow = np.uint16 if int(connected.sum()) < 2**16 else np.int32  # half the bytes, where they suffice
+    graph = np.repeat(np.arange(graphs), starts[:, -1] - starts[:, 0])
+    return Connected(
+        number.astype(narrow).reshape(-1),
+        np.concatenate([starts[:1, 0], starts[connected], starts[-1:, -1]]),
+        number[graph, indices].astype(narrow),
     )
 
 

@@ -11,28 +11,20 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from corrmask_fast.errors import InputError
-from corrmask_fast.kernels.layout import (
-    BATCH,
-    CORRMASK,
-    DEGREE,
-    FEW,
-    KEPT,
-    LANES,
-    P_HI,
-    PARTNERS,
-    SIZE,
-    STRATEGY,
-    WIDE,
-)  # fmt: skip
+from corrmask_fast.kernels.layout import CORRMASK, DEGREE, P_HI, SIZE, STRATEGY
+from corrmask_fast.masking.neighbor_tables import number_connected
 from corrmask_fast.threads import run_ranges
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from corrmask_fast.cells.vocabulary import Vocabulary
+    from corrmask_fast.masking.neighbor_tables import Connected
 
 NOTHING = np.empty(0, np.uint8)
 NO_NUMBERS = np.empty(0, np.int64)
+NO_IDS = np.empty(0, np.uint16)
+NO_LOOKUP = np.empty(0, np.uint64)
 NO_OUTPUT = np.empty((1, 0), np.int64)
 # A thread must have enough to do to be worth waking: about a tenth of a millisecond.
 TOKENS_A_THREAD = 32_768
@@ -49,22 +41,32 @@ class Draws(NamedTuple):
 class RowRules(NamedTuple):
     """Everything that decides a row's mask but its rates and its draw, as the kernels take it."""
 
-    lookup: np.ndarray  # uint64: bits of what the table holds, see neighbor_tables.py
-    indptr: np.ndarray  # (tables · (V + 1),) int32 or int64: the neighbour table, or several
+    ids: np.ndarray  # (graphs · (V + 1),) uint16 or int32: the numbers of genes with neighbours, see neighbor_tables.py
+    lookup: np.ndarray  # uint64: buckets of pairs, see neighbor_tables.py
+    indptr: np.ndarray  # int32 or int64: the neighbours of each number
     indices: np.ndarray  # uint16 or int32
     settings: np.ndarray  # int64, see kernels/layout.py
     seed: np.ndarray  # (1,) int64, the bits of the seed
-    scratch: tuple[int, int, int]  # what the memory must suffice for: genes, neighbours of one, partners of one
+    scratch: tuple[int, int]  # what the memory must suffice for: numbers of genes, neighbours of one
 
     @classmethod
     def make(
-        cls, lookup: np.ndarray, indptr: np.ndarray, indices: np.ndarray, settings: Sequence[int], seed: np.ndarray
+        cls,
+        lookup: np.ndarray,
+        indptr: np.ndarray,
+        indices: np.ndarray,
+        settings: Sequence[int],
+        seed: np.ndarray,
+        table: Connected | None = None,
     ) -> RowRules:
-        """Collect the rules of a masker."""
-        scratch = (0, 0, 0)
-        if settings[STRATEGY] == CORRMASK:
-            scratch = settings[SIZE], settings[DEGREE], min(settings[PARTNERS], settings[DEGREE])
-        return cls(lookup.view(np.uint64), indptr, indices, np.array(settings, np.int64), seed, scratch)
+        """Collect the rules of a masker; ``table`` is what its graphs come to, where that is known already."""
+        constants = np.array(settings, np.int64), seed
+        if settings[STRATEGY] != CORRMASK:
+            return cls(NO_IDS, lookup.view(np.uint64), indptr, NO_IDS, *constants, (0, 0))
+        table = number_connected(indptr, indices, settings[SIZE]) if table is None else table
+        return cls(
+            table.ids, NO_LOOKUP, table.indptr, table.indices, *constants, (table.indptr.size - 1, settings[DEGREE])
+        )
 
     @staticmethod
     def settings_of(
@@ -86,33 +88,31 @@ class RowRules(NamedTuple):
 class _Scratch(threading.local):
     """Memory that a thread keeps for its next rows; it only ever grows."""
 
-    sizes: tuple[int, ...] = (0, 0, 0, 0)
+    sizes: tuple[int, ...] = (0, 0, 0)
     arrays: tuple[np.ndarray, ...] = ()
 
     def ready(self, rules: RowRules, columns: int) -> tuple[np.ndarray, ...]:
         """Return the arrays for rows of up to ``columns`` columns, in the kernel's order."""
         needed = *rules.scratch, columns
         if not self.arrays or any(map(operator.lt, self.sizes, needed)):
-            sizes = genes, degree, most, width = tuple(map(max, self.sizes, needed))
-            padded = -(-width // 64) * 64 + 64
+            sizes = genes, degree, width = tuple(map(max, self.sizes, needed))
+            padded, neighbors = (-(-size // 64) * 64 + 64 for size in (width, degree))
             # The smaller the gene table, the more of it stays in the first cache.
             entry = np.uint16 if padded < 2**16 else np.int32
-            self.sizes = (0, 0, 0, 0)  # nothing is claimed before all the memory is there
+            self.sizes = (0, 0, 0)  # nothing is claimed before all the memory is there
             self.arrays = (
                 np.ones(1, np.int64),  # table_base: entries of the gene table below it are left from earlier rows
-                np.full(1, 2.0),  # paces: columns masked for each one looked at as a seed, in the rows before
-                # pos, for every bit of lookup: a token of no vocabulary is looked up at the last one
-                np.zeros(-(-genes // 64) * 64, entry),
+                # rates of the rows before: columns masked for each one looked at as a seed, neighbours in the cell
+                np.array([2.0, 0.5]),
+                np.zeros(genes, entry),  # pos
                 *(np.empty(padded, np.uint32) for _ in range(4)),  # w0 w1 w2 w3
                 np.empty(padded // 64, np.uint64),  # pool
                 np.empty(padded // 64, np.uint64),  # masked
                 np.empty(padded, np.uint64),  # seed_keys
-                np.empty(max(LANES * FEW, degree + 8 * LANES), entry),  # looked: eight lanes, their ends rounded up
-                np.empty(3 * LANES, np.uint64),  # lanes
-                np.empty(LANES * (most + KEPT), np.uint64),  # keys
-                np.empty(max(padded, 128), np.uint64),  # order
+                np.empty(neighbors, np.uint32),  # words of a seed's neighbours
+                np.empty(neighbors, np.uint64),  # keys of those in the cell
+                np.empty(max(padded, neighbors), np.uint64),  # order
                 np.empty(max(padded, 128), np.uint64),  # spare
-                np.empty(max(BATCH * WIDE, LANES * most), np.int32),  # partners
             )
             self.sizes = sizes
         return self.arrays
@@ -172,7 +172,7 @@ def mask_rows(
         # The kernel itself writes what is kept for the next call: an interrupt behind it loses nothing.
         return mask(
             begin, end, row_ptr, tokens, seen, protected, draws.values, draws.mode, draws.offset, rules.seed[0], rates,
-            rules.settings, rules.lookup, rules.indptr, rules.indices, graph_ids, priorities,
+            rules.settings, rules.ids, rules.lookup, rules.indptr, rules.indices, graph_ids, priorities,
             *_scratch.ready(rules, columns),
             out, attention, labels, positions,
         )  # fmt: skip

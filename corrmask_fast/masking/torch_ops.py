@@ -9,8 +9,9 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from corrmask_fast.kernels.layout import SIZE
+from corrmask_fast.kernels.layout import CORRMASK, SIZE, STRATEGY
 from corrmask_fast.masking.buffers import empty
+from corrmask_fast.masking.neighbor_tables import Connected, number_connected
 from corrmask_fast.masking.rows import (
     NOTHING,
     Draws,
@@ -22,6 +23,8 @@ from corrmask_fast.masking.rows import (
 )
 
 __all__ = ["mask", "mask_on_cpu", "mask_on_device"]
+
+TABLES_KEPT = 4  # of maskers that are called as operators
 
 Result = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -50,7 +53,7 @@ def mask_on_cpu(
     if graph_ids is not None:
         numbers = graph_ids.contiguous().numpy()
         more["graph_ids"] = (
-            check_graph_ids(numbers, rules.indptr.size // (int(rules.settings[SIZE]) + 1)) if validate else numbers
+            check_graph_ids(numbers, rules.ids.size // (int(rules.settings[SIZE]) + 1)) if validate else numbers
         )
     if priorities is not None:
         ranks = priorities.contiguous().numpy()
@@ -81,6 +84,22 @@ def _as_bytes(mask: torch.Tensor | None) -> np.ndarray:
     return (mask if mask.dtype == torch.bool else mask != 0).contiguous().view(torch.uint8).numpy().reshape(-1)
 
 
+_tables: dict[tuple[int, ...], tuple[Connected, np.ndarray, np.ndarray]] = {}
+
+
+def _connected(indptr: np.ndarray, indices: np.ndarray, size: int) -> Connected:
+    """Return number_connected of a masker's buffers, made once: an operator is given the buffers alone, at each call.
+
+    What was made of other memory is known by its address, which is not given to others as long as it is kept here.
+    """
+    key = (indptr.ctypes.data, indptr.size, indices.ctypes.data, indices.size, size)
+    if key not in _tables:
+        while len(_tables) >= TABLES_KEPT:
+            _tables.pop(next(iter(_tables)), None)
+        _tables[key] = number_connected(indptr, indices, size), indptr, indices
+    return _tables[key][0]
+
+
 @torch.library.custom_op("corrmask_fast::mask", mutates_args=())
 def mask(
     input_ids: torch.Tensor,
@@ -101,9 +120,9 @@ def mask(
     validate: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Mask a padded batch (SPEC 4 and 5): (input_ids, labels, masked_positions)."""
-    rules = RowRules.make(
-        neighbor_lookup.numpy(), neighbor_indptr.numpy(), neighbor_indices.numpy(), settings, seed_bits.numpy()
-    )
+    indptr, indices = neighbor_indptr.numpy(), neighbor_indices.numpy()
+    table = _connected(indptr, indices, settings[SIZE]) if settings[STRATEGY] == CORRMASK else None
+    rules = RowRules.make(neighbor_lookup.numpy(), indptr, indices, settings, seed_bits.numpy(), table)
     return mask_on_cpu(
         rules,
         rate_bits.numpy().view(np.float64),
