@@ -13,7 +13,7 @@ import torch
 from corrmask_fast import Corpus, FineTuning, InputError, Vocabulary, annotate_cells, classify_genes
 from corrmask_fast.cells.corpus_io import write_corpus
 from corrmask_fast.cli.main import main
-from corrmask_fast.evaluation.fine_tuning import UNLABELLED, Labeller, load_encoder, padded_cells
+from corrmask_fast.evaluation.fine_tuning import UNLABELLED, Labeller, load_encoder, padded_cells, usable_length
 from corrmask_fast.evaluation.gene_classification import _genes_in_cells, read_gene_labels
 
 transformers = pytest.importorskip("transformers")
@@ -130,6 +130,17 @@ def test_cells_that_are_cut_keep_their_end_token(v2_corpus):
         padded_cells(v2_corpus, np.arange(3), 2)
 
 
+@pytest.mark.parametrize(("positions", "longest"), [(64, 5), (None, 5), (4, 4)])
+def test_a_model_sees_as_many_genes_as_in_training(v2_corpus, positions, longest):
+    corpus = Corpus(v2_corpus.indptr, v2_corpus.tokens, v2_corpus.vocabulary, max_length=3)  # genes
+    encoder = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=positions))
+    assert usable_length(encoder, corpus, None) == longest  # tokens
+    assert usable_length(encoder, corpus, 3) == 3
+    ids, _ = padded_cells(corpus, np.array([0]), longest)
+    assert ids[0, -1] == 3
+    assert longest == positions or ids[0].tolist() == corpus.gather_for_training(np.array([0]))[1].tolist()
+
+
 @pytest.fixture(scope="module")
 def v2_corpus():
     """Cells of three genes, of one and of none, over a vocabulary with ``<cls>`` and ``<eos>``."""
@@ -182,6 +193,7 @@ def test_classes_drawn_by_lot_are_not_told_apart(typed_corpus, model, gene_label
     [
         ("gene,label\nA,yes\nB,no\n", {"A": "yes", "B": "no"}),
         ("id\tname\tlow\thigh\nA\tx1\tYes\t\nB\tx2\t\tYes\n", {"A": "low", "B": "high"}),
+        ("\r\ngene\tlabel\r\n\t\r\nA\tyes\r\n\r\nB\tno\r\n\r\n", {"A": "yes", "B": "no"}),
     ],
 )
 def test_both_forms_of_gene_lists_are_read(tmp_path, text, labels):
@@ -194,8 +206,10 @@ def test_both_forms_of_gene_lists_are_read(tmp_path, text, labels):
     [
         ("gene,label\n", "has no genes"),
         ("gene,label\nA,x\nA,y\n", "line 3: gene 'A' has two classes"),
-        ("gene,label\nA,\n", "line 2: gene 'A' has 1 classes"),
+        ("gene,label\n\nA,x\n\nB,\n", "line 5: gene 'B' has no class"),
+        ('gene,label\n"A\nalias",x\nB,\n', "line 4: gene 'B' has no class"),
         ("gene,low,high\nA,Yes,Yes\n", "line 2: gene 'A' has 2 classes"),
+        ("gene,label\nA," + "x" * 200_000, "is no table in text: field larger than field limit"),
     ],
 )
 def test_bad_gene_lists_are_refused(tmp_path, text, message):
@@ -224,6 +238,18 @@ def test_a_pickled_checkpoint_is_refused(typed_corpus, model, tmp_path):
     torch.save({}, tmp_path / "pytorch_model.bin")
     with pytest.raises(InputError, match=r"must be a \.safetensors file"):
         load_encoder(tmp_path, typed_corpus.vocabulary)
+
+
+@pytest.mark.parametrize("share", [0, 0.5])
+def test_damaged_weights_are_refused(typed_corpus, model, tmp_path, fails, share):
+    shutil.copytree(model, tmp_path / "model")
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[: int(share * weights.stat().st_size)])
+    with pytest.raises(InputError, match=r"the weights at .*model are damaged or cut short"):
+        load_encoder(tmp_path / "model", typed_corpus.vocabulary)
+    write_corpus(typed_corpus, tmp_path / "cells.dataset")
+    err = fails("evaluate", "cells", tmp_path / "model", tmp_path / "cells.dataset", "--no-progress")
+    assert f"the weights at {tmp_path}/model are damaged" in err
 
 
 def test_a_model_of_other_genes_is_refused(typed_corpus, model, tmp_path):

@@ -39,6 +39,7 @@ def test_second_generation():
     genes = Vocabulary.from_token_dictionary(V2)
     assert (genes.size, genes.gene_range, genes.max_length) == (6, (4, 6), 4096)
     assert (genes.cls_token_id, genes.eos_token_id, genes.special_token_ids) == (2, 3, (0, 1, 2, 3))
+    assert genes.n_surrounding == 2
 
 
 def test_special_tokens_may_stand_behind_the_genes():

@@ -337,7 +337,7 @@ def with_special_tokens(
     Genes that no longer fit ``max_length`` tokens are cut off; there, no more fit than the vocabulary's own.
     """
     cls, eos = (-1 if token is None else token for token in (vocabulary.cls_token_id, vocabulary.eos_token_id))
-    added = (cls >= 0) + (eos >= 0)
+    added = vocabulary.n_surrounding
     if not added and max_length is None:
         return indptr, tokens
     most = vocabulary.max_length if added else tokens.size

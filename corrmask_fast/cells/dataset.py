@@ -114,7 +114,7 @@ class CorpusDataset(Dataset[dict[str, np.ndarray]]):
         Up to two too many where a stored cell holds special tokens.
         """
         corpus, vocabulary = self.corpus, self.corpus.vocabulary
-        added = sum(token is not None for token in (vocabulary.cls_token_id, vocabulary.eos_token_id))
+        added = vocabulary.n_surrounding
         longest = vocabulary.max_length if added else corpus.max_length
         return np.minimum(np.minimum(corpus.lengths, corpus.max_length) + added, longest)
 

@@ -207,8 +207,7 @@ def _source(medians: Medians | None) -> str:
 
 
 def _check_length(max_length: int | None, vocabulary: Vocabulary) -> int:
-    specials = sum(token is not None for token in (vocabulary.cls_token_id, vocabulary.eos_token_id))
-    longest = vocabulary.max_length - specials
+    longest = vocabulary.max_length - vocabulary.n_surrounding
     return longest if max_length is None else check_integer("max_length", max_length, 1, longest)
 
 

@@ -156,6 +156,11 @@ class Vocabulary:
         """Id of ``<eos>``, or None (V1)."""
         return self._ids.get("<eos>")
 
+    @property
+    def n_surrounding(self) -> int:
+        """How many tokens a cell in training has besides its genes: ``<cls>`` before, ``<eos>`` behind; V1: none."""
+        return sum(token is not None for token in (self.cls_token_id, self.eos_token_id))
+
     @cached_property
     def special_token_ids(self) -> tuple[int, ...]:
         """Ids of all special tokens, ascending: these are never masked."""

@@ -68,7 +68,10 @@ def _add_training(parser: argparse.ArgumentParser, *, epochs: int) -> None:
     setting(parser, "--learning-rate", 5e-5, "RATE", "of the first step; it falls linearly to 0")
     setting(parser, "--frozen-layers", 0, "N", "layers that keep their weights; -1: train the head alone")
     parser.add_argument(
-        "--max-length", type=int, metavar="N", help="cut cells to N genes (default: all the model sees)"
+        "--max-length",
+        type=int,
+        metavar="N",
+        help="cut cells to N tokens, <cls> and <eos> included (default: all the model sees)",
     )
     setting(parser, "--seed", 0, "N", "of splits, head and order")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="default: %(default)s")

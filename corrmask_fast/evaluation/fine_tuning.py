@@ -150,6 +150,8 @@ def load_encoder(path: str | os.PathLike[str], vocabulary: Vocabulary) -> nn.Mod
         Vocabulary.load(dictionary).check_same(vocabulary, f"the model at {path}", "the corpus")
     # The pooler, where there is one, is not used; its absence needs no warning.
     options = {"add_pooling_layer": False} if config.model_type in {"bert", "roberta"} else {}
+    from safetensors import SafetensorError
+
     # Safetensors alone: other formats of weights are pickles, and a pickle can run code.
     try:
         with _quiet(transformers.logging):
@@ -160,6 +162,10 @@ def load_encoder(path: str | os.PathLike[str], vocabulary: Vocabulary) -> nn.Mod
         raise InputError(
             f"cannot load the weights at {path}: {error}; they must be a .safetensors file "
             "(model.save_pretrained(path, safe_serialization=True) converts)"
+        ) from error
+    except SafetensorError as error:
+        raise InputError(
+            f"the weights at {path} are damaged or cut short ({error}); copy or download the checkpoint again"
         ) from error
 
 
@@ -177,10 +183,11 @@ def _quiet(logging: Any) -> Iterator[None]:
 
 
 def usable_length(encoder: nn.Module, corpus: Corpus, max_length: int | None) -> int:
-    """Return how many tokens of a cell the model can see."""
+    """Return how many tokens of a cell the model can see, ``<cls>`` and ``<eos>`` included."""
     config: Any = encoder.config
-    positions = getattr(config, "max_position_embeddings", None) or corpus.max_length
-    return min(positions, corpus.max_length, max_length or positions)
+    longest = corpus.max_length + corpus.vocabulary.n_surrounding  # the corpus counts genes
+    positions = getattr(config, "max_position_embeddings", None) or longest
+    return min(positions, longest, max_length or positions)
 
 
 def padded_cells(corpus: Corpus, rows: np.ndarray, length: int) -> tuple[torch.Tensor, torch.Tensor]:

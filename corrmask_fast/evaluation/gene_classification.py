@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -239,32 +240,33 @@ def read_gene_labels(path: str | os.PathLike[str]) -> dict[str, str]:
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
+        head, _, _ = text.lstrip("\n").partition("\n")
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if "\t" in head else ",")
+        table = [(reader.line_num, cells) for row in reader if any(cells := [cell.strip() for cell in row])]
+    except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(
-            f"{path} is no text file: {error}; give a CSV file with a column of genes and one of labels"
+            f"{path} is no table in text: {error}; give a CSV file with a column of genes and one of labels"
         ) from error
-    head, _, _ = text.partition("\n")
-    table = list(csv.reader(text.splitlines(), delimiter="\t" if "\t" in head else ","))
     if len(table) < 2:
         raise InputError(f"{path} has no genes; it must be a table with a header and a line for each gene")
-    names = [name.strip() for name in table[0]]
-    rows = [[*row, *[""] * len(names)][: len(names)] for row in table[1:] if any(row)]
+    (_, names), *lines = table
+    rows = [[*row, *[""] * len(names)][: len(names)] for _, row in lines]
     marked = [
         j
         for j in range(1, len(names))
-        if {row[j].strip().lower() for row in rows} <= YES | NO and any(row[j].strip().lower() in YES for row in rows)
+        if {row[j].lower() for row in rows} <= YES | NO and any(row[j].lower() in YES for row in rows)
     ]
     found: dict[str, str] = {}
-    for line, row in enumerate(rows, 2):
+    for (line, _), row in zip(lines, rows, strict=True):
         if "label" in names:
-            own = [row[names.index("label")].strip()]
+            own = [label for label in [row[names.index("label")]] if label]
         else:
-            own = [names[j] for j in marked if row[j].strip().lower() in YES]
-        if len(own) != 1 or not own[0]:
+            own = [names[j] for j in marked if row[j].lower() in YES]
+        if len(own) != 1:
             raise InputError(
-                f"{path}, line {line}: gene {row[0]!r} has {len(own)} classes; give a column 'label', or a column for "
-                "each class that says Yes for its genes"
+                f"{path}, line {line}: gene {row[0]!r} has {f'{len(own)} classes' if own else 'no class'}; give a "
+                "column 'label', or a column for each class that says Yes for its genes"
             )
-        if found.setdefault(row[0].strip(), own[0]) != own[0]:
+        if found.setdefault(row[0], own[0]) != own[0]:
             raise InputError(f"{path}, line {line}: gene {row[0]!r} has two classes; each gene must have one")
     return found
