@@ -1,6 +1,8 @@
-"""The file of a dependency graph, or of a PMI table: ``safetensors``, with all that is no tensor in one JSON header.
+"""The file of a graph, a PMI table or an attention masker: ``safetensors``, all that is no tensor in one JSON header.
 
-    tensors    indptr  indices  rho  [rho_global]        PMI table: indptr  indices  npmi  counts
+    tensors    graph: indptr  indices  rho  [rho_global]
+               PMI table: indptr  indices  npmi  counts
+               attention masker: its weights
     header     format  version  params  vocabulary (names, symbols)  sha256 (over all else)
 
 The header stands as text in the file's metadata, under the name ``corrmask_fast``.
