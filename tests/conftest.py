@@ -7,6 +7,7 @@ import hashlib
 import importlib
 import json
 import os
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -182,6 +183,12 @@ def cli_folder(tmp_path_factory, made_up_cells) -> Path:
     tokens = {name: token for token, name in enumerate(made_up_cells.vocabulary.names)}
     (folder / "tokens.json").write_text(json.dumps(tokens))
     return folder
+
+
+@pytest.fixture(scope="session")
+def run():
+    """Run a command as a process of its own; returns what it printed and its exit code."""
+    return lambda *command: subprocess.run(list(map(str, command)), check=False, capture_output=True, text=True)
 
 
 @pytest.fixture

@@ -22,49 +22,34 @@ from corrmask_fast import (
 )
 from corrmask_fast.cli.main import main
 
-
-@pytest.fixture
-def cells(made_up_cells):
-    return made_up_cells
-
-
-@pytest.fixture
-def folder(cli_folder):
-    return cli_folder
-
-
-def run(*command):
-    return subprocess.run(list(map(str, command)), check=False, capture_output=True, text=True)
-
-
 # ------------------------------------------------------------------------------------------------------- what it does
 
 
-def test_graphs_by_group(folder, cells, capsys, fails):
-    corpus = read_corpus(folder / "cells.npz")
-    corpus.obs = {"cell_type": np.array([f"type {i}" for i in cells.cell_types])}
-    write_corpus(corpus, folder / "typed.npz")
+def test_graphs_by_group(cli_folder, made_up_cells, capsys, fails):
+    corpus = read_corpus(cli_folder / "cells.npz")
+    corpus.obs = {"cell_type": np.array([f"type {i}" for i in made_up_cells.cell_types])}
+    write_corpus(corpus, cli_folder / "typed.npz")
     given = ["--min-cooccurrence", "30", "--min-presence", "20", "--no-progress", "--by"]
-    assert main(["graph", "build", f"{folder}/typed.npz", "-o", f"{folder}/by_type", *given, "cell_type"]) == 0
+    assert main(["graph", "build", f"{cli_folder}/typed.npz", "-o", f"{cli_folder}/by_type", *given, "cell_type"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
     assert re.search(
         r"^type 0: DependencyGraph\(\d+ edges between \d+ of 120 genes\), from \d+ cells$", out, re.MULTILINE
     )
-    assert out.endswith(f"saved to {folder}/by_type: 2 graphs, and groups.csv\n")
-    graphs = build_graphs_by(read_corpus(folder / "typed.npz"), "cell_type", min_cooccurrence=30, min_presence=20)
+    assert out.endswith(f"saved to {cli_folder}/by_type: 2 graphs, and groups.csv\n")
+    graphs = build_graphs_by(read_corpus(cli_folder / "typed.npz"), "cell_type", min_cooccurrence=30, min_presence=20)
     for number, (group, graph) in enumerate(graphs.items()):
-        stored = DependencyGraph.load(folder / "by_type" / f"type_{number}.safetensors")
+        stored = DependencyGraph.load(cli_folder / "by_type" / f"type_{number}.safetensors")
         assert (group, stored.fingerprint) == (f"type {number}", graph.fingerprint)
-    again = fails("graph", "build", f"{folder}/typed.npz", "-o", f"{folder}/by_type", *given, "cell_type")
+    again = fails("graph", "build", f"{cli_folder}/typed.npz", "-o", f"{cli_folder}/by_type", *given, "cell_type")
     assert "exists already and is no empty folder" in again
     assert "no obs column 'organ'; it has 'cell_type'" in fails(
-        "graph", "build", f"{folder}/typed.npz", "-o", f"{folder}/by_organ", *given, "organ"
+        "graph", "build", f"{cli_folder}/typed.npz", "-o", f"{cli_folder}/by_organ", *given, "organ"
     )
-    assert not (folder / "by_organ").exists()
+    assert not (cli_folder / "by_organ").exists()
 
 
-def test_help_is_instant_and_has_an_example_for_each_command():
+def test_help_is_instant_and_has_an_example_for_each_command(run):
     code = (
         "import sys; from corrmask_fast.cli.main import main\n"
         "try: main(['--help'])\nexcept SystemExit as e: assert e.code == 0\n"
@@ -100,12 +85,12 @@ def test_wrong_usage_exits_with_2(arguments, capsys):
     assert "usage: corrmask-fast" in capsys.readouterr().err
 
 
-def test_graph_show_lists_partners_by_strength(folder, capsys):
-    graph = DependencyGraph.load(folder / "graph.safetensors")
+def test_graph_show_lists_partners_by_strength(cli_folder, capsys):
+    graph = DependencyGraph.load(cli_folder / "graph.safetensors")
     hub = int(graph.degrees.argmax())
     ids, rho = graph.neighbors(hub)
     name = graph.vocabulary.names[hub]
-    assert main(["graph", "show", f"{folder}/graph.safetensors", name, "-n", "2"]) == 0
+    assert main(["graph", "show", f"{cli_folder}/graph.safetensors", name, "-n", "2"]) == 0
     title, head, *lines = capsys.readouterr().out.splitlines()
     assert title == f"{name}, token {hub}: {ids.size} partners"
     assert head.split() == ["partner", "token", "rho", "rho,", "all", "cells"]
@@ -115,7 +100,7 @@ def test_graph_show_lists_partners_by_strength(folder, capsys):
     everywhere = dict(zip(graph.indices[row].tolist(), graph.rho_global[row].tolist(), strict=True))
     assert [float(line.split()[3]) for line in lines[:2]] == [round(everywhere[int(i)], 3) for i in ids[:2]]
     assert lines[2] == f"... and {ids.size - 2} more"
-    assert main(["graph", "show", f"{folder}/graph.safetensors", str(hub), "-n", "0"]) == 0
+    assert main(["graph", "show", f"{cli_folder}/graph.safetensors", str(hub), "-n", "0"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == ids.size + 2
 
 
@@ -130,10 +115,10 @@ def test_graph_show_of_a_gene_without_partners(tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[-1].split() == ["B", "3", "+1.000", "-"]
 
 
-def test_graph_info_names_size_and_parameters(folder, capsys):
-    assert main(["graph", "info", f"{folder}/graph.safetensors"]) == 0
+def test_graph_info_names_size_and_parameters(cli_folder, capsys):
+    assert main(["graph", "info", f"{cli_folder}/graph.safetensors"]) == 0
     out = capsys.readouterr().out
-    graph = DependencyGraph.load(folder / "graph.safetensors")
+    graph = DependencyGraph.load(cli_folder / "graph.safetensors")
     facts = dict(re.split(r"\s{2,}", line, maxsplit=1) for line in out.splitlines() if not line.startswith(" "))
     assert facts["edges"] == f"{graph.n_edges:,}"
     assert facts["genes it was built over"] == str(graph.params["n_genes_used"])
@@ -142,7 +127,7 @@ def test_graph_info_names_size_and_parameters(folder, capsys):
     assert "min_cooccurrence=30" in out
 
 
-def test_graph_parameters_reach_the_build(folder, tmp_path):
+def test_graph_parameters_reach_the_build(cli_folder, tmp_path):
     options = {
         "n_cells": 250, "max_length": 90, "n_neighbors": 7, "rho_min": 0.1, "min_cooccurrence": 9, "min_presence": 11,
         "max_genes": 60, "seed": 3,
@@ -150,16 +135,16 @@ def test_graph_parameters_reach_the_build(folder, tmp_path):
     given = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
     output = tmp_path / "g.safetensors"
     given += ["--no-progress", "--threads", "1"]
-    assert main(["graph", "build", f"{folder}/cells.npz", "-o", str(output), *given]) == 0
+    assert main(["graph", "build", f"{cli_folder}/cells.npz", "-o", str(output), *given]) == 0
     assert get_num_threads() == 1
     set_num_threads(None)
     params = DependencyGraph.load(output).params
     assert {name: params[name] for name in options} == options
 
 
-def test_a_whole_corpus_in_little_memory_with_a_checkpoint(folder, tmp_path, fails):
+def test_a_whole_corpus_in_little_memory_with_a_checkpoint(cli_folder, tmp_path, fails):
     output, state = tmp_path / "graph.safetensors", tmp_path / "state"
-    build = ["graph", "build", f"{folder}/cells.npz", "--min-cooccurrence", "30", "--no-progress", "--threads", "1"]
+    build = ["graph", "build", f"{cli_folder}/cells.npz", "--min-cooccurrence", "30", "--no-progress", "--threads", "1"]
     whole = [*build, "--n-cells", "all", "-o", str(output)]
     assert main(whole) == 0
     expected = output.read_bytes()
@@ -173,10 +158,10 @@ def test_a_whole_corpus_in_little_memory_with_a_checkpoint(folder, tmp_path, fai
     assert "--checkpoint is of one graph, and --by builds several; leave one of them out" in both
 
 
-def test_audit_prints_and_saves(folder, tmp_path, capsys):
+def test_audit_prints_and_saves(cli_folder, tmp_path, capsys):
     arguments = [
         "--graph",
-        f"{folder}/graph.safetensors",
+        f"{cli_folder}/graph.safetensors",
         "--epochs",
         "2",
         "--n-cells",
@@ -185,7 +170,7 @@ def test_audit_prints_and_saves(folder, tmp_path, capsys):
         "1",
     ]
     files = ["--csv", f"{tmp_path}/a.csv", "--coverage-csv", f"{tmp_path}/c.csv"]
-    assert main(["audit", f"{folder}/cells.npz", *arguments, *files, "--no-progress"]) == 0
+    assert main(["audit", f"{cli_folder}/cells.npz", *arguments, *files, "--no-progress"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
     assert out.startswith("Masking audit: 100 cells, 2 epochs")
@@ -197,19 +182,19 @@ def test_audit_prints_and_saves(folder, tmp_path, capsys):
     assert (tmp_path / "c.csv").read_text().count("\n") > 50
 
 
-def test_audit_plot(folder, tmp_path):
+def test_audit_plot(cli_folder, tmp_path):
     pytest.importorskip("matplotlib")
     plot = tmp_path / "a.png"
-    graph = ["--graph", f"{folder}/graph.safetensors"]
-    assert main(["audit", f"{folder}/cells.npz", *graph, "--plot", str(plot), "--no-progress"]) == 0
+    graph = ["--graph", f"{cli_folder}/graph.safetensors"]
+    assert main(["audit", f"{cli_folder}/cells.npz", *graph, "--plot", str(plot), "--no-progress"]) == 0
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
-def test_tokenize_build_and_audit_from_counts(cells, folder, tmp_path, capsys):
+def test_tokenize_build_and_audit_from_counts(made_up_cells, cli_folder, tmp_path, capsys):
     pytest.importorskip("anndata")
     pytest.importorskip("datasets")
-    cells.write_h5ad(tmp_path / "cells.h5ad")
-    given = ["--tokens", f"{folder}/tokens.json", "--obs", "cell_type", "--no-progress"]
+    made_up_cells.write_h5ad(tmp_path / "cells.h5ad")
+    given = ["--tokens", f"{cli_folder}/tokens.json", "--obs", "cell_type", "--no-progress"]
     assert main(["tokenize", f"{tmp_path}/cells.h5ad", f"{tmp_path}/cells.dataset", *given]) == 0
     out = capsys.readouterr().out
     assert "300 of 300 cells written" in out
@@ -221,22 +206,22 @@ def test_tokenize_build_and_audit_from_counts(cells, folder, tmp_path, capsys):
     assert main(["audit", f"{tmp_path}/cells.dataset", "--graph", f"{tmp_path}/g.safetensors", "--no-progress"]) == 0
 
 
-def test_a_corpus_without_vocabulary_takes_a_token_dictionary(cells, folder, tmp_path, fails):
-    corpus = read_corpus(folder / "cells.npz")
+def test_a_corpus_without_vocabulary_takes_a_token_dictionary(made_up_cells, cli_folder, tmp_path, fails):
+    corpus = read_corpus(cli_folder / "cells.npz")
     np.savez(tmp_path / "plain.npz", indptr=corpus.indptr, tokens=corpus.tokens)
     build = ["graph", "build", f"{tmp_path}/plain.npz", "-o", f"{tmp_path}/g.safetensors", "--min-cooccurrence", "30"]
     assert "no vocabulary is stored" in fails(*build, "--no-progress")
     assert "--symbols belongs to --vocabulary" in fails(*build, "--symbols", "s.json", "--no-progress")
     symbols = tmp_path / "symbols.json"
-    symbols.write_text(json.dumps({"RPL3": cells.gene_names[0]}))
-    given = ["--vocabulary", f"{folder}/tokens.json", "--symbols", str(symbols), "--no-progress"]
+    symbols.write_text(json.dumps({"RPL3": made_up_cells.gene_names[0]}))
+    given = ["--vocabulary", f"{cli_folder}/tokens.json", "--symbols", str(symbols), "--no-progress"]
     assert main([*build, *given]) == 0
     assert DependencyGraph.load(tmp_path / "g.safetensors").vocabulary.name_of(2) == "RPL3"
 
 
-def test_a_graph_without_edges_is_a_warning(folder, tmp_path, capsys):
+def test_a_graph_without_edges_is_a_warning(cli_folder, tmp_path, capsys):
     options = ["--rho-min", "1", "--min-cooccurrence", "1", "--no-progress"]
-    assert main(["graph", "build", f"{folder}/cells.npz", "-o", f"{tmp_path}/g.safetensors", *options]) == 0
+    assert main(["graph", "build", f"{cli_folder}/cells.npz", "-o", f"{tmp_path}/g.safetensors", *options]) == 0
     out, err = capsys.readouterr()
     assert err.startswith("corrmask-fast: warning: the graph has no edges")
     assert err.count("\n") == 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import subprocess
 import sys
 
 import numpy as np
@@ -13,20 +12,6 @@ import pytest
 from corrmask_fast import DependencyGraph, Vocabulary
 from corrmask_fast.cli.main import INTERRUPTED, main
 from corrmask_fast.cli.options import in_options
-
-
-@pytest.fixture
-def cells(made_up_cells):
-    return made_up_cells
-
-
-@pytest.fixture
-def folder(cli_folder):
-    return cli_folder
-
-
-def run(*command):
-    return subprocess.run(list(map(str, command)), check=False, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize(
@@ -44,8 +29,10 @@ def run(*command):
         (["--csv", "nowhere/a.csv"], "cannot write nowhere/a.csv: the folder nowhere does not exist"),
     ],
 )
-def test_audit_parameters_out_of_range(folder, fails, options, message):
-    err = fails("audit", folder / "cells.npz", "--graph", folder / "graph.safetensors", "--no-progress", *options)
+def test_audit_parameters_out_of_range(cli_folder, fails, options, message):
+    err = fails(
+        "audit", cli_folder / "cells.npz", "--graph", cli_folder / "graph.safetensors", "--no-progress", *options
+    )
     assert message in err
 
 
@@ -60,9 +47,9 @@ def test_audit_parameters_out_of_range(folder, fails, options, message):
         (["--device", "cpu", "-o", "nowhere/g.safetensors"], "the folder nowhere does not exist"),
     ],
 )
-def test_graph_parameters_out_of_range(folder, tmp_path, fails, options, message):
+def test_graph_parameters_out_of_range(cli_folder, tmp_path, fails, options, message):
     output = tmp_path / "g.safetensors"
-    assert message in fails("graph", "build", folder / "cells.npz", "-o", output, "--no-progress", *options)
+    assert message in fails("graph", "build", cli_folder / "cells.npz", "-o", output, "--no-progress", *options)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -82,28 +69,28 @@ def save_cells(path, rows, vocabulary):
     ],
     ids=["a token outside the vocabulary", "a gene twice", "no cells"],
 )
-def test_corpora_that_are_none(cells, tmp_path, fails, rows, message):
-    corpus = save_cells(tmp_path / "bad.npz", rows, cells.vocabulary)
+def test_corpora_that_are_none(made_up_cells, tmp_path, fails, rows, message):
+    corpus = save_cells(tmp_path / "bad.npz", rows, made_up_cells.vocabulary)
     assert message in fails("graph", "build", corpus, "-o", tmp_path / "g.safetensors", "--no-progress")
     assert not (tmp_path / "g.safetensors").exists()
 
 
-def test_an_empty_corpus_cannot_be_audited(cells, folder, tmp_path, fails):
-    corpus = save_cells(tmp_path / "empty.npz", [], cells.vocabulary)
-    assert "empty corpus" in fails("audit", corpus, "--graph", folder / "graph.safetensors", "--no-progress")
+def test_an_empty_corpus_cannot_be_audited(made_up_cells, cli_folder, tmp_path, fails):
+    corpus = save_cells(tmp_path / "empty.npz", [], made_up_cells.vocabulary)
+    assert "empty corpus" in fails("audit", corpus, "--graph", cli_folder / "graph.safetensors", "--no-progress")
 
 
-def test_a_graph_of_another_vocabulary(folder, tmp_path, fails):
+def test_a_graph_of_another_vocabulary(cli_folder, tmp_path, fails):
     other = Vocabulary(("<pad>", "<mask>", *(f"G{i}" for i in range(120))))
     DependencyGraph.from_edges([("G0", "G1")], other).save(tmp_path / "other.safetensors")
-    err = fails("audit", folder / "cells.npz", "--graph", tmp_path / "other.safetensors", "--no-progress")
+    err = fails("audit", cli_folder / "cells.npz", "--graph", tmp_path / "other.safetensors", "--no-progress")
     assert "the graph and the corpus have different vocabularies" in err
     assert "token 2 is 'G0' in one and 'GENE0001' in the other" in err
 
 
 @pytest.mark.parametrize("command", ["info", "show", "audit"])
-def test_graph_files_that_are_none(command, folder, tmp_path, fails):
-    whole = (folder / "graph.safetensors").read_bytes()
+def test_graph_files_that_are_none(command, cli_folder, tmp_path, fails):
+    whole = (cli_folder / "graph.safetensors").read_bytes()
     altered = bytearray(whole)
     altered[-5] ^= 1
     contents = {
@@ -116,7 +103,7 @@ def test_graph_files_that_are_none(command, folder, tmp_path, fails):
         path = tmp_path / name
         path.write_bytes(content)
         if command == "audit":
-            err = fails("audit", folder / "cells.npz", "--graph", path, "--no-progress")
+            err = fails("audit", cli_folder / "cells.npz", "--graph", path, "--no-progress")
         else:
             err = fails("graph", command, path, *(["GENE0001"] if command == "show" else []))
         assert str(path) in err
@@ -124,12 +111,12 @@ def test_graph_files_that_are_none(command, folder, tmp_path, fails):
     assert "no graph file at" in fails("graph", "info", tmp_path / "missing")
 
 
-def test_unknown_genes_and_files(folder, tmp_path, fails):
-    unknown = fails("graph", "show", folder / "graph.safetensors", "NOPE")
+def test_unknown_genes_and_files(cli_folder, tmp_path, fails):
+    unknown = fails("graph", "show", cli_folder / "graph.safetensors", "NOPE")
     assert "no gene 'NOPE'" in unknown
     assert "this graph has no symbols" in unknown
     assert "-n must be an integer >= 0; got -1" in fails(
-        "graph", "show", folder / "graph.safetensors", "GENE0001", "-n", "-1"
+        "graph", "show", cli_folder / "graph.safetensors", "GENE0001", "-n", "-1"
     )
     assert "no corpus at" in fails(
         "graph", "build", tmp_path / "none", "-o", tmp_path / "g.safetensors", "--no-progress"
@@ -173,30 +160,32 @@ def test_a_hostile_pickle_runs_nothing(tmp_path, fails):
     ],
     ids=["negative", "fractional", "logged"],
 )
-def test_counts_that_are_none_leave_no_output(change, message, cells, folder, tmp_path, fails):
+def test_counts_that_are_none_leave_no_output(change, message, made_up_cells, cli_folder, tmp_path, fails):
     anndata = pytest.importorskip("anndata")
-    counts = change(cells.counts.astype(float)).tocsr()
+    counts = change(made_up_cells.counts.astype(float)).tocsr()
     adata = anndata.AnnData(counts)
-    adata.var_names = list(cells.gene_names)
+    adata.var_names = list(made_up_cells.gene_names)
     adata.write_h5ad(tmp_path / "bad.h5ad")
     err = fails(
-        "tokenize", tmp_path / "bad.h5ad", tmp_path / "out", "--tokens", folder / "tokens.json", "--no-progress"
+        "tokenize", tmp_path / "bad.h5ad", tmp_path / "out", "--tokens", cli_folder / "tokens.json", "--no-progress"
     )
     assert message in err
     assert [path.name for path in tmp_path.iterdir()] == ["bad.h5ad"]
 
 
-def test_a_missing_extra_names_what_to_install(folder, tmp_path, fails, monkeypatch):
+def test_a_missing_extra_names_what_to_install(cli_folder, tmp_path, fails, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    err = fails("audit", folder / "cells.npz", "--graph", folder / "graph.safetensors", "--plot", tmp_path / "a.png")
+    err = fails(
+        "audit", cli_folder / "cells.npz", "--graph", cli_folder / "graph.safetensors", "--plot", tmp_path / "a.png"
+    )
     assert "pip install 'corrmask-fast[plot]'" in err
     monkeypatch.setitem(sys.modules, "anndata.io", None)
-    err = fails("tokenize", tmp_path / "c.h5ad", tmp_path / "out", "--tokens", folder / "tokens.json")
+    err = fails("tokenize", tmp_path / "c.h5ad", tmp_path / "out", "--tokens", cli_folder / "tokens.json")
     assert "pip install 'corrmask-fast[anndata]'" in err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_traceback_reaches_a_user(folder, tmp_path):
+def test_no_traceback_reaches_a_user(cli_folder, tmp_path, run):
     result = run(sys.executable, "-m", "corrmask_fast", "graph", "info", tmp_path / "none")
     assert (result.returncode, result.stdout) == (2, "")
     message = f"no graph file at {tmp_path}/none; build one with `corrmask-fast graph build`"
@@ -212,7 +201,9 @@ def test_an_interrupt_exits_with_130(monkeypatch, capsys):
     assert capsys.readouterr().err == "corrmask-fast: interrupted\n"
 
 
-def test_a_reader_that_leaves_early_is_no_error(folder):
-    command = f"{sys.executable} -m corrmask_fast graph info {folder}/graph.safetensors | true; exit ${{PIPESTATUS[0]}}"
+def test_a_reader_that_leaves_early_is_no_error(cli_folder, run):
+    command = (
+        f"{sys.executable} -m corrmask_fast graph info {cli_folder}/graph.safetensors | true; exit ${{PIPESTATUS[0]}}"
+    )
     result = run("bash", "-c", command)
     assert (result.returncode, result.stderr) == (0, "")
