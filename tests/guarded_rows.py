@@ -18,7 +18,7 @@ import numpy as np
 
 from corrmask_fast import Vocabulary
 from corrmask_fast.kernels.layout import CONTENT, CORRMASK, COUNTED, GIVEN, PMI, RANDOM, SAMPLED, SPAN
-from corrmask_fast.masking import rows as masking
+from corrmask_fast.masking import rows
 from corrmask_fast.masking.neighbor_tables import table_of_pairs
 from corrmask_fast.masking.rows import Draws, RowRules, mask_rows
 from corrmask_fast.threads import set_num_threads
@@ -85,7 +85,7 @@ class GuardedScratch:
                 array.astype(self.entry) if array.dtype == np.uint16 else array,
                 filled=i < FILLED,
             )
-            for i, array in enumerate(masking._Scratch().ready(rules, columns))
+            for i, array in enumerate(rows._Scratch().ready(rules, columns))
         )
 
 
@@ -157,14 +157,14 @@ def mask_guarded(guards: Guards, rules: RowRules, entry: type, batch: list[np.nd
         hold("indices", rules.indices.astype(index)), hold("settings", rules.settings), hold("seed", rules.seed),
         rules.scratch,
     )  # fmt: skip
-    scratch, masking._scratch = masking._scratch, GuardedScratch(guards, entry)
+    scratch, rows._scratch = rows._scratch, GuardedScratch(guards, entry)
     try:
         mask_rows(
             rules, hold("rates", rates), hold("row_ptr", row_ptr), hold("tokens", tokens),
             draws._replace(values=hold("draws", draws.values)), *held, **given,
         )  # fmt: skip
     finally:
-        masking._scratch = scratch
+        rows._scratch = scratch
     guards.check_fronts()
     return [*held, *([given["attention"]] if "attention" in given else [])]
 

@@ -9,8 +9,7 @@ from cuda_cases import FORWARD, MIXED, RANDOM, REVERSE, arguments, as_result
 
 from corrmask_fast import CorrMasker, DependencyGraph, InputError, cuda
 from corrmask_fast.kernels.layout import SAMPLED
-from corrmask_fast.masking import rows_cuda as cuda_masking
-from corrmask_fast.masking import torch_ops
+from corrmask_fast.masking import rows_cuda, torch_ops
 from corrmask_fast.masking.base import Masker
 from corrmask_fast.masking.draws import priorities_of
 from corrmask_fast.masking.neighbor_tables import no_table
@@ -183,12 +182,12 @@ def test_planted_faults_are_found(cuda_host, check, strategy):
 @pytest.mark.parametrize("parameters", STRATEGY_PARAMETERS[::2], ids=str)
 def test_the_loader_equals_the_oracle_to_the_bit(emulated_cuda, parameters):
     for case in (MIXED, MIXED.astype(np.int32), *CASES[:4]):
-        got = cuda_masking.mask_cuda(*arguments(case, **parameters))
+        got = rows_cuda.mask_cuda(*arguments(case, **parameters))
         expected = case.expected(draw_ids=draw_ids(case.rows, seed=7), **parameters)
         assert_same(expected, as_result(got), f"{case.name}, {parameters}")
     assert emulated_cuda.launches[0][0] == f"{parameters['strategy']}_i64"
     emulated_cuda.device.shared_limit = 4_000
-    got = cuda_masking.mask_cuda(*arguments(MIXED, **parameters))
+    got = rows_cuda.mask_cuda(*arguments(MIXED, **parameters))
     assert emulated_cuda.launches[-1][0] == f"{parameters['strategy']}_i64_scratch"
     assert_same(MIXED.expected(draw_ids=draw_ids(3, seed=7), **parameters), as_result(got), "scratch")
 
@@ -207,10 +206,10 @@ def test_priorities_are_checked_on_a_device_that_validates(emulated_cuda):
 
 def test_row_numbers_through_the_loader(emulated_cuda):
     given = torch.from_numpy(np.random.default_rng(0).integers(0, 2**32, MIXED.input_ids.shape))
-    got = cuda_masking.mask_cuda(*arguments(MIXED, priorities=given))
+    got = rows_cuda.mask_cuda(*arguments(MIXED, priorities=given))
     expected = MIXED.expected(draw_ids=draw_ids(3, seed=7), priorities=given.numpy())
     assert_same(expected, as_result(got), "priorities")
-    got = cuda_masking.mask_cuda(*arguments(MIXED, graph_ids=torch.tensor([0, 5, 0])))
+    got = rows_cuda.mask_cuda(*arguments(MIXED, graph_ids=torch.tensor([0, 5, 0])))
     expected = MIXED.expected(draw_ids=draw_ids(3, seed=7), structural_ratio=0.0)
     assert np.array_equal(as_result(got).labels[1], expected.labels[1])
 
@@ -223,7 +222,7 @@ def test_row_numbers_through_the_loader(emulated_cuda):
 def test_device_equals_the_oracle_to_the_bit(gpu, case):
     for parameters in (*STRATEGY_PARAMETERS, *RANGES):
         for narrow in (case, case.astype(np.int32)):
-            got = cuda_masking.mask_cuda(*arguments(narrow, gpu, **parameters))
+            got = rows_cuda.mask_cuda(*arguments(narrow, gpu, **parameters))
             expected = narrow.expected(draw_ids=draw_ids(case.rows, seed=7), **parameters)
             assert_same(expected, as_result(got), f"{case.name}, {parameters}")
 

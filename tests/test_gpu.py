@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from corrmask_fast import CorrMasker, DataCollatorForCorrMask, InputError
-from corrmask_fast.masking import base as masker_base
 from corrmask_fast.masking import torch_ops
+from corrmask_fast.masking.base import MaskedBatch
 from corrmask_fast.testing import PARAMETERS, Case, assert_same, cases, draw_ids, make_graph, make_vocabulary
 
 CASES = [case for case in cases() if case.columns < 200]
@@ -43,7 +43,7 @@ class Place:
         return tensor.as_subclass(Emulated) if self.name == "emulated" else tensor.to(self.device)
 
     def get(self, masked):
-        return masker_base.MaskedBatch(*(tensor.as_subclass(torch.Tensor).cpu() for tensor in masked))
+        return MaskedBatch(*(tensor.as_subclass(torch.Tensor).cpu() for tensor in masked))
 
     def masker(self, graph=GRAPH, *, validate=False, **parameters):
         return CorrMasker(graph, validate=validate, **parameters).to(self.device)
@@ -143,7 +143,7 @@ def test_a_large_batch_is_its_rows_one_by_one(place):
     got = place.get(place.masker()(place.put(ids), draw_ids=place.put(draws)))
     some = np.unique([0, 1, rows // 2, min(rows - 1, 65_535), min(rows - 1, 65_536), rows - 1])
     expected = Case("some", GRAPH, ids[some]).expected(draw_ids=draws[some])
-    assert_same(expected, masker_base.MaskedBatch(*(tensor[some] for tensor in got)), "large batch")
+    assert_same(expected, MaskedBatch(*(tensor[some] for tensor in got)), "large batch")
 
 
 # -------------------------------------------------------------------------------------------- streams, graphs, compiled
@@ -244,7 +244,7 @@ def test_a_device_that_is_not_the_current_one():
         got = CorrMasker(GRAPH).to(device)(torch.from_numpy(HUB.input_ids).to(device), epoch=4)
         assert got.labels.device == device
         results[index] = [tensor.cpu() for tensor in got]
-        assert_same(EXPECTED, masker_base.MaskedBatch(*results[index]), str(device))
+        assert_same(EXPECTED, MaskedBatch(*results[index]), str(device))
     with pytest.raises(InputError, match="cuda:0, the masker on cuda:1"):
         CorrMasker(GRAPH).to("cuda:1")(torch.from_numpy(HUB.input_ids).to("cuda:0"))
 
@@ -295,7 +295,7 @@ def test_ranks_under_ddp_draw_for_themselves_and_train_one_model(where, tmp_path
     for rank, found in enumerate(got):
         assert found["counter"].item() == 8
         for step in range(2):
-            batch = masker_base.MaskedBatch(*(found[f"{step} {name}"] for name in masker_base.MaskedBatch._fields))
+            batch = MaskedBatch(*(found[f"{step} {name}"] for name in MaskedBatch._fields))
             draws = (rank << 48) + 4 * step + np.arange(4)
             assert_same(HUB.expected(draw_ids=draws), batch, f"rank {rank}, step {step}")
 
@@ -406,7 +406,7 @@ def test_an_eager_call_on_a_device_skips_the_dispatcher(monkeypatch):
         pytest.skip("no CUDA device")
     monkeypatch.setattr(torch_ops, "mask", None)
     masker, ids = CorrMasker(GRAPH).to("cuda"), torch.from_numpy(HUB.input_ids).to("cuda")
-    assert_same(EXPECTED, masker_base.MaskedBatch(*(tensor.cpu() for tensor in masker(ids, epoch=4))), "eager")
+    assert_same(EXPECTED, MaskedBatch(*(tensor.cpu() for tensor in masker(ids, epoch=4))), "eager")
 
 
 @pytest.mark.gpu

@@ -10,10 +10,8 @@ import torch
 from graph_cases import BASE, ODD_CELLS, QUIET, A, B, C, D, E, assert_equal_stages, corpus_of, every_stage, on_host
 
 from corrmask_fast import Corpus, InputError, Vocabulary, build_dependency_graph
-from corrmask_fast.graph import building as graph_building
-from corrmask_fast.graph import memory as graph_memory
+from corrmask_fast.graph import building, memory, stages_cuda
 from corrmask_fast.graph import stages as graph_stages
-from corrmask_fast.graph import stages_cuda as graph_stages_cuda
 from corrmask_fast.graph.stages import GeneColumns
 
 FORWARD, REVERSE, RANDOM = range(3)
@@ -25,7 +23,7 @@ def emulated_fixture(cuda_host):
 
     def emulated(corpus, settings, *, cut=None, constants=None, **how):
         device = cuda_host.graph.EmulatedDevice(**how)
-        cut = graph_stages_cuda.Cut(*cut) if cut else None
+        cut = stages_cuda.Cut(*cut) if cut else None
         with cuda_host.graph.in_place(device, **(constants or {})) as stages:
             return every_stage(stages, corpus, cut=cut, **settings), device
 
@@ -109,7 +107,7 @@ def test_tokens_of_32_bits(emulated, make_corpus):
     assert_equal_stages(got, every_stage(graph_stages, corpus, **BASE))
 
 
-@pytest.mark.parametrize("n_cells", [131_072, 200_000, graph_memory.MOST_CELLS_OF_64_BITS])
+@pytest.mark.parametrize("n_cells", [131_072, 200_000, memory.MOST_CELLS_OF_64_BITS])
 def test_sums_are_exact_at_the_limits(cuda_host, n_cells):
     """Columns whose sums come as close to the limit as they can: no ties to speak of, every cell full."""
     rng = np.random.default_rng(0)
@@ -124,7 +122,7 @@ def test_sums_are_exact_at_the_limits(cuda_host, n_cells):
     with cuda_host.graph.in_place(device) as stages:
         got_ranks = stages.rank_genes(on_device)
         # With most cells there are thousands of chunks, which take their time here.
-        most = n_cells == graph_memory.MOST_CELLS_OF_64_BITS
+        most = n_cells == memory.MOST_CELLS_OF_64_BITS
         got_pairs = pairs if most else stages.strongest_pairs(on_device, got_ranks, 5, 0.0, QUIET)
         got = stages.correlate_pairs(on_device, got_pairs, 1, QUIET)
     np.testing.assert_array_equal(on_host(got_ranks.e, np.uint32), ranks.e)
@@ -137,7 +135,7 @@ def test_sums_are_exact_at_the_limits(cuda_host, n_cells):
 def strongest_of(cuda_host, products, room, *, strip, **how):
     """Each gene's list, from the kernel alone: rho is products / 4."""
     device, n = cuda_host.graph.EmulatedDevice(threads=32, schedule=RANDOM, **how), len(products)
-    lists = graph_stages_cuda.DevicePartners(device, n, room, 0.25)
+    lists = stages_cuda.DevicePartners(device, n, room, 0.25)
     zeros, squares = device.upload(np.zeros(n, np.int64)), device.upload(np.full(n, 4.0))
     inexact = device.zeros(1, torch.int32)
     for begin in range(0, n, strip):
@@ -146,7 +144,7 @@ def strongest_of(cuda_host, products, room, *, strip, **how):
         for by_column, genes in ((0, end - begin), (1, end)):
             args = [sums, np.int32(1), n, np.int32(by_column), begin, end, 50, zeros, squares, np.uint32(room)]
             args += [lists.n_kept, lists.gene, lists.rho, lists.reach, inexact]
-            device.launch("correlation.cu", "keep_strongest", genes, args, shared_bytes=graph_stages_cuda.FOUND)
+            device.launch("correlation.cu", "keep_strongest", genes, args, shared_bytes=stages_cuda.FOUND)
     assert not inexact.item()
     return lists
 
@@ -207,9 +205,9 @@ def test_planted_faults_show_in_the_results(cuda_host, emulated, make_corpus, fa
 @pytest.mark.parametrize("gigabytes", [4, 14, 130])
 @pytest.mark.parametrize(("n_genes", "n_cells"), [(2_000, 100_000), (25_000, 100_000), (60_000, 1_900_000)])
 def test_strips_and_chunks_fit_the_memory(gigabytes, n_genes, n_cells):
-    exact_cells = graph_stages_cuda._exact_cells(n_cells, np.array([n_cells // 2]), np.array([n_cells**3 / 4.0]))
+    exact_cells = stages_cuda._exact_cells(n_cells, np.array([n_cells // 2]), np.array([n_cells**3 / 4.0]))
     assert (exact_cells == n_cells) == (n_cells == 100_000)
-    cut = graph_stages_cuda.Cut.fitting(n_genes, n_cells, exact_cells, gigabytes << 30)
+    cut = stages_cuda.Cut.fitting(n_genes, n_cells, exact_cells, gigabytes << 30)
     assert 8 * n_genes * (cut.cells + cut.genes) <= 0.62 * (gigabytes << 30)
     assert cut.cells <= exact_cells or (exact_cells == n_cells and cut.cells % 16 == 0)
     if gigabytes > 4 and n_genes < 60_000:
@@ -251,21 +249,21 @@ def test_a_product_that_is_not_exact_is_refused(emulated, make_corpus, monkeypat
 def test_device_has_the_bits_of_the_cpu(gpu, make_corpus, settings, n_cells, n_genes):
     corpus, settings = make_corpus(n_cells, n_genes, seed=1), {**BASE, **settings}
     expected = every_stage(graph_stages, corpus, **settings)
-    for cut in (None, graph_stages_cuda.Cut(37, 160, 11)):
-        assert_equal_stages(every_stage(graph_stages_cuda, corpus, cut=cut, **settings), expected)
+    for cut in (None, stages_cuda.Cut(37, 160, 11)):
+        assert_equal_stages(every_stage(stages_cuda, corpus, cut=cut, **settings), expected)
 
 
 @pytest.mark.gpu
 def test_device_adds_up_integers_beyond_float64(gpu, make_corpus, monkeypatch):
     corpus = make_corpus(500, 90, seed=2)
-    monkeypatch.setattr(graph_stages_cuda, "EXACT", 2.0**26)
-    assert_equal_stages(every_stage(graph_stages_cuda, corpus, **BASE), every_stage(graph_stages, corpus, **BASE))
+    monkeypatch.setattr(stages_cuda, "EXACT", 2.0**26)
+    assert_equal_stages(every_stage(stages_cuda, corpus, **BASE), every_stage(graph_stages, corpus, **BASE))
 
 
 @pytest.mark.gpu
 def test_device_is_chosen_by_auto(gpu, make_corpus, tmp_path):
     corpus = make_corpus(2000, 1500, seed=4)
-    assert graph_building._stages("auto") is graph_stages_cuda
+    assert building._stages("auto") is stages_cuda
     files = []
     for device in ("auto", "cuda", "cpu"):
         build_dependency_graph(corpus, device=device, min_cooccurrence=20, progress=False).save(

@@ -16,11 +16,8 @@ import torch
 from graph_cases import BASE, A, B, C, assert_equal_stages, corpus_of, every_stage
 
 from corrmask_fast import InputError, MissingExtraError, build_dependency_graph
-from corrmask_fast.graph import building as graph_building
+from corrmask_fast.graph import building, memory, stages, stages_cuda
 from corrmask_fast.graph import device as graph_device
-from corrmask_fast.graph import memory as graph_memory
-from corrmask_fast.graph import stages as graph_stages
-from corrmask_fast.graph import stages_cuda as graph_stages_cuda
 from corrmask_fast.graph import work as graph_work
 from corrmask_fast.graph.distributed import Team
 
@@ -102,12 +99,12 @@ def test_an_explicit_request_is_obeyed_or_refused(make_corpus, monkeypatch):
 def test_auto_takes_a_device_where_cupy_and_torch_see_one(monkeypatch, has_cupy, has_device):
     monkeypatch.setattr(graph_device.importlib.util, "find_spec", lambda _: object() if has_cupy else None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_device)
-    assert graph_building._stages("auto") is (graph_stages_cuda if has_cupy and has_device else graph_stages)
-    assert graph_building._stages("cpu") is graph_stages
+    assert building._stages("auto") is (stages_cuda if has_cupy and has_device else stages)
+    assert building._stages("cpu") is stages
 
 
 def test_cells_beyond_the_memory_of_the_host_are_refused(pretend, make_corpus, monkeypatch):
-    monkeypatch.setattr(graph_building, "find_portions", lambda *_: graph_memory.Portions(16, 1 << 20))
+    monkeypatch.setattr(building, "find_portions", lambda *_: memory.Portions(16, 1 << 20))
     build = partial(build_dependency_graph, make_corpus(60, 9), min_cooccurrence=1, min_presence=1, progress=False)
     with pytest.raises(InputError, match=r"device='cuda' holds all sampled cells in memory.*or use device='cpu'"):
         build(device="cuda")
@@ -153,8 +150,8 @@ class RankOfTwo(Team):
 
 def test_ranks_divide_the_tasks(cuda_host, make_corpus, monkeypatch):
     corpus = make_corpus(80, 40, seed=7)
-    expected = every_stage(graph_stages, corpus, **BASE)
-    monkeypatch.setattr(graph_stages, "LEAST_WORK", 300)  # several tasks of overlaps, too
+    expected = every_stage(stages, corpus, **BASE)
+    monkeypatch.setattr(stages, "LEAST_WORK", 300)  # several tasks of overlaps, too
     device, meet, given = cuda_host.graph.EmulatedDevice(threads=32), threading.Barrier(2), [{}, {}]
     launch, one_at_a_time, launches = device.launch, threading.Lock(), []
 
@@ -167,7 +164,7 @@ def test_ranks_divide_the_tasks(cuda_host, make_corpus, monkeypatch):
 
     def run(rank):
         work = graph_work.Work(RankOfTwo(rank, meet, given))
-        return every_stage(graph_stages_cuda, corpus, cut=graph_stages_cuda.Cut(9, 33, 4), work=work, **BASE)
+        return every_stage(stages_cuda, corpus, cut=stages_cuda.Cut(9, 33, 4), work=work, **BASE)
 
     with cuda_host.graph.in_place(device), ThreadPoolExecutor(2) as pool:
         for got in pool.map(run, range(2)):
@@ -180,8 +177,8 @@ def test_ranks_divide_the_tasks(cuda_host, make_corpus, monkeypatch):
 def test_a_build_goes_on_from_its_checkpoint(pretend, make_corpus, tmp_path, monkeypatch):
     corpus = make_corpus(150, 30, seed=3)
     build = partial(build_dependency_graph, corpus, min_cooccurrence=10, min_presence=9, rho_min=0.1, progress=False)
-    monkeypatch.setattr(graph_stages_cuda, "PART_GENES", 7)
-    monkeypatch.setattr(graph_stages_cuda.Cut, "fitting", lambda *_: graph_stages_cuda.Cut(7, 48, 7))
+    monkeypatch.setattr(stages_cuda, "PART_GENES", 7)
+    monkeypatch.setattr(stages_cuda.Cut, "fitting", lambda *_: stages_cuda.Cut(7, 48, 7))
     monkeypatch.setattr(graph_work, "SAVE_SECONDS", 0.0)
     launch, calls = pretend.launch, []
 

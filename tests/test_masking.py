@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from corrmask_fast import CorrMasker, DataCollatorForCorrMask, DependencyGraph, InputError, Vocabulary, set_num_threads
 from corrmask_fast.kernels.layout import GIVEN
-from corrmask_fast.masking import rows as masking
+from corrmask_fast.masking import rows as masking_rows
 from corrmask_fast.masking import torch_ops
 from corrmask_fast.masking.draws import epoch_salt
 from corrmask_fast.testing import (
@@ -254,7 +254,7 @@ def test_the_order_of_rows_changes_nothing(cells):
 def test_the_number_of_threads_changes_nothing(cells, monkeypatch):
     rows, masker = cells
     whole, draws = padded(rows), torch.from_numpy(draw_ids(len(rows)))
-    monkeypatch.setattr(masking, "TOKENS_A_THREAD", 1)  # else so few rows stay on one thread
+    monkeypatch.setattr(masking_rows, "TOKENS_A_THREAD", 1)  # else so few rows stay on one thread
     results = []
     try:
         for threads in (1, 2, 3, 64):
@@ -270,7 +270,7 @@ def test_an_unknown_token_is_named_whatever_the_threads(cells, monkeypatch):
     rows, masker = cells
     whole = padded(rows)
     whole[17, 4], whole[30, 2] = 202, -5
-    monkeypatch.setattr(masking, "TOKENS_A_THREAD", 1)
+    monkeypatch.setattr(masking_rows, "TOKENS_A_THREAD", 1)
     try:
         for threads in (1, 3):
             set_num_threads(threads)
@@ -314,7 +314,7 @@ def test_a_larger_vocabulary_before_does_not_widen_a_smaller_one():
 def test_the_gene_table_starts_over_before_its_entries_overflow(cells, base):
     rows, masker = cells
     expected = masker(padded(rows), epoch=0)
-    table_base, _, table = masking._scratch.arrays[:3]
+    table_base, _, table = masking_rows._scratch.arrays[:3]
     table[:], table_base[0] = 0, base  # as after so many tokens
     for _ in range(60):  # some 150 000 tokens: 16-bit entries overflow on the way in any case
         assert torch.equal(masker(padded(rows), epoch=0).labels, expected.labels)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from corrmask_fast import build_dependency_graph
-from corrmask_fast.graph import building as graph_building
+from corrmask_fast.graph import building
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,17 +52,17 @@ class TimedStages:
 @contextmanager
 def timed_stages(device: torch.device) -> Iterator[list[TimedStages]]:
     """Let ``build_dependency_graph`` take timed stages; the list holds those of each build."""
-    given, used = graph_building._stages, []
+    given, used = building._stages, []
 
     def stages(*arguments: Any, **keywords: Any) -> TimedStages:
         used.append(TimedStages(given(*arguments, **keywords), device))
         return used[-1]
 
-    graph_building._stages = stages
+    building._stages = stages
     try:
         yield used
     finally:
-        graph_building._stages = given
+        building._stages = given
 
 
 def build_timed(corpus: Corpus, device: torch.device, **parameters: Any) -> tuple[DependencyGraph, dict[str, float]]:

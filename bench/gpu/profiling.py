@@ -13,7 +13,7 @@ import torch
 from timing import Contestant
 
 from corrmask_fast import CorrMasker, cuda
-from corrmask_fast.masking import rows_cuda as cuda_masking
+from corrmask_fast.masking import rows_cuda
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -54,12 +54,12 @@ def watched_launches() -> Iterator[list[Launch]]:
 @contextmanager
 def blocks_of(threads: int) -> Iterator[None]:
     """Let the masking kernels run in blocks of so many threads."""
-    given = cuda_masking.mask_cuda
-    cuda_masking.mask_cuda = partial(given, threads=threads)
+    given = rows_cuda.mask_cuda
+    rows_cuda.mask_cuda = partial(given, threads=threads)
     try:
         yield
     finally:
-        cuda_masking.mask_cuda = given
+        rows_cuda.mask_cuda = given
 
 
 def parts(workload: Workload) -> list[tuple[str, CorrMasker, dict[str, Any]]]:

@@ -16,8 +16,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from corrmask_fast import Corpus, DependencyGraph, build_dependency_graph, read_corpus, reference, set_num_threads
-from corrmask_fast.graph import building as graph_building
-from corrmask_fast.graph import stages as graph_stages
+from corrmask_fast.graph import building, stages
 from corrmask_fast.graph.memory import Portions
 from corrmask_fast.graph.products import DENSE, PANEL, SCATTER, Cut, Operands, Rates, plan_product
 from graph import overlaps, shapes
@@ -33,7 +32,7 @@ def check(corpus: Corpus, portions: Portions | None = None) -> float:
     small = shapes.part_of(corpus, 150, 40)
     parameters = {"min_presence": 5, "min_cooccurrence": 5, "rho_min": 0.05, "n_neighbors": 6}
     began = time.perf_counter()
-    with patch.object(graph_building, "find_portions", lambda *_: portions):
+    with patch.object(building, "find_portions", lambda *_: portions):
         graph = build_dependency_graph(small, progress=False, **parameters)
     seconds = time.perf_counter() - began
     cells = [small.tokens[small.indptr[i] : small.indptr[i + 1]].tolist() for i in range(small.n_cells)]
@@ -82,7 +81,7 @@ def largest_error(corpus: Corpus) -> float:
         columns.cells[few],
         columns.levels[few],
     )
-    pairs = graph_stages.strongest_pairs(part, graph_stages.rank_genes(part), n, 0.0, QUIET)
+    pairs = stages.strongest_pairs(part, stages.rank_genes(part), n, 0.0, QUIET)
     return float(np.abs(pairs.rho - exact[pairs.u, pairs.v]).max())
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from corrmask_fast.graph import stages as graph_stages
+from corrmask_fast.graph import stages
 from corrmask_fast.graph.stages import rank_genes
 from corrmask_fast.progress import progress_bar
 
@@ -22,6 +22,6 @@ QUIET = partial(progress_bar, shown=False)
 
 def read_columns(corpus: Corpus, min_presence: int) -> GeneColumns:
     """Return all cells as columns of the genes that are present in enough of them."""
-    sample = graph_stages.read_sample(corpus, np.arange(corpus.n_cells), corpus.max_length, QUIET)
+    sample = stages.read_sample(corpus, np.arange(corpus.n_cells), corpus.max_length, QUIET)
     genes = np.flatnonzero(sample.presence.sum(axis=0) >= min_presence)
-    return graph_stages.make_columns(sample, genes, corpus.max_length)
+    return stages.make_columns(sample, genes, corpus.max_length)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from corrmask_fast.cuda import kernel_source
-from corrmask_fast.graph import stages_cuda as graph_stages_cuda
+from corrmask_fast.graph import stages_cuda
 from corrmask_fast.graph.device import GraphDevice
 
 
@@ -90,7 +90,7 @@ def changed(source, *replacements):
 def in_place(device, **constants):
     """Let the stages run on ``device``, with other constants of their module."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(graph_stages_cuda, "open_device", lambda: device)
+        patch.setattr(stages_cuda, "open_device", lambda: device)
         for name, value in constants.items():
-            patch.setattr(graph_stages_cuda, name, value)
-        yield graph_stages_cuda
+            patch.setattr(stages_cuda, name, value)
+        yield stages_cuda
