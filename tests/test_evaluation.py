@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import json
+import re
 import shutil
 from types import SimpleNamespace
 
@@ -250,6 +252,30 @@ def test_damaged_weights_are_refused(typed_corpus, model, tmp_path, fails, share
     write_corpus(typed_corpus, tmp_path / "cells.dataset")
     err = fails("evaluate", "cells", tmp_path / "model", tmp_path / "cells.dataset", "--no-progress")
     assert f"the weights at {tmp_path}/model are damaged" in err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_size": 64}, "are not those of its config.json"),
+        ({"num_attention_heads": 5}, "are not those of its config.json"),
+        ({"num_hidden_layers": 3}, "lack 16 of those that its config.json speaks of, such as 'encoder.layer.2."),
+    ],
+    ids=["wider", "other heads", "one layer more"],
+)
+def test_weights_of_another_configuration_are_refused(typed_corpus, model, tmp_path, change, message):
+    shutil.copytree(model, tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(InputError, match=re.escape(message)):
+        load_encoder(tmp_path / "model", typed_corpus.vocabulary)
+
+
+def test_a_damaged_index_of_weights_is_refused(typed_corpus, model, tmp_path):
+    (tmp_path / "config.json").write_bytes((model / "config.json").read_bytes())
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": ')
+    with pytest.raises(InputError, match="are damaged or cut short"):
+        load_encoder(tmp_path, typed_corpus.vocabulary)
 
 
 def test_a_model_of_other_genes_is_refused(typed_corpus, model, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,8 +130,8 @@ def load_encoder(path: str | os.PathLike[str], vocabulary: Vocabulary) -> nn.Mod
     Raises
     ------
     InputError
-        If there is no checkpoint, its vocabulary is smaller than the corpus's, or the dictionary beside its weights,
-        where there is one, is another.
+        If there is no checkpoint, its weights are damaged or not those of its configuration, its vocabulary is smaller
+        than the corpus's, or the dictionary beside its weights, where there is one, is another.
     """
     transformers = import_extra("transformers", "hf")
     try:
@@ -150,22 +151,38 @@ def load_encoder(path: str | os.PathLike[str], vocabulary: Vocabulary) -> nn.Mod
         Vocabulary.load(dictionary).check_same(vocabulary, f"the model at {path}", "the corpus")
     # The pooler, where there is one, is not used; its absence needs no warning.
     options = {"add_pooling_layer": False} if config.model_type in {"bert", "roberta"} else {}
+    encoder, report = _load_weights(transformers, str(path), options)
+    missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
+    if missing:
+        raise InputError(
+            f"the weights at {path} lack {len(missing)} of those that its config.json speaks of, such as "
+            f"{missing[0]!r}; give the folder of a checkpoint as save_pretrained writes it"
+        )
+    return encoder
+
+
+def _load_weights(transformers: Any, path: str, options: dict[str, bool]) -> tuple[nn.Module, dict[str, Any]]:
+    """Return the encoder at ``path``, and what transformers reports of its weights."""
     from safetensors import SafetensorError
 
     # Safetensors alone: other formats of weights are pickles, and a pickle can run code.
+    options |= {"local_files_only": True, "use_safetensors": True, "output_loading_info": True}
     try:
         with _quiet(transformers.logging):
-            return transformers.AutoModel.from_pretrained(
-                str(path), local_files_only=True, use_safetensors=True, **options
-            )
+            return transformers.AutoModel.from_pretrained(path, **options)
     except OSError as error:
         raise InputError(
             f"cannot load the weights at {path}: {error}; they must be a .safetensors file "
             "(model.save_pretrained(path, safe_serialization=True) converts)"
         ) from error
-    except SafetensorError as error:
+    except (SafetensorError, json.JSONDecodeError) as error:
         raise InputError(
             f"the weights at {path} are damaged or cut short ({error}); copy or download the checkpoint again"
+        ) from error
+    except (RuntimeError, ValueError) as error:  # transformers' own message runs over many lines
+        raise InputError(
+            f"the weights at {path} are not those of its config.json ({type(error).__name__}); give the folder of a "
+            "checkpoint as save_pretrained writes it"
         ) from error
 
 
