@@ -18,20 +18,28 @@ if TYPE_CHECKING:
 
 
 def check_output(path: str | os.PathLike[str]) -> Path:
-    """Return where to write a file, a link followed, or raise InputError: to be asked before the work, not behind it.
+    """Return where to write a file, as given, or raise InputError: to be asked before the work, not behind it.
 
     A file that is there is replaced; a folder is refused, and what is no ordinary file (``/dev/null``), for it would be
-    replaced too.
+    replaced too. A link is followed: all this goes for what it leads to.
     """
     path = Path(path)
-    if path.is_symlink():
-        path = path.resolve()
-    if path.is_dir():
-        raise InputError(f"cannot write {path}: it is a folder; give the name of a file")
-    if path.exists() and not path.is_file():
-        raise InputError(f"cannot write {path}: it is no ordinary file; give the name of one")
-    _check_can_write_in(path.parent, path)
+    target = target_of(path) if path.is_symlink() else path
+    if target.is_symlink():
+        raise InputError(
+            f"cannot write {path}: it is a link that leads back to itself; remove it, or choose another name"
+        )
+    if target.is_dir():
+        raise InputError(f"cannot write {target}: it is a folder; give the name of a file")
+    if target.exists() and not target.is_file():
+        raise InputError(f"cannot write {target}: it is no ordinary file; give the name of one")
+    _check_can_write_in(target.parent, target)
     return path
+
+
+def target_of(path: str | os.PathLike[str]) -> Path:
+    """Return the absolute path with links followed; links that lead back to themselves remain."""
+    return Path(os.path.realpath(path))
 
 
 def check_output_folder(path: str | os.PathLike[str], *, new: bool = False) -> Path:
@@ -79,6 +87,7 @@ def _full_disk_named(path: Path) -> Iterator[None]:
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a temporary path beside ``path``; rename it to ``path`` if the block succeeds, else remove it."""
     path = check_output(path)
+    path = target_of(path) if path.is_symlink() else path  # the link stays
     with _full_disk_named(path):
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(handle)

@@ -156,6 +156,27 @@ def test_without_a_table_it_is_counted_from_the_corpus(folder, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--step", "-1", "--mlm-probability", "linear:0.3:0.1:9"], "--step must be an integer in [0, "),
+        (["--epochs", "0"], "--epochs must be an integer >= 1; got 0"),
+        (["--n-cells", "0"], "--n-cells must be an integer >= 1; got 0"),
+    ],
+)
+def test_numbers_are_refused_before_a_table_is_counted(folder, capsys, monkeypatch, options, message):
+    monkeypatch.setattr(PMITable, "from_corpus", None)
+    assert audit(folder, "--all", *options) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_step_is_refused_before_a_table_is_counted(corpus, graph, monkeypatch):
+    monkeypatch.setattr(PMITable, "from_corpus", None)
+    for bad in ({"step": -1}, {"epochs": 0}):
+        with pytest.raises(InputError, match="must be an integer"):
+            audit_all_strategies(corpus, graph, progress=False, **bad)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
         (["--all", "--strategy", "span"], "--all audits every strategy; leave --strategy span out, or --all"),
         (["--all", "--structural-ratio", "0.3"], "--structural-ratio is what each strategy's name says"),
         (["--windows-csv", "w.csv"], "--windows-csv belongs to --all; give both, or neither"),

@@ -105,6 +105,38 @@ def test_an_input_is_not_replaced(refused, tmp_path):
     assert "--csv would replace b.safetensors, which is read here" in refused(compare, "b.safetensors")
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "graph merge a.safetensors b.safetensors -o OUT.safetensors",
+        "graph build ./a.safetensors -o OUT.safetensors",
+        "pmi build ./a.safetensors -o OUT.safetensors",
+    ],
+)
+def test_no_input_is_replaced_by_what_is_made_of_it(refused, tmp_path, command):
+    (tmp_path / "a.safetensors").write_text("mine")
+    message = refused(command, "a")
+    assert "--output would replace a.safetensors, which is read here; give another name" in message
+    assert (tmp_path / "a.safetensors").read_text() == "mine"
+    (tmp_path / "link.safetensors").symlink_to("a.safetensors")
+    assert "--output would replace link.safetensors, which is read here" in refused(command, "link")
+
+
+@pytest.mark.parametrize("command", FILES)
+def test_a_link_is_judged_by_its_own_name(refused, tmp_path, command):
+    """A blob of another name may stand behind it; what is refused then is the input, which is not there."""
+    name = next(word for word in command.split() if word.startswith("OUT")).replace("OUT", "a")
+    (tmp_path / "store").mkdir()
+    (tmp_path / name).symlink_to("store/blob123")
+    message = refused(command, "a")
+    assert "must end in" not in message
+    assert "cannot write" not in message
+    assert "exported to" not in message
+    (tmp_path / name).unlink()
+    (tmp_path / name).symlink_to(name)
+    assert f"cannot write {name}: it is a link that leads back to itself; remove it" in refused(command, "a")
+
+
 def test_two_outputs_of_one_name(refused):
     both = "audit in.npz --graph in.safetensors --csv OUT --coverage-csv ./OUT"
     assert "--csv and --coverage-csv are both ./a.csv; give each a file of its own" in refused(both, "a.csv")

@@ -155,6 +155,26 @@ def test_a_link_stays_one_and_what_it_names_is_replaced(tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_a_link_is_judged_by_its_own_name_and_written_where_it_leads(tmp_path):
+    (tmp_path / "store").mkdir()
+    (tmp_path / "graph.safetensors").symlink_to("store/blob123")
+    assert check_output(tmp_path / "graph.safetensors") == tmp_path / "graph.safetensors"
+    with atomic_file(tmp_path / "graph.safetensors") as temporary:
+        assert temporary.parent == (tmp_path / "store").resolve()
+        temporary.write_text("new")
+    assert (tmp_path / "store" / "blob123").read_text() == "new"
+    (tmp_path / "astray").symlink_to("nowhere/blob")
+    with pytest.raises(InputError, match=r"the folder .*nowhere does not exist; create it first"):
+        check_output(tmp_path / "astray")
+
+
+def test_a_link_that_leads_back_to_itself(tmp_path):
+    (tmp_path / "one").symlink_to("two")
+    (tmp_path / "two").symlink_to("one")
+    with pytest.raises(InputError, match=r"cannot write .*one: it is a link that leads back to itself; remove it"):
+        check_output(tmp_path / "one")
+
+
 def test_a_killed_writer_leaves_nothing_under_its_name(tmp_path):
     script = (
         "import sys, time; from corrmask_fast.files import atomic_file\n"

@@ -101,7 +101,7 @@ def test_a_group_that_sends_gpu_tensors_alone(cuda_host, make_corpus, tmp_path):
         assert {"keep_strongest", "correlate_overlaps"} <= set(said.pop("kernels"))
         assert said == {
             "mixed": "InputError: the kind of device must be the same on all ranks; got 'cpu' on rank 0 and 'cuda' on "
-            "rank 1; start every rank with the same options and corpus"
+            "rank 1; give every rank device='cpu', or device='cuda' where each has a GPU and CuPy"
         }
         for name in ("cpu", "streamed", "cuda"):
             saved = (tmp_path / f"{name}-{rank}.safetensors").read_bytes()

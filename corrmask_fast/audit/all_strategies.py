@@ -20,6 +20,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from corrmask_fast.audit.masks import audit_strategies, masks_of
+from corrmask_fast.errors import check_integer
 from corrmask_fast.masking.strategies import STRATEGIES, make_masker
 
 if TYPE_CHECKING:
@@ -99,6 +100,8 @@ def audit_all_strategies(
     from corrmask_fast.masking.pmi import PMITable
 
     graph.vocabulary.check_same(corpus.vocabulary, "the graph", "the corpus")
+    check_integer("step", step, 0, 2**63 - 1)  # before the table is counted
+    check_integer("epochs", epochs, 1)
     if pmi is None:
         pmi = PMITable.from_corpus(corpus, seed=seed, progress=progress)
     if rewired_graph is None:

@@ -13,7 +13,7 @@ from corrmask_fast.cli.options import (
     open_corpus,
     setting,
 )
-from corrmask_fast.errors import InputError
+from corrmask_fast.errors import InputError, check_integer
 from corrmask_fast.masking.schedules import Schedule
 
 if TYPE_CHECKING:
@@ -100,6 +100,11 @@ def _check(arguments: argparse.Namespace) -> None:
             f"--step {arguments.step} belongs to a rate that goes by the step, such as --mlm-probability "
             "linear:0.3:0.15:1000; give both, or neither"
         )
+    if arguments.step is not None:
+        check_integer("step", arguments.step, 0, 2**63 - 1)
+    check_integer("epochs", arguments.epochs, 1)
+    if arguments.n_cells is not None:
+        check_integer("n_cells", arguments.n_cells, 1)
     if arguments.windows_csv is not None and not arguments.all:
         raise InputError("--windows-csv belongs to --all; give both, or neither")
     check_outputs(arguments, "csv", "coverage_csv", "windows_csv")

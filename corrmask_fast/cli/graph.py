@@ -110,7 +110,7 @@ def _add_graph_build(commands: Any) -> None:
         dest="memory_limit",
         metavar="SIZE",
         help="memory that each process may take, such as 8GB; cells that do not fit are read several times, with the "
-        "same result (default: 80%% of what is free)",
+        "same result (default: 80%% of what is free, shared by the processes of a machine)",
     )
     parser.add_argument(
         "--checkpoint",
@@ -137,7 +137,7 @@ def _graph_build(arguments: argparse.Namespace) -> None:
         _build_by(arguments, parameters)
         return
     with ProcessGroup(arguments.device, arguments.threads) as group:
-        check_tensors_file(arguments.output, "a graph file")  # before the work, not behind it
+        check_tensors_file(arguments, "a graph file")  # before the work, not behind it
         graph = build_dependency_graph(open_corpus(arguments), checkpoint=arguments.checkpoint, **parameters)
         if group.rank == 0:
             graph.save(arguments.output)

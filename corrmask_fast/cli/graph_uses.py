@@ -92,7 +92,7 @@ def _merge(arguments: argparse.Namespace) -> None:
     from corrmask_fast.cli.graph import summary_table
     from corrmask_fast.graph.compare import merge_graphs
 
-    check_tensors_file(arguments.output, "a graph file")
+    check_tensors_file(arguments, "a graph file")
     keep = int(arguments.keep) if arguments.keep.isdecimal() else arguments.keep
     graph = merge_graphs([load_graph(path) for path in arguments.graphs], keep, combine=arguments.combine)
     graph.save(arguments.output)
@@ -192,9 +192,7 @@ def _stability(arguments: argparse.Namespace) -> None:
     from corrmask_fast.graph.stability import edge_stability
 
     check_number("min_frequency", arguments.min_frequency, 0, 1)
-    check_outputs(arguments, "output", "csv")
-    if arguments.output is not None:
-        check_tensors_file(arguments.output, "a graph file")
+    check_tensors_file(arguments, "a graph file", "csv")
     stability = edge_stability(
         _part(open_corpus(arguments), arguments.where),
         load_graph(arguments.graph),

@@ -84,20 +84,18 @@ def check_outputs(arguments: argparse.Namespace, *files: str, picture: str = "pl
 
     ``files`` and ``picture`` are names of options; those that were not given do not count.
     """
-    from pathlib import Path
-
     from corrmask_fast.errors import import_extra
-    from corrmask_fast.files import check_output
+    from corrmask_fast.files import check_output, target_of
     from corrmask_fast.plots import check_picture
 
     inputs = [getattr(arguments, name, None) or () for name in INPUTS]
-    read = {Path(path).resolve() for given in inputs for path in ([given] if isinstance(given, str) else given)}
+    read = {target_of(path) for given in inputs for path in ([given] if isinstance(given, str) else given)}
     taken: dict[Path, str] = {}
     for option in (*files, picture):
         given = getattr(arguments, option, None)
         if given is None:
             continue
-        path = (check_picture if option == picture else check_output)(given).resolve()
+        path = target_of((check_picture if option == picture else check_output)(given))
         flag = f"--{option.replace('_', '-')}"
         if path in read:
             raise InputError(f"{flag} would replace {given}, which is read here; give another name")
@@ -108,12 +106,13 @@ def check_outputs(arguments: argparse.Namespace, *files: str, picture: str = "pl
         import_extra("matplotlib", "plot")
 
 
-def check_tensors_file(path: str, what: str) -> None:
-    """Raise InputError unless a graph or a table can be saved there."""
-    from corrmask_fast.files import check_output
+def check_tensors_file(arguments: argparse.Namespace, what: str, *more: str) -> None:
+    """Like :func:`check_outputs` for ``output``, where a graph or a table is saved, and ``more`` outputs."""
+    from pathlib import Path
 
-    if check_output(path).suffix != ".safetensors":
-        raise InputError(f"{what} must end in .safetensors; got {path}")
+    check_outputs(arguments, "output", *more)
+    if arguments.output is not None and Path(arguments.output).suffix != ".safetensors":
+        raise InputError(f"{what} must end in .safetensors; got {arguments.output}")
 
 
 def load_vocabulary(path: str, symbols: str | None) -> Vocabulary:

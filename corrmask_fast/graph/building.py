@@ -223,7 +223,10 @@ def _agree_on_device(team: Team, stages: ModuleType) -> None:
     """Make sure that all ranks build on the same kind of device; warn if several take one GPU and leave others idle."""
     if team.size == 1:
         return
-    team.agree({"the kind of device": stages.KIND})
+    team.agree(
+        {"the kind of device": stages.KIND},
+        "give every rank device='cpu', or device='cuda' where each has a GPU and CuPy",
+    )
     if stages.KIND == "cuda":
         from corrmask_fast.graph.device import warn_of_idle_devices
 

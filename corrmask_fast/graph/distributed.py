@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from types import TracebackType
 
+SAME_START = "start every rank with the same options and corpus"
 JOIN_SECONDS = 300.0  # for all ranks to call
 LOST_SECONDS = 60.0  # without a sign of life
 BEAT_SECONDS = 0.5
@@ -68,7 +69,7 @@ class Team:
     def check(self) -> None:
         """Raise if another rank has failed; cheap enough for every task."""
 
-    def agree(self, settings: Mapping[str, Any]) -> None:
+    def agree(self, settings: Mapping[str, Any], cure: str = SAME_START) -> None:
         """Raise InputError on all ranks, naming what differs, unless all give equal ``settings`` (JSON values)."""
 
     def sum(self, array: np.ndarray) -> None:
@@ -81,6 +82,10 @@ class Team:
     def any(self, flag: bool) -> bool:
         """Whether ``flag`` is true on any rank."""
         return any(bool(arrays["flag"][0]) for arrays in self.gather({"flag": np.array([flag])}))
+
+    def min(self, number: int) -> int:
+        """Return the smallest ``number`` of all ranks."""
+        return min(int(arrays["number"][0]) for arrays in self.gather({"number": np.array([number], np.int64)}))
 
     def share(self, costs: Sequence[float] | np.ndarray) -> np.ndarray:
         """Return the indices, ascending, of this rank's tasks: the longest first, each to the rank with least to do."""
@@ -101,18 +106,32 @@ class TorchTeam(Team):
 
     def __init__(self) -> None:
         import torch.distributed as dist
-        from torch.distributed.distributed_c10d import _get_default_store
 
         global _teams  # noqa: PLW0603
         _teams += 1
         self._dist, self.rank, self.size = dist, dist.get_rank(), dist.get_world_size()
-        store = _get_default_store()
-        self._store = dist.PrefixStore(f"corrmask_fast/{_teams}", store.clone() if hasattr(store, "clone") else store)
+        self._store = dist.PrefixStore(f"corrmask_fast/{_teams}", self._connection())
         self._group: Any = None
         self._steps = 0
         self._failure: Exception | None = None
         self._left = threading.Event()
         self._beats = threading.Thread(target=self._beat, name="corrmask-team", daemon=True)
+
+    def _connection(self) -> Any:
+        """Return a connection of this team's own to the group's store; ConnectionError if the store is gone."""
+        from torch.distributed.distributed_c10d import _get_default_store
+
+        store = _get_default_store()
+        if not hasattr(store, "clone"):
+            return store
+        try:
+            store.check(["joined"])  # a clone connects anew, and goes on trying for minutes where nobody listens
+            return store.clone()
+        except RuntimeError as error:
+            raise self._lost(error) from error
+
+    def _lost(self, error: Exception) -> ConnectionError:
+        return ConnectionError(f"rank {self.rank} lost contact with the other ranks: {error}")
 
     # ------------------------------------------------------------------------------------------- coming and going
 
@@ -123,7 +142,7 @@ class TorchTeam(Team):
             machines = [self._store.get(f"joined/{rank}") for rank in range(self.size)]
             self.local_size = machines.count(machines[self.rank])
         except RuntimeError as error:  # the store went with its rank
-            raise ConnectionError(f"rank {self.rank} lost contact with the other ranks: {error}") from error
+            raise self._lost(error) from error
         self._beats.start()
         try:
             limit = timedelta(seconds=TRANSFER_SECONDS)
@@ -146,7 +165,7 @@ class TorchTeam(Team):
 
     def tell(self, error: BaseException) -> None:
         """Say why this rank stops, or does not join; the others have a moment to hear it before its process ends."""
-        if self._failure is not None or getattr(error, TOLD, False):
+        if self._failure is not None or _is_told(error):
             return
         setattr(error, TOLD, True)
         report = {"rank": self.rank, "input": isinstance(error, InputError), "text": str(error) or repr(error)}
@@ -226,11 +245,11 @@ class TorchTeam(Team):
                 time.sleep(pause)
                 pause = min(2 * pause, 0.05)
         except RuntimeError as error:  # the store went with its rank
-            raise ConnectionError(f"rank {self.rank} lost contact with the other ranks: {error}") from error
+            raise self._lost(error) from error
 
     # ------------------------------------------------------------------------------------------------- exchanging
 
-    def agree(self, settings: Mapping[str, Any]) -> None:
+    def agree(self, settings: Mapping[str, Any], cure: str = SAME_START) -> None:
         """Raise InputError on all ranks unless all give equal ``settings``."""
         text = np.frombuffer(json.dumps(dict(settings)).encode(), np.uint8)
         given = [json.loads(arrays["settings"].tobytes()) for arrays in self.gather({"settings": text})]
@@ -239,7 +258,7 @@ class TorchTeam(Team):
                 if other.get(name) != given[0].get(name):
                     raise InputError(
                         f"{name} must be the same on all ranks; got {given[0].get(name)!r} on rank 0 and "
-                        f"{other.get(name)!r} on rank {rank}; start every rank with the same options and corpus"
+                        f"{other.get(name)!r} on rank {rank}; {cure}"
                     )
 
     def sum(self, array: np.ndarray) -> None:
@@ -282,6 +301,12 @@ class TorchTeam(Team):
             time.sleep(2 * BEAT_SECONDS)
             self.check()
             raise ConnectionError(f"rank {self.rank} lost another rank: {error}") from error
+
+
+def _is_told(error: BaseException) -> bool:
+    """Whether all ranks know of an error, or of the one that it was raised from."""
+    cause = error.__cause__
+    return bool(getattr(error, TOLD, False)) or (cause is not None and _is_told(cause))
 
 
 def _ranks(ranks: Sequence[int]) -> str:
@@ -335,6 +360,9 @@ class ProcessGroup:
         if self._made:
             import torch.distributed as dist
 
-            if error is not None and dist.get_world_size() > 1:
-                TorchTeam().tell(error)
+            # A ConnectionError itself is a team's, and the others have one too; the system raises subclasses.
+            known = error is None or _is_told(error) or type(error) is ConnectionError
+            if not known and dist.get_world_size() > 1:
+                with suppress(ConnectionError):  # the store is gone, and nobody is left to hear
+                    TorchTeam().tell(error)
             dist.destroy_process_group()

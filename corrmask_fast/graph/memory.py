@@ -140,7 +140,7 @@ class Need:
 class Portions:
     """How a corpus passes."""
 
-    chunk_cells: int  # in memory at a time
+    chunk_cells: int  # in memory at a time; the same on all ranks of a team
     band_bytes: int  # of sums that are kept while all chunks pass
     wide: bool = False  # whether sums take more than 64 bits
 
@@ -150,8 +150,9 @@ def find_portions(
 ) -> Portions | None:
     """Return how the sampled cells pass, or None if they fit memory as a whole; the ranks of a team do the same.
 
-    ``limit`` is in bytes, of each rank; None: what is free, shared by the ranks of one machine. Raises InputError,
-    saying what is needed, if it is too little for any way.
+    ``limit`` is in bytes, of each rank; None: what is free, shared by the ranks of one machine. Ranks have memory and
+    threads of their own but divide the cells by chunks, so that of all the smallest chunk counts; what one keeps in a
+    pass is its own affair. Raises InputError, saying what is needed, if it is too little for any way.
     """
     need = Need.of(corpus, rows, max_length)
     if limit is None and (free := free_memory()) is not None:
@@ -160,7 +161,7 @@ def find_portions(
     if not team.any(wide or (limit is not None and need.in_memory > limit)):
         return None
     if limit is None:
-        return Portions(MOST_CELLS_AT_ONCE, 1 << 62, wide)
+        return Portions(team.min(MOST_CELLS_AT_ONCE), 1 << 62, wide)
     if limit < need.least:
         whole = not wide and need.in_memory < need.least
         tables = f"ranks of {max_length} places for {need.vocabulary_size} tokens take {in_units(need.tables)}"
@@ -174,5 +175,5 @@ def find_portions(
     room = limit - need.tables - need.chunk(0)
     a_cell = need.chunk(1) - need.chunk(0)
     # A third for cells: larger chunks are worth little from some ten thousand on, and each pass reads all of them.
-    chunk_cells = int(min(MOST_CELLS_AT_ONCE, max(LEAST_CELLS, room / 3 / a_cell)))
+    chunk_cells = team.min(int(min(MOST_CELLS_AT_ONCE, max(LEAST_CELLS, room / 3 / a_cell))))
     return Portions(chunk_cells, int(max(need.least_band, room - a_cell * chunk_cells)), wide)
