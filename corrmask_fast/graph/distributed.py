@@ -361,8 +361,8 @@ class ProcessGroup:
             import torch.distributed as dist
 
             # A ConnectionError itself is a team's, and the others have one too; the system raises subclasses.
-            known = error is None or _is_told(error) or type(error) is ConnectionError
-            if not known and dist.get_world_size() > 1:
+            known = error is not None and (_is_told(error) or type(error) is ConnectionError)
+            if error is not None and not known and dist.get_world_size() > 1:
                 with suppress(ConnectionError):  # the store is gone, and nobody is left to hear
                     TorchTeam().tell(error)
             dist.destroy_process_group()
