@@ -1,9 +1,10 @@
-"""Small corpora and ways to build their graphs: what the tests of graph building share."""
+"""Small corpora, ways to build their graphs, ports of several ranks: what the tests of graph building share."""
 
 from __future__ import annotations
 
 import itertools
 import math
+import socket
 import warnings
 from functools import partial
 
@@ -37,6 +38,12 @@ CUTS = {
     "dense": Cut(tile_genes=7, rates=Rates(dense=math.inf)),
     "mixed": Cut(tile_genes=3, chunk_cells=3, passes=2.0, rates=Rates(scatter=1.0, panel=3.0, dense=6.0)),
 }
+
+
+def free_port():
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
 
 
 def corpus_of(cells, vocabulary=LETTERS, **kwargs):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import textwrap
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from graph_cases import free_port
 
 from corrmask_fast import build_dependency_graph, write_corpus
 from corrmask_fast.graph import memory as graph_memory
@@ -72,12 +72,6 @@ RANK = """
     json.dump(said, open(f"{folder}/said-{rank}.json", "w"))
     dist.destroy_process_group()
 """
-
-
-def free_port():
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
 
 
 def test_a_group_that_sends_gpu_tensors_alone(cuda_host, make_corpus, tmp_path):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
+
+from graph_cases import free_port
 
 from corrmask_fast import build_dependency_graph, write_corpus
 from corrmask_fast.graph import building
@@ -67,12 +68,6 @@ RANK = """
     said["seconds"] = time.monotonic() - begin
     print(json.dumps(said))
 """
-
-
-def free_port():
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
 
 
 def test_ranks_of_unequal_memory_and_one_that_takes_the_store_with_it(make_corpus, tmp_path, monkeypatch):

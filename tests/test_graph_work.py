@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
@@ -14,6 +13,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from graph_cases import free_port
 from safetensors.numpy import load_file
 
 from corrmask_fast import Corpus, InputError, build_dependency_graph, write_corpus
@@ -340,12 +340,6 @@ SCENARIOS = """
     attempt("died")
     os._exit(0)  # nobody is left to take leave of
 """
-
-
-def free_port():
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
 
 
 def run_team(size, text, *arguments):
