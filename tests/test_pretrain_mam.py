@@ -26,6 +26,8 @@ pytest.importorskip("accelerate")
 
 from trainers import GRAPH, VOCABULARY, StopAfter, cells_of, make_cells, make_model, original, our_trainer
 
+from corrmask_fast.training.mam_model import attached
+from corrmask_fast.training.run_record import _settings
 from corrmask_fast.training.trainer import EVALUATION_EPOCH
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -128,8 +130,14 @@ def test_masks_of_evaluation_are_frozen_while_latents_learn(tmp_path):
     expected = RandomMasker(VOCABULARY, mlm_probability=0.3, seed=5)(padded, epoch=EVALUATION_EPOCH).input_ids
     rows = torch.cat([torch.nn.functional.pad(ids, (0, 24 - ids.shape[1])) for ids in masks])
     assert torch.equal(rows, torch.cat([expected] * 2))
-    assert all("inputs_embeds" in inputs and "input_ids" not in inputs for inputs in seen)  # with the latents' context
+    assert all("input_ids" in inputs and inputs.get("inputs_embeds") is None for inputs in seen)  # and no context
     assert losses[1] == pytest.approx(trainer.evaluate()["eval_loss"])
+    trainer.save_model(str(tmp_path / "model"))
+    again = our_trainer(
+        tmp_path, transformers.BertForMaskedLM.from_pretrained(tmp_path / "model"), eval_dataset=trainer.eval_dataset,
+        masker=RandomMasker(VOCABULARY, mlm_probability=0.3, seed=5),
+    )  # fmt: skip
+    assert losses[1] == pytest.approx(again.evaluate()["eval_loss"], rel=1e-5)  # what is reported is what is saved
 
 
 def test_the_saved_model_is_an_ordinary_one_with_its_masker_beside_it(tmp_path):
@@ -169,8 +177,14 @@ def test_what_does_not_fit_is_refused(tmp_path):
         our_trainer(tmp_path, masker=make_masker())
     with pytest.raises(InputError, match="dim must be the width of the model's embeddings, 32; got 16"):
         learning_trainer(tmp_path, masker=MultinomialAttentionMasker(VOCABULARY, 16))
+    model = make_model()
     with pytest.raises(InputError, match="use Linear, Cosine or Piecewise"):
-        learning_trainer(tmp_path, masker=make_masker(mlm_probability=Halved(0.4)))
+        learning_trainer(tmp_path, model, make_masker(mlm_probability=Halved(0.4)))
+    with pytest.raises(InputError, match="leave out label_smoothing_factor"):
+        learning_trainer(tmp_path, model, label_smoothing_factor=0.1)
+    assert attached(model) is None
+    assert not model._forward_pre_hooks
+    assert _settings(RandomMasker(VOCABULARY, mlm_probability=Halved(0.4)))["mlm_probability"].endswith("(0.4, 0.2)")
     from corrmask_fast import CorrMaskTrainer
 
     with pytest.raises(InputError, match="learns with one model; give model=, in place of model_init"):

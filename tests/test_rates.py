@@ -245,9 +245,28 @@ def test_a_rate_that_rounds_up_to_a_column_more_has_room_for_it():
     assert masker(torch.arange(2, 12)[None], epoch=0).masked_positions.shape == (1, 3)
 
 
-@pytest.mark.parametrize("rate", [0.15, (0.1, 0.3), Linear(0.3, 0.15, 9), Cosine(0.1, 0.2, 9), Piecewise(((0, 0.5),))])
-def test_a_rate_is_read_as_it_was_said(rate):
-    assert parse_rate(str(rate_text(rate))) == rate
+SAID = [0.15, (0.1, 0.3), Linear(0.3, 0.15, 9), Cosine(0.1, 0.2, 9), Piecewise(((0, 0.5),))]
+NUMPYS = [
+    np.float64(0.15), [np.float64(0.1), np.float64(0.3)], Linear(np.float64(0.3), np.float64(0.15), np.int64(9)),
+    Cosine(np.float64(0.1), np.float64(0.2), np.int32(9)), Piecewise(((np.int64(0), np.float64(0.5)),)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("rate", "numpys"), list(zip(SAID, NUMPYS, strict=True)))
+def test_a_rate_is_read_as_it_was_said(rate, numpys):
+    for given in (rate, numpys):
+        assert parse_rate(str(rate_text(given))) == rate
+        kept = RandomMasker(GENES, mlm_probability=given).mlm_probability  # what files and records of runs tell
+        assert repr(kept) == repr(rate)
+
+
+def test_a_schedule_that_text_cannot_name():
+    class Mine(Linear):
+        def formula(self, step, math_of):
+            return 0.5 * super().formula(step, math_of)
+
+    with pytest.raises(InputError, match=r"neither the file of a masker nor the command line .* \(Mine\); use Linear"):
+        rate_text(Mine(0.3, 0.1, 10))
 
 
 def test_a_schedule_of_ones_own():

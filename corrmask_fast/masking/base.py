@@ -110,8 +110,8 @@ class Masker(nn.Module):
         super().__init__()
         p = check_rate("mlm_probability", mlm_probability, open_ends=True)
         ratio = check_rate("structural_ratio", structural_ratio)
-        self.mlm_probability = p.low if p.schedule is None and p.low == p.high else mlm_probability
-        self.structural_ratio = ratio.low if ratio.schedule is None and ratio.low == ratio.high else structural_ratio
+        self.mlm_probability = p.said
+        self.structural_ratio = ratio.said
         self.max_partners = check_integer("max_partners", max_partners, 0, 2**31 - 1)
         self.mask_replace_prob = check_number("mask_replace_prob", mask_replace_prob, 0, 1)
         self.random_replace_prob = check_number("random_replace_prob", random_replace_prob, 0, 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -88,3 +90,18 @@ def check_graphs_given(given: bool, n_graphs: int) -> None:
         raise InputError(f"this masker has {n_graphs} graphs; give graph_ids, the number of each row's, (rows,) int64")
     if given and n_graphs == 0:
         raise InputError("graph_ids have no meaning for a masker without graphs; leave them out")
+
+
+def check_no_priorities(given: dict[str, Any], weights: str) -> None:
+    """Raise InputError if priorities are given beside the weights from which they would be drawn."""
+    if given.pop("priorities", None) is not None:
+        raise InputError(f"{weights} what priorities are drawn from here; leave priorities out")
+
+
+def check_embedded(embedded: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Return a model's embeddings if they are (rows, columns, dim) of the masker's dtype, or autocast makes them so."""
+    if embedded.shape != shape:
+        raise InputError(f"embeddings must turn ids into vectors of dim={shape[-1]}; got {tuple(embedded.shape)}")
+    if embedded.dtype != dtype and not torch.is_autocast_enabled(embedded.device.type):
+        raise InputError(f"the masker is {dtype}, the embeddings are {embedded.dtype}; use masker.to({embedded.dtype})")
+    return embedded

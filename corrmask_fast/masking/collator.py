@@ -31,7 +31,8 @@ class DataCollatorForCorrMask:
     Parameters
     ----------
     masker
-        The masking strategy, on the CPU.
+        The masking strategy, on the CPU; one that learns with a model masks on the model's device alone
+        (:class:`PaddingCollator`).
     pad_to_multiple_of
         Round the batch's width up to a multiple of this.
     return_masked_positions
@@ -71,6 +72,11 @@ class DataCollatorForCorrMask:
         graph_column: str | None = None,
         graph_numbers: Mapping[Any, int] | None = None,
     ) -> None:
+        if masker.needs_model:
+            raise InputError(
+                f"{type(masker).__name__} masks by the embeddings of the model that it learns with, and a collator has "
+                "none; use CorrMaskTrainer(masker=…, masking='device'), or call the masker with embeddings="
+            )
         self.masker = masker
         self.pad_to_multiple_of = _check_multiple(pad_to_multiple_of)
         self.return_masked_positions = return_masked_positions
@@ -81,7 +87,7 @@ class DataCollatorForCorrMask:
         if compat and not isinstance(masker.mlm_probability, float):
             raise InputError(f"compat='geneformer' has one rate for all; got {masker.mlm_probability!r}")
         self.compat = compat
-        self.graph_column = _check_graph_column(masker, graph_column, graph_numbers)
+        self.graph_column = check_graph_column(masker, graph_column, graph_numbers)
         self.graph_numbers = None if graph_numbers is None else dict(graph_numbers)
         self._calls = 0
         # Shared memory: persistent workers see an epoch that is set after they started.
@@ -176,6 +182,9 @@ class DataCollatorForCorrMask:
 class PaddingCollator:
     """Pad cells on the right and mask nothing: for masking on the device, inside the training step.
 
+    ``CorrMaskTrainer(data_collator=PaddingCollator(…), masker=masker, masking="device")`` takes one, where the masker
+    has several graphs and learns with the model.
+
     Parameters
     ----------
     vocabulary
@@ -240,12 +249,12 @@ class PaddingCollator:
         return batch
 
 
-def _check_graph_column(masker: Masker, column: str | None, numbers: Mapping[Any, int] | None) -> str | None:
+def check_graph_column(masker: Masker, column: str | None, numbers: Mapping[Any, int] | None) -> str | None:
     """Return the name of the feature that chooses a graph; there must be one exactly where there are several graphs."""
     if column is None and masker.n_graphs > 1:
         raise InputError(
-            f"the masker has {masker.n_graphs} graphs; give graph_column, the name of the feature that says which of "
-            "them a cell goes by"
+            f"the masker has {masker.n_graphs} graphs; give graph_column to the collator: the name of the feature that "
+            "says which of them a cell goes by"
         )
     if column is not None and masker.n_graphs == 0:
         raise InputError(f"graph_column={column!r} chooses among graphs, and this masker has none; leave it out")

@@ -23,6 +23,7 @@ from torch.nn import functional as F  # noqa: N812 (its usual name)
 from corrmask_fast.errors import InputError, check_integer
 from corrmask_fast.kernels.layout import CORRMASK, SAMPLED, STRATEGY
 from corrmask_fast.masking.base import MaskedBatch, Masker, RateLike
+from corrmask_fast.masking.batch_checks import check_embedded, check_no_priorities
 from corrmask_fast.masking.maskers import graphs_of
 from corrmask_fast.masking.neighbor_tables import no_table, table_of_graphs
 from corrmask_fast.masking.schedules import parse_rate, rate_text
@@ -146,7 +147,8 @@ class MultinomialAttentionMasker(Masker):
         self._make_weights()
 
     def _make_weights(self) -> None:
-        with torch.random.fork_rng(devices=[]):
+        # On the CPU, whatever the default device: the seed's weights are the same ones everywhere.
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             torch.default_generator.manual_seed(self.seed)
             self.latents = nn.Parameter(torch.empty(self.n_latents, self.dim))
             nn.init.normal_(self.latents, std=0.02)
@@ -202,8 +204,9 @@ class MultinomialAttentionMasker(Masker):
         Raises
         ------
         InputError
-            As every masker; and if ``embeddings`` are not given, or of another width.
+            As every masker; and if ``embeddings`` are not given, of another width or dtype, or ``priorities`` are.
         """
+        check_no_priorities(more, "the latents' attention is")
         rows = look_at_rows(self, input_ids, attention_mask, special_tokens_mask, draw_ids, epoch)
         latents = self.choose_latents(rows.draw_ids)
         if weighted:
@@ -223,9 +226,7 @@ class MultinomialAttentionMasker(Masker):
             )
         # An unknown token must not read beyond the table.
         embedded = embeddings(input_ids.clamp(0, self.vocabulary.size - 1))
-        if embedded.shape != (*input_ids.shape, self.dim):
-            raise InputError(f"embeddings must turn ids into vectors of dim={self.dim}; got {tuple(embedded.shape)}")
-        return embedded
+        return check_embedded(embedded, (*input_ids.shape, self.dim), self.latents.dtype)
 
     def choose_latents(self, draw_ids: torch.Tensor) -> torch.Tensor:
         """Return (rows, n_chosen) int64: the latents with the smallest (w0, latent) of block 2³² − 1."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from corrmask_fast.errors import InputError
 from corrmask_fast.kernels.layout import CORRMASK, PMI, RANDOM, SPAN
 from corrmask_fast.masking.base import MaskedBatch, Masker, RateLike
+from corrmask_fast.masking.batch_checks import check_no_priorities
 from corrmask_fast.masking.neighbor_tables import no_table, table_of_graphs, table_of_pairs
 from corrmask_fast.tensor_files import hash_tensors
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from corrmask_fast.graph.dependency_graph import DependencyGraph
     from corrmask_fast.masking.pmi import PMITable
 
-__all__ = ["CorrMasker", "MaskedBatch", "PMIMasker", "RandomMasker", "SpanMasker"]
+__all__ = ["CorrMasker", "PMIMasker", "RandomMasker", "SpanMasker"]
 
 
 class RandomMasker(Masker):
@@ -278,6 +279,7 @@ class CorrMasker(Masker):
             )
         from corrmask_fast.masking.torch_random import check_weights, gumbel_priorities, look_at_rows
 
+        check_no_priorities(more, "seed_weights are")
         rows = look_at_rows(self, input_ids, attention_mask, special_tokens_mask, draw_ids, epoch)
         check_weights("seed_weights", seed_weights, input_ids)
         more["priorities"] = gumbel_priorities(seed_weights, rows.w0)

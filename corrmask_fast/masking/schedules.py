@@ -86,9 +86,10 @@ class _Ramp(Schedule):
     steps: int
 
     def __post_init__(self) -> None:
-        check_number("start", self.start, -math.inf, math.inf, open_ends=True)
-        check_number("end", self.end, -math.inf, math.inf, open_ends=True)
-        check_integer("steps", self.steps, 1)
+        for name in ("start", "end"):  # as plain numbers: repr and text of NumPy's are others
+            value = check_number(name, getattr(self, name), -math.inf, math.inf, open_ends=True)
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "steps", check_integer("steps", self.steps, 1))
 
     @property
     def values(self) -> tuple[float, ...]:
@@ -146,10 +147,11 @@ class Piecewise(Schedule):
             raise InputError(f"points must be (step, value) pairs; got {self.points!r}") from error
         if not points:
             raise InputError("points must hold one (step, value) pair at least")
+        plain: list[tuple[int, float]] = []
         for i, (step, value) in enumerate(points):
-            check_integer(f"the step of point {i}", step, 0 if i == 0 else points[i - 1][0] + 1)
-            check_number(f"the value of point {i}", value, -math.inf, math.inf, open_ends=True)
-        object.__setattr__(self, "points", points)
+            number = check_integer(f"the step of point {i}", step, plain[-1][0] + 1 if plain else 0)
+            plain.append((number, check_number(f"the value of point {i}", value, -math.inf, math.inf, open_ends=True)))
+        object.__setattr__(self, "points", tuple(plain))
 
     @property
     def values(self) -> tuple[float, ...]:
@@ -165,12 +167,16 @@ class Piecewise(Schedule):
 
 
 class Rate(NamedTuple):
-    """A rate, checked: its ends at the first step, the largest that a row may ever have, and its schedule if any."""
+    """A rate, checked: its ends at the first step, the largest that a row may ever have, and its schedule if any.
+
+    ``said`` is the rate as it was given, in plain Python numbers.
+    """
 
     low: float
     high: float
     largest: float
     schedule: Schedule | None
+    said: float | tuple[float, float] | Schedule
 
 
 def check_rate(name: str, rate: Any, *, open_ends: bool = False) -> Rate:
@@ -181,20 +187,25 @@ def check_rate(name: str, rate: Any, *, open_ends: bool = False) -> Rate:
         for value in values:
             if not (0 < value < 1 if open_ends else 0 <= value <= 1):
                 raise InputError(f"{name} must stay in {interval} at every step; {rate!r} reaches {value}")
-        return Rate(rate(0), rate(0), max(values), rate)
+        return Rate(rate(0), rate(0), max(values), rate, rate)
     if isinstance(rate, tuple | list):
         if len(rate) != 2:
             raise InputError(f"a range of {name} must be (low, high); got {rate!r}")
         low, high = (check_number(f"each end of {name}", end, 0, 1, open_ends=open_ends) for end in rate)
         if low > high:
             raise InputError(f"a range of {name} must rise; got {rate!r}; give ({high}, {low})")
-        return Rate(low, high, high, None)
+        return Rate(low, high, high, None, low if low == high else (low, high))
     number = check_number(name, rate, 0, 1, open_ends=open_ends)
-    return Rate(number, number, number, None)
+    return Rate(number, number, number, None, number)
 
 
 def rate_text(rate: float | tuple[float, float] | Schedule) -> float | str:
     """Return a rate as :func:`parse_rate` reads it; a number stays one.
+
+    Raises
+    ------
+    InputError
+        If it is a schedule of one's own, which :func:`parse_rate` could not give back.
 
     Examples
     --------
@@ -202,13 +213,16 @@ def rate_text(rate: float | tuple[float, float] | Schedule) -> float | str:
     (0.15, '0.1..0.3', 'piecewise:0=0.3,1000=0.15')
     """
     if isinstance(rate, tuple | list):
-        return "..".join(map(repr, rate))
-    if isinstance(rate, Piecewise):
+        return "..".join(repr(float(end)) for end in rate)
+    if type(rate) is Piecewise:
         return "piecewise:" + ",".join(f"{step}={value!r}" for step, value in rate.points)
-    if isinstance(rate, _Ramp):
+    if type(rate) is Linear or type(rate) is Cosine:  # a subclass may compute what it likes
         return f"{type(rate).__name__.lower()}:{rate.start!r}:{rate.end!r}:{rate.steps}"
     if isinstance(rate, Schedule):
-        raise InputError(f"the command line has no way to say {rate!r}; use Linear, Cosine or Piecewise")
+        raise InputError(
+            f"neither the file of a masker nor the command line can name the schedule {rate!r} "
+            f"({type(rate).__name__}); use Linear, Cosine or Piecewise"
+        )
     return rate
 
 

@@ -305,7 +305,7 @@ class RunTrainer(CorrMaskTrainer):
         super().log(logs, *args, **kwargs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:  # noqa: ARG002
-        """Return and log the loss on held-out cells; masks are the same at every evaluation."""
+        """Return and log the loss on held-out cells, of the model as it is saved; masks are always the same."""
         began = time.perf_counter()
         losses, training = PartnerLoss(self._partner_graph), self.model.training
         self.model.eval()

@@ -12,6 +12,7 @@ import numpy as np
 
 from corrmask_fast.errors import InputError
 from corrmask_fast.files import atomic_file
+from corrmask_fast.masking.schedules import Schedule
 
 if TYPE_CHECKING:
     import os
@@ -89,8 +90,14 @@ def _settings(masker: Any) -> dict[str, Any]:
     from corrmask_fast.masking.base import FIXED
 
     found = {name: getattr(masker, name) for name in (*sorted(FIXED), *masker.own_parameters)}
-    plain = {name: value if isinstance(value, int | float) else repr(value) for name, value in found.items()}
-    return {"strategy": type(masker).__name__, **plain}
+    return {"strategy": type(masker).__name__, **{name: _plain(value) for name, value in found.items()}}
+
+
+def _plain(value: Any) -> Any:
+    """Return a setting as JSON keeps it: the same in the process that resumes."""
+    if isinstance(value, Schedule) and type(value).__repr__ is object.__repr__:  # an address in memory
+        return f"{type(value).__qualname__}{tuple(value.values)}"
+    return value if isinstance(value, int | float) else repr(value)
 
 
 def _is_map(dataset: Any) -> bool:

@@ -17,8 +17,8 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import SequentialSampler
 
 from corrmask_fast.errors import InputError, import_extra
-from corrmask_fast.masking.collator import DataCollatorForCorrMask, PaddingCollator
-from corrmask_fast.masking.schedules import rate_text
+from corrmask_fast.masking.collator import DataCollatorForCorrMask, PaddingCollator, check_graph_column
+from corrmask_fast.masking.schedules import parse_rate, rate_text
 from corrmask_fast.training.run_record import RunRecord, check_model
 from corrmask_fast.training.sampling import (
     LengthGroupedSampler,
@@ -127,10 +127,11 @@ class CorrMaskTrainer(transformers.Trainer):
     Parameters
     ----------
     model, args, data_collator, train_dataset, eval_dataset, **kwargs
-        As for ``Trainer``. ``data_collator`` is a :class:`~corrmask_fast.DataCollatorForCorrMask`.
+        As for ``Trainer``. ``data_collator`` is a :class:`~corrmask_fast.DataCollatorForCorrMask`; with ``masker``
+        and ``masking="device"`` it may be a :class:`~corrmask_fast.PaddingCollator`, which names a ``graph_column``.
     masker
         In place of ``data_collator``: the masking strategy. A :class:`~corrmask_fast.MultinomialAttentionMasker` is
-        trained with the model, as a part of it, and saved in its checkpoints.
+        trained with the model, as a part of it, and saved in its checkpoints (``training.mam_model``).
     masking
         ``"worker"``: the collator masks, in worker processes where there are some. ``"device"``: the collator pads,
         and the step masks on the model's device.
@@ -140,8 +141,9 @@ class CorrMaskTrainer(transformers.Trainer):
     Notes
     -----
     Grouping by length is asked for as usual: ``group_by_length`` in transformers 4, ``train_sampling_strategy`` in 5.
-    A model whose ``forward`` takes ``masked_positions`` gets them. Where the masker learns, evaluation masks all genes
-    alike: by its weights, losses of one evaluation would not compare with those of the next. Under several processes an
+    A model whose ``forward`` takes ``masked_positions`` gets them. Where the masker learns, evaluation is of the model
+    that :meth:`save_model` writes, without the latents' context, and masks all genes alike: by learned weights, losses
+    of one evaluation would not compare with those of the next. Under several processes an
     epoch's last step is filled up with that epoch's first cells; ``dataloader_drop_last`` leaves the rest out instead.
 
     Raises
@@ -165,12 +167,12 @@ class CorrMaskTrainer(transformers.Trainer):
     ) -> None:
         if masking not in {"worker", "device"}:
             raise InputError(f"masking must be 'worker' or 'device'; got {masking!r}")
-        collator = _the_collator(data_collator, masker, pad_to_multiple_of)
-        self.masker: Any = collator.masker
+        if masker is not None and masker.needs_model:
+            _check_learning(masker, model, masking)
+        collator: Any = _the_collator(data_collator, masker, pad_to_multiple_of, masking)
+        self.masker: Any = collator.masker if masker is None else masker
         self.masking = masking
-        if self.masker.needs_model:
-            _join(self.masker, model, masking)
-        if masking == "device" and collator.compat:
+        if masking == "device" and getattr(collator, "compat", None):
             raise InputError("compat='geneformer' masks in the collator; use masking='worker' with it")
         if masking == "worker" and self.masker.has_schedule:
             raise InputError(
@@ -180,13 +182,18 @@ class CorrMaskTrainer(transformers.Trainer):
         self._check_arguments()
         for dataset in (train_dataset, eval_dataset):
             check_model(self.model, self.masker, dataset)
+        if self.masker.needs_model:  # behind all checks: a model that is refused is left as it was
+            from corrmask_fast.training.mam_model import attach
+
+            attach(self.masker, self.model)  # type: ignore[arg-type]
         parameters = inspect.signature(self.model.forward).parameters
         self._takes = {name for name in ("masked_positions", "num_items_in_batch") if name in parameters}
         self._set_up_collators(collator)
         # Trainer shall leave accumulated losses as they are: compute_loss divides by what get_batch_samples counted.
         self.model_accepts_loss_kwargs = True
-        self._callback = CorrMaskCallback(collator)
-        self._callback.listeners.append(self)
+        self._callback = CorrMaskCallback(self)
+        if isinstance(collator, DataCollatorForCorrMask):
+            self._callback.listeners.append(collator)
         self.add_callback(self._callback)
         self._epoch = 0
         self._on_device: Any = None  # the masker there; never part of the model, which DDP wraps and broadcasts
@@ -204,10 +211,11 @@ class CorrMaskTrainer(transformers.Trainer):
                 "were counted; start one process a GPU: torchrun --nproc-per-node=auto …, or set CUDA_VISIBLE_DEVICES"
             )
 
-    def _set_up_collators(self, collator: DataCollatorForCorrMask) -> None:
+    def _set_up_collators(self, collator: Any) -> None:
         """Choose the collators of training and of evaluation."""
         if self.masking == "device":
-            self.data_collator: Any = PaddingCollator.like(collator)
+            pads = isinstance(collator, PaddingCollator)
+            self.data_collator: Any = collator if pads else PaddingCollator.like(collator)
             self._eval_collator: Any = self.data_collator
             return
         if "masked_positions" in self._takes and not collator.compat:
@@ -307,9 +315,12 @@ class CorrMaskTrainer(transformers.Trainer):
         self._on_device.set_step(step)
         rows = batch["input_ids"], batch["attention_mask"], batch.pop("special_tokens_mask", None)
         if self.masker.needs_model:
-            # What was learned changes from one evaluation to the next: their masks do not go by it.
-            more |= {"embeddings": self.model.get_input_embeddings(), "weighted": epoch != EVALUATION_EPOCH}
-            masked, batch["latents"] = self._on_device.draw(*rows, epoch=epoch, **more)
+            # What was learned changes from one evaluation to the next: their masks do not go by it. Nor is there a
+            # context in the model that is saved, and it is that one whose loss is wanted.
+            learning = epoch != EVALUATION_EPOCH
+            more |= {"embeddings": self.model.get_input_embeddings(), "weighted": learning}
+            masked, latents = self._on_device.draw(*rows, epoch=epoch, **more)
+            batch |= {"latents": latents} if learning else {}
         else:
             with torch.no_grad():
                 masked = self._on_device(*rows, epoch=epoch, **more)
@@ -319,16 +330,20 @@ class CorrMaskTrainer(transformers.Trainer):
         return batch
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the model; a masker that learned with it comes beside it, into ``attention_masker.safetensors``."""
-        if _internal_call or not self.masker.needs_model:
+        """Save the model; a masker that is a part of it comes beside it, into ``attention_masker.safetensors``."""
+        from corrmask_fast.training.mam_model import FILE, attached, taken_off
+
+        masker = attached(self.model)
+        checkpoint = _internal_call and output_dir is not None  # and not push_to_hub: training goes on from it
+        if masker is None or checkpoint:
             super().save_model(output_dir, _internal_call)
             return
-        from corrmask_fast.training.mam_model import FILE, taken_off
-
         with taken_off(self.model):
-            super().save_model(output_dir)
+            super().save_model(output_dir, _internal_call=True)
         if self.args.should_save:
-            self.masker.save(Path(output_dir or self.args.output_dir) / FILE)
+            masker.save(Path(output_dir or self.args.output_dir) / FILE)
+        if self.args.push_to_hub and not _internal_call:  # when all is there; it saves into args.output_dir as well
+            self.push_to_hub(commit_message="Model save")
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Train; a checkpoint of another corpus, graph or seed is refused."""
@@ -342,27 +357,34 @@ class CorrMaskTrainer(transformers.Trainer):
             super()._load_rng_state(checkpoint)
 
 
-def _join(masker: Any, model: Any, masking: str) -> None:
-    """Make a masker that learns a part of the model, before Trainer moves that to its device."""
-    from corrmask_fast.training.mam_model import attach
-
+def _check_learning(masker: Any, model: Any, masking: str) -> None:
+    """Raise InputError unless a masker that learns can do so here, and be saved in the end."""
     name = type(masker).__name__
     if masking == "worker":
         raise InputError(f"{name} masks by the model's embeddings, which workers do not have; use masking='device'")
     if model is None:
         raise InputError(f"{name} learns with one model; give model=, in place of model_init")
     for rate in (masker.mlm_probability, masker.structural_ratio):
-        rate_text(rate)  # one that could not be saved with the masker is refused before the training, not behind it
-    attach(masker, model)
+        # One that could not be read back with the masker is refused before the training, not behind it.
+        if parse_rate(str(rate_text(rate))) != rate:
+            raise InputError(f"{rate!r} could not be saved with the masker; use a number, a range, Linear or Cosine")
 
 
-def _the_collator(collator: Any, masker: Any, multiple: int | None) -> DataCollatorForCorrMask:
+def _the_collator(
+    collator: Any, masker: Any, multiple: int | None, masking: str
+) -> DataCollatorForCorrMask | PaddingCollator:
     """Return the collator given, or one over the masker given."""
-    if (collator is None) == (masker is None):
+    pads = isinstance(collator, PaddingCollator) and masker is not None and masking == "device"
+    if (collator is None) == (masker is None) and not pads:
         raise InputError("CorrMaskTrainer needs one of masker and data_collator: masker=CorrMasker(graph)")
-    if collator is None:
+    if collator is None and not masker.needs_model:
         return DataCollatorForCorrMask(masker, pad_to_multiple_of=multiple)
-    if not isinstance(collator, DataCollatorForCorrMask):
+    if collator is None:
+        collator, multiple, pads = PaddingCollator(masker.vocabulary, pad_to_multiple_of=multiple), None, True
+    if pads:
+        collator.vocabulary.check_same(masker.vocabulary, "the collator", "the masker")
+        check_graph_column(masker, collator.graph_column, collator.graph_numbers)
+    if not pads and not isinstance(collator, DataCollatorForCorrMask):
         raise InputError(f"data_collator must be a DataCollatorForCorrMask; got {type(collator).__name__}")
     if multiple is not None:
         raise InputError("pad_to_multiple_of goes with masker; give it to the data_collator itself")
