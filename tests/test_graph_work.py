@@ -417,7 +417,9 @@ def test_a_rank_that_cannot_begin_tells_the_others(folder, tmp_path):
         for process in processes:
             process.kill()
     own = f"no corpus at {folder}/nothing.npz: give a datasets folder or an .npz file"
-    assert said[1] == f"corrmask-fast: error: {own}\n"
-    assert said[0] == f"corrmask-fast: error: rank 1 stopped, and the others with it: {own}\n"
+    # PyTorch's store may warn, in lines of its own, that the other process is gone already.
+    assert said[1].splitlines()[-1] == f"corrmask-fast: error: {own}"
+    assert said[0].splitlines()[-1] == f"corrmask-fast: error: rank 1 stopped, and the others with it: {own}"
+    assert not any("Traceback" in text for text in said)
     assert [process.returncode for process in processes] == [2, 2]
     assert list(tmp_path.iterdir()) == []
