@@ -149,6 +149,8 @@ class TorchTeam(Team):
             self._group = self._dist.new_group(backend="gloo", timeout=limit)
         except BaseException as error:
             self.__exit__(type(error), error, error.__traceback__)
+            if isinstance(error, RuntimeError):  # a rank that joined is gone already, or the store with it
+                raise self._lost(error) from error
             raise
         return self
 
