@@ -21,6 +21,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from .bits import prefetch
 from .jit import kernel
 
 LANES = 128  # genes in a panel
@@ -74,21 +75,6 @@ def add_rows(typingctx, cells, e, begin, end, panel, first_lane, sums, row):
         return context.get_dummy_value()
 
     return signature, codegen
-
-
-@intrinsic
-def prefetch(typingctx, array, i):
-    """Ask for the line of memory that holds ``array``'s i-th element; it may lie outside the array."""
-
-    def codegen(context, builder, signature, args):
-        data = context.make_array(signature.args[0])(context, builder, args[0]).data
-        line = builder.bitcast(builder.gep(data, [args[1]]), ir.IntType(8).as_pointer())
-        kind = ir.FunctionType(ir.VoidType(), [line.type, I32, I32, I32])
-        function = builder.module.declare_intrinsic("llvm.prefetch", [line.type], kind)
-        builder.call(function, [line, *(ir.Constant(I32, flag) for flag in (0, 3, 1))])  # to read, often, data
-        return context.get_dummy_value()
-
-    return types.void(array, types.int64), codegen
 
 
 @kernel

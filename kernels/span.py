@@ -15,7 +15,6 @@ from .jit import inline, stage
 from .philox import LOW, S32, philox
 from .rows import U0, U1, sort_keys, words_for
 
-LONGEST = 10
 MEAN_GAIN = 3.3  # columns that a span adds as a rule: 3.8, less those that an earlier one holds
 
 

@@ -135,8 +135,7 @@ def open_corpus(arguments: argparse.Namespace, *, model_length: int | None = Non
     corpus = read_corpus(arguments.corpus, vocabulary)
     if model_length is None:
         return corpus
-    special = {corpus.vocabulary.cls_token_id, corpus.vocabulary.eos_token_id} - {None}
-    length = min(corpus.max_length, max(1, model_length - len(special)))
+    length = min(corpus.max_length, max(1, model_length - corpus.vocabulary.n_surrounding))
     return read_corpus(arguments.corpus, corpus.vocabulary, max_length=length)
 
 
