@@ -10,7 +10,6 @@ import sys
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from itertools import pairwise
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
 __all__ = ["get_num_threads", "set_num_threads"]
-
-RANGES_A_THREAD = 4
 
 _state: dict[str, Any] = {"threads": None, "pool": None, "pool_key": None}
 _blas: dict[str, Any] = {"lock": Lock(), "users": 0, "controller": None, "limit": None}
@@ -58,15 +55,15 @@ def thread_pool() -> ThreadPoolExecutor:
 def run_ranges(function: Callable[[int, int], Any], n: int, smallest: int) -> list[Any]:
     """Call ``function(begin, end)`` over [0, n), cut into ranges not shorter than ``smallest``; return its results.
 
-    Each thread takes the next range when it is done with one, so that a busy core delays nobody. The calling thread
-    works too: a single range costs nothing extra.
+    Each thread takes the next range when it is done with one, so that a busy core delays nobody; ranges become shorter
+    towards the end, where the others wait for the last. The calling thread works too: a single range costs nothing
+    extra.
     """
-    threads = get_num_threads()
-    parts = max(1, min(RANGES_A_THREAD * threads, n // max(smallest, 1)))
-    if parts == 1 or threads == 1:
+    smallest = max(smallest, 1)
+    if n < 2 * smallest or (threads := get_num_threads()) == 1:
         return [function(0, n)]
-    bounds = [n * part // parts for part in range(parts + 1)]
-    waiting = deque(pairwise(bounds))
+    waiting = deque(_shrinking_ranges(n, smallest, 2 * threads))
+    ranges = len(waiting)
     results: dict[int, Any] = {}
 
     def work() -> None:
@@ -81,7 +78,7 @@ def run_ranges(function: Callable[[int, int], Any], n: int, smallest: int) -> li
                 waiting.clear()  # nobody begins another range
                 raise
 
-    helpers = [thread_pool().submit(work) for _ in range(min(threads, parts) - 1)]
+    helpers = [thread_pool().submit(work) for _ in range(min(threads, ranges) - 1)]
     try:
         work()
     finally:
@@ -90,6 +87,16 @@ def run_ranges(function: Callable[[int, int], Any], n: int, smallest: int) -> li
     for helper in begun:
         helper.result()
     return [results[begin] for begin in sorted(results)]
+
+
+def _shrinking_ranges(n: int, smallest: int, share: int) -> Iterator[tuple[int, int]]:
+    """Cut [0, n) into ranges, each one part in ``share`` of what is left, but not shorter than ``smallest``."""
+    begin = 0
+    while begin < n:
+        end = begin + max(smallest, (n - begin) // share)
+        end = n if n - end < smallest else end
+        yield begin, end
+        begin = end
 
 
 def map_tasks(function: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[Any]:

@@ -120,8 +120,7 @@ def mask(
             )  # fmt: skip
             if ranks.size:
                 order_by = w1 if strategy == SAMPLED else w0
-                for r in range(span):
-                    order_by[r] = np.uint32(ranks[first + r])
+                order_by[:span] = ranks[first:last]
             count = 0
             if quota == 0 or strategy == RANDOM or strategy == SAMPLED:
                 pass

@@ -48,14 +48,43 @@ def segment_of(first_cell, cell):
     return low
 
 
+@inline
+def place_of(first_cell, offset_address, offsets_like, cell):
+    """Return (segment, begin, end) of a cell's tokens."""
+    s = segment_of(first_cell, cell)
+    i = cell - first_cell[s]
+    return (
+        s,
+        np.int64(load_at(offset_address[s], i, offsets_like)),
+        np.int64(load_at(offset_address[s], i + 1, offsets_like)),
+    )
+
+
+@kernel
+def first_outside(rows, n):
+    """Return the first k with a rows[k] that is not in [0, n), or −1."""
+    for k in range(rows.size):
+        if rows[k] < 0 or rows[k] >= n:
+            return k
+    return -1
+
+
 @kernel
 def row_lengths(first_cell, offset_address, offsets_like, rows, out):
     """out[k] = length of cell rows[k], as stored."""
     for k in range(rows.size):
-        s = segment_of(first_cell, rows[k])
-        i = rows[k] - first_cell[s]
-        a = load_at(offset_address[s], i, offsets_like)
-        out[k] = load_at(offset_address[s], i + 1, offsets_like) - a
+        _, begin, end = place_of(first_cell, offset_address, offsets_like, rows[k])
+        out[k] = end - begin
+
+
+@kernel
+def most_tokens(first_cell, offset_address, offsets_like, rows, max_length):
+    """Return how many tokens rows have, each cut to ``max_length``; special tokens are counted too."""
+    total = 0
+    for k in range(rows.size):
+        _, begin, end = place_of(first_cell, offset_address, offsets_like, rows[k])
+        total += min(end - begin, max_length)
+    return total
 
 
 @kernel
@@ -86,10 +115,7 @@ def gather_rows(
     n = 0
     out_indptr[0] = 0
     for k in range(rows.size):
-        s = segment_of(first_cell, rows[k])
-        i = rows[k] - first_cell[s]
-        a = np.int64(load_at(offset_address[s], i, offsets_like))
-        b = np.int64(load_at(offset_address[s], i + 1, offsets_like))
+        s, a, b = place_of(first_cell, offset_address, offsets_like, rows[k])
         begin = n
         if not check and b - a <= max_length:
             address, row = token_address[s], out[n : n + b - a]

@@ -107,10 +107,10 @@ def row_content(tokens, first, maskable, span):
     total = U0
     for i in range(words_for(span)):
         if maskable[i] == ALL:
-            part = U0
-            for r in range(64 * i, 64 * i + 64):
-                part += mix((np.uint64(r) << S32) | (np.uint64(tokens[first + r]) & LOW))
-            total += part
+            begin = np.uint64(64 * i)
+            here = tokens[first + 64 * i :]  # an index that may be negative would be looked at, and not in vectors
+            for k in range(64):
+                total += mix(((begin + np.uint64(k)) << S32) | (np.uint64(here[k]) & LOW))
         else:
             bits = maskable[i]
             while bits != U0:

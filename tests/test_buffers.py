@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from corrmask_fast.masking import buffers
-from corrmask_fast.masking.buffers import SMALLEST, empty
+from corrmask_fast import buffers
+from corrmask_fast.buffers import SMALLEST, empty
 
 SHAPE = (64, SMALLEST // 8 // 64)
 
@@ -68,13 +68,30 @@ def test_threads_never_share_a_block():
         assert all(pool.map(fill, range(8)))
 
 
-def test_what_is_kept_is_bounded(monkeypatch):
-    monkeypatch.setattr(buffers, "KEPT", 4 * SMALLEST)
+@pytest.mark.parametrize(("limit", "value"), [("KEPT", 4 * SMALLEST), ("MOST", 4)])
+def test_what_is_kept_is_bounded(monkeypatch, limit, value):
+    monkeypatch.setattr(buffers, limit, value)
     held = [empty(SHAPE) for _ in range(20)]
-    assert sum(block.nbytes for block in buffers._blocks) <= 4 * SMALLEST
+    assert sum(block.nbytes for block in buffers._blocks) == 4 * SMALLEST
     for i, array in enumerate(held):
         array[:] = i
     assert all((array == i).all() for i, array in enumerate(held))
+
+
+def test_too_large_a_block_is_not_kept(monkeypatch):
+    monkeypatch.setattr(buffers, "KEPT", SMALLEST)
+    assert empty((SMALLEST + 8,), np.uint8).shape == (SMALLEST + 8,)
+    assert not buffers._blocks
+
+
+def test_a_block_serves_another_dtype():
+    first = empty((SMALLEST // 4,))
+    place = address(first)
+    del first
+    second = empty((SMALLEST // 2 - 3,), np.int32)
+    assert address(second) == place
+    assert second.dtype == np.int32
+    assert second.size == SMALLEST // 2 - 3
 
 
 def test_small_and_empty_shapes():

@@ -23,6 +23,7 @@ MAY_IMPORT = {
 SHARED = {
     "__init__": set(),  # public names load on first use
     "__main__": {"cli"},
+    "buffers": set(),
     "cuda": {"errors"},
     "errors": set(),
     "files": {"errors"},

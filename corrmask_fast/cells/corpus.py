@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from corrmask_fast.buffers import empty
 from corrmask_fast.errors import InputError, check_integer, check_seed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from corrmask_fast.cells.vocabulary import Vocabulary
@@ -200,29 +201,43 @@ class Corpus:
         return rows if self._order is None else self._order[rows]
 
     def _check_rows(self, rows: np.ndarray) -> np.ndarray:
+        from corrmask_fast.kernels.ragged import first_outside
+
         rows = np.ascontiguousarray(rows, np.int64)
         if rows.ndim != 1:
             raise InputError(f"cell indices must be one-dimensional; got shape {rows.shape}")
-        if rows.size and not (rows.min() >= 0 and rows.max() < self.n_cells):
-            bad = rows[(rows < 0) | (rows >= self.n_cells)][0]
-            raise InputError(f"cell index must be in [0, {self.n_cells}); got {bad}")
+        bad = first_outside(rows, self.n_cells)
+        if bad >= 0:
+            raise InputError(f"cell index must be in [0, {self.n_cells}); got {rows[bad]}")
         return rows
 
     def gather(self, rows: np.ndarray, *, check: bool = True) -> tuple[np.ndarray, np.ndarray]:
         """Return ``(indptr, tokens)`` of the given cells in the given order, stripped and cut.
 
-        ``check=False`` leaves out the look for genes that stand twice in a cell (what a training loop reads again
-        and again); tokens outside the vocabulary raise either way.
+        ``check=False`` leaves out the look for genes that stand twice in a cell (what is read again and again); tokens
+        outside the vocabulary raise either way.
         """
-        from corrmask_fast.kernels.ragged import OK, TWICE, gather_rows, row_lengths
+        return self._gather(rows, lambda size: np.empty(size, self.token_dtype), check)
+
+    def gather_for_training(self, rows: np.ndarray, max_length: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Return ``(indptr, tokens)`` of a batch: like :meth:`gather`, with ``<cls>`` and ``<eos>`` put back (V2).
+
+        ``max_length`` cuts cells to so many tokens, these two included. The tokens are int32, as maskers take them, and
+        not looked through for genes that stand twice.
+        """
+        cells = self._gather(rows, lambda size: empty((size,), np.int32), check=False)
+        return with_special_tokens(*cells, self.vocabulary, max_length)
+
+    def _gather(
+        self, rows: np.ndarray, allocate: Callable[[int], np.ndarray], check: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        from corrmask_fast.kernels.ragged import OK, TWICE, gather_rows, most_tokens
 
         rows = self._check_rows(rows)
         stored = self._stored_rows(rows)
         segment, offsets = self._segments[0], self._segments[0].offsets[:0]
-        lengths = np.empty(rows.size, np.int64)
-        row_lengths(self._first_cell, self._offset_address, offsets, stored, lengths)
-        indptr = np.empty(rows.size + 1, np.int64)
-        tokens = np.empty(int(np.minimum(lengths, self.max_length).sum()), self.token_dtype)
+        most = most_tokens(self._first_cell, self._offset_address, offsets, stored, self.max_length)
+        indptr, tokens = np.empty(rows.size + 1, np.int64), allocate(most)
         what, k, token = gather_rows(
             self._first_cell,
             self._offset_address,
@@ -246,13 +261,6 @@ class Corpus:
                 "use the token dictionary that the corpus was made with"
             )
         return indptr, tokens[: indptr[-1]]
-
-    def gather_for_training(self, rows: np.ndarray, max_length: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Return ``(indptr, tokens)`` of a batch: like :meth:`gather`, with ``<cls>`` and ``<eos>`` put back (V2).
-
-        ``max_length`` cuts cells to so many tokens, these two included.
-        """
-        return with_special_tokens(*self.gather(rows, check=False), self.vocabulary, max_length)
 
     def take(self, rows: np.ndarray) -> Corpus:
         """Return the given cells, in that order, with their obs, as a corpus in memory."""

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from corrmask_fast.buffers import empty
 from corrmask_fast.errors import InputError, check_integer, check_number, check_seed
 from corrmask_fast.kernels.layout import COUNTED, P_HI, P_LO, RATIO_LO, SAMPLED, STRATEGY
 from corrmask_fast.masking import torch_ops
 from corrmask_fast.masking.batch_checks import check_batch, check_graphs_given, check_ragged, check_row_numbers
-from corrmask_fast.masking.buffers import empty
 from corrmask_fast.masking.draws import check_array, draws_of_arrays, draws_of_tensors
 from corrmask_fast.masking.rows import Draws, RowRules, check_graph_ids, mask_rows, raise_unknown_token
 from corrmask_fast.masking.schedules import Schedule, check_rate
@@ -286,7 +286,7 @@ class Masker(nn.Module):
             -(-longest // multiple_of) * multiple_of if columns is None else check_integer("columns", columns, longest)
         )
         draws = draws_of_arrays(rows, draw_ids, epoch, salt)
-        out, attention, labels = (empty((rows, columns)) for _ in range(3))
+        out, attention, labels = empty((3, rows, columns))
         positions = empty((rows, math.floor(columns * self.max_probability)))
         marks = {
             name: check_array(name, mark, narrow.size, np.uint8)

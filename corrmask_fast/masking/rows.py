@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 import threading
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
@@ -88,14 +87,14 @@ class RowRules(NamedTuple):
 class _Scratch(threading.local):
     """Memory that a thread keeps for its next rows; it only ever grows."""
 
-    sizes: tuple[int, ...] = (0, 0, 0)
+    sizes: tuple[int, int, int] = (0, 0, 0)
     arrays: tuple[np.ndarray, ...] = ()
 
     def ready(self, rules: RowRules, columns: int) -> tuple[np.ndarray, ...]:
         """Return the arrays for rows of up to ``columns`` columns, in the kernel's order."""
-        needed = *rules.scratch, columns
-        if not self.arrays or any(map(operator.lt, self.sizes, needed)):
-            sizes = genes, degree, width = tuple(map(max, self.sizes, needed))
+        (genes, degree), (most_genes, most_degree, most_columns) = rules.scratch, self.sizes
+        if not self.arrays or genes > most_genes or degree > most_degree or columns > most_columns:
+            sizes = genes, degree, width = max(genes, most_genes), max(degree, most_degree), max(columns, most_columns)
             padded, neighbors = (-(-size // 64) * 64 + 64 for size in (width, degree))
             # The smaller the gene table, the more of it stays in the first cache.
             entry = np.uint16 if padded < 2**16 else np.int32

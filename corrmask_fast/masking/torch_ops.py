@@ -9,8 +9,8 @@ from functools import lru_cache
 import numpy as np
 import torch
 
+from corrmask_fast.buffers import empty
 from corrmask_fast.kernels.layout import CORRMASK, SIZE, STRATEGY
-from corrmask_fast.masking.buffers import empty
 from corrmask_fast.masking.neighbor_tables import Connected, number_connected
 from corrmask_fast.masking.rows import (
     NOTHING,
@@ -44,7 +44,7 @@ def mask_on_cpu(
 ) -> Result:
     """Mask a padded batch of CPU tensors; return (input_ids, labels, masked_positions)."""
     rows, columns = input_ids.shape
-    out, labels = empty((rows, columns)), empty((rows, columns))
+    out, labels = empty((2, rows, columns))
     positions = empty((rows, math.floor(columns * max_probability)))
     tokens = np.ascontiguousarray(input_ids.numpy(), np.int64).reshape(-1)
     row_ptr = _row_starts(rows, columns)

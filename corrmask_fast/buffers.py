@@ -1,8 +1,8 @@
 """Output arrays from memory that was used before: fresh memory costs a page fault for every 4 KiB.
 
 A batch of 256 cells is 4 MiB an array. The allocator gives such blocks back to the system as soon as they are free, and
-faulting them in again takes about as long as masking does. Here a block is kept, and used again once nothing that was
-made of it (array or tensor) is left.
+faulting them in again takes about as long as masking does; it may do so with blocks of 16 KiB too, when they lie at the
+end of its memory. Here a block is kept, and used again once nothing that was made of it (array or tensor) is left.
 """
 
 from __future__ import annotations
@@ -11,11 +11,16 @@ import math
 import os
 import sys
 import threading
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-SMALLEST = 2**17  # bytes: below, the allocator keeps the memory itself
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike
+
+SMALLEST = 2**13  # bytes: below, a look for a block takes longer than page faults
 KEPT = 2**29  # bytes kept at most, in all
+MOST = 64  # blocks kept at most: all are looked through
 
 _blocks: list[np.ndarray] = []
 _lock = threading.RLock()
@@ -32,20 +37,20 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_start_anew)
 
 
-def empty(shape: tuple[int, ...]) -> np.ndarray:
-    """Return an int64 array of a shape, its content undefined."""
-    size = math.prod(shape)
-    if size * 8 < SMALLEST:
-        return np.empty(shape, np.int64)
+def empty(shape: tuple[int, ...], dtype: DTypeLike = np.int64) -> np.ndarray:
+    """Return an array of a shape and dtype, its content undefined."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    if not SMALLEST <= size <= KEPT:
+        return np.empty(shape, dtype)
     with _lock:
         for block in _blocks:
             if size <= block.size <= 2 * size and sys.getrefcount(block) == _UNUSED:
-                return block[:size].reshape(shape)
-        block = np.empty(size, np.int64)
+                return block[:size].view(dtype).reshape(shape)
+        block = np.empty(size, np.uint8)
         _blocks.append(block)
-        while sum(kept.nbytes for kept in _blocks) > KEPT and len(_blocks) > 1:
+        while len(_blocks) > MOST or sum(kept.nbytes for kept in _blocks) > KEPT:
             del _blocks[0]  # whoever uses it still has it
-        return block[:size].reshape(shape)
+        return block[:size].view(dtype).reshape(shape)
 
 
 def _references_of_an_unused_block() -> int:
