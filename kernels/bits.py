@@ -88,9 +88,9 @@ def ones_unequal(typingctx, array, index, value):
 
 
 @intrinsic
-def bucket_holds(typingctx, words, index, value):
-    """1 if the low 16 bits of ``value`` are among the 16 numbers of 16 bits in words[index:index + 4], else 0."""
-    signature = types.uint64(words, types.uint64, types.uint64)
+def slots_with(typingctx, words, index, value):
+    """Bit s: number s of the 16 numbers of 16 bits in words[index:index + 4] is the low 16 bits of ``value``."""
+    signature = types.uint16(words, types.uint64, types.uint64)
 
     def codegen(context, builder, signature, args):
         data = context.make_array(signature.args[0])(context, builder, args[0]).data
@@ -100,8 +100,7 @@ def bucket_holds(typingctx, words, index, value):
             ir.Constant(ir.VectorType(i16, width), ir.Undefined), builder.trunc(args[2], i16), ir.IntType(32)(0)
         )
         copies = builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(ir.IntType(32), width), [0] * width))
-        equal = builder.bitcast(builder.icmp_unsigned("==", builder.load(pointer, align=8), copies), i16)
-        return builder.zext(builder.icmp_unsigned("!=", equal, i16(0)), I64)
+        return builder.bitcast(builder.icmp_unsigned("==", builder.load(pointer, align=8), copies), i16)
 
     return signature, codegen
 

@@ -8,10 +8,10 @@ The width of a wave decides the time, never the result.
 
 import numpy as np
 
-from .bits import lowest_one, ones_below
+from .bits import ones_below
 from .jit import inline, stage
 from .philox import LOW, S32
-from .rows import U0, U1, words_for
+from .rows import U0, U1, list_ones, words_for
 
 WHOLE = 4294967296.0  # 2**32: every w0 lies below
 
@@ -32,11 +32,9 @@ def collect_starts(w0, starts, span, low, high, keys):
             bits &= ones_below(w0, 64 * i, high)
         if low > U0:
             bits &= ~ones_below(w0, 64 * i, low)
-        while bits != U0:
-            r = 64 * i + lowest_one(bits)
-            bits &= bits - U1
-            keys[n] = (np.uint64(w0[r]) << S32) | np.uint64(r)
-            n += 1
+        n = list_ones(bits, 64 * i, keys, n)
+    for k in range(n):
+        keys[k] |= np.uint64(w0[keys[k]]) << S32
     return n
 
 

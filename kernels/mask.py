@@ -34,10 +34,11 @@ from .layout import (
     STRATEGY,
 )
 from .philox import LOW, RATE_COLUMN, S32, philox
-from .pmi import add_runs
+from .pmi import add_runs, find_pairs
 from .rows import (
     U0,
     column_words,
+    copy,
     find_maskable,
     padding_ends,
     row_draw,
@@ -60,21 +61,26 @@ def row_rates(rates, draw, seed):
 
 
 @stage
-def begin_row(tokens, first, span, pool, known, placing, w0, w1, w2, w3, draw, seed, ids, base, pos, out, labels):
-    """Draw the words of all columns, fill the gene table, and ask for the memory that the row is written to.
+def begin_row(
+    tokens, first, span, pool, known, placing, linking, w0, w1, w2, w3, draw, seed, ids, base, pos, size, lookup, found,
+    out, labels,
+):  # fmt: skip
+    """Draw the words of all columns, fill the gene table or look up pairs, and ask for the memory that is written to.
 
     All in one loop: the words keep the vector units busy, the rest is reading and writing, and takes no time beside it.
     """
     for begin in range(64 * words_for(span) - AT_ONCE, -1, -AT_ONCE):
         if placing:
             place_genes(tokens, first, begin, min(begin + AT_ONCE, span), pool, known, ids, base, pos)
+        if linking:
+            find_pairs(tokens, first, begin, min(begin + AT_ONCE, span - 1), size, lookup, found)
         for c in range(first + begin, first + begin + AT_ONCE, 8):
             prefetch(out, c)
             prefetch(labels, c)
         column_words(w0, w1, w2, w3, begin, draw, seed)
 
 
-@kernel
+@kernel(makes_arrays=False)
 def mask(
     begin, end, row_ptr, tokens, seen, protected, draws, mode, offset, seed, rates, settings,
     ids, lookup, indptr, indices, graph_ids, priorities, table_base, rates_before, pos, w0, w1, w2, w3, pool, masked,
@@ -114,13 +120,14 @@ def mask(
             pos[:] = 0
             base = 1
         if budget > 0:
+            linking = strategy == PMI and quota > 0 and known
             begin_row(
-                cell, first, span, pool, known, placing, w0, w1, w2, w3, draw, key, numbers, base, pos, out[row],
-                labels[row],
+                cell, first, span, pool, known, placing, linking, w0, w1, w2, w3, draw, key, numbers, base, pos, size,
+                lookup, spare.view(np.uint16), out[row], labels[row],
             )  # fmt: skip
             if ranks.size:
                 order_by = w1 if strategy == SAMPLED else w0
-                order_by[:span] = ranks[first:last]
+                copy(ranks[first:last], order_by)
             count = 0
             if quota == 0 or strategy == RANDOM or strategy == SAMPLED:
                 pass

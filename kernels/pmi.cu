@@ -16,7 +16,7 @@ constexpr int BUCKET_WORDS = 4;  // 32 bytes, a sector: sixteen numbers of 16 bi
 // Whether v follows u in a pair of the table; both must lie in the vocabulary.
 __device__ __forceinline__ bool has_pair(const u64* lookup, u32 vocab_size, u32 u, u32 v) {
   const u64 head = lookup[u + (u64)vocab_size * (v >> 16)];
-  const u64* bucket = lookup + (head >> 32) + ((u32)head & v << 2);
+  const u64* bucket = lookup + BUCKET_WORDS * ((head >> 32) + ((u32)head & v));
   const u64 ones = 0x0001000100010001ull, copies = (v & 0xFFFF) * ones;
   u64 found = 0;
 #pragma unroll

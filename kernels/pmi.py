@@ -5,8 +5,13 @@
     runs       |0  1  2|    |4  5|     maximal, of two columns or more; in random order (w0, column) of their first
 
 Which pairs there are is looked up in buckets (``neighbor_tables.py``): the token in front has a few of its own, and by
-its low bits the one behind it is in a certain one of them or in none. Nothing branches by what is found, so that the
-CPU has many lookups under way at once.
+its low bits the one behind it is in a certain one of them or in none. Nothing branches by what is found, nor is
+anything made of it yet, so that the CPU has many lookups under way at once; they come while the columns' random words
+are computed (``begin_row``), which leaves the units that read memory idle.
+
+    columns      0  1  2 …          slots of the bucket in which the second token stands, in bits
+    found        0  4  0 …          (0, 1) is no pair, (1, 2) is one: slot 2 has it
+    linked       0  1  0 …
 
 Runs never overlap, and so are added many at a time. A number whose ones are the links, plus a one at each chosen
 run's start, has other bits just where these runs' columns are:
@@ -20,7 +25,7 @@ Called by the row loop of ``mask.py``.
 
 import numpy as np
 
-from .bits import bucket_holds, count_ones, lowest_one, ones_below
+from .bits import count_ones, lowest_one, ones_below, ones_unequal, slots_with
 from .groups import collect_starts, wave_width
 from .jit import inline, stage
 from .philox import LOW, S32
@@ -32,35 +37,44 @@ TOP_BIT = np.uint64(63)
 
 @inline
 def has_pair(u, v, size, lookup):
-    """1 if gene u is followed by gene v, else 0; both, uint64, must lie in the vocabulary."""
+    """Return bits: not 0 if gene u is followed by gene v; both, uint64, must lie in the vocabulary."""
     if size > 65536:
         u += np.uint64(size) * (v >> S16)
     head = lookup[u]
-    return bucket_holds(lookup, (head >> S32) + (head & (v << S2)), v)
+    return slots_with(lookup, ((head >> S32) + (head & v)) << S2, v)
+
+
+@inline
+def find_pairs(tokens, first, begin, end, size, lookup, found):
+    """Fill ``found`` for the columns [begin, end), each with the one behind it; tokens must lie in the vocabulary."""
+    if end <= begin:
+        return
+    here, r = np.uint64(first + begin), np.uint64(begin)
+    u = np.uint64(tokens[here])
+    for k in range(np.uint64(end - begin)):
+        v = np.uint64(tokens[here + k + U1])
+        found[r + k] = has_pair(u, v, size, lookup)
+        u = v
 
 
 @stage
-def find_linked(tokens, first, span, pool, known, size, lookup, linked):
-    """Fill ``linked``; return how many of its bits are set. Tokens outside the vocabulary are in no pair."""
+def find_linked(tokens, first, span, pool, known, size, lookup, found, linked):
+    """Fill ``linked``; return how many of its bits are set.
+
+    Tokens outside the vocabulary are in no pair: where not all are ``known``, ``found`` is not filled, nor needed.
+    """
     words = words_for(span)
     n = 0
     for i in range(words):
         following = pool[i + 1] << TOP_BIT if i + 1 < words else U0
         bits = pool[i] & ((pool[i] >> U1) | following)
-        base = first + 64 * i
-        if known and bits != U0:
-            found = U0
-            u = np.uint64(tokens[base])
-            for b in range(min(64, span - 1 - 64 * i)):
-                v = np.uint64(tokens[base + b + 1])
-                found |= has_pair(u, v, size, lookup) << np.uint64(b)
-                u = v
-            bits &= found
+        if known:
+            bits &= ones_unequal(found, 64 * i, 0)
         else:
             rest = bits
             while rest != U0:
                 b = lowest_one(rest)
-                u, v = tokens[base + b], tokens[base + b + 1]
+                u, v = tokens[first + 64 * i + b], tokens[first + 64 * i + b + 1]
                 if not (0 <= u < size and 0 <= v < size and has_pair(np.uint64(u), np.uint64(v), size, lookup)):
                     bits &= ~(U1 << np.uint64(b))
                 rest &= rest - U1
@@ -121,8 +135,9 @@ def safe_bound(quota, columns, runs):
 def add_runs(tokens, first, span, pool, known, masked, w0, quota, size, lookup, keys, order, spare):
     """Set ``masked`` to runs until ``quota`` columns are in, or there are no more; return how many are."""
     words = words_for(span)
-    linked, starts = spare[:words], spare[words : 2 * words]
-    links = find_linked(tokens, first, span, pool, known, size, lookup, linked)
+    behind = 16 * words  # ``spare`` begins with what ``find_pairs`` found, 16 bits a column
+    linked, starts = spare[behind : behind + words], spare[behind + words : behind + 2 * words]
+    links = find_linked(tokens, first, span, pool, known, size, lookup, spare.view(np.uint16), linked)
     runs = find_starts(linked, span, starts)
     if runs == 0:
         return 0

@@ -14,7 +14,7 @@ Work split: one call takes a range of rows; each thread has a range and a scratc
 import numpy as np
 
 from .bits import count_ones, lowest_one, ones_below, ones_inside, ones_unequal
-from .jit import inline, stage
+from .jit import inline, maker, stage
 from .lanes import fill_words, sort_by_rank, write_replaced
 from .layout import COUNTED, GIVEN, HI, LO, MASK, MASK_BELOW, PAD, RANDOM_BELOW, SIZE
 from .philox import LOW, S32
@@ -28,6 +28,13 @@ S6 = np.uint64(6)
 def words_for(n):
     """Number of 64-bit words for n columns."""
     return (n + 63) >> 6
+
+
+@inline
+def copy(values, out):
+    """out[:values.size] = values, for which Numba would make an array, lest they overlap."""
+    for i in range(values.size):
+        out[i] = values[i]
 
 
 @inline
@@ -152,13 +159,19 @@ def list_ones(bits, begin, out, n):
             return end
 
 
+@maker
+def sort_many(keys, n):
+    """Sort the first n keys, in any number."""
+    keys[:n].sort()
+
+
 @stage
 def sort_keys(keys, n, buffer):
     """Sort the first n keys, all different; both arrays need room up to the next multiple of 16 behind n."""
     if n > 128:
-        keys[:n].sort()
+        sort_many(keys, n)
     elif n > 1:
-        buffer[:n] = keys[:n]
+        copy(keys[:n], buffer)
         sort_by_rank(buffer, n, keys)
 
 
@@ -223,17 +236,19 @@ def write_row(tokens, first, span, masked, w2, w3, settings, out, labels, attent
     ``attention`` may be empty.
     """
     size, pad, last = tokens.size, settings[PAD], first + span
-    out[:first], labels[:first] = tokens[:first], -100
+    copy(tokens[:first], out)
+    labels[:first] = -100
     write_replaced(
         tokens, first, span, masked, w2, w3, settings[MASK_BELOW], settings[RANDOM_BELOW], settings[LO],
         settings[HI] - settings[LO], settings[MASK], out, labels,
     )  # fmt: skip
-    out[last:size], labels[last:size] = tokens[last:], -100
-    out[size:], labels[size:] = pad, -100
+    copy(tokens[last:], out[last:])
+    out[size:], labels[last:] = pad, -100
     n = 0
     for i in range(words_for(span)):
         n = list_ones(masked[i], first + 64 * i, columns, n)
-    positions[:n], positions[n:] = columns[:n], -1
+    copy(columns[:n], positions)
+    positions[n:] = -1
     if attention.size:
         for c in range(size):
             attention[c] = tokens[c] != pad

@@ -7,7 +7,7 @@ lookup      (graphs · W,) words of 64 bits, W = V / 64 rounded up: which genes 
             The CPU kernels go by numbers of these genes alone (``number_connected``): a small table is quickly read.
 PMI         ordered pairs of tokens: u is followed by v
 lookup      a head for each u (for each 65 536 possible v, where the vocabulary has more), then buckets of 4 words:
-                head       (first word of u's buckets << 32) | 4 · (their number − 1); the number is a power of two
+                head       (u's first bucket << 32) | (their number − 1), a power of two; bucket i begins at word 4 · i
                 bucket     sixteen v, their low 16 bits; v is in number v mod the buckets, or nowhere
 indptr, indices   nothing: the lookup says it all
 others      nothing, in the same form
@@ -87,7 +87,7 @@ def table_of_pairs(indptr: np.ndarray, indices: np.ndarray, fingerprint: str) ->
     """Return the table of ordered pairs given as CSR over the vocabulary, ascending in each row."""
     size = indptr.size - 1
     heads = size * max(1, -(-size // 2**16))
-    first_bucket = -(-heads // 8) * 8  # buckets lie in one cache line each
+    before = -(-heads // 8) * 2  # buckets' room; an even number, so that each lies in one cache line
     # A head's pairs lie together: by v / 65 536, then u. Mostly that is the order they are given in.
     head = np.repeat(np.arange(size), np.diff(indptr)) + size * (indices >> 16)
     order = np.argsort(head, kind="stable") if heads > size else slice(None)
@@ -105,9 +105,9 @@ def table_of_pairs(indptr: np.ndarray, indices: np.ndarray, fingerprint: str) ->
     slots = np.repeat(np.concatenate([[1, 0], np.repeat(some, buckets)]), SLOTS).astype(np.uint16).reshape(-1, SLOTS)
     slots[bucket[by_bucket], place] = low[by_bucket]
     begin[buckets == 0], buckets[buckets == 0] = 0, 2
-    lookup = np.zeros(first_bucket + slots.size // 4, np.uint64)
-    lookup[:heads] = ((first_bucket + 4 * begin) << 32) | 4 * (buckets - 1)
-    lookup[first_bucket:] = slots.reshape(-1).view(np.uint64)
+    lookup = np.zeros(4 * before + slots.size // 4, np.uint64)
+    lookup[:heads] = ((before + begin) << 32) | (buckets - 1)
+    lookup[4 * before :] = slots.reshape(-1).view(np.uint64)
     return NeighborTable(lookup, np.zeros(size + 1, np.int32), np.empty(0, np.int32), 0, fingerprint)
 
 
