@@ -8,9 +8,7 @@ from numba import njit
 
 # No parallel=True (unsafe in forked workers) and no fastmath (results are promised to the bit).
 stage = njit(nogil=True, error_model="numpy")  # a part of a kernel
-maker = njit(
-    nogil=True, error_model="numpy", _nrt=True
-)  # a part that makes arrays, also where the kernel itself may not
+maker = njit(nogil=True, error_model="numpy", _nrt=True)  # a part that makes arrays where the kernel says it makes none
 inline = njit(nogil=True, error_model="numpy", forceinline=True)  # must dissolve in the caller's loop to run in vectors
 
 _SOURCES = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))).digest()
