@@ -22,14 +22,14 @@ Called by the row loop of ``mask.py``. Assumed: arrays contiguous, the scratch l
 
 import numpy as np
 
-from .bits import count_ones, lowest_one, ones_below, prefetch
-from .groups import add_column
+from .bits import count_ones, lowest_one, ones_below, ones_unequal, prefetch
 from .jit import inline, stage
 from .lanes import AT_ONCE, neighbor_words, smallest_by_rank
 from .philox import LOW, S32
 from .rows import ALL, U0, U1, list_ones, sort_keys, words_for
 
 WHOLE = 4294967296.0  # 2**32: every word lies below
+AHEAD = 8  # seeds: so long before it is its turn, a seed's neighbours are asked for
 
 
 @inline
@@ -75,16 +75,28 @@ def collect_seeds(tokens, first, span, pool, w0, low, high, ids, indptr, indices
         gene = id_of(tokens, np.uint64(first) + r, ids)
         keys[np.uint64(seeds)] = (np.uint64(w0[r]) << S32) | r  # written over by the next if it is no seed
         seeds += np.int64((gene != U0) & (np.int64(pos[gene]) == base + np.int64(r)))
-    for s in range(seeds):  # the neighbours of all genes take more than a cache: ask for these before they are needed
-        gene = id_of(tokens, np.uint64(first) + (keys[s] & LOW), ids)
-        for line in range(4):
-            prefetch(indices, indptr[gene] + 32 * line)
     return seeds
+
+
+@inline
+def prefetch_neighbors(tokens, first, seed_key, ids, indptr, indices):
+    """Ask for a seed's neighbours before they are needed: those of all genes take more than a cache."""
+    gene = id_of(tokens, np.uint64(first) + (seed_key & LOW), ids)
+    for line in range(3):
+        prefetch(indices, indptr[gene] + 32 * line)
+
+
+@inline
+def add_flag(flags, r):
+    """Add column r; return 1 if it is new, else 0. A byte each: no column waits for another of the same word."""
+    new = np.int64(flags[np.uint64(r)] == 0)
+    flags[np.uint64(r)] = 1
+    return new
 
 
 @stage
 def add_seeds(
-    seeds, tokens, first, masked, quota, count, draw, seed, ids, indptr, indices, most, share, base, pos, seed_keys,
+    seeds, tokens, first, flags, quota, count, draw, seed, ids, indptr, indices, most, share, base, pos, seed_keys,
     words, keys, buffer, tally,
 ):  # fmt: skip
     """Add seeds and their partners in order until ``quota`` columns are in; return how many are, and the seeds used.
@@ -93,9 +105,13 @@ def add_seeds(
     """
     wanted = (most + 1.5 * np.sqrt(np.float64(most)) + 1.0) / share
     d0, d1, k0, k1 = draw & LOW, draw >> S32, seed & LOW, seed >> S32
+    for s in range(min(AHEAD, seeds)):
+        prefetch_neighbors(tokens, first, seed_keys[s], ids, indptr, indices)
     for s in range(seeds):
+        if s + AHEAD < seeds:
+            prefetch_neighbors(tokens, first, seed_keys[s + AHEAD], ids, indptr, indices)
         column = seed_keys[s] & LOW
-        count += add_column(masked, np.int64(column))
+        count += add_flag(flags, np.int64(column))
         if count == quota:
             return count, s + 1
         if most == 0:
@@ -130,7 +146,7 @@ def add_seeds(
         for k in range(min(np.int64(found), most)):
             key = keys[np.uint64(k if in_order else lowest_one(rest))]
             rest &= rest - U1
-            count += add_column(masked, np.int64(pos[np.uint64(indices[begin + (key & LOW)])]) - base)
+            count += add_flag(flags, np.int64(pos[np.uint64(indices[begin + (key & LOW)])]) - base)
             if count == quota:
                 return count, s + 1
     return count, seeds
@@ -138,10 +154,10 @@ def add_seeds(
 
 @stage
 def expand_seeds(
-    tokens, first, span, pool, masked, w0, maskable, quota, draw, seed, ids, indptr, indices, most, base, pos, rates,
-    seed_keys, words, keys, order, tally,
+    tokens, first, span, pool, masked, flags, w0, maskable, quota, draw, seed, ids, indptr, indices, most, base, pos,
+    rates, seed_keys, words, keys, order, tally,
 ):  # fmt: skip
-    """Add seeds and partners to ``masked`` until ``quota`` columns are in; return how many are.
+    """Set ``masked`` to seeds and partners until ``quota`` columns are in; return how many are.
 
     Seeds are sorted in waves, those with w0 in [low, high) at a time; most rows need one. ``rates`` hold what the rows
     before had, and decide how far is looked, never the result: columns that came in for each one looked at as a seed,
@@ -150,6 +166,7 @@ def expand_seeds(
     count = 0
     pace, share = rates[0], rates[1]
     tally[:2] = U0
+    flags[: 64 * words_for(span)] = 0
     low = reached = U0
     width = np.uint64(min(WHOLE, WHOLE * (1.15 * quota / pace + 20.0) / maskable))
     while count < quota and low <= LOW:
@@ -159,12 +176,14 @@ def expand_seeds(
         )
         sort_keys(seed_keys, seeds, order)
         count, used = add_seeds(
-            seeds, tokens, first, masked, quota, count, draw, seed, ids, indptr, indices, most, share, base, pos,
+            seeds, tokens, first, flags, quota, count, draw, seed, ids, indptr, indices, most, share, base, pos,
             seed_keys, words, keys, order, tally,
         )  # fmt: skip
         reached = high if count < quota else seed_keys[used - 1] >> S32
         low = high
         width *= np.uint64(2)
+    for i in range(words_for(span)):
+        masked[i] = ones_unequal(flags, 64 * i, 0)
     looked_at = maskable * (np.float64(reached) + 1.0) / WHOLE
     rates[0] = max(0.05, 0.75 * pace + 0.25 * count / looked_at)
     if tally[0] > U0:

@@ -84,7 +84,7 @@ def begin_row(
 def mask(
     begin, end, row_ptr, tokens, seen, protected, draws, mode, offset, seed, rates, settings,
     ids, lookup, indptr, indices, graph_ids, priorities, table_base, rates_before, pos, w0, w1, w2, w3, pool, masked,
-    seed_keys, words, keys, order, spare, out, attention, labels, positions,
+    flags, seed_keys, words, keys, order, spare, out, attention, labels, positions,
 ):  # fmt: skip
     """Mask the rows [begin, end) of a batch.
 
@@ -139,7 +139,7 @@ def mask(
                 )
             elif placing:
                 count = expand_seeds(
-                    cell, first, span, pool, masked, w0, n, quota, draw, key, numbers, indptr, indices,
+                    cell, first, span, pool, masked, flags, w0, n, quota, draw, key, numbers, indptr, indices,
                     min(settings[PARTNERS], settings[DEGREE]), base, pos, rates_before, seed_keys, words, keys, order,
                     spare,
                 )  # fmt: skip

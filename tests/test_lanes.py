@@ -107,15 +107,14 @@ def test_seeds_and_partners_in_order(degrees, most, share):
                 used_at.append(i + 1)
     scratch = np.zeros(800, np.uint32), np.zeros(800, np.uint64), np.zeros(800, np.uint64), np.zeros(2, np.uint64)
     for quota in {1, 2, 3, len(order) // 2 + 1, len(order), len(order) + 1}:
-        masked = np.zeros(-(-tokens.size // 64), np.uint64)
+        flags = np.zeros(tokens.size, np.uint8)
         got = corrmask.add_seeds(
-            len(degrees), tokens, 0, masked, quota, 0, np.uint64(DRAW), np.uint64(SEED), *table, most, share, BASE,
+            len(degrees), tokens, 0, flags, quota, 0, np.uint64(DRAW), np.uint64(SEED), *table, most, share, BASE,
             pos, seed_keys, *scratch,
         )  # fmt: skip
         expected = order[:quota]
         assert got == (len(expected), used_at[quota - 1] if quota <= len(order) else len(degrees))
-        bits = np.unpackbits(masked.view(np.uint8), bitorder="little")
-        assert np.flatnonzero(bits).tolist() == sorted(expected)
+        assert np.flatnonzero(flags).tolist() == sorted(expected)
 
 
 def test_numbers_of_connected_genes_in_stacked_graphs():

@@ -107,6 +107,7 @@ class _Scratch(threading.local):
                 *(np.empty(padded, np.uint32) for _ in range(4)),  # w0 w1 w2 w3
                 np.empty(padded // 64, np.uint64),  # pool
                 np.empty(padded // 64, np.uint64),  # masked
+                np.empty(padded, np.uint8),  # flags: masked, a byte each
                 np.empty(padded, np.uint64),  # seed_keys
                 np.empty(neighbors, np.uint32),  # words of a seed's neighbours
                 np.empty(neighbors, np.uint64),  # keys of those in the cell
