@@ -270,7 +270,8 @@ def test_any_number_of_workers_and_batch_size_gives_the_same_masks(collator):
 
 def test_workers_do_not_hang_where_the_parent_used_threads(collator, monkeypatch):
     """Parallel loops of Numba or OpenMP would: a forked child has none of its parent's threads."""
-    monkeypatch.setattr(masking_rows, "TOKENS_A_THREAD", 1)
+    monkeypatch.setattr(masking_rows, "FEWEST_TOKENS", 1)
+    monkeypatch.setattr(masking_rows, "TOKENS_A_RANGE", 1)
     try:
         set_num_threads(3)
         collator.set_epoch(4)

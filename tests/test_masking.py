@@ -254,7 +254,8 @@ def test_the_order_of_rows_changes_nothing(cells):
 def test_the_number_of_threads_changes_nothing(cells, monkeypatch):
     rows, masker = cells
     whole, draws = padded(rows), torch.from_numpy(draw_ids(len(rows)))
-    monkeypatch.setattr(masking_rows, "TOKENS_A_THREAD", 1)  # else so few rows stay on one thread
+    monkeypatch.setattr(masking_rows, "FEWEST_TOKENS", 1)  # else so few rows stay on one thread
+    monkeypatch.setattr(masking_rows, "TOKENS_A_RANGE", 1)
     results = []
     try:
         for threads in (1, 2, 3, 64):
@@ -270,7 +271,8 @@ def test_an_unknown_token_is_named_whatever_the_threads(cells, monkeypatch):
     rows, masker = cells
     whole = padded(rows)
     whole[17, 4], whole[30, 2] = 202, -5
-    monkeypatch.setattr(masking_rows, "TOKENS_A_THREAD", 1)
+    monkeypatch.setattr(masking_rows, "FEWEST_TOKENS", 1)
+    monkeypatch.setattr(masking_rows, "TOKENS_A_RANGE", 1)
     try:
         for threads in (1, 3):
             set_num_threads(threads)

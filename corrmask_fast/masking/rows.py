@@ -25,8 +25,8 @@ NO_NUMBERS = np.empty(0, np.int64)
 NO_IDS = np.empty(0, np.uint16)
 NO_LOOKUP = np.empty(0, np.uint64)
 NO_OUTPUT = np.empty((1, 0), np.int64)
-# A thread must have enough to do to be worth waking: about a tenth of a millisecond.
-TOKENS_A_THREAD = 32_768
+FEWEST_TOKENS = 98_304  # half a millisecond of work: waking another thread takes a tenth
+TOKENS_A_RANGE = 16_384  # at least: threads wait for each other's last range
 
 
 class Draws(NamedTuple):
@@ -177,8 +177,8 @@ def mask_rows(
             out, attention, labels, positions,
         )  # fmt: skip
 
-    bad_rows = [row for row in run_ranges(work, rows, -(-TOKENS_A_THREAD // max(columns, 1))) if row >= 0]
-    return min(bad_rows, default=-1)
+    smallest = rows if rows * columns < FEWEST_TOKENS else -(-TOKENS_A_RANGE // columns)
+    return min((row for row in run_ranges(work, rows, smallest) if row >= 0), default=-1)
 
 
 def check_graph_ids(graph_ids: np.ndarray, n_graphs: int) -> np.ndarray:
