@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import DTypeLike
 
 SMALLEST = 2**13  # bytes: below, a look for a block takes longer than page faults
+LARGEST = 2**26  # bytes: what is larger is no batch, and would be kept for nothing
 KEPT = 2**29  # bytes kept at most, in all
 MOST = 64  # blocks kept at most: all are looked through
 
@@ -40,7 +41,7 @@ if hasattr(os, "register_at_fork"):
 def empty(shape: tuple[int, ...], dtype: DTypeLike = np.int64) -> np.ndarray:
     """Return an array of a shape and dtype, its content undefined."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
-    if not SMALLEST <= size <= KEPT:
+    if not SMALLEST <= size <= LARGEST:
         return np.empty(shape, dtype)
     with _lock:
         for block in _blocks:
@@ -60,4 +61,5 @@ def _references_of_an_unused_block() -> int:
     return 0
 
 
-_UNUSED = _references_of_an_unused_block()
+# A debugger that looks at the locals above holds one more; with 3 a block in use is never given away.
+_UNUSED = min(3, _references_of_an_unused_block())

@@ -56,7 +56,7 @@ def run_ranges(function: Callable[[int, int], Any], n: int, smallest: int) -> li
     """Call ``function(begin, end)`` over [0, n), cut into ranges not shorter than ``smallest``; return its results.
 
     Each thread takes the next range when it is done with one, so that a busy core delays nobody; ranges become shorter
-    towards the end, where the others wait for the last. The calling thread works too: a single range costs nothing
+    towards the end, where threads wait for each other. The calling thread works too: a single range costs nothing
     extra.
     """
     smallest = max(smallest, 1)
@@ -93,8 +93,8 @@ def _shrinking_ranges(n: int, smallest: int, share: int) -> Iterator[tuple[int, 
     """Cut [0, n) into ranges, each one part in ``share`` of what is left, but not shorter than ``smallest``."""
     begin = 0
     while begin < n:
-        end = begin + max(smallest, (n - begin) // share)
-        end = n if n - end < smallest else end
+        left = n - begin
+        end = begin + left // max(1, min(share, left // smallest))
         yield begin, end
         begin = end
 

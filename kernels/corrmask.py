@@ -83,7 +83,7 @@ def prefetch_neighbors(tokens, first, seed_key, ids, indptr, indices):
     """Ask for a seed's neighbours before they are needed: those of all genes take more than a cache."""
     gene = id_of(tokens, np.uint64(first) + (seed_key & LOW), ids)
     for line in range(3):
-        prefetch(indices, indptr[gene] + 32 * line)
+        prefetch(indices, indptr[gene] + line * (64 // indices.itemsize))
 
 
 @inline

@@ -90,10 +90,11 @@ def mask(
 
     Row i is tokens[row_ptr[i]:row_ptr[i + 1]], written into row i of the outputs, padded on the right. ``seen``,
     ``protected`` (1: attended to, 1: never masked) and ``priorities`` lie like ``tokens``; these, ``graph_ids`` and the
-    output ``attention`` may be empty. A priority takes the place of w0, or of w1 where the strategy is SAMPLED.
-    ``ids``, ``lookup``, ``indptr`` and ``indices`` are what the strategy looks up (``neighbor_tables.py``); of several
-    graphs ``graph_ids`` names each row's. ``table_base`` (one element) and ``rates_before`` (two) are kept for the next
-    call. Returns the first row that holds a token outside the vocabulary, or −1.
+    output ``attention`` may be empty. A priority takes the place of w0, or of w1 where the strategy is SAMPLED. A row
+    of ``positions`` must have room for floor(columns · p). ``ids``, ``lookup``, ``indptr`` and ``indices`` are what the
+    strategy looks up (``neighbor_tables.py``); of several graphs ``graph_ids`` names each row's. ``table_base`` (one
+    element) and ``rates_before`` (two) are kept for the next call; the arrays from ``pos`` to ``spare`` are scratch.
+    Returns the first row that holds a token outside the vocabulary, or −1.
     """
     key = np.uint64(seed)
     base = table_base[0]

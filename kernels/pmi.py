@@ -36,8 +36,8 @@ TOP_BIT = np.uint64(63)
 
 
 @inline
-def has_pair(u, v, size, lookup):
-    """Return bits: not 0 if gene u is followed by gene v; both, uint64, must lie in the vocabulary."""
+def pair_slots(u, v, size, lookup):
+    """Return bits, none but where gene u is followed by gene v; both, uint64, must lie in the vocabulary."""
     if size > 65536:
         u += np.uint64(size) * (v >> S16)
     head = lookup[u]
@@ -53,7 +53,7 @@ def find_pairs(tokens, first, begin, end, size, lookup, found):
     u = np.uint64(tokens[here])
     for k in range(np.uint64(end - begin)):
         v = np.uint64(tokens[here + k + U1])
-        found[r + k] = has_pair(u, v, size, lookup)
+        found[r + k] = pair_slots(u, v, size, lookup)
         u = v
 
 
@@ -75,7 +75,7 @@ def find_linked(tokens, first, span, pool, known, size, lookup, found, linked):
             while rest != U0:
                 b = lowest_one(rest)
                 u, v = tokens[first + 64 * i + b], tokens[first + 64 * i + b + 1]
-                if not (0 <= u < size and 0 <= v < size and has_pair(np.uint64(u), np.uint64(v), size, lookup)):
+                if not (0 <= u < size and 0 <= v < size and pair_slots(np.uint64(u), np.uint64(v), size, lookup)):
                     bits &= ~(U1 << np.uint64(b))
                 rest &= rest - U1
         linked[i] = bits

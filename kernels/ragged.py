@@ -60,7 +60,7 @@ def place_of(first_cell, offset_address, offsets_like, cell):
     )
 
 
-@kernel
+@kernel(makes_arrays=False)
 def first_outside(rows, n):
     """Return the first k with a rows[k] that is not in [0, n), or −1."""
     for k in range(rows.size):
@@ -69,7 +69,7 @@ def first_outside(rows, n):
     return -1
 
 
-@kernel
+@kernel(makes_arrays=False)
 def row_lengths(first_cell, offset_address, offsets_like, rows, out):
     """out[k] = length of cell rows[k], as stored."""
     for k in range(rows.size):
@@ -77,7 +77,7 @@ def row_lengths(first_cell, offset_address, offsets_like, rows, out):
         out[k] = end - begin
 
 
-@kernel
+@kernel(makes_arrays=False)
 def most_tokens(first_cell, offset_address, offsets_like, rows, max_length):
     """Return how many tokens rows have, each cut to ``max_length``; special tokens are counted too."""
     total = 0
@@ -87,7 +87,7 @@ def most_tokens(first_cell, offset_address, offsets_like, rows, max_length):
     return total
 
 
-@kernel
+@kernel(makes_arrays=False)
 def longest_row(indptr, n_tokens):
     """Return the length of the longest row, or −1 if ``indptr`` does not rise from 0 to ``n_tokens``."""
     if indptr.size == 0 or indptr[0] != 0 or indptr[-1] != n_tokens:
@@ -146,7 +146,7 @@ def gather_rows(
     return OK, 0, 0
 
 
-@kernel
+@kernel(makes_arrays=False)
 def surround_rows(indptr, tokens, before, behind, longest, out_indptr, out):
     """Copy rows, each cut to ``longest`` and put between the tokens ``before`` and ``behind`` (−1: none)."""
     n = 0

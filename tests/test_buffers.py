@@ -79,7 +79,7 @@ def test_what_is_kept_is_bounded(monkeypatch, limit, value):
 
 
 def test_too_large_a_block_is_not_kept(monkeypatch):
-    monkeypatch.setattr(buffers, "KEPT", SMALLEST)
+    monkeypatch.setattr(buffers, "LARGEST", SMALLEST)
     assert empty((SMALLEST + 8,), np.uint8).shape == (SMALLEST + 8,)
     assert not buffers._blocks
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections import UserDict
+from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
 import pytest
@@ -288,6 +289,20 @@ def test_running_workers_hear_of_a_new_epoch(collator, context):
     for epoch in (0, 1, 5, 0):
         collator.set_epoch(epoch)
         assert masks_of(loader) == masks_of(load(collator, batch_size=9))  # the latter in this process
+
+
+def test_the_epoch_survives_another_way_of_sharing_memory(collator):
+    """PyTorch moves a shared tensor when it is sent to a process in another way than it was shared in."""
+    before = torch.multiprocessing.get_sharing_strategy()
+    collator.set_epoch(3)
+    expected = masks_of(load(collator, batch_size=9))
+    try:
+        for strategy in sorted(torch.multiprocessing.get_all_sharing_strategies()):
+            torch.multiprocessing.set_sharing_strategy(strategy)
+            ForkingPickler.dumps(collator)
+            assert masks_of(load(collator, batch_size=9)) == expected
+    finally:
+        torch.multiprocessing.set_sharing_strategy(before)
 
 
 @pytest.mark.parametrize("options", [{"workers": 0}, {"workers": 2}, {"workers": 2, "persistent_workers": True}])

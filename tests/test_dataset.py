@@ -27,6 +27,7 @@ def test_a_batch_comes_at_once():
     batch = dataset.__getitems__([3, 0, 0])
     assert isinstance(batch, RaggedBatch)
     assert cells_of(batch) == [[10, 11], [4, 6, 5], [4, 6, 5]]
+    assert batch.tokens.dtype == np.int32  # which maskers take without a copy
     assert dataset[2]["input_ids"].tolist() == [9]
     assert dataset[-1]["input_ids"].tolist() == [10, 11]
     assert cells_of(dataset.__getitems__([])) == []
@@ -39,6 +40,7 @@ def test_a_batch_comes_at_once():
 def test_cells_stand_between_cls_and_eos_in_v2():
     batch = CorpusDataset(read_corpus(CELLS, V2)).__getitems__([1, 3])
     assert cells_of(batch) == [[2, 3], [2, 10, 11, 3]]
+    assert batch.tokens.dtype == np.int32
 
 
 def test_a_ragged_batch_is_a_sequence_of_features():

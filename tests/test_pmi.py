@@ -39,7 +39,7 @@ def test_equals_plain_python_to_the_bit(make_corpus, min_count, memory):
     ],
 )
 def test_a_pair_is_found_exactly_where_it_is_in_the_table(size, followers):
-    from corrmask_fast.kernels.pmi import has_pair
+    from corrmask_fast.kernels.pmi import pair_slots
     from corrmask_fast.masking.neighbor_tables import table_of_pairs
 
     indptr = np.cumsum([0, *(len(followers.get(u, ())) for u in range(size))])
@@ -47,7 +47,7 @@ def test_a_pair_is_found_exactly_where_it_is_in_the_table(size, followers):
     lookup = table_of_pairs(indptr, indices, "").lookup
     asked = np.unique(np.concatenate([np.arange(0, size, 1 + size // 500), indices, indices ^ 1, indices % 65_536]))
     for u in (*followers, 0, 1, 77):
-        found = [int(v) for v in asked if v < size and has_pair(np.uint64(u), np.uint64(v), size, lookup)]
+        found = [int(v) for v in asked if v < size and pair_slots(np.uint64(u), np.uint64(v), size, lookup)]
         assert found == sorted(followers.get(u, ())), u
 
 

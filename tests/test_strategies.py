@@ -141,8 +141,6 @@ def test_no_bucket_of_pairs_lies_in_two_cache_lines():
     masker = CASES[0].masker(strategy="pmi")
     for each in (masker, copy.deepcopy(masker), pickle.loads(pickle.dumps(masker))):
         assert each.neighbor_lookup.data_ptr() % 64 == 0
-    heads = masker.neighbor_lookup[: masker.vocabulary.size].numpy().view(np.uint64)
-    assert int((heads >> np.uint64(32)).min()) % 2 == 0
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

@@ -64,8 +64,16 @@ def test_run_ranges_covers_every_row_once(threads, n):
     assert [row for begin, end in sorted(ranges) for row in range(begin, end)] == list(range(n))
     lengths = [end - begin for begin, end in ranges]
     assert min(lengths) >= 4 or len(ranges) == 1
-    assert lengths[:-1] == sorted(lengths[:-1], reverse=True)  # the others wait for the last one
     assert threads == 1 or n < 8 or len(ranges) > 1
+
+
+@pytest.mark.parametrize("threads", [2, 3, 8])
+@pytest.mark.parametrize("n", [47, 126, 1001, 5000])
+def test_no_thread_waits_long_for_the_last_range(threads, n):
+    set_num_threads(threads)
+    lengths = [end - begin for begin, end in run_ranges(lambda begin, end: (begin, end), n, 16)]
+    assert max(lengths) <= max(n // (2 * threads), 31)
+    assert lengths[-1] < 32
 
 
 @pytest.mark.parametrize("threads", [2, 5])

@@ -6,6 +6,7 @@ import copy
 import io
 import pickle
 import shutil
+from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
 import pytest
@@ -277,6 +278,18 @@ def test_masks_stay_the_same(masker, change):
     assert np.array_equal(again.labels, through_numpy.labels)
     assert {buffer.dtype for buffer in changed.buffers()} == {torch.int32, torch.int64, torch.uint8}
     assert not list(changed.parameters())
+
+
+@pytest.mark.parametrize("sent", [lambda masker: masker, copy.copy])
+def test_a_masker_that_was_sent_to_a_process_masks_on(masker, sent):
+    """PyTorch moves its buffers to shared memory then, and what lay there before is free for others."""
+    ids = batch()
+    expected = masker(ids, epoch=4), torch_ops.mask(*op_arguments(masker, ids))
+    ForkingPickler.dumps(sent(masker))
+    others = [torch.full_like(buffer, -1) for buffer in masker.buffers() for _ in range(8)]
+    assert_equal(masker(ids, epoch=4), expected[0])
+    assert_equal(torch_ops.mask(*op_arguments(masker, ids)), expected[1])
+    assert others
 
 
 def test_copies_count_on_their_own(masker):

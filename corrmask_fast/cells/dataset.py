@@ -77,8 +77,8 @@ class RaggedRow(Mapping[str, np.ndarray]):
 class CorpusDataset(Dataset[dict[str, np.ndarray]]):
     """Map-style dataset over a corpus, straight from its buffers: no Python lists.
 
-    A DataLoader asks for a whole batch at once and gets a :class:`RaggedBatch`. For a V2 vocabulary every cell comes
-    between ``<cls>`` and ``<eos>`` again, cut so that it fits the vocabulary's ``max_length`` with both.
+    A DataLoader asks for a whole batch at once and gets a :class:`RaggedBatch` of int32. For a V2 vocabulary every cell
+    comes between ``<cls>`` and ``<eos>`` again, cut so that it fits the vocabulary's ``max_length`` with both.
 
     Parameters
     ----------

@@ -131,7 +131,7 @@ class Masker(nn.Module):
         )
         self.n_graphs = table.n_graphs
         self._needs_more = table.n_graphs > 1 or strategy == SAMPLED  # than a batch: graph_ids or priorities
-        self._cpu_rules: tuple[RowRules, np.ndarray] | None = None
+        self._cpu_rules: tuple[RowRules, np.ndarray, int] | None = None  # with the address of one buffer's memory
         # Not saved: a table is large and lies in a file of its own; its fingerprint tells whether it is the same.
         self.register_buffer("neighbor_lookup", _bits(table.lookup), persistent=False)
         self.register_buffer("neighbor_indptr", torch.from_numpy(table.indptr), persistent=False)
@@ -286,7 +286,7 @@ class Masker(nn.Module):
             -(-longest // multiple_of) * multiple_of if columns is None else check_integer("columns", columns, longest)
         )
         draws = draws_of_arrays(rows, draw_ids, epoch, salt)
-        out, attention, labels = empty((3, rows, columns))
+        out, attention, labels = (empty((rows, columns)) for _ in range(3))
         positions = empty((rows, math.floor(columns * self.max_probability)))
         marks = {
             name: check_array(name, mark, narrow.size, np.uint8)
@@ -345,8 +345,12 @@ class Masker(nn.Module):
         return (p_low, p_high), (low, high)
 
     def _rules_and_rates(self) -> tuple[RowRules, np.ndarray]:
-        """Return the constants as the CPU kernels take them: views of the buffers, made once."""
-        if self._cpu_rules is None:
+        """Return the constants as the CPU kernels take them: views of the buffers, made once.
+
+        A tensor that is sent to a process, by this masker or by a copy that shares it, leaves its memory for another.
+        """
+        address = self._buffers["rate_bits"].data_ptr()  # type: ignore[union-attr]
+        if self._cpu_rules is None or self._cpu_rules[2] != address:
             if self.neighbor_indptr.device.type != "cpu":
                 raise InputError(
                     f"this masker lies on {self.neighbor_indptr.device}; masking on the CPU needs masker.to('cpu') "
@@ -359,8 +363,8 @@ class Masker(nn.Module):
                 self._settings,
                 self.seed_bits.numpy(),
             )
-            self._cpu_rules = rules, self.rate_bits.numpy().view(np.float64)
-        return self._cpu_rules
+            self._cpu_rules = rules, self.rate_bits.numpy().view(np.float64), address
+        return self._cpu_rules[:2]
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         self._cpu_rules = None

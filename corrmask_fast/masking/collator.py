@@ -94,7 +94,6 @@ class DataCollatorForCorrMask:
         self._epoch = torch.tensor([-1], device="cpu").share_memory_()
         self._step = torch.tensor([0], device="cpu").share_memory_()  # of the masker's schedules
         self._step_set = 0  # the one that the masker of this process has been told
-        self._shared = self._epoch.numpy(), self._step.numpy()  # the same memory, read at a tenth of the time
 
     def set_step(self, step: int) -> None:
         """Set the training step that the masker's schedules go by, in running workers too.
@@ -124,7 +123,7 @@ class DataCollatorForCorrMask:
         features = _whole_batch(features)
         if self.compat:
             return self._mask_as_geneformer(features)
-        epoch, step = (int(number[0]) for number in self._shared)
+        epoch, step = self._epoch.item(), self._step.item()
         if step != self._step_set:
             self.masker.set_step(step)
             self._step_set = step
@@ -171,14 +170,13 @@ class DataCollatorForCorrMask:
                 f"the collator's masker lies on {self.masker.neighbor_indptr.device} and cannot go to a worker process;"
                 " give the collator a masker on the CPU, or mask on the device inside the training step"
             )
-        return {**self.__dict__, "_shared": None}
+        return dict(self.__dict__)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         if not self._epoch.is_shared():  # a copy; a worker that is being started gets the shared one
             self._epoch = self._epoch.clone().share_memory_()
             self._step = self._step.clone().share_memory_()
-        self._shared = self._epoch.numpy(), self._step.numpy()
 
 
 class PaddingCollator:

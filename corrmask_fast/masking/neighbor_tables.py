@@ -87,7 +87,7 @@ def table_of_pairs(indptr: np.ndarray, indices: np.ndarray, fingerprint: str) ->
     """Return the table of ordered pairs given as CSR over the vocabulary, ascending in each row."""
     size = indptr.size - 1
     heads = size * max(1, -(-size // 2**16))
-    before = -(-heads // 8) * 2  # buckets' room; an even number, so that each lies in one cache line
+    before = -(-heads // 4)  # buckets' room, which the heads take
     # A head's pairs lie together: by v / 65 536, then u. Mostly that is the order they are given in.
     head = np.repeat(np.arange(size), np.diff(indptr)) + size * (indices >> 16)
     order = np.argsort(head, kind="stable") if heads > size else slice(None)

@@ -90,7 +90,7 @@ def count_pairs(
             def work(begin: int, end: int, indptr: np.ndarray = indptr, tokens: np.ndarray = tokens) -> None:
                 add_pairs(indptr, tokens, place, low + begin, table[begin:end])  # noqa: B023 (called at once)
 
-            run_ranges(work, high - low, -(-(high - low) // get_num_threads()))
+            run_ranges(work, high - low, (high - low) // get_num_threads())  # each reads all tokens
         u, v = np.nonzero(table >= min_count)
         found.append((genes[low + u], genes[v].astype(np.int32), table[u, v].astype(np.int64)))
     first, second, counts = (np.concatenate(parts) for parts in zip(*found, strict=True)) if found else (

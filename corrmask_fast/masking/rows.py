@@ -112,7 +112,7 @@ class _Scratch(threading.local):
                 np.empty(neighbors, np.uint32),  # words of a seed's neighbours
                 np.empty(neighbors, np.uint64),  # keys of those in the cell
                 np.empty(max(padded, neighbors), np.uint64),  # order
-                np.empty(max(padded, 128), np.uint64),  # spare
+                np.empty(max(padded, 128), np.uint64),  # spare: PMI uses 18 words of it for 64 columns
             )
             self.sizes = sizes
         return self.arrays

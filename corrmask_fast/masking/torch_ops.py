@@ -44,7 +44,7 @@ def mask_on_cpu(
 ) -> Result:
     """Mask a padded batch of CPU tensors; return (input_ids, labels, masked_positions)."""
     rows, columns = input_ids.shape
-    out, labels = empty((2, rows, columns))
+    out, labels = empty((rows, columns)), empty((rows, columns))
     positions = empty((rows, math.floor(columns * max_probability)))
     tokens = np.ascontiguousarray(input_ids.numpy(), np.int64).reshape(-1)
     row_ptr = _row_starts(rows, columns)
@@ -84,20 +84,25 @@ def _as_bytes(mask: torch.Tensor | None) -> np.ndarray:
     return (mask if mask.dtype == torch.bool else mask != 0).contiguous().view(torch.uint8).numpy().reshape(-1)
 
 
-_tables: dict[tuple[int, ...], tuple[Connected, np.ndarray, np.ndarray]] = {}
+_tables: dict[tuple[int, ...], tuple[Connected, torch.Tensor, torch.Tensor]] = {}
 
 
-def _connected(indptr: np.ndarray, indices: np.ndarray, size: int) -> Connected:
+def _connected(indptr: torch.Tensor, indices: torch.Tensor, size: int) -> Connected:
     """Return number_connected of a masker's buffers, made once: an operator is given the buffers alone, at each call.
 
-    What was made of other memory is known by its address, which is not given to others as long as it is kept here.
+    Buffers are known by their storage, which is no other's as long as a tensor of it is kept here, and by the address
+    of their memory, which a storage leaves for another when it is sent to a process.
     """
-    key = (indptr.ctypes.data, indptr.size, indices.ctypes.data, indices.size, size)
+    key = size, *(part for buffer in (indptr, indices) for part in _memory_of(buffer))
     if key not in _tables:
         while len(_tables) >= TABLES_KEPT:
             _tables.pop(next(iter(_tables)), None)
-        _tables[key] = number_connected(indptr, indices, size), indptr, indices
+        _tables[key] = number_connected(indptr.numpy(), indices.numpy(), size), indptr, indices
     return _tables[key][0]
+
+
+def _memory_of(tensor: torch.Tensor) -> tuple[int, int, int]:
+    return tensor.untyped_storage()._cdata, tensor.data_ptr(), tensor.numel()  # noqa: SLF001 (no public identity)
 
 
 @torch.library.custom_op("corrmask_fast::mask", mutates_args=())
@@ -120,9 +125,10 @@ def mask(
     validate: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Mask a padded batch (SPEC 4 and 5): (input_ids, labels, masked_positions)."""
-    indptr, indices = neighbor_indptr.numpy(), neighbor_indices.numpy()
-    table = _connected(indptr, indices, settings[SIZE]) if settings[STRATEGY] == CORRMASK else None
-    rules = RowRules.make(neighbor_lookup.numpy(), indptr, indices, settings, seed_bits.numpy(), table)
+    table = _connected(neighbor_indptr, neighbor_indices, settings[SIZE]) if settings[STRATEGY] == CORRMASK else None
+    rules = RowRules.make(
+        neighbor_lookup.numpy(), neighbor_indptr.numpy(), neighbor_indices.numpy(), settings, seed_bits.numpy(), table
+    )
     return mask_on_cpu(
         rules,
         rate_bits.numpy().view(np.float64),
