@@ -1,6 +1,7 @@
 """Figure 4 of the paper: does masking by correlation help as data become more modular (appendix B.2).
 
     python bench/paper/figure4.py            50 small models, --jobs at a time, a core each
+    python bench/paper/figure4.py --cut --modularity 1       one point of the control with equal rates
 
 1 500 samples of 60 genes in 3 modules. Each sample adds a signal to 20 genes: with probability gamma to those of its
 module, else to any 20. A sample is the rank of each gene; a small transformer learns to name masked ranks, and its
@@ -184,10 +185,12 @@ def main(arguments=None):
     parser = options(__doc__.splitlines()[0])
     parser.add_argument("--background", choices=("rate", "scale"), default="rate", help="what the 0.1 of Exp(0.1) is")
     parser.add_argument("--cut", action="store_true", help="mask no more than 25 %% by correlation either")
+    parser.add_argument("--modularity", nargs="+", type=float, metavar="GAMMA", help="only at these (default: five)")
     parser.add_argument("--jobs", type=int, default=2, help="models trained at a time, a core each (default: 2)")
     parser.add_argument("--resume", action="store_true", help="keep the rows of a run that was broken off")
     given = parser.parse_args(arguments)
     gammas, trials, epochs = ((0.0, 1.0), 2, 2) if given.quick else (GAMMAS, 5, 50)
+    gammas = tuple(given.modularity or gammas)
     seeds = range(1000 * given.seed, 1000 * given.seed + trials)
     name = "figure4" + ("-scale" if given.background == "scale" else "") + ("-cut" if given.cut else "")
     table, picture = given.out / f"{name}.csv", given.out / f"{name}.png"
