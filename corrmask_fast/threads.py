@@ -63,7 +63,6 @@ def run_ranges(function: Callable[[int, int], Any], n: int, smallest: int) -> li
     if n < 2 * smallest or (threads := get_num_threads()) == 1:
         return [function(0, n)]
     waiting = deque(_shrinking_ranges(n, smallest, 2 * threads))
-    ranges = len(waiting)
     results: dict[int, Any] = {}
 
     def work() -> None:
@@ -78,7 +77,7 @@ def run_ranges(function: Callable[[int, int], Any], n: int, smallest: int) -> li
                 waiting.clear()  # nobody begins another range
                 raise
 
-    helpers = [thread_pool().submit(work) for _ in range(min(threads, ranges) - 1)]
+    helpers = [thread_pool().submit(work) for _ in range(min(threads, len(waiting)) - 1)]
     try:
         work()
     finally:

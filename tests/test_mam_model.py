@@ -21,7 +21,7 @@ from corrmask_fast.testing import make_graph
 transformers = pytest.importorskip("transformers", minversion="4.46")
 pytest.importorskip("accelerate")
 
-from trainers import CELLS, GRAPH, VOCABULARY, make_arguments, make_model, our_trainer
+from trainers import CELLS, GRAPH, VOCABULARY, make_arguments, make_masker, make_model, our_trainer
 
 from corrmask_fast.training.mam_model import attach, attached, detach
 from corrmask_fast.training.trainer import CorrMaskTrainer
@@ -30,10 +30,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 IDS = torch.arange(2, 22).repeat(2, 1)
 WEIGHT = "bert.embeddings.word_embeddings.weight"
-
-
-def make_masker(**changes):
-    return MultinomialAttentionMasker(VOCABULARY, 32, **{"n_latents": 6, "mlm_probability": 0.3, "seed": 5, **changes})
 
 
 def ignored_by_ddp(model):

@@ -24,17 +24,13 @@ from corrmask_fast.masking.schedules import Schedule
 transformers = pytest.importorskip("transformers", minversion="4.46")
 pytest.importorskip("accelerate")
 
-from trainers import GRAPH, VOCABULARY, StopAfter, cells_of, make_cells, make_model, original, our_trainer
+from trainers import GRAPH, VOCABULARY, StopAfter, cells_of, make_cells, make_masker, make_model, original, our_trainer
 
 from corrmask_fast.training.mam_model import attached
 from corrmask_fast.training.run_record import _settings
 from corrmask_fast.training.trainer import EVALUATION_EPOCH
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def make_masker(**changes):
-    return MultinomialAttentionMasker(VOCABULARY, 32, **{"n_latents": 6, "mlm_probability": 0.3, "seed": 5, **changes})
 
 
 def learning_trainer(folder, model=None, masker=None, **options):

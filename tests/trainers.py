@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from corrmask_fast import CorpusDataset, CorrMasker, read_corpus
+from corrmask_fast import CorpusDataset, CorrMasker, MultinomialAttentionMasker, read_corpus
 from corrmask_fast.testing import make_graph, make_vocabulary
 
 transformers = pytest.importorskip("transformers", minversion="4.46")
@@ -37,6 +37,11 @@ def make_model(*, dropout=0.0, vocab_size=62, positions=32):
         max_position_embeddings=positions, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout,
     )  # fmt: skip
     return transformers.BertForMaskedLM(config)
+
+
+def make_masker(**changes):
+    """Return a masker that learns with ``make_model``'s model."""
+    return MultinomialAttentionMasker(VOCABULARY, 32, **{"n_latents": 6, "mlm_probability": 0.3, "seed": 5, **changes})
 
 
 def make_arguments(folder, *, group_by_length=False, **options):

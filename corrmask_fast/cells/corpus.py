@@ -225,8 +225,8 @@ class Corpus:
         ``max_length`` cuts cells to so many tokens, these two included. The tokens are int32, as maskers take them, and
         not looked through for genes that stand twice.
         """
-        cells = self._gather(rows, _empty_batch, check=False)
-        return with_special_tokens(*cells, self.vocabulary, max_length, allocate=_empty_batch)
+        cells = self._gather(rows, lambda size: empty((size,), np.int32), check=False)
+        return with_special_tokens(*cells, self.vocabulary, max_length)
 
     def _gather(
         self, rows: np.ndarray, allocate: Callable[[int], np.ndarray], check: bool
@@ -337,22 +337,12 @@ def obs_of(obs: Mapping[str, np.ndarray], rows: np.ndarray) -> Mapping[str, np.n
     return {name: np.asarray(column)[rows] for name, column in obs.items()}
 
 
-def _empty_batch(size: int) -> np.ndarray:
-    return empty((size,), np.int32)
-
-
 def with_special_tokens(
-    indptr: np.ndarray,
-    tokens: np.ndarray,
-    vocabulary: Vocabulary,
-    max_length: int | None = None,
-    *,
-    allocate: Callable[[int], np.ndarray] | None = None,
+    indptr: np.ndarray, tokens: np.ndarray, vocabulary: Vocabulary, max_length: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Put ``<cls>`` before and ``<eos>`` behind every cell where the vocabulary has them (V2).
 
     Genes that no longer fit ``max_length`` tokens are cut off; there, no more fit than the vocabulary's own.
-    ``allocate``: where the tokens go; None: to an array of the same dtype.
     """
     cls, eos = (-1 if token is None else token for token in (vocabulary.cls_token_id, vocabulary.eos_token_id))
     added = vocabulary.n_surrounding
@@ -367,8 +357,7 @@ def with_special_tokens(
     from corrmask_fast.kernels.ragged import surround_rows
 
     out_indptr = np.empty_like(indptr)
-    size = tokens.size + added * (indptr.size - 1)
-    out = np.empty(size, tokens.dtype) if allocate is None else allocate(size)
+    out = empty((tokens.size + added * (indptr.size - 1),), tokens.dtype)
     surround_rows(indptr, tokens, cls, eos, longest - added, out_indptr, out)
     return out_indptr, out[: out_indptr[-1]]
 

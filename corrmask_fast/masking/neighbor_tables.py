@@ -7,8 +7,8 @@ lookup      (graphs · W,) words of 64 bits, W = V / 64 rounded up: which genes 
             The CPU kernels go by numbers of these genes alone (``number_connected``): a small table is quickly read.
 PMI         ordered pairs of tokens: u is followed by v
 lookup      a head for each u (for each 65 536 possible v, where the vocabulary has more), then buckets of 4 words:
-                head       (u's first bucket << 32) | (their number − 1), a power of two; bucket i begins at word 4 · i
-                bucket     sixteen v, their low 16 bits; v is in number v mod the buckets, or nowhere
+                head       (u's first bucket << 32) | (their number − 1); the number is a power of two
+                bucket     i, from word 4 · i on: sixteen v, their low 16 bits; v is in number v mod the number, or none
 indptr, indices   nothing: the lookup says it all
 others      nothing, in the same form
 """
