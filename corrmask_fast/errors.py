@@ -1,14 +1,21 @@
-"""The errors a user meets: each message names the value, the rule and the cure."""
+"""The errors a user meets: each message names the value, the rule and the fix."""
 
 from __future__ import annotations
 
 import importlib
 import math
 import operator
+import reprlib
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterator
     from types import ModuleType
+
+LONGEST_VALUE = 120  # characters of a value that a message quotes
+LONGEST_REASON = 400  # characters of what a library says
 
 __all__ = ["InputError", "MissingExtraError"]
 
@@ -19,6 +26,48 @@ class InputError(ValueError):
 
 class MissingExtraError(ImportError):
     """An optional dependency that is not installed; the message names the extra that brings it."""
+
+
+@contextmanager
+def readable(source: str | os.PathLike[str], kind: str) -> Iterator[None]:
+    """Turn whatever a parser raises inside the block into an InputError: "SOURCE is not a readable KIND: reason".
+
+    Everything that reads a file from outside stands in such a block. Parsers raise more types than anyone lists:
+    RecursionError for deep JSON, OverflowError for a size of 10**30, MemoryError for a declared 8 TiB, LZMAError.
+    """
+    try:
+        yield
+    except (InputError, MissingExtraError):
+        raise
+    except Exception as error:
+        raise InputError(f"{source} is not a readable {kind}: {reason(error)}") from error
+
+
+def reason(error: BaseException) -> str:
+    """Return what an exception says, on one line and not too long; its type where it says nothing."""
+    text = " ".join(str(error).split())
+    if isinstance(error, KeyError):
+        text = f"it lacks {text}"
+    elif not text or isinstance(error, MemoryError | RecursionError | AttributeError | TypeError | IndexError):
+        text = f"{type(error).__name__}: {text}".rstrip(": ")
+    return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]}…"
+
+
+def shown(value: Any) -> str:
+    """Return the repr of a value for a message: short, whatever is nested in it, however many digits it has.
+
+    >>> shown(1.5), len(shown("a" * 1000))
+    ('1.5', 120)
+    """
+    try:
+        text = _SHORT.repr(value)
+    except Exception:  # noqa: BLE001 (a repr from elsewhere may raise anything)
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 1]}…"
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = 2, LONGEST_VALUE, 2 * LONGEST_VALUE, 40
 
 
 def import_extra(module: str, extra: str) -> ModuleType:
@@ -42,7 +91,7 @@ def check_number(name: str, value: Any, low: float, high: float, *, open_ends: b
         number = math.nan
     inside = low < number < high if open_ends else low <= number <= high
     if not inside:
-        raise InputError(f"{name} must be a number in {brackets[0]}{low}, {high}{brackets[1]}; got {value!r}")
+        raise InputError(f"{name} must be a number in {brackets[0]}{low}, {high}{brackets[1]}; got {shown(value)}")
     return number
 
 
@@ -59,7 +108,7 @@ def check_integer(name: str, value: Any, low: int, high: int | None = None) -> i
     number = as_integer(value)
     if number is None or number < low or (high is not None and number > high):
         rule = f">= {low}" if high is None else f"in [{low}, {high}]"
-        raise InputError(f"{name} must be an integer {rule}; got {value!r}")
+        raise InputError(f"{name} must be an integer {rule}; got {shown(value)}")
     return number
 
 
