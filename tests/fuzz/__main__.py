@@ -112,7 +112,7 @@ def take(line: list, rows: collections.Counter) -> None:
     number, verdict, source, change, reason = line
     rows[verdict, source, change] += 1
     if verdict in BAD:
-        say(f"{verdict}: file {number}, {source}; {change}: {(reason.splitlines() or [''])[-1][:300]}")
+        say(f"{verdict}: file {number}, {source}; {change}: {' '.join(reason.split())[-400:]}")
 
 
 def total(rows: collections.Counter) -> str:

@@ -8,8 +8,10 @@ the worker knows who crashed or hung. A plan is drawn by Hypothesis from the see
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import os
 import pickle
+import re
 import resource
 import select
 import shutil
@@ -114,6 +116,7 @@ def _be_the_child(task: Any, folder: Path, writer: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 30, 1 << 30))
         warnings.simplefilter("ignore")
+        faulthandler.enable()
         task(say)
         code = 0
     except BaseException:  # noqa: BLE001 (a child of a worker must never return into it)
@@ -197,7 +200,10 @@ def run_file(module: Any, plan: Any, folder: Path, seconds: float = SECONDS) -> 
 
 
 def _last_words(folder: Path) -> str:
-    return " ".join((folder / "output.txt").read_text(errors="replace").split())[-300:]
+    """Where the interpreter was when a signal came, as faulthandler says; else the end of what was printed."""
+    words = (folder / "output.txt").read_text(errors="replace")
+    frames = re.findall(r'File ".*?([^/]+\.py)", line (\d+)', words)
+    return " < ".join(f"{name}:{line}" for name, line in frames[:4]) or " ".join(words.split())[-300:]
 
 
 def run_number(module: Any, plan: Any, name: str, workspace: Path, keep: Path, seconds: float = SECONDS) -> Verdict:

@@ -134,7 +134,7 @@ def spoil_bytes(content, rng):
     """Return other bytes, and what was done: one to three small changes anywhere, or near the front."""
     ways = []
     for _ in range(int(rng.integers(1, 4))):
-        way = one_of(rng, ["flip", "flip", "byte", "byte", "zeros", "ones", "random", "insert", "delete", "cut", "copy"])
+        way = one_of(rng, [*["flip", "byte", "zeros", "ones", "random", "copy"] * 4, "insert", "delete", "cut"])
         ways.append(way)
         size = len(content)
         at = int(rng.integers(max(min(size, one_of(rng, [size, size, 1024, 8192])), 1)))
