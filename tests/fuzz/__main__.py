@@ -37,7 +37,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--only", type=int, help="run this file number alone, and keep it")
     parser.add_argument("--kind", help="only sources whose name begins so")
-    parser.add_argument("--keep", type=Path, default=Path("build/fuzz"), help="folder of bad files (default: %(default)s)")
+    parser.add_argument(
+        "--keep", type=Path, default=Path("build/fuzz"), help="folder of bad files (default: %(default)s)"
+    )
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     return parser.parse_args()
 

@@ -181,17 +181,28 @@ def cells_of(plan, rng):
 
 def gene_names(kind, columns):
     if kind == "foreign":
-        return [one_of(np.random.default_rng(c), ["<pad>", "<mask>", "GENE", "", "ENSG"]) + str(c) * (c % 2) for c in columns]
+        return [
+            one_of(np.random.default_rng(c), ["<pad>", "<mask>", "GENE", "", "ENSG"]) + str(c) * (c % 2)
+            for c in columns
+        ]
     names = [IDS[c] if c < len(IDS) else f"OTHER{c}" for c in columns]
     if kind == "versions":
         return [f"{name}.{i % 12}" for i, name in enumerate(names)]
     symbols = [f"SYM{c}" for c in columns]
-    return symbols if kind == "symbols" else names if kind == "ids" else [*names[: len(names) // 2], *symbols[len(names) // 2 :]]
+    return (
+        symbols
+        if kind == "symbols"
+        else names
+        if kind == "ids"
+        else [*names[: len(names) // 2], *symbols[len(names) // 2 :]]
+    )
 
 
 def obs_column(kind, n, missing, rng):
     """A column of n values, some of them missing if its type has such."""
-    gone = {"none": np.zeros(n, bool), "all": np.ones(n, bool), "some": rng.random(n) < 0.4}.get(missing, np.arange(n) < n / 2)
+    gone = {"none": np.zeros(n, bool), "all": np.ones(n, bool), "some": rng.random(n) < 0.4}.get(
+        missing, np.arange(n) < n / 2
+    )
     text = rng.choice(["B", "T", "", "NK cell", "\u03b3\u03b4", "1", "true"], n).astype(object)
     if kind in {"text", "Text", "labels", "ordered"}:
         if kind == "text":
@@ -209,7 +220,11 @@ def obs_column(kind, n, missing, rng):
         return nullable
     if kind == "float":
         return np.where(gone, np.nan, rng.normal(size=n)).astype(one_of(rng, ["f4", "f8"]))
-    return rng.random(n) < 0.5 if kind == "bool" else rng.integers(-3, 100, n).astype(one_of(rng, ["i1", "i4", "i8", "u2"]))
+    return (
+        rng.random(n) < 0.5
+        if kind == "bool"
+        else rng.integers(-3, 100, n).astype(one_of(rng, ["i1", "i4", "i8", "u2"]))
+    )
 
 
 def matrix_of(plan, rng):
@@ -243,7 +258,9 @@ def retype(plan, file):
     where = {None: "X", "raw": "raw/X"}.get(plan["where"], "layers/counts")
     if where not in file:
         return
-    parts = (where,) if isinstance(file[where], h5py.Dataset) else (f"{where}/data", f"{where}/indices", f"{where}/indptr")
+    parts = (
+        (where,) if isinstance(file[where], h5py.Dataset) else (f"{where}/data", f"{where}/indices", f"{where}/indptr")
+    )
     for part, dtype in zip(parts, plan["retype"], strict=False):
         if plan["change"] != "none" and dtype in {"f2", ">f4", ">f8", ">i4", "u2"}:
             continue  # AnnData would refuse the file, whatever is changed
@@ -275,7 +292,14 @@ def change_hdf5(file, plan, rng):
     likely = [name for name in items if re.match(rf"{needed}|obs/|var/|obs$|var$", name)]
     names = likely if likely and rng.random() < 0.8 else list(items)
     datasets = [name for name in names if isinstance(items[name], h5py.Dataset)] or ["obs/_index"]
-    ways = {change_array: 8, change_attribute: 8, change_length: 4, change_storage: 3, change_link: 3, change_encoding: 2}
+    ways = {
+        change_array: 8,
+        change_attribute: 8,
+        change_length: 4,
+        change_storage: 3,
+        change_link: 3,
+        change_encoding: 2,
+    }
     way = one_of(rng, [way for way, n in ways.items() for _ in range(n)])
     try:
         return way(file, one_of(rng, datasets if way in {change_array, change_storage} else names), rng)
@@ -304,7 +328,9 @@ def change_length(file, name, rng):
         for part in [f"{frame}/{one}" for one in all_names(file[frame])]:
             if isinstance(file[part], h5py.Dataset) and file[part].shape == (n,) and "categories" not in part:
                 values = file[part][()]
-                put(file, part, np.concatenate([values, values[:1]]) if more else values[: -one_of(rng, [1, 1, n // 2])])
+                put(
+                    file, part, np.concatenate([values, values[:1]]) if more else values[: -one_of(rng, [1, 1, n // 2])]
+                )
     elif isinstance(file[frame], h5py.Dataset):
         values = file[frame][()]
         axis = int(rng.integers(2))
@@ -341,7 +367,20 @@ def change_attribute(file, name, rng):
         del attributes[key]
         attributes[key] = changed
     else:
-        nasty = [*NUMBERS, *FLOATS[-8:], "", "x", "_index", "\u00e9", b"\xff\xfe", h5py.Empty("f4"), [1, 2, 3], "obs", "/", "."]
+        nasty = [
+            *NUMBERS,
+            *FLOATS[-8:],
+            "",
+            "x",
+            "_index",
+            "\u00e9",
+            b"\xff\xfe",
+            h5py.Empty("f4"),
+            [1, 2, 3],
+            "obs",
+            "/",
+            ".",
+        ]
         del attributes[key]
         attributes[key] = one_of(rng, nasty)
     return f"attribute {key} {way}"[:40]
@@ -377,7 +416,9 @@ def change_storage(file, name, rng):
         make_dataset(name, data=np.zeros(shape, "V4"))
     elif way in {"bytes", "big strings"}:
         text = [b"\xff\xfe", b"G\x00", b"ENSG00000000001", "\u00e9".encode("latin-1")]
-        make_dataset(name, data=np.resize(np.array(text, "S20"), shape) if way == "bytes" else np.full(shape, b"x" * 4000))
+        make_dataset(
+            name, data=np.resize(np.array(text, "S20"), shape) if way == "bytes" else np.full(shape, b"x" * 4000)
+        )
     elif way == "virtual":
         layout = h5py.VirtualLayout(shape, dtype)
         layout[...] = h5py.VirtualSource("nowhere.h5", "x", shape)
@@ -480,7 +521,11 @@ def change_zarr(path, rng):
             root = zarr.open_group(str(path), mode="r+", use_consolidated=False)
             arrays = []
             places = [p.parent for p in described if p.name == ".zarray"]
-            places += [p.parent for p in described if p.name == "zarr.json" and json.loads(p.read_text()).get("shape") is not None]
+            places += [
+                p.parent
+                for p in described
+                if p.name == "zarr.json" and json.loads(p.read_text()).get("shape") is not None
+            ]
             arrays = sorted(str(place.relative_to(path)) for place in places)
             name = one_of(rng, arrays)
             attributes = dict(root[name].attrs)
@@ -515,7 +560,9 @@ def ours(plan, folder):
     vocabulary = VOCABULARIES[plan["vocabulary"]]
     output = folder / "out" / f"cells.{plan['output']}"
     options = {name: plan[name] for name in ("gene_column", "target_sum", "max_length", "chunk_cells")}
-    tokenize(given, output, vocabulary, medians_of(plan), layer=plan["where"], obs=asked(plan), progress=False, **options)
+    tokenize(
+        given, output, vocabulary, medians_of(plan), layer=plan["where"], obs=asked(plan), progress=False, **options
+    )
     return read_back(output, asked(plan))
 
 

@@ -179,15 +179,15 @@ def run_file(module: Any, plan: Any, folder: Path, seconds: float = SECONDS) -> 
         return Verdict("not made", source, change, end)
     ours = said.get("ours", ("nothing", end))
     if "judged" not in said:  # whose fault was it? Alone, the reference reader shows
-        again, their_end = in_child(
-            lambda say: say("judged", judged(module, plan, folder, ours)), folder, seconds
-        )
+        again, their_end = in_child(lambda say: say("judged", judged(module, plan, folder, ours)), folder, seconds)
         if "judged" not in again:
             apart = "exception" if ours[0] == "exception" else "anndata crashes or hangs"
             return Verdict(apart, source, change, f"{their_end}; we: {ours[0]} {str(ours[1])[:200]}")
         if "ours" not in said:
             return Verdict("hang" if end == "hang" else "crash", source, change, f"{end}; {_last_words(folder)}")
-        return Verdict("hang" if end == "hang" else "crash", source, change, f"{end} after reading: memory was damaged?")
+        return Verdict(
+            "hang" if end == "hang" else "crash", source, change, f"{end} after reading: memory was damaged?"
+        )
     kind, value = ours
     if kind == "exception":
         return Verdict("exception", source, change, value)

@@ -88,7 +88,7 @@ def spoil_tree(content, rng):
         places += [(node, key) for key, _ in items]
         waiting += [value for _, value in items]
     # Every level has its share: else the longest list would take all changes.
-    node, key = one_of(rng, places if rng.random() < 0.5 else places[: 12])
+    node, key = one_of(rng, places if rng.random() < 0.5 else places[:12])
     if node is None:
         return spoil_value(content, rng), "the whole"
     way = one_of(rng, ["value", "value", "value", "value", "no such key", "other key", "deep", "long number", "swap"])

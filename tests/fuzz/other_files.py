@@ -18,12 +18,31 @@ import pandas
 import pyarrow as pa
 from fuzz import geneformer
 from fuzz.harness import Refused, TheirFault, Unclear
-from fuzz.mutations import DEEP, LONG, copy, one_of, spoil_array, spoil_bytes, spoil_file, spoil_json, spoil_tree, spoil_value
+from fuzz.mutations import (
+    DEEP,
+    LONG,
+    copy,
+    one_of,
+    spoil_array,
+    spoil_bytes,
+    spoil_file,
+    spoil_json,
+    spoil_tree,
+    spoil_value,
+)
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 import corrmask_fast
-from corrmask_fast import Corpus, DependencyGraph, PMITable, Vocabulary, build_dependency_graph, read_corpus, write_corpus
+from corrmask_fast import (
+    Corpus,
+    DependencyGraph,
+    PMITable,
+    Vocabulary,
+    build_dependency_graph,
+    read_corpus,
+    write_corpus,
+)
 from corrmask_fast.tensor_files import METADATA, canonical, hash_tensors  # to make damaged files with the right hash
 from corrmask_fast.training.settings import PretrainingSettings
 
@@ -103,7 +122,11 @@ def make(plan, folder):
         return "none"
     ways = []
     for _ in range(plan["n_changes"]):
-        change = spoil_file if plan["change"] == "bytes" else CHANGES[path.suffix if path.suffix != ".dataset" else plan["kind"]]
+        change = (
+            spoil_file
+            if plan["change"] == "bytes"
+            else CHANGES[path.suffix if path.suffix != ".dataset" else plan["kind"]]
+        )
         try:
             ways.append(change(path, rng))
         except Exception as error:  # noqa: BLE001 (a second change may find no file to change)
@@ -200,7 +223,15 @@ def change_npz(path, rng):
     if way == "header":
         content = path.read_bytes()
         old = content[(at := content.index(b"'shape': (")) :].split(b"}")[0]
-        new = one_of(rng, [b"'shape': (99999999999999,), ", b"'shape': (-1,), ", b"'shape': (), ", b"'shape': (1" + b"0" * 30 + b",),"])
+        new = one_of(
+            rng,
+            [
+                b"'shape': (99999999999999,), ",
+                b"'shape': (-1,), ",
+                b"'shape': (), ",
+                b"'shape': (1" + b"0" * 30 + b",),",
+            ],
+        )
         path.write_bytes(content[:at] + new.ljust(len(old))[: len(old)] + content[at + len(old) :])
         return "header"
     return way[:30]
@@ -249,13 +280,19 @@ def change_folder(path, rng):
         offsets = np.asarray(chunk.offsets)
         changed, how = (offsets[1:], "shifted") if way == "shifted" else spoil_array(offsets, rng)
         with np.errstate(all="ignore"):
-            changed = np.resize(changed.astype(np.int32).ravel(), offsets.size) if np.size(changed) else offsets[::-1].copy()
+            changed = (
+                np.resize(changed.astype(np.int32).ravel(), offsets.size) if np.size(changed) else offsets[::-1].copy()
+            )
         buffers = [None, pa.py_buffer(np.ascontiguousarray(changed))]
         column, way = pa.Array.from_buffers(chunk.type, len(chunk), buffers, children=[chunk.values]), f"offsets {how}"
     elif way == "type":
         kinds = [pa.large_list(pa.int32()), pa.list_(pa.int64()), pa.list_(pa.uint16()), pa.list_(pa.uint64()), pa.list_view(pa.int32()),
                  pa.large_list_view(pa.int64()), pa.list_(pa.float64()), pa.list_(pa.string()), pa.list_(pa.int8())]  # fmt: skip
-        column = pa.array(lists).cast(pa.list_(pa.string())) if "string" in str(kind := one_of(rng, kinds)) else pa.array(lists, kind)
+        column = (
+            pa.array(lists).cast(pa.list_(pa.string()))
+            if "string" in str(kind := one_of(rng, kinds))
+            else pa.array(lists, kind)
+        )
     elif way == "child type":
         column = pa.array([[[t] for t in cell] for cell in lists])
     elif way == "nulls":
@@ -279,7 +316,9 @@ def change_folder(path, rng):
     if way == "removed":
         table = table.drop_columns(["input_ids"])
     elif way == "schema":
-        table = table.replace_schema_metadata({"huggingface": one_of(rng, ["{", "[]", '{"info": 3}', '{"info": {"features": {}}}'])})
+        table = table.replace_schema_metadata(
+            {"huggingface": one_of(rng, ["{", "[]", '{"info": 3}', '{"info": {"features": {}}}'])}
+        )
     elif way == "obs":
         values, _ = spoil_array(np.asarray(table["n"]), rng)
         table = table.drop_columns(["n"]).append_column("n", pa.array(np.resize(np.ravel(values), len(lists)).tolist()))
@@ -299,7 +338,10 @@ def change_folder(path, rng):
 def change_pickle(path, rng):
     """Other opcodes, values or nesting, or code that must not run."""
     content, table = path.read_bytes(), pickle.loads(path.read_bytes())
-    way = one_of(rng, ["value", "value", "value", "opcode", "opcode", "code", "deep", "numpy", "object", "long", "bomb", "behind"])
+    way = one_of(
+        rng,
+        ["value", "value", "value", "opcode", "opcode", "code", "deep", "numpy", "object", "long", "bomb", "behind"],
+    )
     if way == "value":
         changed, way = spoil_tree(table, rng)
         path.write_bytes(pickle.dumps(changed))
@@ -314,14 +356,21 @@ def change_pickle(path, rng):
         return f"opcode {code!r}"
     key = NAMES[5]
     made = {
-        "code": one_of(rng, [b"cposix\nsystem\n(S'exit 3'\ntR.", b"cbuiltins\neval\n(S'1/0'\ntR.", b"ccollections\nOrderedDict\n)R."]),
+        "code": one_of(
+            rng,
+            [b"cposix\nsystem\n(S'exit 3'\ntR.", b"cbuiltins\neval\n(S'1/0'\ntR.", b"ccollections\nOrderedDict\n)R."],
+        ),
         "deep": b"\x80\x02" + b"]" * 200_000 + b"a" * 199_999 + b".",
         "bomb": b"\x80\x02]q\x00" + b"".join(b"]q%c(h%ch%ch%ch%ce" % (i, *[i - 1] * 4) for i in range(1, 60)) + b".",
-        "long": b"\x80\x02" + one_of(rng, [b"\x8b\xff\xff\xff\x7f", b"\x8e" + b"\xff" * 7 + b"\x7f", b"T\xff\xff\xff\x7f"]) + b"abc",
+        "long": b"\x80\x02"
+        + one_of(rng, [b"\x8b\xff\xff\xff\x7f", b"\x8e" + b"\xff" * 7 + b"\x7f", b"T\xff\xff\xff\x7f"])
+        + b"abc",
         "behind": content + b"x" * 5,
     }
     if way == "numpy":
-        table[key] = one_of(rng, [np.int64(5), np.float32(2.5), np.bool_(True), np.array([1, 2]), np.str_("x"), np.longdouble(3)])
+        table[key] = one_of(
+            rng, [np.int64(5), np.float32(2.5), np.bool_(True), np.array([1, 2]), np.str_("x"), np.longdouble(3)]
+        )
     elif way == "object":
         table[key] = one_of(rng, [b"x", {1, 2}, (1,), 1j, range(3), bytearray(3), frozenset([1]), 10**5000])
     path.write_bytes(made[way] if way in made else pickle.dumps(table))
@@ -340,7 +389,25 @@ def change_toml(path, rng):
         except UnicodeEncodeError:
             lines[i] = f"{name} = ''"
     elif way == "text":
-        new = one_of(rng, ["nan", "inf", "-inf", "1979-05-27", "07:32:00", "1_0", "0x10", "1e400", "9" * 6000, "'12'", "{a = 1}", "[1, 2]", "1.", ""])
+        new = one_of(
+            rng,
+            [
+                "nan",
+                "inf",
+                "-inf",
+                "1979-05-27",
+                "07:32:00",
+                "1_0",
+                "0x10",
+                "1e400",
+                "9" * 6000,
+                "'12'",
+                "{a = 1}",
+                "[1, 2]",
+                "1.",
+                "",
+            ],
+        )
         lines[i] = f"{name} = {new}"
     elif way == "twice":
         lines.append(lines[i])
@@ -373,7 +440,9 @@ def ours(plan, folder):
     if kind in {"folder", "npz"}:
         corpus = read_corpus(path)
         lengths = corpus.lengths.tolist()
-        cells = [c.tokens[a:b].tolist() for c in corpus.chunks(7) for a, b in zip(c.indptr[:-1], c.indptr[1:], strict=True)]
+        cells = [
+            c.tokens[a:b].tolist() for c in corpus.chunks(7) for a, b in zip(c.indptr[:-1], c.indptr[1:], strict=True)
+        ]
         columns = {name: geneformer.plain(np.asarray(corpus.obs[name]).tolist()) for name in corpus.obs}
         assert len(lengths) == len(cells)
         return {"cells": cells, "obs": columns, "names": list(corpus.vocabulary.names)}
@@ -388,12 +457,18 @@ def ours(plan, folder):
         return {"names": list(Vocabulary.from_token_dictionary(path).names)}
     if kind.startswith("symbols"):
         vocabulary = Vocabulary.from_token_dictionary(BASE["tables"]["tokens"], path)
-        return {"ids": {name: attempt_id(vocabulary, name) for name in (*SYMBOLS.values(), *(f"{s}x" for s in SYMBOLS.values()))}}
+        return {
+            "ids": {
+                name: attempt_id(vocabulary, name) for name in (*SYMBOLS.values(), *(f"{s}x" for s in SYMBOLS.values()))
+            }
+        }
     if kind.startswith("medians"):
         output = folder / "out" / "cells.npz"
         tokenize(BASE["counts"], output, BASE["corpus"].vocabulary, path, progress=False)
         corpus = read_corpus(output)
-        return {"cells": [corpus.tokens[a:b].tolist() for a, b in zip(corpus.indptr[:-1], corpus.indptr[1:], strict=True)]}
+        return {
+            "cells": [corpus.tokens[a:b].tolist() for a, b in zip(corpus.indptr[:-1], corpus.indptr[1:], strict=True)]
+        }
     return {"settings": dataclasses.asdict(PretrainingSettings.read(path))}
 
 
@@ -495,7 +570,10 @@ def median_cells(table):
         for key in (name, SYMBOLS[name]):
             if key in table:
                 value = table[key]
-                check(isinstance(value, int | float | np.number) and not isinstance(value, bool), f"a median {value!r:.50}")
+                check(
+                    isinstance(value, int | float | np.number) and not isinstance(value, bool),
+                    f"a median {value!r:.50}",
+                )
                 check(0 < value < np.inf and float(value) < np.inf, f"a median {value!r:.50}")
                 medians.setdefault(i + 2, float(value))
     check(not {"<pad>", "<mask>"} & set(table) and medians, "no medians")
@@ -554,18 +632,26 @@ def npz_content(path):
     indptr, tokens = arrays["indptr"], arrays["tokens"]
     check(indptr.ndim == tokens.ndim == 1 and indptr.dtype.kind in "iu" and tokens.dtype.kind in "iu", "no integers")
     bounds = [int(value) for value in indptr]
-    check(bounds and bounds[0] == 0 and bounds[-1] == tokens.size and sorted(bounds) == bounds, "pointers that do not fit")
+    check(
+        bounds and bounds[0] == 0 and bounds[-1] == tokens.size and sorted(bounds) == bounds, "pointers that do not fit"
+    )
     cells = cells_in([tokens[a:b].tolist() for a, b in zip(bounds[:-1], bounds[1:], strict=True)], names)
     columns = {name[4:]: array for name, array in arrays.items() if name.startswith("obs/")}
     check(all(np.ndim(column) and len(column) == len(cells) for column in columns.values()), "obs of another length")
-    return {"cells": cells, "obs": {name: geneformer.plain(column.tolist()) for name, column in columns.items()}, "names": names}
+    return {
+        "cells": cells,
+        "obs": {name: geneformer.plain(column.tolist()) for name, column in columns.items()},
+        "names": names,
+    }
 
 
 def tensor_content(kind, path):
     try:
         tensors = load_file(path)
         content = path.read_bytes()
-        header = json.loads(json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"][METADATA])
+        header = json.loads(
+            json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"][METADATA]
+        )
     except Exception as error:
         raise Refused(f"{type(error).__name__}") from error
     check(isinstance(header, dict) and "vocabulary" in header, "no header")
@@ -579,11 +665,16 @@ def tensor_content(kind, path):
               and np.all(np.isfinite(array.astype("f8"))) else array.tolist() for name, array in tensors.items()}  # fmt: skip
     bounds, others = values["indptr"], values["indices"]
     check(all(is_int(x) for x in (*bounds, *others)), "no integers")
-    check(len(bounds) == len(names) + 1 and bounds[0] == 0 and bounds[-1] == len(others) and sorted(bounds) == bounds, "pointers")
+    check(
+        len(bounds) == len(names) + 1 and bounds[0] == 0 and bounds[-1] == len(others) and sorted(bounds) == bounds,
+        "pointers",
+    )
     check(all(len(values[name]) == len(others) for name in needed - {"indptr"}), "values of another length")
     genes = {i for i, name in enumerate(names) if not name.startswith("<")}
     pairs = [(u, v) for u in range(len(names)) for v in others[bounds[u] : bounds[u + 1]]]
-    check(pairs == sorted(set(pairs)) and all(u in genes and v in genes for u, v in pairs), "pairs out of range or order")
+    check(
+        pairs == sorted(set(pairs)) and all(u in genes and v in genes for u, v in pairs), "pairs out of range or order"
+    )
     if kind == "graph":
         rho = dict(zip(pairs, values["rho"], strict=True))
         check(all(u != v and (v, u) in rho for u, v in pairs), "an edge in one direction, or to itself")
@@ -638,7 +729,7 @@ def difference(plan, value, expected):
 def same(a, b):
     if isinstance(a, list) and isinstance(b, list):
         return len(a) == len(b) and all(map(same, a, b))
-    a, b = ([x.item() if isinstance(x, np.generic) else x for x in (a, b)])
+    a, b = [x.item() if isinstance(x, np.generic) else x for x in (a, b)]
     missing = [geneformer.is_missing(x) if not isinstance(x, list | dict) else False for x in (a, b)]
     return all(missing) or (isinstance(a, bool) == isinstance(b, bool) and a == b)
 
