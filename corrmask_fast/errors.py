@@ -46,8 +46,8 @@ def readable(source: str | os.PathLike[str], kind: str) -> Iterator[None]:
 def reason(error: BaseException) -> str:
     """Return what an exception says, on one line and not too long; its type where it says nothing."""
     text = " ".join(str(error).split())
-    if isinstance(error, KeyError):
-        text = f"it lacks {text}"
+    if isinstance(error, KeyError) and error.args:
+        text = f"it lacks {text}" if " " not in text else str(error.args[0])  # some libraries raise it with a sentence
     elif not text or isinstance(error, MemoryError | RecursionError | AttributeError | TypeError | IndexError):
         text = f"{type(error).__name__}: {text}".rstrip(": ")
     return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]}…"

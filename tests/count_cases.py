@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from corrmask_fast import Vocabulary, read_corpus
-from corrmask_fast.cells.tokenizer import tokenize_h5ad
+from corrmask_fast.cells import tokenizer
 
 anndata = pytest.importorskip("anndata")
 pandas = pytest.importorskip("pandas")
@@ -65,7 +65,7 @@ def cells_of(corpus):
 
 
 def tokenize(path, output, vocabulary=GENES, medians=None, **options):
-    report = tokenize_h5ad(path, output, vocabulary, medians, progress=False, **options)
+    report = tokenizer.tokenize(path, output, vocabulary, medians, progress=False, **options)
     return report, read_corpus(output)
 
 

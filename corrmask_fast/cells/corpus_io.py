@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from corrmask_fast.cells.corpus import Corpus, Segment, with_special_tokens
+from corrmask_fast.cells.obs_columns import ObsColumn, obs_column
 from corrmask_fast.cells.vocabulary import Vocabulary
 from corrmask_fast.errors import InputError, import_extra
 from corrmask_fast.files import atomic_file, atomic_folder, check_output, check_output_folder
@@ -96,11 +97,11 @@ def write_corpus(corpus: Corpus, path: str | os.PathLike[str], *, chunk_cells: i
 
     Nothing is left behind if writing fails; an existing folder is refused.
     """
-    obs = {name: np.asarray(corpus.obs[name]) for name in corpus.obs}
+    obs = {name: obs_column(name, corpus.obs[name]) for name in corpus.obs}  # one type, whatever a chunk's values are
     with CorpusWriter(path, corpus.vocabulary) as writer:
         for i, chunk in enumerate(corpus.chunks(chunk_cells)):
-            rows = slice(i * chunk_cells, i * chunk_cells + chunk.n_cells)
-            writer.write(chunk.indptr, chunk.tokens, {name: column[rows] for name, column in obs.items()})
+            rows = i * chunk_cells + np.arange(chunk.n_cells)
+            writer.write(chunk.indptr, chunk.tokens, {name: column.take(rows) for name, column in obs.items()})
 
 
 def check_corpus_output(path: str | os.PathLike[str]) -> Path:
@@ -134,14 +135,15 @@ class CorpusWriter(AbstractContextManager["CorpusWriter"]):
 
     def write(self, indptr: np.ndarray, tokens: np.ndarray, obs: Mapping[str, Any] | None = None) -> None:
         """Append cells: ``tokens[indptr[i]:indptr[i + 1]]`` and one value of each obs column a cell."""
-        obs = obs or {}
-        for name, column in obs.items():
-            if len(column) != len(indptr) - 1:
-                raise InputError(f"obs column {name!r} has {len(column)} values for {len(indptr) - 1} cells")
-        if self._columns is not None and self._columns != set(obs):
-            raise InputError(f"obs columns must be the same in every chunk; got {self._columns} and {set(obs)}")
-        self._columns = set(obs)
-        self._sink.write(indptr, tokens, obs)
+        columns = {name: obs_column(name, column) for name, column in (obs or {}).items()}
+        for name, column in columns.items():
+            if column.size != len(indptr) - 1:
+                raise InputError(f"obs column {name!r} has {column.size} values for {len(indptr) - 1} cells")
+        if self._columns is not None and self._columns != set(columns):
+            raise InputError(f"obs columns must be the same in every chunk; got {self._columns} and {set(columns)}")
+        self._columns = set(columns)
+        everyone = np.arange(len(indptr) - 1)
+        self._sink.write(indptr, tokens, {name: column.take(everyone) for name, column in columns.items()})
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -155,7 +157,10 @@ class CorpusWriter(AbstractContextManager["CorpusWriter"]):
 
 
 class _NpzSink:
-    """Collects chunks and writes indptr, tokens, the vocabulary as JSON bytes, and obs columns as ``obs/<name>``."""
+    """Collects chunks and writes indptr, tokens, the vocabulary as JSON bytes, and obs columns.
+
+    A column is ``obs/<name>``, and where values are missing ``missing/<name>``, True for these.
+    """
 
     def __init__(self, path: Path, vocabulary: Vocabulary) -> None:
         self.path, self.vocabulary = path, vocabulary
@@ -163,14 +168,13 @@ class _NpzSink:
         self.tokens: list[np.ndarray] = []
         self.obs: dict[str, list[np.ndarray]] = {}
 
-    def write(self, indptr: np.ndarray, tokens: np.ndarray, obs: Mapping[str, Any]) -> None:
+    def write(self, indptr: np.ndarray, tokens: np.ndarray, obs: Mapping[str, ObsColumn]) -> None:
         self.lengths.append(np.diff(indptr))
         self.tokens.append(np.asarray(tokens, self.vocabulary.token_dtype))
-        for name, column in obs.items():
-            values = np.asarray(column)
-            # NumPy text knows no missing value: an empty string stands for it.
-            text = np.array(["" if v is None else str(v) for v in values]) if values.dtype == object else values
-            self.obs.setdefault(name, []).append(text)
+        for name, (values, _, missing) in obs.items():
+            gone = np.zeros(len(values), np.bool_) if missing is None else missing
+            self.obs.setdefault(f"obs/{name}", []).append(values.astype(str) if values.dtype == object else values)
+            self.obs.setdefault(f"missing/{name}", []).append(gone)
 
     def close(self, *, complete: bool) -> None:
         if not complete:
@@ -183,7 +187,8 @@ class _NpzSink:
             "tokens": np.concatenate(self.tokens) if self.tokens else np.empty(0, self.vocabulary.token_dtype),
             "vocabulary": np.frombuffer(self.vocabulary.to_json().encode(), np.uint8),
         }
-        columns |= {f"obs/{name}": np.concatenate(parts) for name, parts in self.obs.items()}
+        whole = {name: np.concatenate(parts) for name, parts in self.obs.items()}
+        columns |= {name: column for name, column in whole.items() if name.startswith("obs/") or column.any()}
         with self.path.open("wb") as file:
             np.savez(file, allow_pickle=False, **columns)  # type: ignore[arg-type]
 
@@ -198,26 +203,20 @@ class _FolderSink:
         self.file_name = "data-00000-of-00001.arrow"
         self.writer: Any = None
 
-    def write(self, indptr: np.ndarray, tokens: np.ndarray, obs: Mapping[str, Any]) -> None:
+    def write(self, indptr: np.ndarray, tokens: np.ndarray, obs: Mapping[str, ObsColumn]) -> None:
         pa = self.arrow
         indptr, tokens = with_special_tokens(np.asarray(indptr, np.int64), np.asarray(tokens), self.vocabulary)
         columns = {
             "input_ids": pa.LargeListArray.from_arrays(indptr, pa.array(tokens, pa.int32())).cast(pa.list_(pa.int32())),
             "length": pa.array(np.diff(indptr), pa.int32()),
         }
-        columns |= {name: pa.array(values, from_pandas=True) for name, values in obs.items()}
+        for name, (values, _, missing) in obs.items():
+            columns[name] = pa.array(values, pa.string() if values.dtype == object else None, mask=missing)
         table = pa.table(columns)
         if self.writer is None:
-            self.writer = pa.ipc.new_stream(str(self.folder / self.file_name), self._schema(table.schema))
+            self.writer_schema = table.schema
+            self.writer = pa.ipc.new_stream(str(self.folder / self.file_name), table.schema)
         self.writer.write_table(table.cast(self.writer_schema))
-
-    def _schema(self, schema: Any) -> Any:
-        # A chunk without a single value has no type of its own; text is what labels are.
-        for i, column in enumerate(schema):
-            if self.arrow.types.is_null(column.type):
-                schema = schema.set(i, column.with_type(self.arrow.string()))
-        self.writer_schema = schema
-        return schema
 
     def close(self, *, complete: bool) -> None:
         if complete and self.writer is None:
@@ -255,7 +254,13 @@ def _from_npz(path: Path, vocabulary: Vocabulary | None, max_length: int | None)
         raise InputError(f"{path} must hold arrays indptr and tokens; it lacks {', '.join(sorted(missing))}")
     stored = Vocabulary.from_json(columns["vocabulary"].tobytes()) if "vocabulary" in columns else None
     vocabulary = _agreed_vocabulary(path, vocabulary, stored)
-    obs = {name.removeprefix("obs/"): column for name, column in columns.items() if name.startswith("obs/")}
+    obs = {
+        name.removeprefix("obs/"): ObsColumn(
+            column, None, columns.get(f"missing/{name.removeprefix('obs/')}")
+        ).to_numpy()
+        for name, column in columns.items()
+        if name.startswith("obs/")
+    }
     return Corpus(columns["indptr"], columns["tokens"], vocabulary, max_length=max_length, obs=obs)
 
 

@@ -221,12 +221,12 @@ def _read_cells(
     symbols: str | os.PathLike[str] | None,
 ) -> Corpus:
     """Tokenise a file of raw counts with the given dictionaries, or with its own genes and medians."""
-    from corrmask_fast.cells.tokenizer import vocabulary_of_h5ad
+    from corrmask_fast.cells.tokenizer import vocabulary_of
     from corrmask_fast.cells.vocabulary import Vocabulary
 
     with journal.step(f"Tokenise {path.name}"):
         if tokens is None:
-            vocabulary = vocabulary_of_h5ad(path)
+            vocabulary = vocabulary_of(path)
             journal.say("Vocabulary: the genes of the file, in its order (give --tokens for Geneformer's).")
         else:
             vocabulary = Vocabulary.from_token_dictionary(tokens, symbols)
@@ -235,10 +235,10 @@ def _read_cells(
 
 def _tokenize(journal: Journal, path: Path, vocabulary: Vocabulary, medians: Any) -> Corpus:
     from corrmask_fast.cells.corpus_io import read_corpus
-    from corrmask_fast.cells.tokenizer import tokenize_h5ad
+    from corrmask_fast.cells.tokenizer import tokenize
 
     corpus_path = journal.corpus_path
-    journal.show(str(tokenize_h5ad(path, corpus_path, vocabulary, medians, progress=journal.progress)))
+    journal.show(str(tokenize(path, corpus_path, vocabulary, medians, progress=journal.progress)))
     return read_corpus(corpus_path)
 
 
