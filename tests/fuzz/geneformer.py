@@ -29,6 +29,8 @@ def dense(matrix):
     if data.dtype.kind not in "iufb":
         raise Refused(f"a matrix of {data.dtype}")
     major, minor = (m, n) if by_columns else (n, m)
+    if indptr.dtype.kind not in "iu" or indices.dtype.kind not in "iu":
+        raise Refused("pointers that are no integers")
     indptr, indices = indptr.astype(np.int64), indices.astype(np.int64)
     rises = indptr.size == major + 1 and indptr[0] == 0 and np.all(np.diff(indptr) >= 0)
     if not rises or indptr[-1] > indices.size or indices.size != data.size:
@@ -100,13 +102,15 @@ def encode(adata, by_name, medians, *, layer, gene_column, obs, target_sum, max_
 
     counted = np.ones(len(var), bool)
     if "feature_types" in var.columns:
-        counted = np.array([kind == "Gene Expression" for kind in plain(var["feature_types"])], bool)
+        counted = np.array([str(kind).lower() == "gene expression" for kind in plain(var["feature_types"])], bool)
+        if not counted.any():
+            raise Unclear("no column is of the type Gene Expression")
     token_of_column = best_match(var, by_name, gene_column, counted)
     kept = np.ones(n_cells, bool)
     if "filter_pass" in adata.obs.columns:
         kept = np.array([value == 1 for value in plain(adata.obs["filter_pass"])], bool)
     counts = np.where(counted[None, :], counts, 0)[kept]
-    if not np.all(np.isfinite(counts)) or counts.size and (counts.min() < 0 or np.any(counts != np.floor(counts))):
+    if not np.all(np.isfinite(counts)) or (counts.size and (counts.min() < 0 or np.any(counts != np.floor(counts)))):
         raise Refused("no counts")
     totals = counts.sum(axis=1)
     if totals.size and totals.max() > EXACT:
