@@ -94,9 +94,8 @@ def _looks_like(rows: Rows) -> str | None:
     counts = rows.counts
     if not np.isfinite(counts).all():
         return None
-    whole = np.array_equal(counts, np.floor(counts))
     if counts.min() < 0:
-        return None if whole else "scaled (z-scores)"
+        return "scaled (z-scores)" if np.mean(counts != np.floor(counts)) > 0.5 else None
     if counts.max() < 50:  # as logarithms are
         unlogged = np.expm1(counts)
         if _one_total(rows.indptr, unlogged):

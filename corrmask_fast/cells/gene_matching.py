@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from corrmask_fast.cells.vocabulary import read_dictionary
+from corrmask_fast.cells.dictionaries import read_dictionary
 from corrmask_fast.errors import InputError, shown
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ class GeneMatch:
     counted: np.ndarray | None = None  # (n_columns,) bool: columns of a cell's total; None: all
     left_out: Mapping[str, int] = field(default_factory=dict)  # other feature types → their number of columns
     n_mapped: int = 0  # columns found through the gene mapping alone
+    n_ambiguous: int = 0  # columns found by a symbol that several genes share
     names: list[str] = field(default_factory=list, repr=False)  # of the columns, as that column of var has them
 
     @property
@@ -79,12 +80,15 @@ def match_genes(
         if mapping:
             for place in np.flatnonzero(found < 0 if counted is None else (found < 0) & counted):
                 found[place] = _token(known, _mapped(mapping, names[place]))
-        matches.append(GeneMatch(column, found, counted, left_out, int(np.count_nonzero(found >= 0) - n_direct), names))
+        n_mapped = int(np.count_nonzero(found >= 0) - n_direct)
+        matches.append(GeneMatch(column, found, counted, left_out, n_mapped, names=names))
     best = max(matches, key=lambda match: match.n_genes)
     if best.n_genes == 0:
         raise InputError(_no_gene(counts, vocabulary, candidates))
     _warn_of_few(counts, vocabulary, best)
-    return best
+    shared = vocabulary.ambiguous_symbols
+    places = np.flatnonzero(best.token_of_column >= 0)
+    return replace(best, n_ambiguous=sum(best.names[place] in shared for place in places)) if shared else best
 
 
 def symbols_of(counts: Counts, genes: GeneMatch, vocabulary: Vocabulary) -> dict[str, str]:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from corrmask_fast.cells.count_scaling import ScaledCells, Scaling, scaled_chunks
-from corrmask_fast.cells.vocabulary import SPECIAL_TOKENS, read_dictionary
+from corrmask_fast.cells.dictionaries import read_dictionary
+from corrmask_fast.cells.vocabulary import SPECIAL_TOKENS
 from corrmask_fast.errors import InputError, shown
 from corrmask_fast.threads import run_ranges
 
@@ -35,9 +36,10 @@ def read_medians(medians: Medians, vocabulary: Vocabulary) -> np.ndarray:
     out = np.full(vocabulary.size, np.nan)
     given = read_dictionary(medians)
     source = str(medians) if isinstance(medians, str | os.PathLike) else "the dictionary given"
-    if any(name in given for name in SPECIAL_TOKENS):
+    special = dict.fromkeys((*SPECIAL_TOKENS, *(vocabulary.names[token] for token in vocabulary.special_token_ids)))
+    if there := [name for name in special if name in given]:
         raise InputError(
-            f"{source} is a token dictionary (it has {next(n for n in SPECIAL_TOKENS if n in given)!r}), not medians; "
+            f"{source} is a token dictionary (it has {there[0]!r}), not medians; "
             "give Geneformer's gene_median_dictionary, or leave the medians out to take those of these cells"
         )
     for name, value in given.items():

@@ -26,7 +26,7 @@ from corrmask_fast.files import check_not_input
 from corrmask_fast.threads import run_ranges
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from corrmask_fast.cells.count_scaling import ScaledCells
     from corrmask_fast.cells.gene_matching import GeneMapping
@@ -56,6 +56,8 @@ class TokenizeReport:
     n_columns_matched: int
     n_columns_mapped: int
     """Columns found through ``gene_mapping`` alone."""
+    n_columns_ambiguous: int
+    """Columns found by a symbol that several genes share: it means one of them."""
     n_genes_matched: int
     n_genes_without_median: int
     medians: str
@@ -80,6 +82,8 @@ class TokenizeReport:
         ]
         if self.n_columns_mapped:
             lines.append(f"{self.n_columns_mapped} of these columns by the gene mapping")
+        if self.n_columns_ambiguous:
+            lines.append(f"{self.n_columns_ambiguous} of these columns by a symbol that several genes share")
         if columns:
             kinds = ", ".join(f"{count} {kind}" for kind, count in self.other_features.items())
             lines.append(
@@ -241,6 +245,7 @@ def tokenize(
         n_columns=counts.n_genes,
         n_columns_matched=int(np.count_nonzero(genes.token_of_column >= 0)),
         n_columns_mapped=genes.n_mapped,
+        n_columns_ambiguous=genes.n_ambiguous,
         n_genes_matched=genes.n_genes,
         n_genes_without_median=genes.n_genes - kept.n_genes,
         medians=_source(medians),
@@ -339,7 +344,7 @@ def _totals(counts: Counts, total: str | None) -> np.ndarray | None:
 
 def _share_told(
     name: str, chunks: Iterable[tuple[np.ndarray, ScaledCells]], target_sum: float
-) -> Iterable[tuple[np.ndarray, ScaledCells]]:
+) -> Iterator[tuple[np.ndarray, ScaledCells]]:
     """Pass chunks on; warn if the first cells have few counts in genes of the vocabulary."""
     told = False
     for chosen, cells in chunks:

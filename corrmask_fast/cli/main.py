@@ -20,9 +20,12 @@ from corrmask_fast.cli.evaluate import add_evaluate
 from corrmask_fast.cli.graph import add_graph
 from corrmask_fast.cli.options import (
     PROGRAM,
+    add_dictionary_options,
+    check_dictionary,
     command,
     in_options,
     load_vocabulary,
+    roles_of,
 )
 from corrmask_fast.cli.pmi import add_pmi
 from corrmask_fast.cli.pretrain import add_pretrain
@@ -115,7 +118,7 @@ def _add_tokenize(commands: Any) -> None:
     parser.add_argument("output", metavar="OUT", help="folder to write, or a file ending in .npz")
     parser.add_argument("--tokens", required=True, metavar="DICT", help="token dictionary (.pkl or .json)")
     parser.add_argument("--medians", metavar="FILE", help="gene medians (.pkl or .json; default: of these cells)")
-    parser.add_argument("--symbols", metavar="FILE", help="symbol to gene id (.pkl or .json)")
+    add_dictionary_options(parser, "--tokens")
     parser.add_argument("--layer", help="layer with the counts, or 'raw' for .raw (default: X)")
     parser.add_argument("--gene-column", metavar="COLUMN", help="var column with the gene ids (default: found)")
     parser.add_argument("--gene-mapping", metavar="FILE", help="retired gene id to current id (.pkl or .json)")
@@ -149,7 +152,7 @@ def _tokenize(arguments: argparse.Namespace) -> None:
     report = tokenize(
         arguments.input,
         arguments.output,
-        load_vocabulary(arguments.tokens, arguments.symbols),
+        load_vocabulary(arguments.tokens, arguments.symbols, roles_of(arguments)),
         arguments.medians,
         layer=arguments.layer,
         gene_column=arguments.gene_column,
@@ -182,7 +185,7 @@ def _add_demo(commands: Any) -> None:
     parser.add_argument("--input", metavar="FILE.h5ad", help="raw counts (default: made-up cells)")
     parser.add_argument("--tokens", metavar="DICT", help="token dictionary (default: the genes of the file)")
     parser.add_argument("--medians", metavar="FILE", help="gene medians (default: of these cells)")
-    parser.add_argument("--symbols", metavar="FILE", help="symbol to gene id, for files named by symbol")
+    add_dictionary_options(parser, "--tokens")
     parser.add_argument("--out", default="demo-output", metavar="FOLDER", help="folder to write (default: %(default)s)")
 
 
@@ -192,11 +195,13 @@ def _demo(arguments: argparse.Namespace) -> None:
     for option in ("tokens", "medians", "symbols"):
         if getattr(arguments, option) and not arguments.input:
             raise InputError(f"--{option} belongs to --input; give the file of the cells too")
+    check_dictionary(arguments, "tokens")
     run_demo(
         Path(arguments.out),
         input_path=arguments.input,
         tokens=arguments.tokens,
         medians=arguments.medians,
         symbols=arguments.symbols,
+        roles=roles_of(arguments),
         progress=arguments.progress,
     )
