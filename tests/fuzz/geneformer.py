@@ -29,8 +29,8 @@ def dense(matrix):
     if data.dtype.kind not in "iufb":
         raise Refused(f"a matrix of {data.dtype}")
     major, minor = (m, n) if by_columns else (n, m)
-    if indptr.dtype.kind not in "iu" or indices.dtype.kind not in "iu":
-        raise Refused("pointers that are no integers")
+    if any(part.ndim != 1 for part in (indptr, indices, data)) or {indptr.dtype.kind, indices.dtype.kind} - set("iu"):
+        raise Refused("parts that are no vectors of integers")
     indptr, indices = indptr.astype(np.int64), indices.astype(np.int64)
     rises = indptr.size == major + 1 and indptr[0] == 0 and np.all(np.diff(indptr) >= 0)
     if not rises or indptr[-1] > indices.size or indices.size != data.size:
@@ -41,7 +41,13 @@ def dense(matrix):
     if major * minor > 10**8:
         raise Unclear("too large to be dense")
     out = np.zeros((major, minor))
-    np.add.at(out, (np.repeat(np.arange(major), np.diff(indptr)), indices), data.astype(np.float64))
+    counts = data.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        sound = np.all((counts >= 0) & (counts == np.floor(counts)) & (counts < EXACT))
+    places = np.repeat(np.arange(major), np.diff(indptr)) * minor + indices
+    if not sound and np.unique(places).size < places.size:
+        raise Unclear("entries that are no counts, and some that stand twice: their sum may be one")
+    np.add.at(out, (np.repeat(np.arange(major), np.diff(indptr)), indices), counts)
     return out.T if by_columns else out
 
 
