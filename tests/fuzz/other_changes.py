@@ -156,18 +156,22 @@ def change_folder(path, rng):
     ]
     way, options = one_of(rng, ways), None
     lists = [None if cell is None else list(cell) for cell in column.to_pylist()]
-    if way in {"offsets", "shifted"}:
-        chunk = column.combine_chunks()
-        chunk = chunk.chunk(0) if isinstance(chunk, pa.ChunkedArray) else chunk
-        offsets = np.asarray(chunk.offsets)
-        changed, how = (offsets[1:], "shifted") if way == "shifted" else spoil_array(offsets, rng)
-        with np.errstate(all="ignore"):
-            changed = (
-                np.resize(changed.astype(np.int32).ravel(), offsets.size) if np.size(changed) else offsets[::-1].copy()
+    if way in {"offsets", "shifted"}:  # in the bytes of the file: Arrow would not write them
+        offsets = np.asarray(one_of(rng, column.chunks).offsets)
+        if way == "shifted":  # cells keep their lengths, and lie elsewhere
+            changed = offsets.astype(np.int64)
+            changed[int(rng.integers(offsets.size)) * (rng.random() < 0.7) :] += one_of(
+                rng, [1, -1, 5000, 10**7, 2**30, -(10**7)]
             )
-        buffers = [None, pa.py_buffer(np.ascontiguousarray(changed))]
-        column, way = pa.Array.from_buffers(chunk.type, len(chunk), buffers, children=[chunk.values]), f"offsets {how}"
-    elif way == "type":
+        else:
+            changed, way = spoil_array(offsets, rng)
+        with np.errstate(all="ignore"):
+            changed = np.asarray(changed).astype(np.int32).ravel()
+        changed = np.resize(changed, offsets.size) if changed.size else offsets[::-1]
+        content = file.read_bytes()
+        file.write_bytes(content.replace(offsets.tobytes(), changed.tobytes(), 1))
+        return f"offsets {way}"
+    if way == "type":
         kinds = [pa.list_view(pa.int32()), pa.large_list(pa.int32()), pa.large_list_view(pa.int64())]
         kinds += [pa.list_(of()) for of in (pa.int8, pa.uint16, pa.int64, pa.uint64, pa.float64, pa.string)]
         kind = one_of(rng, kinds)
@@ -208,7 +212,7 @@ def change_folder(path, rng):
     new = pa.ipc.new_file if way == "file format" else pa.ipc.new_stream
     with new(str(file), table.schema, options=options) as sink:
         sink.write_table(table)
-    if rng.random() < 0.5:
+    if rng.random() < 0.9:
         features = datasets.Features.from_arrow_schema(table.schema)
         datasets.DatasetInfo(features=features).write_to_directory(str(path))
     return way[:30]

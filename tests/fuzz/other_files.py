@@ -207,7 +207,9 @@ def names_of(content):
     check(isinstance(content, dict) and isinstance(content.get("names"), list), "no vocabulary")
     names = content["names"]
     check(all(isinstance(name, str) for name in names), "names that are no text")
-    check(len(set(names)) == len(names) and {"<pad>", "<mask>"} <= set(names), "names twice or missing")
+    check(len(set(names)) == len(names), "names twice")
+    if not {"<pad>", "<mask>"} <= set(names):
+        raise Unclear("special tokens of other names, or none")
     return names
 
 
@@ -227,11 +229,12 @@ def right(plan, folder):
         return settings_content(path)
     table = table_of(path)
     if kind == "vocabulary":
-        if set(table) != {"names", "symbols"}:
+        if "names" not in table:
             return token_names(table)
         check(isinstance(table["symbols"], dict), "symbols of another kind")
         check(all(isinstance(value, str) for value in table["symbols"].values()), "symbols that are no text")
-        return {"names": names_of(table), "symbols": table["symbols"]}
+        names = names_of(table)
+        return {"names": names, "symbols": {name: text for name, text in table["symbols"].items() if name in names}}
     if kind.startswith("tokens"):
         return token_names(table)
     if kind.startswith("symbols"):
@@ -263,7 +266,7 @@ def median_cells(table):
                     isinstance(value, int | float | np.number) and not isinstance(value, bool),
                     f"a median {value!r:.50}",
                 )
-                check(0 < value < np.inf and float(value) < np.inf, f"a median {value!r:.50}")
+                check(0 < value < np.inf and value < 1e308, "a median out of range")
                 medians.setdefault(i + 2, float(value))
     check(not {"<pad>", "<mask>"} & set(table) and medians, "no medians")
     by_name = {name: i for i, name in enumerate(NAMES) if i > 1}
