@@ -29,7 +29,7 @@ LONGEST_MESSAGE = 4000
 
 # What ends a run with exit code 1; the others are fine.
 BAD = ("WRONG", "exception", "crash", "hang", "refused a good file", "fuzzer")
-FINE = ("equal", "InputError", "more lenient", "unclear", "anndata crashes or hangs", "not made")
+FINE = ("equal", "InputError", "more lenient", "unclear", "reference crashes or hangs", "not made")
 
 
 class Verdict(NamedTuple):
@@ -181,7 +181,7 @@ def run_file(module: Any, plan: Any, folder: Path, seconds: float = SECONDS) -> 
     if "judged" not in said:  # whose fault was it? Alone, the reference reader shows
         again, their_end = in_child(lambda say: say("judged", judged(module, plan, folder, ours)), folder, seconds)
         if "judged" not in again:
-            apart = "exception" if ours[0] == "exception" else "anndata crashes or hangs"
+            apart = "exception" if ours[0] == "exception" else "reference crashes or hangs"
             return Verdict(apart, source, change, f"{their_end}; we: {ours[0]} {str(ours[1])[:200]}")
         if "ours" not in said:
             return Verdict("hang" if end == "hang" else "crash", source, change, f"{end}; {_last_words(folder)}")
