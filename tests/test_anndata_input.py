@@ -330,7 +330,7 @@ def test_nothing_that_is_read_is_replaced(tmp_path):
 def test_an_object_whose_indices_lie_outside(tmp_path, layout):
     cells = some_cells(layout)
     cells.X.indices[3] = 10**6  # nobody looks at them in memory
-    with pytest.raises(InputError, match="the AnnData is damaged: its counts name (rows|columns) outside its"):
+    with pytest.raises(InputError, match=r"the AnnData is damaged: its counts name (rows|columns) outside its"):
         tokenize(cells, tmp_path / "out.npz")
 
 
@@ -346,8 +346,6 @@ def test_counts_that_are_computed_when_asked_for(tmp_path):
 
     for turn in (np.asarray, sp.csr_matrix):
         frame = pandas.DataFrame(index=[f"cell{i}" for i in range(60)])
-        cells = types.SimpleNamespace(
-            **{"obs": frame, "var": pandas.DataFrame(index=list(NAMES)), "X": Lazy(turn), "layers": {}, "raw": None},
-            n_obs=60,
-        )
+        var = pandas.DataFrame(index=list(NAMES))
+        cells = types.SimpleNamespace(obs=frame, var=var, X=Lazy(turn), layers={}, raw=None, n_obs=60)
         assert cells_of(tokenize(cells, tmp_path / "out.npz", medians=ONES)[1]) == BY_HAND

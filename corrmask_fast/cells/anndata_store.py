@@ -200,9 +200,7 @@ class _MemoryStore:
 
     def frame(self, name: str) -> Frame:
         with self.reading():
-            return _MemoryFrame(
-                self.name, name, self._adata.raw.var if name == "raw/var" else getattr(self._adata, name)
-            )
+            return _MemoryFrame(self, name, self._adata.raw.var if name == "raw/var" else getattr(self._adata, name))
 
     def matrix(self, name: str) -> Any:
         with self.reading():
