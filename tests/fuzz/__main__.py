@@ -1,4 +1,4 @@
-"""Differential fuzzers: ``python tests/fuzz anndata --files 20000 --seed 0``, ``python tests/fuzz others --files 20000``.
+"""Differential fuzzers: ``python tests/fuzz anndata --files 20000 --seed 0``, and ``others`` in place of ``anndata``.
 
 Exit code 1 if any file was read wrongly, ended in anything but InputError, crashed or hung; such files are kept.
 ``--only N`` runs file number N again.

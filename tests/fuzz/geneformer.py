@@ -29,6 +29,8 @@ def dense(matrix):
     if data.dtype.kind not in "iufb":
         raise Refused(f"a matrix of {data.dtype}")
     major, minor = (m, n) if by_columns else (n, m)
+    if any(part.ndim != 1 for part in (indptr, indices, data)) or {indptr.dtype.kind, indices.dtype.kind} - set("iu"):
+        raise Refused("parts that are no vectors of integers")
     indptr, indices = indptr.astype(np.int64), indices.astype(np.int64)
     rises = indptr.size == major + 1 and indptr[0] == 0 and np.all(np.diff(indptr) >= 0)
     if not rises or indptr[-1] > indices.size or indices.size != data.size:
@@ -39,7 +41,13 @@ def dense(matrix):
     if major * minor > 10**8:
         raise Unclear("too large to be dense")
     out = np.zeros((major, minor))
-    np.add.at(out, (np.repeat(np.arange(major), np.diff(indptr)), indices), data.astype(np.float64))
+    counts = data.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        sound = np.all((counts >= 0) & (counts == np.floor(counts)) & (counts < EXACT))
+    places = np.repeat(np.arange(major), np.diff(indptr)) * minor + indices
+    if not sound and np.unique(places).size < places.size:
+        raise Unclear("entries that are no counts, and some that stand twice: their sum may be one")
+    np.add.at(out, (np.repeat(np.arange(major), np.diff(indptr)), indices), counts)
     return out.T if by_columns else out
 
 
@@ -100,13 +108,15 @@ def encode(adata, by_name, medians, *, layer, gene_column, obs, target_sum, max_
 
     counted = np.ones(len(var), bool)
     if "feature_types" in var.columns:
-        counted = np.array([kind == "Gene Expression" for kind in plain(var["feature_types"])], bool)
+        counted = np.array([str(kind).lower() == "gene expression" for kind in plain(var["feature_types"])], bool)
+        if not counted.any():
+            raise Unclear("no column is of the type Gene Expression")
     token_of_column = best_match(var, by_name, gene_column, counted)
     kept = np.ones(n_cells, bool)
     if "filter_pass" in adata.obs.columns:
         kept = np.array([value == 1 for value in plain(adata.obs["filter_pass"])], bool)
     counts = np.where(counted[None, :], counts, 0)[kept]
-    if not np.all(np.isfinite(counts)) or counts.size and (counts.min() < 0 or np.any(counts != np.floor(counts))):
+    if not np.all(np.isfinite(counts)) or (counts.size and (counts.min() < 0 or np.any(counts != np.floor(counts)))):
         raise Refused("no counts")
     totals = counts.sum(axis=1)
     if totals.size and totals.max() > EXACT:

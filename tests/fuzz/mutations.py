@@ -21,7 +21,19 @@ def spoil_array(array, rng):
     """Return another array, and what was done to it."""
     array = np.asarray(array)
     text = array.dtype.kind in "OSUT"
-    ways = ["longer", "shorter", "none left", "only one", "scalar", "column", "row", "repeated", "reversed", "constant"]
+    ways = [
+        "longer",
+        "shorter",
+        "none left",
+        "only one",
+        "scalar",
+        "column",
+        "row",
+        "repeated",
+        "reversed",
+        "constant",
+        "constant",
+    ]
     ways += ["one value"] * 8 + ["dtype"] * 4 + ["two swapped"] * 2 + ["shuffled", "sorted", "many values"]
     way = one_of(rng, ways)
     if array.ndim == 0 and way in {"longer", "shorter", "only one", "reversed", "shuffled", "sorted", "two swapped"}:
@@ -47,7 +59,11 @@ def spoil_array(array, rng):
         a, b = rng.integers(len(array), size=2)
         changed[[a, b]] = array[[b, a]]
     elif way == "constant" and array.size:
-        changed[...] = array.ravel()[int(rng.integers(array.size))]
+        own = array.ravel()[int(rng.integers(array.size))]
+        with np.errstate(all="ignore"):
+            changed[...] = (
+                own if text or rng.random() < 0.3 else np.asarray([one_of(rng, NUMBERS)]).astype(array.dtype)[0]
+            )
     elif way in {"one value", "many values"} and array.size:
         values = ("", "ENSG00000000003", "x" * 5000, "\u00e9\u4e2d", "None", "nan", "-1") if text else FLOATS
         places = rng.integers(array.size, size=1 if way == "one value" else 3)
