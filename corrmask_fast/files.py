@@ -37,12 +37,12 @@ def check_output(path: str | os.PathLike[str]) -> Path:
     return path
 
 
-def check_not_input(output: str | os.PathLike[str], source: Any) -> None:
-    """Raise InputError if ``output`` leads to what is read (a path; anything else passes), or lies inside it."""
+def check_not_input(output: str | os.PathLike[str], source: Any, name: str = "output") -> None:
+    """Raise InputError if ``output`` leads to what is read (a path; anything else passes), or to a part of it."""
     if isinstance(source, str | os.PathLike):
         read, path = target_of(source), target_of(output)
-        if path == read or read in path.parents:
-            raise InputError(f"{output} would replace {source}, which is read here; give another name")
+        if path == read or (read in path.parents and path.exists()):
+            raise InputError(f"{name} would replace {output}, which is read here; give another name")
 
 
 def target_of(path: str | os.PathLike[str]) -> Path:

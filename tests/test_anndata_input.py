@@ -286,7 +286,7 @@ def test_files_of_other_kinds_are_named(tmp_path):
         ("packed.h5ad.gz", r"is compressed with gzip; unpack it first: gunzip"),
         (
             "table.csv",
-            r"is a table of text; convert it \(cells in rows\): python -c \"import anndata; anndata.io.read_csv",
+            r"is a table; convert it \(cells in rows\): python -c \"import anndata; anndata.io.read_csv",
         ),
         ("matrix.mtx", "is a Matrix Market file"),
         ("mtx", r"convert the 10x matrix: python -c \"import scanpy; scanpy.read_10x_mtx"),
@@ -311,15 +311,41 @@ def test_nothing_that_is_read_is_replaced(tmp_path):
     path = write_h5ad(tmp_path / "cells.h5ad", sp.csr_matrix(some_counts()))
     before = path.read_bytes()
     (tmp_path / "link.npz").symlink_to(path)
-    with pytest.raises(InputError, match=r"link.npz would replace .*cells.h5ad, which is read here"):
+    with pytest.raises(InputError, match=r"output would replace .*link.npz, which is read here"):
         tokenize(path, tmp_path / "link.npz")
     (tmp_path / "medians.json").write_text(json.dumps(ONES))
     (tmp_path / "m.npz").symlink_to(tmp_path / "medians.json")
-    with pytest.raises(InputError, match=r"would replace .*medians.json"):
+    with pytest.raises(InputError, match=r"would replace .*m.npz"):
         tokenize(path, tmp_path / "m.npz", medians=tmp_path / "medians.json")
     some_cells().write_zarr(tmp_path / "cells.zarr")
-    with pytest.raises(InputError, match=r"would replace .*cells.zarr"):
-        tokenize(tmp_path / "cells.zarr", tmp_path / "cells.zarr" / "out.npz")
+    (tmp_path / "cells.zarr" / "X" / "part.npz").write_text("a part of the store")
+    with pytest.raises(InputError, match=r"would replace .*part.npz"):
+        tokenize(tmp_path / "cells.zarr", tmp_path / "cells.zarr" / "X" / "part.npz")
     assert path.read_bytes() == before
     assert json.loads((tmp_path / "medians.json").read_text()) == ONES
     assert GENES.size == 14
+
+
+@pytest.mark.parametrize("layout", [sp.csr_matrix, sp.csc_matrix])
+def test_an_object_whose_indices_lie_outside(tmp_path, layout):
+    cells = some_cells(layout)
+    cells.X.indices[3] = 10**6  # nobody looks at them in memory
+    with pytest.raises(InputError, match=r"the AnnData is damaged: its counts name (rows|columns) outside its"):
+        tokenize(cells, tmp_path / "out.npz")
+
+
+def test_counts_that_are_computed_when_asked_for(tmp_path):
+    class Lazy:  # as a dask array: slices of it are computed
+        shape, dtype = (60, 12), np.dtype(np.float32)
+
+        def __init__(self, turn):
+            self.turn = turn
+
+        def __getitem__(self, rows):
+            return types.SimpleNamespace(compute=lambda: self.turn(some_counts()[rows]))
+
+    for turn in (np.asarray, sp.csr_matrix):
+        frame = pandas.DataFrame(index=[f"cell{i}" for i in range(60)])
+        var = pandas.DataFrame(index=list(NAMES))
+        cells = types.SimpleNamespace(obs=frame, var=var, X=Lazy(turn), layers={}, raw=None, n_obs=60)
+        assert cells_of(tokenize(cells, tmp_path / "out.npz", medians=ONES)[1]) == BY_HAND

@@ -314,4 +314,4 @@ def test_the_options_of_the_command(tmp_path, capsys):
     (tmp_path / "link.npz").symlink_to(tmp_path / "tokens.json")
     given[2] = f"{tmp_path}/link.npz"
     assert main(given) == 2
-    assert "tokens.json, which is read here" in capsys.readouterr().err
+    assert "link.npz, which is read here" in capsys.readouterr().err

@@ -277,6 +277,16 @@ def test_what_is_no_stored_vocabulary(text):
         Vocabulary.from_json(text)
 
 
+def test_a_damaged_file_of_a_vocabulary_is_named(tmp_path):
+    for text in NOT_STORED[-4:]:
+        path = write(tmp_path / "vocabulary.json", text)
+        with pytest.raises(InputError, match=r"vocabulary\.json"):
+            Vocabulary.load(path)
+    path = write(tmp_path / "vocabulary.pkl", pickle.dumps({"names": [1], "symbols": 2}))
+    with pytest.raises(InputError, match=r"vocabulary\.pkl: not a vocabulary"):
+        Vocabulary.load(path)
+
+
 def test_a_stored_vocabulary_holds_what_a_vocabulary_takes():
     with pytest.raises(InputError, match="'names' stands twice"):
         Vocabulary.from_json('{"names": ["<pad>", "A"], "symbols": {}, "names": ["<pad>", "B"]}')

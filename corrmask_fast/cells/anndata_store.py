@@ -78,6 +78,7 @@ def open_anndata(source: Any) -> Iterator[Store]:
             )
         yield _MemoryStore(source)
         return
+    import_extra("anndata.io", "anndata")
     path = _check_path(source)
     with ExitStack() as opened:
         kind = "zarr store" if path.is_dir() else ".h5ad file"
@@ -199,9 +200,7 @@ class _MemoryStore:
 
     def frame(self, name: str) -> Frame:
         with self.reading():
-            return _MemoryFrame(
-                self.name, name, self._adata.raw.var if name == "raw/var" else getattr(self._adata, name)
-            )
+            return _MemoryFrame(self, name, self._adata.raw.var if name == "raw/var" else getattr(self._adata, name))
 
     def matrix(self, name: str) -> Any:
         with self.reading():
@@ -216,9 +215,9 @@ class _MemoryStore:
 class _MemoryFrame:
     """A ``pandas.DataFrame``."""
 
-    def __init__(self, source: str, name: str, frame: Any) -> None:
-        self._source, self._name, self._frame = source, name, frame
-        self.size = len(frame)
+    def __init__(self, store: _MemoryStore, name: str, frame: Any) -> None:
+        self._store, self._name, self._frame = store, name, frame
+        self.size = len(frame.index)
 
     def columns(self) -> list[str]:
         return [str(name) for name in self._frame.columns]
@@ -228,10 +227,11 @@ class _MemoryFrame:
 
     def column(self, name: str) -> Any:
         if name in self._frame.columns:
-            return self._frame[name].array
+            with self._store.reading():
+                return self._frame[name].array
         if name == "index":
             return self.index()
-        raise InputError(f"{self._source} has no {self._name} column {name!r}; it has {_listed(self.columns())}")
+        raise InputError(f"{self._store.name} has no {self._name} column {name!r}; it has {_listed(self.columns())}")
 
 
 # -------------------------------------------------------------------------------------------------------------- opening
@@ -273,13 +273,16 @@ def _convert(reader: str, path: Path) -> str:
 
 # The first bytes of files that are taken for .h5ad files, and what they are.
 _MAGIC = (
-    (b"\x1f\x8b", "is compressed with gzip; unpack it first: gunzip {path}"),
-    (b"PK\x03\x04", "is a zip archive; unpack it first, and give what is in it"),
-    (b"BZh", "is compressed with bzip2; unpack it first: bunzip2 {path}"),
-    (b"\xfd7zXZ", "is compressed with xz; unpack it first: unxz {path}"),
-    (b"\x28\xb5\x2f\xfd", "is compressed with zstd; unpack it first: unzstd {path}"),
-    (b"PAR1", "is a parquet file; make an AnnData of it and write it with .write_h5ad"),
-    (b"%%MatrixMarket", "is a Matrix Market file without names of genes; give the folder of the 10x matrix to scanpy"),
+    (b"\x1f\x8b", "it is compressed with gzip; unpack it first: gunzip {path}"),
+    (b"PK\x03\x04", "it is a zip archive; unpack it first, and give what is in it"),
+    (b"BZh", "it is compressed with bzip2; unpack it first: bunzip2 {path}"),
+    (b"\xfd7zXZ", "it is compressed with xz; unpack it first: unxz {path}"),
+    (b"\x28\xb5\x2f\xfd", "it is compressed with zstd; unpack it first: unzstd {path}"),
+    (b"PAR1", "it is a parquet file; make an AnnData of it and write it with .write_h5ad"),
+    (
+        b"%%MatrixMarket",
+        "it is a Matrix Market file without names of genes; give the folder of the 10x matrix to scanpy",
+    ),
 )
 _TEXTS = {".csv": "read_csv", ".tsv": "read_text", ".txt": "read_text"}
 
@@ -290,18 +293,23 @@ def _open_hdf5(path: Path, opened: ExitStack) -> Any:
         import_extra("hdf5plugin", "anndata")  # adds filters (blosc, zstd, …) to HDF5 where it is installed
     if not path.is_file():
         raise InputError(f"{path} is no ordinary file; give the path of an .h5ad file or a zarr store")
-    try:
-        return opened.enter_context(h5py.File(path, "r"))
-    except Exception as error:
-        with path.open("rb") as file:
-            begin = file.read(16)
-        for magic, what in _MAGIC:
-            if begin.startswith(magic):
-                raise InputError(f"{path} {what.format(path=path)}") from error
-        if path.suffix in _TEXTS:
-            convert = _convert(f"anndata.io.{_TEXTS[path.suffix]}", path)
-            raise InputError(f"{path} is a table of text; convert it (cells in rows): {convert}") from error
-        raise InputError(f"{path} is not a readable .h5ad file: {reason(error)}") from error
+    with readable(path, ".h5ad file"):
+        try:
+            return opened.enter_context(h5py.File(path, "r"))
+        except Exception as error:
+            raise InputError(f"{path} is not a readable .h5ad file: {_what_file(path) or reason(error)}") from error
+
+
+def _what_file(path: Path) -> str | None:
+    """Say what a file is that is no HDF5, by how it begins or is named."""
+    with path.open("rb") as file:
+        begin = file.read(16)
+    for magic, what in _MAGIC:
+        if begin.startswith(magic):
+            return what.format(path=path)
+    if path.suffix in _TEXTS:
+        return f"it is a table; convert it (cells in rows): {_convert(f'anndata.io.{_TEXTS[path.suffix]}', path)}"
+    return None
 
 
 def _open_zarr(path: Path, opened: ExitStack) -> Any:

@@ -164,8 +164,9 @@ class Counts:
         if layout == "csr":
             return n_cells, n_genes, sparse.entries, lambda: sparse.rows
         if isinstance(sparse.indices, np.ndarray):  # in memory SciPy turns it round
-            in_rows = matrix.tocsr()
-            return n_cells, n_genes, sparse.entries, lambda: _Compressed(in_rows, place, self.name).rows
+            sparse.check(sparse.indices)
+            in_rows = _Compressed(matrix.tocsr(), place, self.name)
+            return n_cells, n_genes, sparse.entries, lambda: in_rows.rows
         return n_cells, n_genes, sparse.entries, lambda: self._rewrite_as_csr(sparse)
 
     def _rewrite_as_csr(self, columns: _Compressed) -> ReadRows:
@@ -211,13 +212,17 @@ class _Compressed:
         """Return (pointers from 0, indices as int64, data as stored) of major rows [begin, end)."""
         entries = slice(int(self.indptr[begin]), int(self.indptr[end]))
         indices = np.asarray(self.indices[entries])
-        if indices.size and not 0 <= indices.min() <= indices.max() < self.n_minor:
-            raise self._damaged(f"its counts name {self.minor}")
+        self.check(indices)
         return (
             self.indptr[begin : end + 1] - self.indptr[begin],
             indices.astype(np.int64),
             np.asarray(self.data[entries]),
         )
+
+    def check(self, indices: np.ndarray) -> None:
+        """Raise InputError unless indices lie inside the matrix: kernels and SciPy trust them."""
+        if indices.size and not 0 <= indices.min() <= indices.max() < self.n_minor:
+            raise self._damaged(f"its counts name {self.minor}")
 
     def rows(self, begin: int, end: int) -> Rows:
         """Return the rows [begin, end) of a CSR matrix."""
@@ -235,7 +240,7 @@ def _dense_rows(matrix: Any) -> Rows:
     """Return rows of a dense matrix, without its zeros."""
     if hasattr(matrix, "compute"):  # dask
         matrix = matrix.compute()
-    dense = np.asarray(matrix)
+    dense = matrix.toarray() if hasattr(matrix, "toarray") else np.asarray(matrix)
     entries = dense != 0  # NaN is not 0
     stored = dense[entries]
     indptr = np.concatenate([[0], np.cumsum(entries.sum(axis=1))])

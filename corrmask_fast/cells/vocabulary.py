@@ -384,8 +384,8 @@ class Vocabulary:
 
     @classmethod
     def _from_saved(cls, content: dict[str, Any]) -> Self:
-        names, roles = content["names"], content.get("roles", {})
-        symbols, aliases = content["symbols"], content.get("aliases", {})
+        names, symbols = content["names"], content["symbols"]
+        aliases, roles = content.get("aliases", {}), content.get("roles", {})
         if not (isinstance(names, list) and all(isinstance(table, dict) for table in (symbols, aliases, roles))):
             raise TypeError("names must be a list, and symbols, aliases and roles objects")
         return cls(tuple(names), symbols, aliases=aliases, **roles)
@@ -401,7 +401,9 @@ class Vocabulary:
         path = Path(path)
         content = read_dictionary(path)
         with named_in(path):
-            return cls._from_saved(content) if is_saved_vocabulary(content) else cls.from_token_dictionary(content)
+            if is_saved_vocabulary(content):
+                return cls.from_json(path.read_bytes())
+            return cls.from_token_dictionary(content)
 
     def __repr__(self) -> str:
         lo, hi = self.gene_range

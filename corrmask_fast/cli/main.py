@@ -24,6 +24,7 @@ from corrmask_fast.cli.options import (
     check_dictionary,
     command,
     in_options,
+    inputs_of,
     load_vocabulary,
     roles_of,
 )
@@ -147,7 +148,7 @@ def _tokenize(arguments: argparse.Namespace) -> None:
     from corrmask_fast.cells.tokenizer import tokenize
     from corrmask_fast.files import check_not_input
 
-    for path in (arguments.tokens, arguments.symbols):
+    for path in inputs_of(arguments):
         check_not_input(arguments.output, path)
     report = tokenize(
         arguments.input,

@@ -19,7 +19,11 @@ if TYPE_CHECKING:
     from corrmask_fast.graph.dependency_graph import DependencyGraph
 
 PROGRAM = "corrmask-fast"
-INPUTS = ("corpus", "graph", "graphs", "pmi", "genes", "vocabulary", "symbols")  # options and arguments that are files
+# Options and arguments that are files or folders to read.
+INPUTS = (
+    *("corpus", "graph", "graphs", "pmi", "table", "genes", "model", "config", "input", "into"),
+    *("vocabulary", "tokens", "medians", "symbols", "gene_mapping"),
+)
 
 
 def command(
@@ -100,17 +104,21 @@ def in_options(message: str, names: Iterable[str]) -> str:
     return message
 
 
+def inputs_of(arguments: argparse.Namespace) -> list[str]:
+    """Return the paths of all that a command reads."""
+    given = [getattr(arguments, name, None) or () for name in INPUTS]
+    return [path for paths in given for path in ([paths] if isinstance(paths, str) else paths)]
+
+
 def check_outputs(arguments: argparse.Namespace, *files: str, picture: str = "plot") -> None:
     """Refuse outputs that cannot be written, that are inputs, or have one name: before the work, not behind it.
 
     ``files`` and ``picture`` are names of options; those that were not given do not count.
     """
     from corrmask_fast.errors import import_extra
-    from corrmask_fast.files import check_output, target_of
+    from corrmask_fast.files import check_not_input, check_output, target_of
     from corrmask_fast.plots import check_picture
 
-    inputs = [getattr(arguments, name, None) or () for name in INPUTS]
-    read = {target_of(path) for given in inputs for path in ([given] if isinstance(given, str) else given)}
     taken: dict[Path, str] = {}
     for option in (*files, picture):
         given = getattr(arguments, option, None)
@@ -118,8 +126,8 @@ def check_outputs(arguments: argparse.Namespace, *files: str, picture: str = "pl
             continue
         path = target_of((check_picture if option == picture else check_output)(given))
         flag = f"--{option.replace('_', '-')}"
-        if path in read:
-            raise InputError(f"{flag} would replace {given}, which is read here; give another name")
+        for source in inputs_of(arguments):
+            check_not_input(given, source, flag)
         if path in taken:
             raise InputError(f"{taken[path]} and {flag} are both {given}; give each a file of its own")
         taken[path] = flag

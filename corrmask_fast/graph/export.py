@@ -176,6 +176,8 @@ def add_to_h5ad(
     from corrmask_fast.cells.counts import Counts
     from corrmask_fast.cells.gene_matching import match_genes
 
+    if Path(source).is_dir():
+        raise InputError(f"{source} is a folder; a graph is added to a copy of an .h5ad file")
     with Counts(source) as counts:
         tokens = match_genes(counts, graph.vocabulary, gene_column).token_of_column.astype(np.int64)
     _, first = np.unique(tokens, return_index=True)
