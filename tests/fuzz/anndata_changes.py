@@ -65,14 +65,13 @@ def change_length(file, name, rng):
     if frame not in file:
         frame = frame.replace("raw/", "") if frame.startswith("raw") else "X"
     more = bool(rng.random() < 0.5)
-    if frame[-1] != "X" and frame[-1] != "s":
+    if frame.endswith(("obs", "var")):
         n = file[frame][file[frame].attrs["_index"]].shape[0]
+        kept = n - int(one_of(rng, [1, 1, 2, n // 2]))
         for part in [f"{frame}/{one}" for one in all_names(file[frame])]:
             if isinstance(file[part], h5py.Dataset) and file[part].shape == (n,) and "categories" not in part:
                 values = file[part][()]
-                put(
-                    file, part, np.concatenate([values, values[:1]]) if more else values[: -one_of(rng, [1, 1, n // 2])]
-                )
+                put(file, part, np.concatenate([values, values[:1]]) if more else values[:kept])
     elif isinstance(file[frame], h5py.Dataset):
         values = file[frame][()]
         axis = int(rng.integers(2))

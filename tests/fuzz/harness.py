@@ -20,10 +20,12 @@ import struct
 import time
 import traceback
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-SECONDS = 20  # for each stage
+SECONDS = 20  # for making a file, and for our reading
+THEIR_SECONDS = 5  # for the reference, which hangs on files that we refuse
 MEMORY = 3 << 30  # bytes of address space on top of what the worker has
 LONGEST_MESSAGE = 4000
 
@@ -68,7 +70,7 @@ def plan_of(strategy: Any, seed: int, number: int) -> Any:
     return found[-1] | {"seed": number}
 
 
-def in_child(task: Any, folder: Path, seconds: float = SECONDS) -> tuple[dict[str, Any], str]:
+def in_child(task: Any, folder: Path, seconds: float) -> tuple[dict[str, Any], str]:
     """Run ``task(say)`` in a child; return what it said by stage, and how it ended: "done", "hang" or a signal."""
     reader, writer = os.pipe()
     child = os.fork()
@@ -90,7 +92,7 @@ def in_child(task: Any, folder: Path, seconds: float = SECONDS) -> tuple[dict[st
         while len(content) >= 8 and len(content) >= 8 + (size := struct.unpack("<Q", content[:8])[0]):
             stage, value = pickle.loads(content[8 : 8 + size])
             said[stage], content = value, content[8 + size :]
-            deadline = time.monotonic() + seconds
+            deadline = time.monotonic() + (THEIR_SECONDS if stage == "ours" else SECONDS)
     os.close(reader)
     status = os.waitpid(child, 0)[1]
     if end == "done" and status != 0:
@@ -163,7 +165,7 @@ def judged(module: Any, plan: Any, folder: Path, ours: tuple[str, Any]) -> tuple
     return ("WRONG", why) if why else ("equal", "")
 
 
-def run_file(module: Any, plan: Any, folder: Path, seconds: float = SECONDS) -> Verdict:
+def run_file(module: Any, plan: Any, folder: Path) -> Verdict:
     """Make the file of a plan, read it twice, and say what came of it."""
     source = module.source(plan)
 
@@ -173,21 +175,21 @@ def run_file(module: Any, plan: Any, folder: Path, seconds: float = SECONDS) -> 
         say("ours", ours)
         say("judged", judged(module, plan, folder, ours))
 
-    said, end = in_child(all_stages, folder, seconds)
+    said, end = in_child(all_stages, folder, SECONDS)
     change = said.get("made", plan["change"])
     if "made" not in said:
         return Verdict("not made", source, change, end)
     ours = said.get("ours", ("nothing", end))
-    if "judged" not in said:  # whose fault was it? Alone, the reference reader shows
-        again, their_end = in_child(lambda say: say("judged", judged(module, plan, folder, ours)), folder, seconds)
+    if "judged" not in said:
+        again, their_end = {}, end
+        if "ours" not in said or end != "hang":  # whose fault was it? In a process of its own, the reference shows
+            task = partial(judged, module, plan, folder, ours)
+            again, their_end = in_child(lambda say: say("judged", task()), folder, THEIR_SECONDS)
         if "judged" not in again:
             apart = "exception" if ours[0] == "exception" else "reference crashes or hangs"
             return Verdict(apart, source, change, f"{their_end}; we: {ours[0]} {str(ours[1])[:200]}")
-        if "ours" not in said:
-            return Verdict("hang" if end == "hang" else "crash", source, change, f"{end}; {_last_words(folder)}")
-        return Verdict(
-            "hang" if end == "hang" else "crash", source, change, f"{end} after reading: memory was damaged?"
-        )
+        why = "after reading: memory was damaged" if "ours" in said else _last_words(folder)
+        return Verdict("hang" if end == "hang" else "crash", source, change, f"{end}; {why}")
     kind, value = ours
     if kind == "exception":
         return Verdict("exception", source, change, value)
@@ -206,13 +208,13 @@ def _last_words(folder: Path) -> str:
     return " < ".join(f"{name}:{line}" for name, line in frames[:4]) or " ".join(words.split())[-300:]
 
 
-def run_number(module: Any, plan: Any, name: str, workspace: Path, keep: Path, seconds: float = SECONDS) -> Verdict:
+def run_number(module: Any, plan: Any, name: str, workspace: Path, keep: Path) -> Verdict:
     """Run one file in a folder of its own; a bad one is kept in ``keep``, with the reason and the plan."""
     folder = workspace / name
     (folder / "out").mkdir(parents=True)
     (folder / "tmp").mkdir()
     os.environ["TMPDIR"] = str(folder / "tmp")
-    found = run_file(module, plan, folder, seconds)
+    found = run_file(module, plan, folder)
     if found.verdict in BAD:
         (folder / "reason.txt").write_text(f"{found.verdict}: {found.reason}\n{found.source}; {found.change}\n{plan}\n")
         kept = keep / name
