@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-SECONDS = 20  # for making a file, and for our reading
+SECONDS = 10  # for making a file, and for our reading
 THEIR_SECONDS = 5  # for the reference, which hangs on files that we refuse
 MEMORY = 3 << 30  # bytes of address space on top of what the worker has
 LONGEST_MESSAGE = 4000
