@@ -136,7 +136,7 @@ def load_encoder(path: str | os.PathLike[str], vocabulary: Vocabulary) -> nn.Mod
     transformers = import_extra("transformers", "hf")
     try:
         config = transformers.AutoConfig.from_pretrained(str(path), local_files_only=True)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # transformers raises a different type for each thing that can be wrong
         raise InputError(
             f"{path} holds no model ({type(error).__name__}); give the folder of a checkpoint as save_pretrained "
             "writes it, with config.json and model.safetensors"
@@ -179,7 +179,13 @@ def _load_weights(transformers: Any, path: str, options: dict[str, bool]) -> tup
         raise InputError(
             f"the weights at {path} are damaged or cut short ({error}); copy or download the checkpoint again"
         ) from error
-    except (RuntimeError, ValueError) as error:  # transformers' own message runs over many lines
+    except (
+        RuntimeError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        LookupError,
+    ) as error:  # transformers' own message runs over many lines
         raise InputError(
             f"the weights at {path} are not those of its config.json ({type(error).__name__}); give the folder of a "
             "checkpoint as save_pretrained writes it"
