@@ -149,6 +149,20 @@ def test_a_folder_is_mapped_not_copied(tmp_path):
     assert cells_of(pickle.loads(pickle.dumps(part))) == [cells[5][:4], cells[3][:4]]
 
 
+def test_of_selected_cells_only_their_numbers_go_to_a_worker(tmp_path):
+    cells = make_cells(400, most=290)
+    write_corpus(make_corpus(cells, donor=np.arange(400)), tmp_path / "cells.dataset")
+    write_corpus(make_corpus(cells), tmp_path / "cells.npz")
+    mapped, rows = read_corpus(tmp_path / "cells.dataset"), np.array([7, 3, 3, 99])
+    in_memory = [read_corpus(tmp_path / "cells.npz"), read_corpus(dataset_of(cells), V1)]
+    for corpus in (mapped, mapped.select(np.arange(399, -1, -1)).select(399 - np.arange(400)), *in_memory):
+        sent = pickle.dumps(corpus.select(rows))
+        assert len(sent) < 20_000
+        again = pickle.loads(sent)
+        assert cells_of(again) == [cells[i] for i in rows]
+        assert "donor" not in again.obs or again.obs["donor"].tolist() == rows.tolist()
+
+
 @pytest.mark.parametrize("name", ["cells.dataset", "cells.npz"])
 def test_the_vocabulary_given_must_agree_with_the_stored_one_and_may_bring_symbols(tmp_path, name):
     path = tmp_path / name

@@ -88,7 +88,9 @@ class _DatasetCorpus(Corpus):
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.rows is not None and not self.files:  # the dataset lies in memory, and more of it than these cells
-            return _itself, (self.take(np.arange(self.n_cells)),)
+            cells = self.take(np.arange(self.n_cells))
+            cells.obs = dict(cells.obs)
+            return _itself, (cells,)
         return _reopen, (self.dataset, self.vocabulary, self.max_length, self.source, self.rows)
 
 
