@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import warnings
 from functools import partial
@@ -30,7 +31,7 @@ from corrmask_fast.cli.options import (
 )
 from corrmask_fast.cli.pmi import add_pmi
 from corrmask_fast.cli.pretrain import add_pretrain
-from corrmask_fast.errors import InputError, MissingExtraError
+from corrmask_fast.errors import InputError, MissingExtraError, reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -61,6 +62,10 @@ def _run(arguments: argparse.Namespace) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (InputError, MissingExtraError) as error:
         return _fail(in_options(str(error), vars(arguments)))
+    except (MemoryError, RuntimeError) as error:
+        if (message := _out_of_memory(error, arguments)) is None:
+            raise
+        return _fail(message)
     except OSError as error:
         named = error.filename is not None and error.strerror is not None
         return _fail(f"{error.filename}: {error.strerror}" if named else str(error))
@@ -68,6 +73,21 @@ def _run(arguments: argparse.Namespace) -> int:
         print(f"{PROGRAM}: interrupted", file=sys.stderr)
         return INTERRUPTED
     return 0
+
+
+def _out_of_memory(error: Exception, arguments: argparse.Namespace) -> str | None:
+    """Return what to do where memory, or threads, ran out; None for another error. Torch and CuPy have own types."""
+    no_thread = "can't start new thread" in str(error)
+    known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or no_thread
+    if not known and not re.search(r"can't allocate memory|not enough memory|out of memory", str(error)):
+        return None
+    cures = [
+        "--memory with less than is free" if hasattr(arguments, "memory_limit") else "",
+        "fewer --threads" if hasattr(arguments, "threads") else "",
+        "a smaller --batch-size" if hasattr(arguments, "batch_size") else "",
+    ]
+    what = "no thread could be started" if no_thread else f"not enough memory ({reason(error)})"
+    return f"{what}; give {' or '.join(filter(None, [*cures, 'the process more memory']))}"
 
 
 def _warn(options: Iterable[str], message: Warning | str, *_: object, **__: object) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from corrmask_fast.errors import InputError
+from corrmask_fast.errors import InputError, readable
 from corrmask_fast.files import atomic_file
 from corrmask_fast.masking.schedules import Schedule
 
@@ -65,11 +65,11 @@ class RunRecord:
         path = Path(folder) / FILE
         if not path.is_file():
             return
-        try:
+        with readable(path, "record of a run (remove it to resume unchecked)"):
             saved, own = json.loads(path.read_text()), json.loads(json.dumps(asdict(self)))
             pairs = [(field.name, saved[field.name], own[field.name]) for field in fields(self)]
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path} is no record of a run ({error!r}); remove it to resume unchecked") from error
+            if wrong := [name for name, then, now in pairs if type(then) is not type(now)]:
+                raise TypeError(f"{wrong[0]} is of another type")
         for name, then, now in pairs:
             if then != now:
                 raise InputError(
