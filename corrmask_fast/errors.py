@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from types import ModuleType
 
 LONGEST_VALUE = 120  # characters of a value that a message quotes
 LONGEST_REASON = 400  # characters of what a library says
+LONGEST_NAME, MOST_NAMES = 40, 20  # of a list of names
 
 __all__ = ["InputError", "MissingExtraError"]
 
@@ -69,7 +70,19 @@ def reason(error: BaseException) -> str:
         text = f"it lacks {text}" if " " not in text else str(error.args[0])  # some libraries raise it with a sentence
     elif not text or isinstance(error, MemoryError | RecursionError | AttributeError | TypeError | IndexError):
         text = f"{type(error).__name__}: {text}".rstrip(": ")
-    return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]}…"
+    return brief(text, LONGEST_REASON)
+
+
+def brief(text: str, longest: int = LONGEST_VALUE) -> str:
+    """Return text for a message, cut to its first ``longest`` characters."""
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return names from a file for a message: the first twenty, each cut; "none" of none."""
+    names = list(names)
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return ", ".join(brief(str(name), LONGEST_NAME) for name in names[:MOST_NAMES]) + more or "none"
 
 
 def shown(value: Any) -> str:
@@ -82,7 +95,7 @@ def shown(value: Any) -> str:
         text = _SHORT.repr(value)
     except Exception:  # noqa: BLE001 (a repr from elsewhere may raise anything)
         text = f"a {type(value).__name__}"
-    return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 1]}…"
+    return brief(text)
 
 
 _SHORT = reprlib.Repr()

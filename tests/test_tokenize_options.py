@@ -238,11 +238,18 @@ def test_feature_types_of_other_names(tmp_path):
     assert cells_of(corpus) == cells_of(expected)
     odd = {"feature_types": ["mine"] * 12 + ["yours"]}
     path = write_h5ad(tmp_path / "c.h5ad", sp.csr_matrix(counts), index=index, var=odd)
-    with pytest.warns(
-        UserWarning, match="has the feature type 'Gene Expression' .there are 'mine', 'yours'.; all columns"
-    ):
+    with pytest.warns(UserWarning, match="has the feature type 'Gene Expression' .there are mine, yours.; all columns"):
         report, _ = tokenize(path, tmp_path / "c.npz", medians=ONES)
     assert report.n_columns == 13
+
+
+def test_names_of_any_length_make_short_messages(tmp_path):
+    index = ["x" * 4000 + str(i) for i in range(12)]
+    path = write_h5ad(tmp_path / "cells.h5ad", sp.csr_matrix(some_counts()), index=index, obs={"y" * 4000: range(60)})
+    for options in ({}, {"obs": ["z"]}, {"gene_column": "z"}):
+        with pytest.raises(InputError) as error:
+            tokenize(path, tmp_path / "out.npz", **options)
+        assert len(str(error.value)) < 1000
 
 
 def test_retired_ids_by_a_mapping(tmp_path):

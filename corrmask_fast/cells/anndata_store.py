@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from corrmask_fast.errors import InputError, MissingExtraError, import_extra, readable, reason
+from corrmask_fast.errors import InputError, MissingExtraError, import_extra, listed, readable, reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -162,7 +162,7 @@ class _GroupFrame:
         if name == "index" and name not in names:
             return self.index()
         if name not in names:
-            raise InputError(f"{self._store.name} has no {self._name} column {name!r}; it has {_listed(names)}")
+            raise InputError(f"{self._store.name} has no {self._name} column {name!r}; it has {listed(names)}")
         with self._store.reading():
             if str(self._group.attrs.get("encoding-version")) == "0.2.0":
                 return self._whole(name, self._read_elem(self._group[name]))
@@ -231,14 +231,10 @@ class _MemoryFrame:
                 return self._frame[name].array
         if name == "index":
             return self.index()
-        raise InputError(f"{self._store.name} has no {self._name} column {name!r}; it has {_listed(self.columns())}")
+        raise InputError(f"{self._store.name} has no {self._name} column {name!r}; it has {listed(self.columns())}")
 
 
 # -------------------------------------------------------------------------------------------------------------- opening
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names) or "none"
 
 
 def _check_path(source: str | os.PathLike[str]) -> Path:

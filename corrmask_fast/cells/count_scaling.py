@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from corrmask_fast.errors import InputError
+from corrmask_fast.errors import InputError, brief
 from corrmask_fast.progress import progress_bar
 from corrmask_fast.threads import run_ranges
 
@@ -69,20 +69,20 @@ def _no_count(counts: Counts, rows: Rows, scaling: Scaling, code: int, cell: int
     """Say what was found instead of a count, what it looks like, and where counts may be."""
     from corrmask_fast.kernels.tokenize import BAD_TOTAL
 
-    name = counts.obs.index()[cell]
+    name = brief(counts.obs.index()[cell])
     if code == BAD_TOTAL:
         total = None if scaling.totals is None else scaling.totals[cell]
         of = f"cell {name} of {counts.name}"
         if total is None:
             return f"the counts of {of} add up to more than a float64 holds; give counts"
         return f"a cell's total must be a finite number above 0; {of} has {total}; give another column, or none (total)"
-    elsewhere = [f"layer={other!r}" for other in counts.layers if other != counts.layer]
+    elsewhere = [f"layer={other!r}" for other in counts.layers[:5] if other != counts.layer]
     fixes = [f"try {' or '.join(elsewhere)}" if elsewhere else "the file has no other layer: go back to the raw counts"]
     rule = "numbers" if scaling.fractional else "whole numbers"
     looks = _looks_like(rows)
     if looks is None and not scaling.fractional and rows.counts.size and rows.counts.min() >= 0:
         fixes.insert(0, "allow fractions if these are corrected or estimated counts (allow_fractional)")
-    value, gene = str(rows.stored[position]).removesuffix(".0"), counts.var.index()[rows.columns[position]]
+    value, gene = str(rows.stored[position]).removesuffix(".0"), brief(counts.var.index()[rows.columns[position]])
     return (
         f"counts must be {rule} >= 0; {counts.name} has {value} in cell {name}, gene {gene}"
         f"{f': this looks {looks}' if looks else ''}. Tokenising needs raw counts; {'; '.join(fixes)}"

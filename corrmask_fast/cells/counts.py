@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import numpy as np
 
 from corrmask_fast.cells.anndata_store import check_stored, open_anndata
-from corrmask_fast.errors import InputError, check_integer
+from corrmask_fast.errors import InputError, check_integer, listed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -137,7 +137,9 @@ class Counts:
         if matrix is None:
             choices = ["X (layer=None)"] if store.matrix("X") is not None else []
             choices += [repr(name) for name in self.layers]
-            raise InputError(f"{store.name} has no {place}; it has {', '.join(choices) or 'no counts at all'}")
+            raise InputError(
+                f"{store.name} has no {place}; it has {listed(choices) if choices else 'no counts at all'}"
+            )
         return matrix, place, "raw/var" if raw else "var"
 
     def _check_names(self, place: str, var: str) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from corrmask_fast.cells.dictionaries import read_dictionary
-from corrmask_fast.errors import InputError, shown
+from corrmask_fast.errors import InputError, listed
 
 if TYPE_CHECKING:
     import os
@@ -154,7 +154,7 @@ def gene_columns(counts: Counts) -> tuple[np.ndarray | None, dict[str, int]]:
     if not genes.any():
         warnings.warn(
             f"no column of {counts.name} has the feature type 'Gene Expression' (there are "
-            f"{', '.join(map(shown, list(left_out)[:5]))}); all columns count",
+            f"{listed(left_out)}); all columns count",
             UserWarning,
             stacklevel=2,
         )
@@ -164,9 +164,9 @@ def gene_columns(counts: Counts) -> tuple[np.ndarray | None, dict[str, int]]:
 
 def _no_gene(counts: Counts, vocabulary: Vocabulary, candidates: Mapping[str, list[str]]) -> str:
     lo = vocabulary.gene_range[0]
-    theirs = "; ".join(f"{column}: {', '.join(names[:3])}" for column, names in candidates.items())
+    theirs = "; ".join(f"{column}: {listed(names[:3])}" for column, names in candidates.items())
     mine = [vocabulary.names[token] for token in range(lo, min(lo + 3, vocabulary.gene_range[1]))]
-    shown_names = ", ".join(
+    shown_names = listed(
         f"{name} ({vocabulary.symbols[name]})" if name in vocabulary.symbols else name for name in mine
     )
     return (

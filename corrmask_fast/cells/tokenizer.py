@@ -133,8 +133,8 @@ def tokenize(
     ----------
     adata_or_path
         The path of an ``.h5ad`` file or a zarr store, or an ``AnnData`` in memory or backed, with raw counts as CSR,
-        CSC or dense. Where ``var`` has Cell Ranger's ``feature_types``, columns other than ``Gene Expression``
-        (antibodies, peaks) are left out, of totals too.
+        CSC or dense. Where ``var`` has Cell Ranger's ``feature_types`` and some are ``Gene Expression``, the other
+        columns (antibodies, peaks) are left out, of totals too.
     output
         A folder to write (Hugging Face ``datasets``), or a file by the suffix ``.npz``; see
         :class:`corrmask_fast.cells.corpus_io.CorpusWriter`.
