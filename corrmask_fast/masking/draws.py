@@ -9,6 +9,7 @@ import torch
 
 from corrmask_fast.errors import InputError, check_integer
 from corrmask_fast.kernels.layout import CONTENT, COUNTED, GIVEN
+from corrmask_fast.masking.batch_checks import check_tensor
 from corrmask_fast.masking.rows import Draws
 
 GOLDEN = 0x9E3779B97F4A7C15
@@ -38,6 +39,7 @@ def draws_of_tensors(
     if draw_ids is not None:
         if epoch is not None:
             raise InputError("give draw_ids or epoch, not both: each alone decides the draw")
+        check_tensor("draw_ids", draw_ids)
         if draw_ids.shape != (rows,) or draw_ids.dtype != torch.int64 or draw_ids.device != device:
             raise InputError(
                 f"draw_ids must be ({rows},) int64 on {device}; "
