@@ -20,6 +20,7 @@ from corrmask_fast import (
     write_corpus,
 )
 from corrmask_fast.masking import collator
+from corrmask_fast.masking import features as features_module
 from corrmask_fast.testing import make_graph, make_vocabulary
 
 transformers = pytest.importorskip("transformers", minversion="4.46")
@@ -54,7 +55,7 @@ class Watched(DataCollatorForCorrMask):
 @pytest.mark.parametrize("remove", [True, False])
 def test_the_fast_path_survives_trainer(tmp_path, monkeypatch, remove):
     """Trainer hands the collator a list of rows; ours finds the buffers behind them, and whose they are."""
-    monkeypatch.setattr(collator, "_concatenate", None)  # the slow path
+    monkeypatch.setattr(features_module, "concatenate", None)  # the slow path
     monkeypatch.setattr(Watched, "seen", [], raising=False)
     arguments = make_arguments(tmp_path, remove_unused_columns=remove)
     trainer = StockTrainer(make_model(), arguments, data_collator=Watched(MASKER), train_dataset=DATASET)

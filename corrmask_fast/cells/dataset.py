@@ -136,7 +136,7 @@ class CorpusDataset(Dataset[dict[str, np.ndarray]]):
         chosen = rows_of(index, len(self))
         return self.__getitems__(chosen) if isinstance(chosen, np.ndarray) else self.__getitems__([chosen])[0]
 
-    def __getitems__(self, indices: Sequence[int]) -> RaggedBatch:
+    def __getitems__(self, indices: Sequence[int] | np.ndarray) -> RaggedBatch:
         """Return the cells of a batch; DataLoader calls this once for each."""
         rows = np.asarray(indices, np.int64)
         cells = self.corpus.gather_for_training(rows)
