@@ -173,7 +173,8 @@ class DataCollatorForCorrMask:
         from corrmask_fast.masking.stock import mask_as_stock
 
         batch = PaddingCollator(self.masker.vocabulary, pad_to_multiple_of=self.pad_to_multiple_of)(cells)
-        batch.pop("special_tokens_mask", None)
+        for name in ("special_tokens_mask", "mask_epoch"):
+            batch.pop(name, None)
         batch["input_ids"], batch["labels"] = mask_as_stock(batch["input_ids"], self.masker)
         return batch
 
@@ -250,7 +251,8 @@ class PaddingCollator:
     def __call__(self, features: Any, return_tensors: str | None = None) -> dict[str, torch.Tensor]:
         """Collate one batch: ``input_ids`` and ``attention_mask``, each (rows, columns) int64.
 
-        ``special_tokens_mask`` comes along where the features have one, other columns as with
+        ``special_tokens_mask`` comes along where the features have one, ``mask_epoch`` (rows,) where the cells are of
+        a :class:`~corrmask_fast.CorpusDataset` with an epoch of its own, other columns as with
         :class:`DataCollatorForCorrMask`.
         """
         _check_return_tensors(return_tensors)
@@ -270,6 +272,8 @@ class PaddingCollator:
             protected = np.zeros(shape, np.int64)
             protected[inside] = marks["protected"]
             batch["special_tokens_mask"] = torch.from_numpy(protected)
+        if isinstance(cells, RaggedBatch) and cells.epoch is not None:
+            batch["mask_epoch"] = torch.full(shape[:1], cells.epoch)
         if self.graph_column is not None:
             batch["graph_ids"] = torch.from_numpy(graph_ids_of(cells, self.graph_column, self.graph_numbers))
         return batch | other_inputs(cells, indptr, shape[1], self.graph_column)

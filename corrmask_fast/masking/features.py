@@ -21,7 +21,7 @@ __all__ = ["as_cells", "graph_ids_of", "other_inputs", "ragged"]
 
 # What collators take care of; "length" (Geneformer's column) says what the attention mask says.
 OWN = frozenset({"input_ids", "attention_mask", "special_tokens_mask", "length"})
-MADE = frozenset({"labels", "masked_positions", "graph_ids"})  # which a feature must not bring along
+MADE = frozenset({"labels", "masked_positions", "graph_ids", "mask_epoch"})  # which a feature must not bring along
 IGNORED_LABEL = -100  # behind a row's own labels: no loss counts it
 
 Cells = RaggedBatch | list[Mapping[str, Any]]
