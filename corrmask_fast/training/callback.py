@@ -56,6 +56,12 @@ class CorrMaskCallback(transformers.TrainerCallback):
             saved = self._record.check_folder(folder)
             # Without skipping, Trainer reads the stream from its beginning: those cells have had masks of this pass.
             self._pass = (int(state.epoch or 0) if saved is None else saved) + bool(args.ignore_data_skip)
+            stops = batches_of(loader) is None and not hasattr(transformers.Trainer, "_run_epoch")  # before 5
+            if stops and self._pass and not args.ignore_data_skip:
+                raise InputError(
+                    f"the checkpoint is of pass {self._pass} over a stream, counted from 0: this version of transformers "
+                    "would skip one pass, find no more cells and stop; set ignore_data_skip=True to begin the next pass"
+                )
             # transformers 4.46 saves the state of NumPy's generator as arrays, which torch.load refuses since 2.6.
             arrays: list[Any] = [np.ndarray, np.dtype, type(np.dtype(np.uint32)), np.empty(0).__reduce__()[0]]
             torch.serialization.add_safe_globals(arrays)
