@@ -109,7 +109,7 @@ def test_a_resumed_stream_repeats_no_pass(tmp_path, how):
     for stop in (4, 12, 20, 40):
         before = trainer
         if stop == 20 and not hasattr(transformers.Trainer, "_run_epoch"):  # of 4.46, which trains nothing then
-            with pytest.raises(InputError, match="checkpoint is of pass 1 .* set ignore_data_skip=True to begin the"):
+            with pytest.raises(InputError, match=r"checkpoint is of pass 1 .* set ignore_data_skip=True to begin the"):
                 make(folder, dataset=Lines(), **run).train(resume_from_checkpoint=True)
             run["ignore_data_skip"] = True
         trainer = make(folder, dataset=Lines(), **run)

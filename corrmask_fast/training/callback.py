@@ -59,7 +59,7 @@ class CorrMaskCallback(transformers.TrainerCallback):
             stops = batches_of(loader) is None and not hasattr(transformers.Trainer, "_run_epoch")  # before 5
             if stops and self._pass and not args.ignore_data_skip:
                 raise InputError(
-                    f"the checkpoint is of pass {self._pass} over a stream, counted from 0: this version of transformers "
+                    f"the checkpoint is of pass {self._pass} over a stream, from 0 on: this version of transformers "
                     "would skip one pass, find no more cells and stop; set ignore_data_skip=True to begin the next pass"
                 )
             # transformers 4.46 saves the state of NumPy's generator as arrays, which torch.load refuses since 2.6.
