@@ -83,6 +83,9 @@ def _positions_of(model: Any) -> tuple[int | None, int]:
     """
     for name, module in model.named_modules():
         if POSITIONS.search(name) and isinstance(module, nn.Embedding):
+            owner = model.get_submodule(name.rpartition(".")[0])
+            if getattr(owner, "position_embedding_type", None) == "rotary":
+                continue  # ESM has the table all the same, before transformers 5
             lost = getattr(module, "offset", 0) if module.padding_idx is None else module.padding_idx + 1
             return module.num_embeddings - lost, lost
     return None, 0
