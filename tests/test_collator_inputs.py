@@ -13,6 +13,7 @@ from corrmask_fast import (
     InputError,
     PaddingCollator,
     read_corpus,
+    reference,
 )
 from corrmask_fast.testing import make_graph, make_vocabulary
 
@@ -112,6 +113,42 @@ def test_the_graphs_column_is_used_up():
     padded = PaddingCollator.like(collator)(CorpusDataset(corpus, columns=("tissue", "species"))[:])
     assert padded["graph_ids"].tolist() == [0, 1, 0]
     assert "tissue" not in padded
+
+
+PANEL = list(range(2, 62))
+
+
+def panel_cells(n=40):
+    values = np.random.default_rng(0).integers(0, 9, (n, 60)) / 2
+    return [{"input_ids": PANEL, "values": row} for row in values.tolist()], values
+
+
+def test_values_of_a_panel_are_a_part_of_the_cell():
+    """All cells have the same tokens: by them alone, all would have one mask an epoch, and one a batch without."""
+    cells, values = panel_cells()
+    collator = DataCollatorForCorrMask(MASKER)
+    fresh = collator(cells)["labels"]
+    assert len({tuple(row) for row in fresh.tolist()}) == 40
+    collator.set_epoch(3)
+    labels = collator(cells)["labels"]
+    assert len({tuple(row) for row in labels.tolist()}) == 40
+    assert torch.equal(collator(cells[7:9])["labels"], labels[7:9])
+    numbers = dict(enumerate(PANEL))
+    for row in (0, 5):
+        content = reference.row_content(numbers, dict(enumerate(values[row].tolist())))
+        draw = reference.draw_id_of_epoch(content, 3)
+        expected = MASKER(torch.tensor([PANEL]), draw_ids=torch.tensor([draw - 2**64 if draw >= 2**63 else draw]))
+        assert torch.equal(labels[row], expected.labels[0])
+    collator.pad_to_multiple_of = 64
+    assert torch.equal(collator(cells)["labels"][:, :60], labels)
+    two = [cell | {"more": [float(i)] * 60} for i, cell in enumerate(cells[:1] * 5)]
+    assert len({tuple(row) for row in collator(two)["labels"].tolist()}) == 5
+
+
+def test_other_numbers_change_no_mask(collator):
+    given = features(token_type_ids=[[1] * len(cell) for cell in CELLS], species=[1, 2, 3], age=[0.5, 1.5, 2.5])
+    plain, batch = collator(features()), collator(given)
+    assert all(torch.equal(batch[name], plain[name]) for name in plain)
 
 
 def test_what_is_no_number_is_left_out_by_name(collator):

@@ -239,3 +239,24 @@ def test_masks_do_not_change_with_other_inputs(tmp_path):
     trainer = our_trainer(tmp_path, dataset=datasets.Dataset.from_dict({"input_ids": CELLS, "token_type_ids": types}))
     trainer.train()
     assert_masked_as_in(trainer.batches, 0)
+
+
+class Valued(Own):
+    def forward(self, input_ids, attention_mask, values):
+        return super().forward(input_ids, attention_mask) + values.mean()
+
+
+def test_cells_of_one_panel_have_masks_of_their_own_wherever_they_are_made(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    values = np.random.default_rng(0).integers(0, 9, (24, 60)) / 2
+    panel = datasets.Dataset.from_dict({"input_ids": [list(range(2, 62))] * 24, "values": values.tolist()})
+    runs = []
+    for masking in ("worker", "device"):
+        trainer = our_trainer(tmp_path, Valued(), panel, masking=masking, max_steps=6, eval_dataset=panel)
+        trainer.train()
+        runs.append(trainer)
+        assert len({tuple(row) for batch in trainer.batches for row in batch["labels"].tolist()}) == 24
+    for one, other in zip(runs[0].batches, runs[1].batches, strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in one)
+    assert runs[0].losses == runs[1].losses
+    assert runs[0].evaluate()["eval_loss"] == runs[1].evaluate()["eval_loss"]

@@ -154,7 +154,7 @@ def test_draws_are_the_oracles():
         expected = masker(genes.expand(7, -1).contiguous(), draw_ids=draws).labels != -100
         assert torch.equal(ValueReplacement.scgpt(masker)(genes, values, epoch=5).masked, expected)
         seen = genes != 0
-        content = row_content(genes, maskable_columns(vocabulary, genes, seen, None), relative_columns(seen), values)
+        content = row_content(genes, maskable_columns(vocabulary, genes, seen, None), relative_columns(seen), [values])
         assert torch.equal(mix(content + torch.tensor(5) * (reference.GOLDEN - 2**64)), draws)
 
 

@@ -11,8 +11,9 @@ import torch
 from corrmask_fast.buffers import empty
 from corrmask_fast.cells.dataset import RaggedBatch
 from corrmask_fast.errors import InputError, check_integer
-from corrmask_fast.masking.draws import mix
+from corrmask_fast.masking.draws import epoch_salt, mix, signed
 from corrmask_fast.masking.features import Cells, as_cells, graph_ids_of, other_inputs, ragged
+from corrmask_fast.masking.torch_random import draw_ids_by_values
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -56,7 +57,8 @@ class DataCollatorForCorrMask:
     Other columns of the features come along as tensors: one number a cell as (rows,); one number a token
     (``token_type_ids``) padded with 0 to (rows, columns), labels of another task (``…labels``) with −100; arrays of one
     shape as (rows, …). Integers are int64, the rest float32. ``length`` is left out, the column of ``graph_column`` is
-    used up, and what is no number is left out with a warning.
+    used up, and what is no number is left out with a warning. Numbers of tokens in floating point (values of a gene
+    panel that all cells share) count as a part of the cell: cells that differ in them have masks of their own.
 
     Examples
     --------
@@ -149,7 +151,13 @@ class DataCollatorForCorrMask:
         indptr, tokens, marks = ragged(cells, self.masker.vocabulary, self.masker.goes_by)
         if isinstance(cells, RaggedBatch) and cells.epoch is not None:
             epoch = cells.epoch
-        draw = {"epoch": epoch} if epoch >= 0 else {"salt": self._fresh_salt()}
+        salt = epoch_salt(epoch) if epoch >= 0 else self._fresh_salt()
+        draw: dict[str, Any] = {"salt": salt}
+        others = other_inputs(cells, indptr, _width(indptr, self.pad_to_multiple_of), self.graph_column)
+        if others:
+            padded = _padded(indptr, tokens, marks, self.masker.vocabulary, self.pad_to_multiple_of)
+            draws = draw_ids_by_values(self.masker.vocabulary, padded | others, torch.tensor([signed(salt)]))
+            draw = draw if draws is None else {"draw_ids": draws.numpy()}
         if self.graph_column is not None:
             marks["graph_ids"] = graph_ids_of(cells, self.graph_column, self.graph_numbers)
         multiple = self.pad_to_multiple_of or 1
@@ -161,7 +169,7 @@ class DataCollatorForCorrMask:
         }
         if self.return_masked_positions:
             batch["masked_positions"] = torch.from_numpy(masked.masked_positions)
-        return batch | other_inputs(cells, indptr, masked.input_ids.shape[1], self.graph_column)
+        return batch | others
 
     def frozen(self, epoch: int) -> DataCollatorForCorrMask:
         """Return a copy that masks as in one epoch, always: for evaluation, so that losses compare."""
@@ -258,25 +266,13 @@ class PaddingCollator:
         _check_return_tensors(return_tensors)
         cells = as_cells(features)
         indptr, tokens, marks = ragged(cells, self.vocabulary)
-        lengths, multiple = np.diff(indptr), self.pad_to_multiple_of or 1
-        shape = lengths.size, -(-int(lengths.max(initial=0)) // multiple) * multiple
-        inside = np.arange(shape[1]) < lengths[:, None]
-        ids, attention = empty(shape), empty(shape)
-        ids[:] = self.vocabulary.pad_token_id
-        ids[inside] = tokens
-        attention[:] = ids != self.vocabulary.pad_token_id
-        if "seen" in marks:
-            attention[inside] = marks["seen"]
-        batch = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(attention)}
-        if "protected" in marks:
-            protected = np.zeros(shape, np.int64)
-            protected[inside] = marks["protected"]
-            batch["special_tokens_mask"] = torch.from_numpy(protected)
+        batch = _padded(indptr, tokens, marks, self.vocabulary, self.pad_to_multiple_of)
+        rows, width = batch["input_ids"].shape
         if isinstance(cells, RaggedBatch) and cells.epoch is not None:
-            batch["mask_epoch"] = torch.full(shape[:1], cells.epoch)
+            batch["mask_epoch"] = torch.full((rows,), cells.epoch)
         if self.graph_column is not None:
             batch["graph_ids"] = torch.from_numpy(graph_ids_of(cells, self.graph_column, self.graph_numbers))
-        return batch | other_inputs(cells, indptr, shape[1], self.graph_column)
+        return batch | other_inputs(cells, indptr, width, self.graph_column)
 
 
 def check_graph_column(masker: Masker, column: str | None, numbers: Mapping[Any, int] | None) -> str | None:
@@ -295,6 +291,31 @@ def check_graph_column(masker: Masker, column: str | None, numbers: Mapping[Any,
 
 def _check_multiple(multiple: int | None) -> int | None:
     return None if multiple is None else check_integer("pad_to_multiple_of", multiple, 1)
+
+
+def _width(indptr: np.ndarray, multiple: int | None) -> int:
+    multiple = multiple or 1
+    return -(-int(np.diff(indptr).max(initial=0)) // multiple) * multiple
+
+
+def _padded(
+    indptr: np.ndarray, tokens: np.ndarray, marks: dict[str, np.ndarray], vocabulary: Vocabulary, multiple: int | None
+) -> dict[str, torch.Tensor]:
+    """Return ``input_ids``, ``attention_mask`` and, where given, ``special_tokens_mask``, padded on the right."""
+    lengths, shape = np.diff(indptr), (indptr.size - 1, _width(indptr, multiple))
+    inside = np.arange(shape[1]) < lengths[:, None]
+    ids, attention = empty(shape), empty(shape)
+    ids[:] = vocabulary.pad_token_id
+    ids[inside] = tokens
+    attention[:] = ids != vocabulary.pad_token_id
+    if "seen" in marks:
+        attention[inside] = marks["seen"]
+    batch = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(attention)}
+    if "protected" in marks:
+        protected = np.zeros(shape, np.int64)
+        protected[inside] = marks["protected"]
+        batch["special_tokens_mask"] = torch.from_numpy(protected)
+    return batch
 
 
 def _check_return_tensors(kind: Any) -> None:

@@ -16,6 +16,8 @@ from corrmask_fast.masking.batch_checks import check_batch
 from corrmask_fast.masking.draws import draws_of_tensors, priorities_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from corrmask_fast.cells.vocabulary import Vocabulary
     from corrmask_fast.masking.base import Masker
 
@@ -112,7 +114,7 @@ def draw_ids_of(
 
 
 def row_content(
-    input_ids: torch.Tensor, maskable: torch.Tensor, columns: torch.Tensor, values: torch.Tensor | None = None
+    input_ids: torch.Tensor, maskable: torch.Tensor, columns: torch.Tensor, values: Sequence[torch.Tensor] = ()
 ) -> torch.Tensor:
     """Return int64: the content of each row's maskable tokens, and of their values where they have some (SPEC 3).
 
@@ -121,13 +123,31 @@ def row_content(
     input_ids, maskable, columns
         (rows, columns), or (columns,) where all rows have the same: see :func:`draw_ids_of`.
     values
-        (rows, columns), any real dtype.
+        Each (rows, columns), any real dtype.
     """
     numbers = mix((columns << 32) | (input_ids.to(torch.int64) & LOW))
-    if values is None:
-        return torch.where(maskable, numbers, 0).sum(dim=-1)
-    own = torch.where(maskable, mix(numbers ^ _float_bits(values)), 0).sum(dim=-1)
-    return own + torch.where(maskable, numbers, 0).sum(dim=-1)
+    content = torch.where(maskable, numbers, 0).sum(dim=-1)
+    if not values:
+        return content
+    for one in values:
+        numbers = mix(numbers ^ _float_bits(one))
+    return content + torch.where(maskable, numbers, 0).sum(dim=-1)
+
+
+def draw_ids_by_values(
+    vocabulary: Vocabulary, batch: Mapping[str, torch.Tensor], salt: torch.Tensor
+) -> torch.Tensor | None:
+    """Return (rows,) int64: the draws of a padded batch whose tokens have values beside them; None if they have none.
+
+    Values are all that is floating point and of the shape of ``input_ids``; ``salt``, (1,) int64, is added to content.
+    """
+    ids, seen = batch["input_ids"], batch["attention_mask"] != 0
+    values = [batch[name] for name in sorted(batch) if batch[name].is_floating_point()]
+    values = [one for one in values if one.shape == ids.shape]
+    if not values:
+        return None
+    maskable = maskable_columns(vocabulary, ids, seen, batch.get("special_tokens_mask"))
+    return mix(row_content(ids, maskable, relative_columns(seen), values) + salt)
 
 
 def _float_bits(values: torch.Tensor) -> torch.Tensor:

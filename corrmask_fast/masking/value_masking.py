@@ -202,7 +202,7 @@ def _content(
 ) -> torch.Tensor:
     """Return (rows,) int64: the content of rows, genes and values; where the kernel can, by the kernel."""
     if type(values) is not torch.Tensor or values.device.type != "cpu" or torch.compiler.is_compiling():
-        return row_content(gene_ids, maskable, columns, values)
+        return row_content(gene_ids, maskable, columns, [values])
     from corrmask_fast.kernels.values import value_content
 
     rows, width = values.shape

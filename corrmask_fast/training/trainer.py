@@ -17,6 +17,8 @@ from torch.utils.data import SequentialSampler
 
 from corrmask_fast.errors import InputError, import_extra
 from corrmask_fast.masking.collator import DataCollatorForCorrMask, PaddingCollator, check_graph_column
+from corrmask_fast.masking.draws import draws_of_tensors
+from corrmask_fast.masking.torch_random import draw_ids_by_values
 from corrmask_fast.training.callback import CorrMaskCallback, batches_of
 from corrmask_fast.training.checks import check_learning, check_model, parameters_of
 from corrmask_fast.training.losses import logits_of, summed_by_row, targets_of
@@ -328,21 +330,25 @@ class CorrMaskTrainer(transformers.Trainer):
         if self._on_device is None:  # one that learns is a part of the model, and there with it
             twin = self.masker if self.masker.needs_model else copy.deepcopy(self.masker)
             self._on_device = twin.to(batch["input_ids"].device)
-        more = {"graph_ids": batch.pop("graph_ids")} if "graph_ids" in batch else {}
+        more: dict[str, Any] = {"graph_ids": batch.pop("graph_ids")} if "graph_ids" in batch else {}
         learning = self.masker.needs_model and epoch != EVALUATION_EPOCH
-        if "mask_epoch" in batch:  # the dataset's own
-            epoch = batch.pop("mask_epoch")[:1]
+        epoch = batch.pop("mask_epoch")[:1] if "mask_epoch" in batch else epoch  # the dataset's own
+        more["epoch"] = epoch
+        if any(value.is_floating_point() for value in batch.values()):
+            salt, *_ = draws_of_tensors(0, None, epoch, self.masker.draw_counter, batch["input_ids"].device)
+            draws = draw_ids_by_values(self.masker.vocabulary, batch, salt)
+            more |= {} if draws is None else {"draw_ids": draws, "epoch": None}
         self._on_device.set_step(step)
         rows = batch["input_ids"], batch["attention_mask"], batch.pop("special_tokens_mask", None)
         if self.masker.needs_model:
             # What was learned changes from one evaluation to the next: their masks do not go by it. Nor is there a
             # context in the model that is saved, and it is that one whose loss is wanted.
             more |= {"embeddings": self.model.get_input_embeddings(), "weighted": learning}
-            masked, latents = self._on_device.draw(*rows, epoch=epoch, **more)
+            masked, latents = self._on_device.draw(*rows, **more)
             batch |= {"latents": latents} if learning else {}
         else:
             with torch.no_grad():
-                masked = self._on_device(*rows, epoch=epoch, **more)
+                masked = self._on_device(*rows, **more)
         batch |= {"input_ids": masked.input_ids, "labels": masked.labels}
         if "masked_positions" in self._takes:
             batch["masked_positions"] = masked.masked_positions
