@@ -12,7 +12,7 @@ from corrmask_fast.buffers import empty
 from corrmask_fast.cells.dataset import RaggedBatch
 from corrmask_fast.errors import InputError, check_integer
 from corrmask_fast.masking.draws import epoch_salt, mix, signed
-from corrmask_fast.masking.features import Cells, as_cells, graph_ids_of, other_inputs, ragged
+from corrmask_fast.masking.features import Cells, as_cells, graph_ids_of, other_inputs, padded_width, ragged
 from corrmask_fast.masking.torch_random import draw_ids_by_values
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ class DataCollatorForCorrMask:
             epoch = cells.epoch
         salt = epoch_salt(epoch) if epoch >= 0 else self._fresh_salt()
         draw: dict[str, Any] = {"salt": salt}
-        others = other_inputs(cells, indptr, _width(indptr, self.pad_to_multiple_of), self.graph_column)
+        others = other_inputs(cells, indptr, self.pad_to_multiple_of, self.graph_column)
         if others:
             padded = _padded(indptr, tokens, marks, self.masker.vocabulary, self.pad_to_multiple_of)
             draws = draw_ids_by_values(self.masker.vocabulary, padded | others, torch.tensor([signed(salt)]))
@@ -267,12 +267,11 @@ class PaddingCollator:
         cells = as_cells(features)
         indptr, tokens, marks = ragged(cells, self.vocabulary)
         batch = _padded(indptr, tokens, marks, self.vocabulary, self.pad_to_multiple_of)
-        rows, width = batch["input_ids"].shape
         if isinstance(cells, RaggedBatch) and cells.epoch is not None:
-            batch["mask_epoch"] = torch.full((rows,), cells.epoch)
+            batch["mask_epoch"] = torch.full((len(cells),), cells.epoch)
         if self.graph_column is not None:
             batch["graph_ids"] = torch.from_numpy(graph_ids_of(cells, self.graph_column, self.graph_numbers))
-        return batch | other_inputs(cells, indptr, width, self.graph_column)
+        return batch | other_inputs(cells, indptr, self.pad_to_multiple_of, self.graph_column)
 
 
 def check_graph_column(masker: Masker, column: str | None, numbers: Mapping[Any, int] | None) -> str | None:
@@ -293,16 +292,11 @@ def _check_multiple(multiple: int | None) -> int | None:
     return None if multiple is None else check_integer("pad_to_multiple_of", multiple, 1)
 
 
-def _width(indptr: np.ndarray, multiple: int | None) -> int:
-    multiple = multiple or 1
-    return -(-int(np.diff(indptr).max(initial=0)) // multiple) * multiple
-
-
 def _padded(
     indptr: np.ndarray, tokens: np.ndarray, marks: dict[str, np.ndarray], vocabulary: Vocabulary, multiple: int | None
 ) -> dict[str, torch.Tensor]:
     """Return ``input_ids``, ``attention_mask`` and, where given, ``special_tokens_mask``, padded on the right."""
-    lengths, shape = np.diff(indptr), (indptr.size - 1, _width(indptr, multiple))
+    lengths, shape = np.diff(indptr), (indptr.size - 1, padded_width(indptr, multiple))
     inside = np.arange(shape[1]) < lengths[:, None]
     ids, attention = empty(shape), empty(shape)
     ids[:] = vocabulary.pad_token_id

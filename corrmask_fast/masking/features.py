@@ -17,7 +17,7 @@ from corrmask_fast.errors import InputError, as_integer, shown
 if TYPE_CHECKING:
     from corrmask_fast.cells.vocabulary import Vocabulary
 
-__all__ = ["as_cells", "graph_ids_of", "other_inputs", "ragged"]
+__all__ = ["as_cells", "graph_ids_of", "other_inputs", "padded_width", "ragged"]
 
 # What collators take care of; "length" (Geneformer's column) says what the attention mask says.
 OWN = frozenset({"input_ids", "attention_mask", "special_tokens_mask", "length"})
@@ -125,23 +125,32 @@ def graph_ids_of(cells: Cells, column: str, numbers: Mapping[Any, int] | None) -
     return np.array([as_integer(value) for value in values], np.int64)
 
 
-def other_inputs(cells: Cells, indptr: np.ndarray, width: int, graph_column: str | None) -> dict[str, torch.Tensor]:
+def padded_width(indptr: np.ndarray, multiple: int | None) -> int:
+    """Return the columns of a padded batch."""
+    multiple = multiple or 1
+    return -(-int(np.diff(indptr).max(initial=0)) // multiple) * multiple
+
+
+def other_inputs(
+    cells: Cells, indptr: np.ndarray, multiple: int | None, graph_column: str | None
+) -> dict[str, torch.Tensor]:
     """Return what cells have beside their tokens, as a model takes it.
 
     A number a cell becomes (rows,); a number for each of its tokens (rows, width), padded with 0, labels with −100;
     arrays of one shape (rows, …). Integers are int64, others float32. What is no number is left out with a warning.
     """
-    names = cells.columns if isinstance(cells, RaggedBatch) else dict.fromkeys(chain.from_iterable(cells))
-    result = {}
+    there = cells.columns if isinstance(cells, RaggedBatch) else dict.fromkeys(chain.from_iterable(cells))
+    names = [name for name in there if name not in OWN and name != graph_column]
+    if not names:
+        return {}
+    lengths, width, result = np.diff(indptr), padded_width(indptr, multiple), {}
     for name in names:
-        if name in OWN or name == graph_column:
-            continue
         if name in MADE:
             raise InputError(
                 f"a feature is named {name!r}, and the collator makes that one itself; rename or remove it"
             )
         values = cells.columns[name] if isinstance(cells, RaggedBatch) else [row.get(name) for row in cells]
-        array = _padded(name, values, np.diff(indptr), width)
+        array = _padded(name, values, lengths, width)
         if array is None:
             warnings.warn(
                 f"{name!r} is left out of batches, for it is not a number in every cell; make numbers of it to pass it "
