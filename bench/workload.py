@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 import corrmask_fast
-from corrmask_fast import Corpus, DependencyGraph, build_dependency_graph, read_corpus, tokenize_h5ad, write_corpus
+from corrmask_fast import Corpus, DependencyGraph, build_dependency_graph, read_corpus, tokenize, write_corpus
 from corrmask_fast.synthetic import generate_cells
 
 # A change to one of these may change the cells or the graph: a kept workload is made anew.
@@ -122,7 +122,7 @@ def _make(size: Size, folder: Path) -> None:
     cells = generate_cells(size.n_cells, size.n_genes, n_modules=size.n_modules, n_types=size.n_types)
     cells.write_h5ad(folder / "counts.h5ad")
     limit = {"max_length": size.length}
-    tokenize_h5ad(folder / "counts.h5ad", folder / "all.npz", cells.vocabulary, progress=False, **limit)
+    tokenize(folder / "counts.h5ad", folder / "all.npz", cells.vocabulary, progress=False, **limit)
     (folder / "counts.h5ad").unlink()
     corpus = read_corpus(folder / "all.npz", **limit)
     graph = build_dependency_graph(

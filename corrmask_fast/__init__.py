@@ -59,6 +59,7 @@ _ROOMS = {
     "read_corpus": "cells.corpus_io",
     "rewired": "graph.rewiring",
     "set_num_threads": "threads",
+    "tokenize": "cells.tokenizer",
     "tokenize_h5ad": "cells.tokenizer",
     "write_corpus": "cells.corpus_io",
 }

@@ -34,6 +34,11 @@ def readable(source: str | os.PathLike[str], kind: str) -> Iterator[None]:
 
     Everything that reads a file from outside stands in such a block. Parsers raise more types than anyone lists:
     RecursionError for deep JSON, OverflowError for a size of 10**30, MemoryError for a declared 8 TiB, LZMAError.
+
+    >>> with readable("cells.npz", ".npz file"):
+    ...     raise MemoryError("8 TiB")
+    Traceback (most recent call last):
+    corrmask_fast.errors.InputError: cells.npz is not a readable .npz file: MemoryError: 8 TiB
     """
     try:
         yield
@@ -43,11 +48,25 @@ def readable(source: str | os.PathLike[str], kind: str) -> Iterator[None]:
         raise InputError(f"{source} is not a readable {kind}: {reason(error)}") from error
 
 
+@contextmanager
+def naming(source: str | os.PathLike[str]) -> Iterator[None]:
+    """Put the name of a file before the message of an InputError raised inside the block, unless it stands in it.
+
+    For checks of what was read, which know the values but not where they come from.
+    """
+    try:
+        yield
+    except InputError as error:
+        if str(source) in str(error):
+            raise
+        raise InputError(f"{source}: {error}") from error
+
+
 def reason(error: BaseException) -> str:
     """Return what an exception says, on one line and not too long; its type where it says nothing."""
     text = " ".join(str(error).split())
-    if isinstance(error, KeyError):
-        text = f"it lacks {text}"
+    if isinstance(error, KeyError) and error.args:
+        text = f"it lacks {text}" if " " not in text else str(error.args[0])  # some libraries raise it with a sentence
     elif not text or isinstance(error, MemoryError | RecursionError | AttributeError | TypeError | IndexError):
         text = f"{type(error).__name__}: {text}".rstrip(": ")
     return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]}…"
@@ -56,8 +75,8 @@ def reason(error: BaseException) -> str:
 def shown(value: Any) -> str:
     """Return the repr of a value for a message: short, whatever is nested in it, however many digits it has.
 
-    >>> shown(1.5), len(shown("a" * 1000))
-    ('1.5', 120)
+    >>> shown(1.5), len(shown("a" * 1000)), shown(10**5000)
+    ('1.5', 120, 'a int')
     """
     try:
         text = _SHORT.repr(value)
@@ -83,16 +102,30 @@ def import_extra(module: str, extra: str) -> ModuleType:
 
 
 def check_number(name: str, value: Any, low: float, high: float, *, open_ends: bool = False) -> float:
-    """Return ``value`` as a float inside [low, high], or inside (low, high) with ``open_ends``."""
+    """Return ``value`` as a float inside [low, high], or inside (low, high) with ``open_ends``.
+
+    Text and truth values are no numbers: ``"0.1"`` or ``true`` in a configuration file is a mistake.
+
+    >>> check_number("dropout", 0.5, 0, 1)
+    0.5
+    >>> check_number("dropout", "0.5", 0, 1)
+    Traceback (most recent call last):
+    corrmask_fast.errors.InputError: dropout must be a number in [0, 1]; got '0.5'
+    """
     brackets = "()" if open_ends else "[]"
     try:
-        number = float(value)
-    except (TypeError, ValueError):
+        no_number = isinstance(value, str | bytes | bytearray | bool) or _is_numpy_bool(value)
+        number = math.nan if no_number else float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # the last: a tensor of several numbers
         number = math.nan
     inside = low < number < high if open_ends else low <= number <= high
     if not inside:
         raise InputError(f"{name} must be a number in {brackets[0]}{low}, {high}{brackets[1]}; got {shown(value)}")
     return number
+
+
+def _is_numpy_bool(value: Any) -> bool:
+    return getattr(getattr(value, "dtype", None), "kind", None) == "b"
 
 
 def as_integer(value: Any) -> int | None:

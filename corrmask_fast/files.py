@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from corrmask_fast.errors import InputError
 
@@ -35,6 +35,14 @@ def check_output(path: str | os.PathLike[str]) -> Path:
         raise InputError(f"cannot write {target}: it is no ordinary file; give the name of one")
     _check_can_write_in(target.parent, target)
     return path
+
+
+def check_not_input(output: str | os.PathLike[str], source: Any, name: str = "output") -> None:
+    """Raise InputError if ``output`` leads to what is read (a path; anything else passes), or to a part of it."""
+    if isinstance(source, str | os.PathLike):
+        read, path = target_of(source), target_of(output)
+        if path == read or (read in path.parents and path.exists()):
+            raise InputError(f"{name} would replace {output}, which is read here; give another name")
 
 
 def target_of(path: str | os.PathLike[str]) -> Path:

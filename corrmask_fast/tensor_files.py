@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from corrmask_fast.cells.vocabulary import Vocabulary
-from corrmask_fast.errors import InputError
+from corrmask_fast.errors import InputError, as_integer, naming, readable, reason, shown
 from corrmask_fast.files import atomic_file
 
 if TYPE_CHECKING:
@@ -82,33 +82,34 @@ def read_graph(
     header, tensors = read_tensors(Path(path), f"{kind.short} file")
     if not isinstance(header, dict) or header.get("format") != kind.format:
         raise InputError(f"{path} is a safetensors file, but no {kind.noun} of this project")
-    version = header.get("version")
-    if isinstance(version, int) and version > kind.version:
+    version = as_integer(header.get("version"))
+    if version is not None and version > kind.version:
         raise InputError(
-            f"{path} has format version {version}, and this version of corrmask-fast reads up to {kind.version}; "
-            "upgrade corrmask-fast"
+            f"{path} has format version {shown(version)}, and this version of corrmask-fast reads up to "
+            f"{kind.version}; upgrade corrmask-fast"
         )
-    if not (kind.needed <= tensors.keys() <= kind.known and {"params", "vocabulary"} <= header.keys()):
+    parts = [header.get("params"), header.get("vocabulary")]
+    whole = kind.needed <= tensors.keys() <= kind.known and all(isinstance(part, dict) for part in parts)
+    if version is None or version < 1 or not whole:
         raise InputError(
             f"{path} lacks a part of a {kind.short}, or has a part too many: it was altered or damaged; build it again"
         )
-    digest = header.pop("sha256", None)
-    if digest != hash_tensors(canonical(header), tensors):
-        raise InputError(f"{path} was altered or damaged since it was saved (its SHA-256 differs); build it again")
-    return tensors, Vocabulary.from_json(json.dumps(header["vocabulary"])), header["params"]
+    with readable(path, f"{kind.short} file"), naming(path):
+        digest = header.pop("sha256", None)
+        if digest != hash_tensors(canonical(header), tensors):
+            raise InputError(f"{path} was altered or damaged since it was saved (its SHA-256 differs); build it again")
+        return tensors, Vocabulary.from_json(json.dumps(header["vocabulary"])), header["params"]
 
 
 def read_tensors(path: Path, kind: str) -> tuple[Any, dict[str, np.ndarray]]:
     """Return header (None if there is none) and tensors of a safetensors file of a ``kind`` that messages name."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
-    try:
+    with readable(path, f"{kind} (truncated, damaged or of another kind)"):
         with safe_open(path, framework="numpy") as file:
             text = (file.metadata() or {}).get(METADATA)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         return (None if text is None else json.loads(text)), tensors
-    except (SafetensorError, ValueError, OSError, TypeError, KeyError) as error:
-        raise InputError(f"{path} is no readable {kind} (truncated, damaged or of another kind): {error}") from error
 
 
 def plain_params(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -117,12 +118,12 @@ def plain_params(params: Mapping[str, Any]) -> dict[str, Any]:
     def number(value: Any) -> Any:
         if isinstance(value, np.generic):
             return value.item()
-        raise TypeError(f"{value!r} is a {type(value).__name__}")
+        raise TypeError(f"{shown(value)} is a {type(value).__name__}")
 
     try:
         return json.loads(json.dumps(dict(params), default=number, allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise InputError(f"params must hold plain JSON values (numbers, text, lists, None): {error}") from error
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"params must hold plain JSON values (numbers, text, lists, None): {reason(error)}") from error
 
 
 def hash_tensors(header: bytes, tensors: Mapping[str, np.ndarray]) -> str:

@@ -182,7 +182,7 @@ class Case:
                 vocab_size=vocabulary.size,
                 gene_range=vocabulary.gene_range,
                 pad_token_id=vocabulary.pad_token_id,
-                mask_token_id=vocabulary.mask_token_id,
+                mask_token_id=vocabulary.require_mask_token(),
                 special_token_ids=vocabulary.special_token_ids,
                 draw_id=None if draw_ids is None else int(draw_ids[row]),
                 epoch=epoch,

@@ -16,7 +16,8 @@ from numba.extending import intrinsic
 
 from .jit import inline, kernel
 
-OK, OUTSIDE, TWICE = 0, 1, 2  # what gather_rows found: all well, a token outside the vocabulary, a gene twice
+OK, OUTSIDE = 0, 1  # what gather_rows found: all well, or a token outside the vocabulary
+NEW, DISTINCT, REPEATS = 0, 1, 2  # what is known of a cell: nothing, each gene once, a gene stands in it again
 
 
 @intrinsic
@@ -103,21 +104,28 @@ def longest_row(indptr, n_tokens):
 
 @kernel
 def gather_rows(
-    first_cell, offset_address, token_address, offsets_like, tokens_like, rows, size, lo, hi, max_length, check,
+    first_cell, offset_address, token_address, offsets_like, tokens_like, rows, size, lo, hi, max_length, known,
     out_indptr, out,
 ):  # fmt: skip
     """Copy rows without their special tokens, each cut to ``max_length`` genes, one behind the other into ``out``.
 
-    The vocabulary has ``size`` tokens, its genes are [lo, hi). Returns (what, k, token): OK, or what is wrong with
-    which row and token. With ``check``, a gene that stands twice in a cell is looked for too.
+    The vocabulary has ``size`` tokens, its genes are [lo, hi). Of a gene that stands in a cell again the first
+    occurrence is taken. ``known[cell]`` says what earlier calls found in a cell (NEW, DISTINCT or REPEATS) and is
+    written here; one without entries: all cells are distinct. So a cell is looked through once, and copied in vectors
+    from then on.
+
+    Returns (what, k, token, dropped): OK, or OUTSIDE with the row and the token; with OK the first row and token of
+    those that were dropped in cells that were NEW, and their number.
     """
-    seen = np.full(size if check else 0, -1, np.int64)
+    seen = np.zeros((size + 63) // 64 if known.size > 0 else 0, np.uint64)  # a bit for each token
     n = 0
+    dropped, first_row, first_token = 0, -1, -1
     out_indptr[0] = 0
     for k in range(rows.size):
         s, a, b = place_of(first_cell, offset_address, offsets_like, rows[k])
         begin = n
-        if not check and b - a <= max_length:
+        state = known[rows[k]] if known.size > 0 else DISTINCT
+        if state == DISTINCT and b - a <= max_length:
             address, row = token_address[s], out[n : n + b - a]
             others = 0
             for c in range(row.size):  # mostly genes alone: then a plain copy, in vectors
@@ -128,22 +136,32 @@ def gather_rows(
                 n += b - a
                 out_indptr[k + 1] = n
                 continue
+        if state != DISTINCT:
+            seen[:] = 0
+        repeats = 0
         for c in range(a, b):
             token = np.int64(load_at(token_address[s], c, tokens_like))
             if token < 0 or token >= size:
-                return OUTSIDE, k, token
+                return OUTSIDE, k, token, 0
             if token < lo or token >= hi:
                 continue
             if n - begin == max_length:
                 break
-            if check:
-                if seen[token] == k:
-                    return TWICE, k, token
-                seen[token] = k
+            if state != DISTINCT:
+                word, bit = token >> 6, np.uint64(1) << np.uint64(token & 63)
+                if seen[word] & bit:
+                    repeats += 1
+                    if state == NEW and first_row < 0:
+                        first_row, first_token = k, token
+                    continue
+                seen[word] |= bit
             out[n] = token
             n += 1
         out_indptr[k + 1] = n
-    return OK, 0, 0
+        if state == NEW:
+            dropped += repeats
+            known[rows[k]] = REPEATS if repeats > 0 else DISTINCT
+    return OK, first_row, first_token, dropped
 
 
 @kernel(makes_arrays=False)

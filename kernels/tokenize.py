@@ -3,8 +3,8 @@
     value = ((count / total of the cell) * target_sum) / median of the gene        float64, in exactly this order
     tokens of the cell: by falling value, ties by lower token
 
-The total is over all columns, also those of genes outside the vocabulary; columns of one gene are summed first (whole
-numbers below 2**53: exact in any order). Genes of count 0 have no place in the cell.
+The total is over all columns, also those of genes outside the vocabulary, or given; columns of one gene are summed
+first (whole numbers below 2**53: exact in any order). Genes of count 0 have no place in the cell.
 
     columns   c0 c1 c2 c3         token_of_column  7 -1 9 7        →  tokens (ascending) 7 9
     counts     2  5  0  1                                             values             (3 / 8) * target_sum …
@@ -22,7 +22,7 @@ import numpy as np
 from .bits import lowest_one
 from .jit import kernel, stage
 
-OK, NEGATIVE, FRACTIONAL, NOT_FINITE = 0, 1, 2, 3  # what scale_rows found
+OK, NEGATIVE, FRACTIONAL, NOT_FINITE, BAD_TOTAL = 0, 1, 2, 3, 4  # what scale_rows found
 
 DIGIT = 8  # bits that one pass of the radix sort looks at
 BUCKETS = 1 << DIGIT
@@ -30,7 +30,7 @@ N_BINS = 1024  # bins of a histogram: each pass narrows a gene's interval by ten
 
 
 @stage
-def check_row(counts, begin, end):
+def check_row(counts, begin, end, fractional):
     """Return (code, position) of the first entry that is no count, or (OK, 0)."""
     for k in range(begin, end):
         count = counts[k]
@@ -38,16 +38,19 @@ def check_row(counts, begin, end):
             return NEGATIVE, k
         if not count < np.inf:
             return NOT_FINITE, k
-        if count != np.floor(count):
+        if count != np.floor(count) and not fractional:
             return FRACTIONAL, k
     return OK, 0
 
 
 @kernel
 def scale_rows(
-    indptr, columns, counts, token_of_column, n_tokens, target_sum, out_lengths, out_tokens, out_values, first, last
-):
+    indptr, columns, counts, token_of_column, n_tokens, target_sum, totals, fractional,
+    out_lengths, out_tokens, out_values, first, last,
+):  # fmt: skip
     """Sum the columns of each gene and scale: rows [first, last) of a CSR matrix of float64 counts.
+
+    ``totals`` holds one for each row, or none: then it is the sum of the row. ``fractional`` lets fractions pass.
 
     Row r's tokens, ascending, and values go to ``out_tokens`` and ``out_values`` from ``indptr[r]`` on, as many as
     ``out_lengths[r]``. ``token_of_column`` is -1 for columns left out. Returns (code, row, position in ``counts``).
@@ -57,7 +60,7 @@ def scale_rows(
     one = np.uint64(1)
     for r in range(first, last):
         begin, end = indptr[r], indptr[r + 1]
-        code, position = check_row(counts, begin, end)
+        code, position = check_row(counts, begin, end, fractional)
         if code != OK:
             return code, r, position
         total = 0.0
@@ -67,6 +70,10 @@ def scale_rows(
             if token >= 0 and counts[k] > 0:
                 sums[token] += counts[k]
                 seen[token >> 6] |= one << np.uint64(token & 63)
+        if totals.size > 0:
+            total = totals[r]
+        if not total < np.inf or (totals.size > 0 and not total > 0 and end > begin):
+            return BAD_TOTAL, r, begin
         n = begin
         for word in range(seen.size):
             bits = seen[word]
@@ -149,7 +156,7 @@ def histogram_values(indptr, lengths, tokens, bits, low, shift, histogram, first
             token = tokens[k]
             if first_token <= token < last_token:
                 offset = bits[k] - low[token]
-                if 0 <= offset < N_BINS << shift:
+                if offset >= 0 and offset >> shift < N_BINS:  # N_BINS << shift may be 2**63
                     histogram[token, offset >> shift] += 1
 
 

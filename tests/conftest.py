@@ -46,13 +46,13 @@ def data_folder() -> Path:
 @pytest.fixture(scope="session")
 def pbmc(data_folder, tmp_path_factory) -> Corpus:
     """PBMC 3k with Geneformer's dictionaries, as a datasets folder."""
-    from corrmask_fast import read_corpus, tokenize_h5ad
+    from corrmask_fast import read_corpus, tokenize
 
     folder = data_folder / "geneformer"
     vocabulary = Vocabulary.from_token_dictionary(folder / "token_dictionary.json", folder / "gene_name_id_dict.json")
     path = tmp_path_factory.mktemp("pbmc") / "pbmc.dataset"
     medians = folder / "gene_median_dictionary.json"
-    tokenize_h5ad(data_folder / "pbmc3k.h5ad", path, vocabulary, medians, progress=False)
+    tokenize(data_folder / "pbmc3k.h5ad", path, vocabulary, medians, progress=False)
     return read_corpus(path, vocabulary)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from corrmask_fast import Vocabulary, read_corpus
-from corrmask_fast.cells.tokenizer import tokenize_h5ad
+from corrmask_fast.cells import tokenizer
 
 anndata = pytest.importorskip("anndata")
 pandas = pytest.importorskip("pandas")
@@ -44,7 +44,8 @@ def by_hand(counts, token_of_column, median_of_token, max_length=2048):
             token = token_of_column[column]
             if token >= 0 and token in median_of_token:
                 sums[token] = sums.get(token, 0.0) + row[column]
-        value = {token: total / row.sum() * 10_000 / median_of_token[token] for token, total in sums.items()}
+        whole = np.cumsum(row)[-1]  # one after the other: for fractions the order counts
+        value = {token: total / whole * 10_000 / median_of_token[token] for token, total in sums.items()}
         cells.append(sorted(value, key=lambda token: (-value[token], token))[:max_length])
     return [cell for cell in cells if cell]
 
@@ -55,7 +56,7 @@ def medians_by_hand(counts, token_of_column, vocabulary):
     for column, token in enumerate(token_of_column):
         if token >= 0:
             summed[:, token] += counts[:, column]
-    total = counts.sum(axis=1, keepdims=True)
+    total = np.cumsum(counts, axis=1)[:, -1:]
     scaled = summed / np.where(total == 0, 1, total) * 10_000
     return {t: np.median(scaled[:, t][summed[:, t] > 0]) for t in range(vocabulary.size) if summed[:, t].any()}
 
@@ -65,7 +66,7 @@ def cells_of(corpus):
 
 
 def tokenize(path, output, vocabulary=GENES, medians=None, **options):
-    report = tokenize_h5ad(path, output, vocabulary, medians, progress=False, **options)
+    report = tokenizer.tokenize(path, output, vocabulary, medians, progress=False, **options)
     return report, read_corpus(output)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 from itertools import pairwise
 
 import numpy as np
@@ -101,8 +102,8 @@ def test_buffers_as_stored_are_not_taken_for_clean_cells():
         assert corpus.indptr[0] == 0
         assert corpus.in_memory
     twice = Segment(np.array([0, 2], np.int64), np.array([9, 9], np.uint16))
-    with pytest.raises(InputError, match=r"cell 0 holds gene G5 \(token 9\) twice"):
-        _ = Corpus.from_segments([twice], V2).tokens
+    with pytest.warns(UserWarning, match=r"1 gene stood twice in its cell: gene G5 \(token 9\) in cell 0"):
+        assert Corpus.from_segments([twice], V2).tokens.tolist() == [9]
 
 
 def test_rows_come_in_the_order_asked_for():
@@ -176,18 +177,49 @@ def test_a_token_outside_the_vocabulary_is_named(token):
     )
 
 
-def test_a_gene_twice_in_a_cell_is_named():
+def test_of_a_gene_twice_in_a_cell_the_first_counts_and_the_number_dropped_is_told():
     genes = Vocabulary(V1.names, {"G3": "TP53"})
-    with pytest.raises(InputError, match=r"cell 2 holds gene TP53 \(token 5\) twice; a cell ranks each gene once"):
-        Corpus(*flat([[5], [6, 7], [5, 4, 8, 5], [5, 5]]), genes)
+    message = r"2 genes stood twice in a cell, as gene TP53 \(token 5\) in cell 2; the first occurrence counts"
+    with pytest.warns(UserWarning, match=message):
+        corpus = Corpus(*flat([[5], [6, 7], [5, 4, 8, 5], [5, 5]]), genes)
+    assert cells_of(corpus) == [[5], [6, 7], [5, 4, 8], [5]]
     corpus = Corpus(*flat([[0, 0, 5, 0], [5]]), genes)  # special tokens may repeat, and genes in other cells
     assert cells_of(corpus) == [[5], [5]]
 
 
 def test_what_lies_behind_the_cut_is_not_looked_at():
     assert cells_of(Corpus(*flat([[4, 5, 4, 99]]), V1, max_length=2)) == [[4, 5]]
-    with pytest.raises(InputError, match="twice"):
-        Corpus(*flat([[4, 5, 4, 99]]), V1, max_length=3)
+    with pytest.raises(InputError, match="token 99"):
+        Corpus(*flat([[4, 5, 4, 99]]), V1, max_length=3)  # two genes: the cut comes after the third
+
+
+def test_repeated_genes_are_dropped_before_the_cut_and_in_every_way_to_read_a_cell():
+    cells = [[4, 5], [6, 7, 6, 6, 8, 7, 9], [5, 4, 9], [8, 8]]
+    right = [[4, 5], [6, 7, 8], [5, 4, 9], [8]]
+    stored = Segment(np.array([0, 2, 9, 12, 14]), np.array([token for cell in cells for token in cell], np.int32))
+    rows = np.array([3, 1, 1, 0, 2])
+
+    def ragged(indptr, tokens):
+        return [tokens[a:b].tolist() for a, b in pairwise(indptr.tolist())]
+
+    corpus, wanted = Corpus.from_segments([stored], V1, max_length=3), [right[i] for i in rows]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(2):  # the second time it is known which cells hold no gene twice
+            assert ragged(*corpus.gather_for_training(rows)) == wanted
+            assert ragged(*corpus.gather(rows)) == wanted
+            assert cells_of(corpus.take(rows)) == wanted
+            chosen = corpus.select(rows)
+            assert ragged(*chosen.gather(np.arange(5))) == wanted
+            assert ragged(*pickle.loads(pickle.dumps(chosen)).gather(np.arange(5))) == wanted
+        assert cells_of(corpus) == right
+        assert cells_of(Corpus(stored.offsets, stored.tokens, V1, max_length=3)) == right
+    said = [str(warning.message) for warning in caught]
+    assert len(said) == 2, said  # once for each of the two corpora
+    assert "3 genes stood twice in a cell, as gene G6 (token 8) in cell 3" in said[0]
+    assert "3 genes stood twice in a cell, as gene G4 (token 6) in cell 1" in said[1]
+    assert corpus.select(rows).lengths.tolist() == [1, 3, 3, 2, 3]
+    assert Corpus.from_segments([stored], V1).lengths.tolist() == [2, 7, 3, 2]  # as stored
 
 
 def test_cells_of_a_chunk_are_named_as_in_the_corpus():

@@ -29,8 +29,8 @@ def test_a_failure_leaves_nothing(tmp_path, name, failure):
 
 @pytest.mark.parametrize("name", ["cells.dataset", "cells.npz"])
 def test_a_corpus_that_turns_out_bad_leaves_nothing(tmp_path, name):
-    corpus = read_corpus(dataset_of([[4]] * 20 + [[5, 5]]), V1)
-    with pytest.raises(InputError, match="cell 20 holds gene"):
+    corpus = read_corpus(dataset_of([[4]] * 20 + [[5, 999]]), V1)
+    with pytest.raises(InputError, match="cell 20 holds token 999"):
         write_corpus(corpus, tmp_path / name, chunk_cells=4)
     assert list(tmp_path.iterdir()) == []
 

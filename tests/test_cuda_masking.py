@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from cuda_cases import FORWARD, MIXED, RANDOM, REVERSE, SOURCE
 
-from corrmask_fast import Vocabulary, build_dependency_graph, read_corpus, reference, tokenize_h5ad
+from corrmask_fast import Vocabulary, build_dependency_graph, read_corpus, reference, tokenize
 from corrmask_fast.kernels.layout import COUNTED
 from corrmask_fast.masking import rows_cuda
 from corrmask_fast.testing import (
@@ -192,7 +192,7 @@ def test_made_up_rows_equal_the_oracle_to_the_bit(check):
 def test_real_cells_equal_the_oracle_to_the_bit(data_folder, tmp_path, check):
     genes = Vocabulary.from_token_dictionary(data_folder / "geneformer" / "token_dictionary.pkl")
     medians = data_folder / "geneformer" / "gene_median_dictionary.pkl"
-    tokenize_h5ad(data_folder / "pbmc3k.h5ad", tmp_path / "cells.npz", genes, medians)
+    tokenize(data_folder / "pbmc3k.h5ad", tmp_path / "cells.npz", genes, medians)
     corpus = read_corpus(tmp_path / "cells.npz")
     graph = build_dependency_graph(corpus, n_cells=700, min_cooccurrence=20, max_genes=600, progress=False)
     indptr, tokens = corpus.gather(np.arange(0, 2700, 450))

@@ -17,7 +17,7 @@ from corrmask_fast import (
     audit_masking,
     build_dependency_graph,
     read_corpus,
-    tokenize_h5ad,
+    tokenize,
 )
 from corrmask_fast.cli.demo import DemoSize, run_demo
 from corrmask_fast.graph.genesets import ribosomal_genes, set_cohesion
@@ -168,7 +168,7 @@ def test_ribosomal_genes_are_each_others_partners_in_blood_cells(extras, data_fo
         dictionaries / "token_dictionary.pkl", dictionaries / "gene_name_id_dict.json"
     )
     medians = dictionaries / "gene_median_dictionary.pkl"
-    tokenize_h5ad(data_folder / "pbmc3k.h5ad", tmp_path / "cells.npz", vocabulary, medians, progress=False)
+    tokenize(data_folder / "pbmc3k.h5ad", tmp_path / "cells.npz", vocabulary, medians, progress=False)
     graph = build_dependency_graph(read_corpus(tmp_path / "cells.npz"), progress=False)
     found = set_cohesion(graph, ribosomal_genes(vocabulary))
     assert found.genes > 60

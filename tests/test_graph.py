@@ -325,7 +325,7 @@ def test_every_truncation_is_noticed(saved):
     content = saved.read_bytes()
     for size in range(len(content)):
         saved.write_bytes(content[:size])
-        with pytest.raises(InputError, match=r"no readable graph file \(truncated, damaged or of another kind\)"):
+        with pytest.raises(InputError, match=r"not a readable graph file \(truncated, damaged or of another kind\)"):
             DependencyGraph.load(saved)
 
 
@@ -372,7 +372,7 @@ def test_other_files(tmp_path):
     with pytest.raises(InputError, match=r"no graph file at"):
         DependencyGraph.load(tmp_path)
     (tmp_path / "text").write_text("indptr,indices\n0,1\n" * 50)
-    with pytest.raises(InputError, match=r"text is no readable graph file"):
+    with pytest.raises(InputError, match=r"text is not a readable graph file"):
         DependencyGraph.load(tmp_path / "text")
     for metadata in (None, {"format": "pt"}, {"corrmask_fast": "[]"}):
         save_file({"weight": np.zeros(3, np.float32)}, tmp_path / "model", metadata)

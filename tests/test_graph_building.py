@@ -212,10 +212,21 @@ def test_more_cells_than_ranks_hold(make_corpus, monkeypatch):
 
 
 def test_bad_cells_are_named():
-    for last, message in ([C, C], r"cell 1 holds gene C \(token 4\) twice"), ([C, 7], r"cell 1 holds token 7, outside"):
-        stored = Corpus.from_segments([Segment(np.array([0, 2, 4]), np.array([A, B, *last]))], LETTERS)
-        with pytest.raises(InputError, match=message):
-            build_dependency_graph(stored, progress=False, **LOOSE)
+    stored = Corpus.from_segments([Segment(np.array([0, 2, 4]), np.array([A, B, C, 7]))], LETTERS)
+    with pytest.raises(InputError, match="cell 1 holds token 7, outside"):
+        build_dependency_graph(stored, progress=False, **LOOSE)
+
+
+def test_of_a_gene_twice_in_a_cell_the_first_occurrence_counts():
+    """In memory and over mapped buffers; the warning has the number of the whole corpus."""
+    cells = [[A, B, A, C], [B, A, C, C, B], [C, A, B], [B, C, B]] * 3
+    right = build_dependency_graph(corpus_of([list(dict.fromkeys(cell)) for cell in cells]), progress=False, **LOOSE)
+    offsets = np.cumsum([0, *map(len, cells)])
+    stored = Corpus.from_segments([Segment(offsets, np.array([g for cell in cells for g in cell]))], LETTERS)
+    with pytest.warns(UserWarning, match=r"12 genes stood twice in a cell, as gene A \(token 2\) in cell 0"):
+        graph = build_dependency_graph(stored, progress=False, **LOOSE)
+    assert np.array_equal(graph.indices, right.indices)
+    assert np.array_equal(graph.rho, right.rho)
 
 
 @pytest.mark.parametrize(

@@ -255,7 +255,7 @@ def test_saved_and_loaded_it_masks_the_same(tmp_path, embeddings, options):
         with pytest.raises(InputError, match=r"was made with graph .*, this is "):
             MultinomialAttentionMasker.load(path, make_graph(VOCABULARY, seed=9))
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(InputError, match="is no readable attention masker"):
+    with pytest.raises(InputError, match="is not a readable attention masker"):
         MultinomialAttentionMasker.load(path, options.get("graph"))
 
 
@@ -338,7 +338,7 @@ def test_the_rate_goes_by_a_schedule():
         ({"latent_ratio": 0}, r"latent_ratio must be a number in \(0, 1\]; got 0"),
         ({"latent_ratio": 1.5}, r"latent_ratio must be a number in \(0, 1\]; got 1.5"),
         ({"n_heads": 3}, "n_heads must divide dim=16; got 3"),
-        ({"n_latents": 0}, "n_latents must be an integer >= 1"),
+        ({"n_latents": 0}, "n_latents must be an integer in"),
         ({"structural_ratio": 0.5}, "structural_ratio goes with a graph; give graph="),
         ({"max_partners": 3}, "max_partners goes with a graph"),
         (

@@ -350,10 +350,10 @@ def test_tensors_need_not_be_contiguous(cells):
 
 
 def test_real_cells_equal_the_oracle_to_the_bit(data_folder, tmp_path):
-    from corrmask_fast import build_dependency_graph, read_corpus, tokenize_h5ad
+    from corrmask_fast import build_dependency_graph, read_corpus, tokenize
 
     genes = Vocabulary.from_token_dictionary(data_folder / "geneformer" / "token_dictionary.pkl")
-    tokenize_h5ad(
+    tokenize(
         data_folder / "pbmc3k.h5ad",
         tmp_path / "cells.npz",
         genes,

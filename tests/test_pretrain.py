@@ -313,7 +313,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     with pytest.raises(InputError, match="resume with what the first run had"):
         our_trainer(tmp_path, **again, **others[0][0]).train(resume_from_checkpoint=True)
     (tmp_path / "checkpoint-2" / "corrmask.json").write_text("[]")
-    with pytest.raises(InputError, match="is no record of a run"):
+    with pytest.raises(InputError, match="is not a readable record of a run"):
         our_trainer(tmp_path, **again).train(resume_from_checkpoint=True)
 
 

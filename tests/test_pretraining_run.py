@@ -83,8 +83,8 @@ def test_options_win_over_the_file_and_the_file_over_the_preset(tmp_path):
     ("text", "message"),
     [
         ("layer = 2", "there is no setting 'layer'"),
-        ("layers = ", "is no TOML file"),
-        ("layers = 0", "layers must be an integer >= 1; got 0"),
+        ("layers = ", "is not a readable TOML file"),
+        ("layers = 0", "layers must be an integer in \\[1, 1000\\]; got 0"),
         ("heads = 3", "heads must be a divisor of hidden_size=256; got 3"),
         ('precision = "int8"', "precision must be one of auto, float32, bfloat16; got 'int8'"),
         ("dropout = 2.0", r"dropout must be a number in \[0, 1\]"),

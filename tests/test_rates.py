@@ -206,7 +206,7 @@ def test_rates_that_leave_their_interval(parameters, message):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Linear(0.1, 0.2, 0), "steps must be an integer >= 1; got 0"),
+        (lambda: Linear(0.1, 0.2, 0), "steps must be an integer in [1, 9007199254740992]; got 0"),
         (lambda: Linear("a", 0.2, 5), "start must be a number"),
         (lambda: Cosine(0.1, float("inf"), 5), "end must be a number"),
         (lambda: Piecewise(()), "points must hold one (step, value) pair at least"),

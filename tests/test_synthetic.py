@@ -72,7 +72,7 @@ def test_modules_differ_between_types(cells):
 
 def test_it_writes_what_the_tokenizer_reads(cells, tmp_path):
     anndata = pytest.importorskip("anndata")
-    from corrmask_fast import read_corpus, tokenize_h5ad
+    from corrmask_fast import read_corpus, tokenize
 
     path = tmp_path / "cells.h5ad"
     cells.write_h5ad(path)
@@ -80,7 +80,7 @@ def test_it_writes_what_the_tokenizer_reads(cells, tmp_path):
     assert (cells.counts != adata.X).nnz == 0
     assert np.array_equal(adata.var["module"], cells.modules)
     assert adata.obs["cell_type"].iloc[0] == f"type {cells.cell_types[0]}"
-    report = tokenize_h5ad(path, tmp_path / "cells.npz", cells.vocabulary, obs=["cell_type"], progress=False)
+    report = tokenize(path, tmp_path / "cells.npz", cells.vocabulary, obs=["cell_type"], progress=False)
     assert (report.n_cells_written, report.n_genes_matched) == (3000, 600)
     corpus = read_corpus(tmp_path / "cells.npz")
     assert np.array_equal(np.diff(corpus.indptr), np.diff(cells.counts.indptr))

@@ -1,18 +1,15 @@
-"""Vocabularies: Geneformer's dictionaries of both generations, hostile and broken files, names and symbols."""
+"""Vocabularies: Geneformer's dictionaries of both generations, names and symbols, what is refused."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
 import pickle
-import pickletools
-import struct
 
 import numpy as np
 import pytest
 
 from corrmask_fast import InputError, Vocabulary
-from corrmask_fast.cells.vocabulary import read_dictionary
 
 V1 = {"<pad>": 0, "<mask>": 1, "ENSG01": 2, "ENSG02": 3, "ENSG03": 4}
 V2 = {"<pad>": 0, "<mask>": 1, "<cls>": 2, "<eos>": 3, "ENSG01": 4, "ENSG02": 5}
@@ -98,33 +95,57 @@ def test_symbols_of_genes_that_are_not_here_do_no_harm():
         genes.id_of("B")
 
 
-def test_the_first_of_two_genes_keeps_a_symbol():
-    genes = Vocabulary(tuple(V1), {"ENSG01": "A", "ENSG02": "A"})
-    assert genes.id_of("A") == 2
+def test_a_symbol_of_two_genes_means_the_one_with_the_lowest_id():
+    for symbols in ({"ENSG01": "A", "ENSG02": "A"}, {"ENSG02": "A", "ENSG01": "A"}):
+        for genes in (Vocabulary(tuple(V1), symbols), Vocabulary.from_token_dictionary(V1, symbols)):
+            assert genes.id_of("A") == genes.tokens_by_name["A"] == 2
+            assert (genes.name_of(2), genes.name_of(3)) == ("A", "A")
+            assert genes.ambiguous_symbols == {"A"}
+
+
+def test_all_symbols_of_a_gene_find_it_and_the_first_is_shown():
+    genes = Vocabulary.from_token_dictionary(V1, {"P53": "ENSG02", "TRP53": "ENSG02", "LFS1": "ENSG02", "B": "ENSG01"})
+    assert [genes.id_of(symbol) for symbol in ("P53", "TRP53", "LFS1", "B")] == [3, 3, 3, 2]
+    assert (genes.name_of(3), genes.aliases) == ("P53", {"ENSG02": ("TRP53", "LFS1")})
+    again = Vocabulary.from_json(genes.to_json())
+    assert (again.symbols, again.aliases, again.tokens_by_name) == (genes.symbols, genes.aliases, genes.tokens_by_name)
+    assert again.fingerprint == Vocabulary(tuple(V1)).fingerprint
+    assert genes.ambiguous_symbols == frozenset()
+
+
+def test_a_name_comes_before_a_symbol_and_a_symbol_before_an_alias():
+    genes = Vocabulary(
+        ("<pad>", "<mask>", "A", "B", "C"), {"A": "B", "C": "s", "B": "<pad>"}, aliases={"A": ["s", "t"]}
+    )
+    assert genes.tokens_by_name == {"A": 2, "B": 3, "C": 4, "s": 4, "t": 2}
+    assert genes.ambiguous_symbols == {"s"}
+    with pytest.raises(InputError, match="no gene '<pad>'"):
+        genes.id_of("<pad>")
+
+
+def test_symbols_of_a_file_are_shown_and_the_dictionarys_still_find():
+    genes = Vocabulary(tuple(V1), {"ENSG01": "old", "ENSG02": "B"}, aliases={"ENSG01": ("older",)})
+    new = genes.with_symbols({"ENSG01": "new", "ENSG02": "ENSG02", "ENSG03": "C", "ENSG77": "X"})
+    assert [new.name_of(token) for token in (2, 3, 4)] == ["new", "B", "C"]
+    assert [new.id_of(symbol) for symbol in ("new", "old", "older", "B", "C")] == [2, 2, 2, 3, 4]
+    assert new.aliases == {"ENSG01": ("old", "older")}
+    assert new.with_symbols({"ENSG01": "old"}).aliases == {"ENSG01": ("new", "older")}
+    assert new.fingerprint == genes.fingerprint
+    assert genes.name_of(2) == "old"
+
+
+def test_the_direction_of_symbols_is_that_which_names_more_genes():
+    crossed = {"ENSG01": "A", "ENSG02": "ENSG03"}  # a symbol that is another gene's name
+    assert Vocabulary.from_token_dictionary(V1, crossed).symbols == crossed
+
+
+def test_a_vocabulary_without_aliases_and_roles_is_stored_as_before():
+    genes = Vocabulary(tuple(V1), {"ENSG01": "A"})
+    assert genes.to_json() == '{"names": ["<pad>", "<mask>", "ENSG01", "ENSG02", "ENSG03"], "symbols": {"ENSG01": "A"}}'
+    assert genes.fingerprint == hashlib.sha256(json.dumps(list(V1)).encode()).hexdigest()
 
 
 # ------------------------------------------------------------------------------------------------------------ files
-
-
-def test_pickles_with_numpy_numbers_are_cast(tmp_path):
-    """Geneformer's own pickle holds NumPy int16 values."""
-    for kind in (np.int16, np.int64, np.dtype(">i4").type):
-        numbers = {name: kind(token) if token > 1 else token for name, token in V1.items()}
-        path = write(tmp_path / f"{kind.__name__}.pkl", pickle.dumps(numbers))
-        genes = Vocabulary.from_token_dictionary(path)
-        assert genes.names == tuple(V1)
-        assert all(type(value) is int for value in read_dictionary(path).values())
-        assert Vocabulary.from_token_dictionary(numbers).names == tuple(V1)  # as somebody's own pickle.load has them
-
-
-@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_every_pickle_protocol(tmp_path, protocol):
-    path = write(tmp_path / "tokens.pkl", pickle.dumps({**V1, "ENSG03": np.int16(4)}, protocol))
-    if protocol < 3:  # bytes of NumPy's scalars go through _codecs.encode there
-        with pytest.raises(InputError, match="refused"):
-            Vocabulary.from_token_dictionary(path)
-        path = write(path, pickle.dumps(V1, protocol))
-    assert Vocabulary.from_token_dictionary(path).names == tuple(V1)
 
 
 def test_files_written_by_hand_and_by_us(tmp_path):
@@ -142,85 +163,10 @@ def test_files_written_by_hand_and_by_us(tmp_path):
     assert Vocabulary.load(write(tmp_path / "tokens.pkl", pickle.dumps(V2))).names == genes.names
 
 
-class Hostile:
-    """Runs a command when it is loaded by an ordinary unpickler."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.path}",)
-
-
-def test_a_hostile_pickle_runs_nothing(tmp_path):
-    mark = tmp_path / "was-here"
-    for name, content in (("plain", Hostile(mark)), ("inside", {"<pad>": 0, "x": [Hostile(mark)]})):
-        path = write(tmp_path / f"{name}.pkl", pickle.dumps(content))
-        with pytest.raises(InputError, match=r"refused: the pickle asks for (posix|nt)\.system"):
-            Vocabulary.from_token_dictionary(path)
-        assert not mark.exists()
-    pickle.loads(pickle.dumps(Hostile(mark)))  # the danger is real
-    assert mark.exists()
-
-
-@pytest.mark.parametrize(
-    ("module", "name"),
-    [
-        ("builtins", "eval"), ("builtins", "getattr"), ("os", "system"), ("numpy", "load"), ("numpy", "memmap"),
-        ("numpy.core.multiarray", "_reconstruct"), ("numpy", "dtype.type"), ("numpy._core.multiarray", "scalar.x"),
-        ("collections", "OrderedDict"), ("corrmask_fast.cells.vocabulary", "_plain_scalar"),
-    ],
-)  # fmt: skip
-def test_no_other_name_can_be_asked_for(tmp_path, module, name):
-    def text(value):
-        return b"\x8c" + bytes([len(value)]) + value.encode()
-
-    code = b"\x80\x04" + text(module) + text(name) + b"\x93)R."
-    pickletools.dis(code, out=open(os.devnull, "w"))  # noqa: SIM115, PTH123 (the bytes are a pickle)
-    with pytest.raises(InputError, match="refused"):
-        read_dictionary(write(tmp_path / "tokens.pkl", code))
-
-
-def test_numpy_objects_in_a_pickle_are_numbers_or_refused(tmp_path):
-    for value in (
-        np.array([1, 2]),
-        np.datetime64(1, "s"),
-        np.str_("a"),
-        np.bool_(True),
-        np.complex64(1),
-        np.void(b"a"),
-    ):
-        with pytest.raises(InputError):
-            Vocabulary.from_token_dictionary(write(tmp_path / "tokens.pkl", pickle.dumps({**V1, "ENSG04": value})))
-
-
-BROKEN = [
-    (".pkl", b"", "not a readable .pkl dictionary"),
-    (".pkl", pickle.dumps(V1)[:-9], "not a readable .pkl dictionary"),
-    (".pkl", b"this is no pickle", "not a readable .pkl dictionary"),
-    (".pkl", b"\x80\x04\x8e" + struct.pack("<Q", 2**62) + b".", "not a readable .pkl dictionary"),
-    (".pkl", b"\x80\x04" + b"]" * 3 + b"a" * 9 + b".", "not a readable .pkl dictionary"),
-    (".pkl", pickle.dumps([1, 2]), "must hold a dictionary; it holds a list"),
-    (".json", b"[1, 2]", "must hold a dictionary; it holds a list"),
-    (".json", b'{"<pad>": 0,', "not a readable .json dictionary"),
-    (".json", b"\xff\xfe\x00", "not a readable .json dictionary"),
-    (".json", b"[" * 100_000, "not a readable .json dictionary"),
-    (".txt", b"{}", "must be a .json or .pkl file"),
-]
-
-
-@pytest.mark.parametrize(("suffix", "content", "message"), BROKEN, ids=range(len(BROKEN)))
-def test_broken_files(tmp_path, suffix, content, message):
-    path = write(tmp_path / f"tokens{suffix}", content)
-    with pytest.raises(InputError) as error:
-        Vocabulary.from_token_dictionary(path)
-    assert message in str(error.value)
-    assert str(path) in str(error.value)
-
-
-def test_a_file_that_is_not_there(tmp_path):
-    with pytest.raises((InputError, FileNotFoundError), match=r"nothing\.pkl"):
-        Vocabulary.from_token_dictionary(tmp_path / "nothing.pkl")
+def test_a_saved_vocabulary_is_no_token_dictionary(tmp_path):
+    Vocabulary(tuple(V1)).save(tmp_path / "vocabulary.json")
+    with pytest.raises(InputError, match=r"vocabulary\.json: this is a saved vocabulary.* Vocabulary\.load"):
+        Vocabulary.from_token_dictionary(tmp_path / "vocabulary.json", {"TP53": "ENSG01"})
 
 
 # -------------------------------------------------------------------------------------------------------- bad content
@@ -234,7 +180,6 @@ BAD_DICTIONARIES = [
     ({**V1, "ENSG04": True}, "it has 'ENSG04': True"),
     ({**V1, "ENSG04": None}, "it has 'ENSG04': None"),
     ({**V1, 5: 5}, "it has 5: 5"),
-    ({"<pad>": 0, "A": 1}, "the vocabulary has no '<mask>' token"),
     ({"<mask>": 0, "A": 1}, "the vocabulary has no '<pad>' token"),
     ({}, "the vocabulary has no '<pad>' token"),
     ({"<pad>": 0, "<mask>": 1}, "the vocabulary has no genes, only special tokens"),
@@ -270,15 +215,83 @@ def test_what_is_no_symbol_is_left_out():
     assert genes.symbols == {"ENSG02": "C"}
 
 
+LONG = "x" * 10_000_000
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("<pad>", "A", ""), "text of 1 to 1000 characters; token 2 has ''"),
+        (("<pad>", "A", 5), "token 2 has 5"),
+        (("<pad>", "A", LONG), "token 2 has 'xxx"),
+        (("<pad>", "A", "half \ud800"), "token 2 has 'half"),
+        (("<pad>", None), "token 1 has None"),
+        ("<pad>", "from a sequence of names in order of token id; got '<pad>'"),
+        (V1, "Vocabulary.from_token_dictionary takes a dictionary"),
+        (None, "from a sequence of names in order of token id; got None"),
+    ],
+    ids=range(8),
+)
+def test_names_are_text_one_a_token(names, message):
+    with pytest.raises(InputError) as error:
+        Vocabulary(names)
+    assert message in str(error.value)
+    assert len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("symbols", "aliases"),
+    [
+        ({"A": 5}, {}), ({"A": ["a"]}, {}), ({5: "a"}, {}), ({"A": LONG}, {}), ("A", {}), ([("A", "a")], {}),
+        ({}, {"A": 5}), ({}, {"A": [["a"]]}), ({}, ["a"]), ({"A": "\udfff"}, {}),
+    ],
+    ids=range(10),
+)  # fmt: skip
+def test_symbols_are_text(symbols, aliases):
+    with pytest.raises(InputError, match="map gene names to symbols") as error:
+        Vocabulary(("<pad>", "A"), symbols, aliases=aliases)
+    assert len(str(error.value)) < 400
+
+
+def test_an_empty_symbol_is_none():
+    assert Vocabulary(tuple(V1), {"ENSG01": ""}).symbols == {}
+    assert Vocabulary.from_token_dictionary(V1, {"": "ENSG01", "B": "ENSG02"}).symbols == {"ENSG02": "B"}
+
+
 def test_a_name_that_stands_twice():
     with pytest.raises(InputError, match="the vocabulary names 'A' twice"):
         Vocabulary(("<pad>", "<mask>", "A", "B", "A"))
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"names": 3, "symbols": {}}', '{"names": [], "symbols": []}'])
+NOT_STORED = [
+    "", "[]", "{}", '{"names": 3, "symbols": {}}', '{"names": [], "symbols": []}', "[" * 100_000, b"\xff\xfe\x00", None,
+    '{"names": "<pad>", "symbols": {}}', '{"names": ["<pad>", "A"], "symbols": {}, "roles": 3}',
+    '{"names": ["<pad>", "A"], "symbols": {}, "roles": {"unknown": 3}}',
+    '{"names": [' + "9" * 5000 + '], "symbols": {}}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", NOT_STORED, ids=range(len(NOT_STORED)))
 def test_what_is_no_stored_vocabulary(text):
     with pytest.raises(InputError, match="not a vocabulary written by this project"):
         Vocabulary.from_json(text)
+
+
+def test_a_damaged_file_of_a_vocabulary_is_named(tmp_path):
+    for text in NOT_STORED[-4:]:
+        path = write(tmp_path / "vocabulary.json", text)
+        with pytest.raises(InputError, match=r"vocabulary\.json"):
+            Vocabulary.load(path)
+    path = write(tmp_path / "vocabulary.pkl", pickle.dumps({"names": [1], "symbols": 2}))
+    with pytest.raises(InputError, match=r"vocabulary\.pkl: not a vocabulary"):
+        Vocabulary.load(path)
+
+
+def test_a_stored_vocabulary_holds_what_a_vocabulary_takes():
+    with pytest.raises(InputError, match="'names' stands twice"):
+        Vocabulary.from_json('{"names": ["<pad>", "A"], "symbols": {}, "names": ["<pad>", "B"]}')
+    with pytest.raises(InputError, match="token 1 has 5"):
+        Vocabulary.from_json('{"names": ["<pad>", 5], "symbols": {}}')
 
 
 # ------------------------------------------------------------------------------------------------------ fingerprints

@@ -113,7 +113,7 @@ def run_edges(what: dict) -> dict:
     values = np.zeros((genes.size, corpus.n_cells), np.uint16)  # levels: 0 where a gene is absent
     for begin in range(0, corpus.n_cells, 1 << 16):
         cells = np.arange(begin, min(begin + (1 << 16), corpus.n_cells))
-        indptr, tokens = corpus.gather(cells, check=False)
+        indptr, tokens = corpus.gather(cells)
         found = np.flatnonzero(np.isin(tokens, genes))
         cell = np.searchsorted(indptr, found, side="right") - 1
         place = found - indptr[cell]

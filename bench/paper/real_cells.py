@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from corrmask_fast import Vocabulary, read_corpus, tokenize_h5ad
+from corrmask_fast import Vocabulary, read_corpus, tokenize
 
 CELLS = {"pbmc3k": "blood, 10x PBMC 3k", "baron_h1": "pancreas, Baron donor 1"}
 
@@ -34,7 +34,7 @@ def read_cells(folder, name):
         dictionaries / "token_dictionary.pkl", dictionaries / "gene_name_id_dict.json"
     )
     with TemporaryDirectory() as scratch:
-        tokenize_h5ad(
+        tokenize(
             folder / f"{name}.h5ad",
             Path(scratch) / "cells.npz",
             vocabulary,

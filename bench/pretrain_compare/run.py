@@ -36,7 +36,7 @@ from corrmask_fast import (
     build_dependency_graph,
     make_masker,
     read_corpus,
-    tokenize_h5ad,
+    tokenize,
 )
 from corrmask_fast.plots import COLORS, dress, new_figure, save_figure
 from corrmask_fast.tables import align, write_csv
@@ -76,9 +76,7 @@ def read_data(folder: Path, plan: Plan) -> Data:
         cells = {}
         for name, obs in (("pbmc_frozenA", []), ("pbmc3k", ["cell_type"]), ("baron_h1", ["cell_type"])):
             out = Path(temporary) / f"{name}.npz"
-            tokenize_h5ad(
-                folder / f"{name}.h5ad", out, full, genes / "gene_median_dictionary.json", obs=obs, progress=False
-            )
+            tokenize(folder / f"{name}.h5ad", out, full, genes / "gene_median_dictionary.json", obs=obs, progress=False)
             cells[name] = read_corpus(out)
     half = np.random.default_rng(0).permutation(cells["baron_h1"].n_cells)
     first, second = np.sort(half[: half.size // 2]), np.sort(half[half.size // 2 :])

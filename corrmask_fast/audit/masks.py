@@ -86,7 +86,8 @@ def masks_of(masker: Masker, *, structural_ratio: float | None = None) -> Masks:
     """Return a masker's masks as :func:`audit_strategies` takes them; ``structural_ratio`` in place of its own."""
 
     def masks(indptr: np.ndarray, tokens: np.ndarray, epoch: int) -> np.ndarray:
-        return masker.mask_ragged(indptr, tokens, epoch=epoch, structural_ratio=structural_ratio).masked_positions
+        masked = masker.mask_ragged(indptr, tokens, epoch=epoch, structural_ratio=structural_ratio, marks_only=True)
+        return masked.masked_positions
 
     return masks
 

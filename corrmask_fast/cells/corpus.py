@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -29,6 +30,14 @@ class Segment:
     tokens: np.ndarray
 
 
+@dataclass
+class Repeats:
+    """What a corpus and its parts found of genes that stand twice in a cell."""
+
+    dropped: list[tuple[int, int, int]] = field(default_factory=list)  # (genes, first cell and token) of a call
+    told: bool = False
+
+
 class Corpus:
     """Cells as gene tokens by falling expression (rank-value encoding), special tokens stripped.
 
@@ -48,7 +57,12 @@ class Corpus:
     Raises
     ------
     InputError
-        If a token lies outside the vocabulary or a gene stands twice in a cell (names cell and token).
+        If a token lies outside the vocabulary (names cell and token).
+
+    Warns
+    -----
+    UserWarning
+        If a gene stands twice in a cell: its first occurrence counts, the others are dropped. Told once per corpus.
 
     Examples
     --------
@@ -70,7 +84,8 @@ class Corpus:
     ) -> None:
         indptr, tokens = _check_arrays(indptr, tokens)
         self._setup([Segment(indptr, tokens)], vocabulary, max_length, obs)
-        self._setup([Segment(*self.gather(np.arange(self.n_cells)))], vocabulary, max_length, obs)
+        clean = Segment(*self.gather(np.arange(self.n_cells)))
+        self._setup([clean], vocabulary, max_length, obs)
         self._clean = True
 
     @classmethod
@@ -108,6 +123,7 @@ class Corpus:
         self._order = order
         self.files: Mapping[Path, int] = {}  # behind memory-mapped segments, with their sizes
         self._clean = False  # whether the one segment holds the cells stripped, cut and checked
+        self._repeats = Repeats()
         self._index_segments()
         if isinstance(self.obs, dict):  # a dataset's own columns are not read before they are asked for
             for name, column in self.obs.items():
@@ -124,9 +140,12 @@ class Corpus:
         self._first_cell = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
         self._offset_address = np.array([s.offsets.ctypes.data for s in self._segments], np.uint64)
         self._token_address = np.array([s.tokens.ctypes.data for s in self._segments], np.uint64)
+        self._known = np.zeros(sum(sizes), np.uint8)  # what kernels/ragged.py found out about each stored cell
 
     def __getstate__(self) -> dict[str, Any]:
-        hidden = ("_first_cell", "_offset_address", "_token_address")
+        if self._order is not None:  # some cells of larger buffers: only these travel
+            return self.take(np.arange(self.n_cells)).__getstate__()
+        hidden = ("_first_cell", "_offset_address", "_token_address", "_known")
         return {name: value for name, value in self.__dict__.items() if name not in hidden}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -211,34 +230,49 @@ class Corpus:
             raise InputError(f"cell index must be in [0, {self.n_cells}); got {rows[bad]}")
         return rows
 
-    def gather(self, rows: np.ndarray, *, check: bool = True) -> tuple[np.ndarray, np.ndarray]:
-        """Return ``(indptr, tokens)`` of the given cells in the given order, stripped and cut.
+    def gather(self, rows: np.ndarray, *, tell: bool = True) -> tuple[np.ndarray, np.ndarray]:
+        """Return ``(indptr, tokens)`` of the given cells in the given order, stripped and cut, each gene once.
 
-        ``check=False`` leaves out the look for genes that stand twice in a cell (what is read again and again); tokens
-        outside the vocabulary raise either way.
+        ``tell=False`` leaves the warning of genes that stood twice in a cell to :meth:`tell_repeats`, which a pass over
+        many cells calls at its end.
         """
-        return self._gather(rows, lambda size: np.empty(size, self.token_dtype), check)
+        cells = self._gather(rows, lambda size: np.empty(size, self.token_dtype))
+        if tell:
+            self.tell_repeats()
+        return cells
+
+    def tell_repeats(self) -> None:
+        """Warn, once per corpus, if genes stood twice in cells that were read so far."""
+        dropped = self._repeats.dropped
+        if dropped and not self._repeats.told:
+            self._repeats.told = True
+            n, (_, cell, token) = sum(number for number, *_ in dropped), min(dropped, key=lambda one: one[1])
+            what = "1 gene stood twice in its cell:" if n == 1 else f"{n} genes stood twice in a cell, as"
+            first = f"gene {self.vocabulary.name_of(token)} (token {token}) in cell {cell}"
+            warnings.warn(
+                f"of the cells read so far, {what} {first}; the first occurrence counts, the others are dropped",
+                UserWarning,
+                stacklevel=3,
+            )
 
     def gather_for_training(self, rows: np.ndarray, max_length: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Return ``(indptr, tokens)`` of a batch: like :meth:`gather`, with ``<cls>`` and ``<eos>`` put back (V2).
 
-        ``max_length`` cuts cells to so many tokens, these two included. The tokens are int32, as maskers take them, and
-        not looked through for genes that stand twice.
+        ``max_length`` cuts cells to so many tokens, these two included. The tokens are int32, as maskers take them.
         """
-        cells = self._gather(rows, lambda size: empty((size,), np.int32), check=False)
+        cells = self._gather(rows, lambda size: empty((size,), np.int32))
+        self.tell_repeats()
         return with_special_tokens(*cells, self.vocabulary, max_length)
 
-    def _gather(
-        self, rows: np.ndarray, allocate: Callable[[int], np.ndarray], check: bool
-    ) -> tuple[np.ndarray, np.ndarray]:
-        from corrmask_fast.kernels.ragged import OK, TWICE, gather_rows, most_tokens
+    def _gather(self, rows: np.ndarray, allocate: Callable[[int], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        from corrmask_fast.kernels.ragged import OK, gather_rows, most_tokens
 
         rows = self._check_rows(rows)
         stored = self._stored_rows(rows)
         segment, offsets = self._segments[0], self._segments[0].offsets[:0]
         most = most_tokens(self._first_cell, self._offset_address, offsets, stored, self.max_length)
         indptr, tokens = np.empty(rows.size + 1, np.int64), allocate(most)
-        what, k, token = gather_rows(
+        what, k, token, dropped = gather_rows(
             self._first_cell,
             self._offset_address,
             self._token_address,
@@ -248,18 +282,17 @@ class Corpus:
             self.vocabulary.size,
             *self.vocabulary.gene_range,
             self.max_length,
-            check,
+            self._known[:0] if self._clean else self._known,
             indptr,
             tokens,
         )
-        if what == TWICE:
-            name = self.vocabulary.name_of(token)
-            raise InputError(f"cell {rows[k]} holds gene {name} (token {token}) twice; a cell ranks each gene once")
         if what != OK:
             raise InputError(
                 f"cell {rows[k]} holds token {token}, outside the vocabulary of {self.vocabulary.size} tokens; "
                 "use the token dictionary that the corpus was made with"
             )
+        if dropped:
+            self._repeats.dropped.append((int(dropped), int(rows[k]), int(token)))
         return indptr, tokens[: indptr[-1]]
 
     def take(self, rows: np.ndarray) -> Corpus:
@@ -287,8 +320,11 @@ class Corpus:
         """
         rows = self._check_rows(rows)
         order, obs = self._stored_rows(rows), obs_of(self.obs, rows)
-        chosen = Corpus.from_segments(self._segments, self.vocabulary, max_length=self.max_length, obs=obs, order=order)
-        chosen.files = self.files
+        chosen = type(self).from_segments(
+            self._segments, self.vocabulary, max_length=self.max_length, obs=obs, order=order
+        )
+        chosen.files, chosen._repeats = self.files, self._repeats
+        chosen._known = self._known[:0] if self._clean else self._known
         return chosen
 
     def chunks(self, n_cells: int) -> Iterator[Corpus]:

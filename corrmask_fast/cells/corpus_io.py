@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import os
 import zipfile
-import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from corrmask_fast.cells.corpus import Corpus, Segment, with_special_tokens
+from corrmask_fast.cells.corpus import Corpus, with_special_tokens
+from corrmask_fast.cells.dataset_corpus import corpus_of_dataset
+from corrmask_fast.cells.obs_columns import ObsColumn, obs_column
 from corrmask_fast.cells.vocabulary import Vocabulary
-from corrmask_fast.errors import InputError, import_extra
+from corrmask_fast.errors import InputError, import_extra, naming, readable, reason
 from corrmask_fast.files import atomic_file, atomic_folder, check_output, check_output_folder
 
 if TYPE_CHECKING:
@@ -33,8 +34,9 @@ def read_corpus(path_or_cells: Any, vocabulary: Vocabulary | None = None, *, max
     ----------
     path_or_cells
         The path of a Hugging Face ``datasets`` folder with a column ``input_ids`` (memory-mapped, read as it is
-        used) or of an ``.npz`` file with ``indptr`` and ``tokens``; a ``datasets.Dataset``; or a list of cells, each
-        a list or array of token ids.
+        used), of its ``.arrow`` file, of a ``.parquet`` file or a folder of these (read into memory), or of an
+        ``.npz`` file with ``indptr`` and ``tokens``; a ``datasets.Dataset``; or a list of cells, each a list or array
+        of token ids, or a row ``{"input_ids": …}``.
     vocabulary
         Which id is which gene. None: the vocabulary stored beside the corpus. One that gives ids another meaning than
         the stored one is refused; its symbols, where it has any, take the place of the stored ones.
@@ -44,8 +46,9 @@ def read_corpus(path_or_cells: Any, vocabulary: Vocabulary | None = None, *, max
     Raises
     ------
     InputError
-        If there is no such corpus, no vocabulary, or the content is not what it should be. Tokens are checked when
-        they are read: at once for ``.npz`` files and lists, chunk by chunk for folders.
+        If there is no such corpus, no vocabulary, or the content is not what it should be. Where cells lie in the file
+        is checked on opening, tokens when they are read: at once for ``.npz`` files and lists, chunk by chunk for
+        folders.
 
     Examples
     --------
@@ -55,22 +58,45 @@ def read_corpus(path_or_cells: Any, vocabulary: Vocabulary | None = None, *, max
     """
     if isinstance(path_or_cells, str | os.PathLike):
         path = Path(path_or_cells)
-        if path.is_dir():
-            return _from_dataset(_load_folder(path), _stored_vocabulary(path, vocabulary), max_length)
         if path.suffix == ".h5ad":
             raise InputError(f"{path} is an .h5ad of counts: run `corrmask-fast tokenize` first (or tokenize_h5ad)")
         if not path.exists():
             raise InputError(f"no corpus at {path}: give a datasets folder or an .npz file")
-        return _from_npz(path, vocabulary, max_length)
+        with naming(path):
+            if not path.is_dir() and path.suffix not in {".arrow", ".parquet"}:
+                return _from_npz(path, vocabulary, max_length)
+            dataset = _load_folder(path) if path.is_dir() else _load_files([path])
+            vocabulary = _stored_vocabulary(path, vocabulary)
+            return corpus_of_dataset(dataset, vocabulary, max_length, str(path))
     if vocabulary is None:
         raise InputError("cells in memory carry no vocabulary; give vocabulary=Vocabulary.from_token_dictionary(…)")
+    if isinstance(path_or_cells, Mapping) and len(path_or_cells) == 1 and "input_ids" not in path_or_cells:
+        path_or_cells = next(iter(path_or_cells.values()))  # a DatasetDict of one split
     if hasattr(path_or_cells, "features") and hasattr(path_or_cells, "data"):
-        return _from_dataset(path_or_cells, vocabulary, max_length)
-    if not isinstance(path_or_cells, Iterable):
-        kind = type(path_or_cells).__name__
-        raise InputError(f"cells must be a path, a datasets.Dataset, or a list of cells; got {kind}")
-    indptr, tokens = flatten(list(path_or_cells))
+        return corpus_of_dataset(path_or_cells, vocabulary, max_length)
+    indptr, tokens = flatten(_cells_in_memory(path_or_cells))
     return Corpus(indptr, tokens, vocabulary, max_length=max_length)
+
+
+def _cells_in_memory(cells: Any) -> list[Any]:
+    """Return a list of cells, or raise InputError naming what to give in place of something else."""
+    kind = type(cells).__name__
+    if any(base.__name__ == "IterableDataset" for base in type(cells).__mro__):
+        raise InputError(
+            "an IterableDataset hands out its cells in passing, and a corpus finds each by its number; save it first: "
+            "datasets.Dataset.from_generator(lambda: iter(stream)).save_to_disk('cells.dataset'), and give that folder"
+        )
+    if isinstance(cells, Mapping):
+        names = list(cells)
+        if "input_ids" in names:
+            raise InputError(f"cells must be a list of cells; got a {kind} of columns; give its 'input_ids'")
+        named = ", ".join(map(repr, names[:10])) or "none"
+        raise InputError(f"a {kind} holds splits ({named}); give one of them, such as cells['train']")
+    if "input_ids" in getattr(cells, "columns", ()):
+        raise InputError(f"cells must be a list of cells; got a {kind}; give the list in its column 'input_ids'")
+    if not isinstance(cells, Iterable):
+        raise InputError(f"cells must be a path, a datasets.Dataset, or a list of cells; got {kind}")
+    return [cell["input_ids"] if isinstance(cell, Mapping) and "input_ids" in cell else cell for cell in cells]
 
 
 def flatten(cells: list[Any]) -> tuple[np.ndarray, np.ndarray]:
@@ -79,8 +105,8 @@ def flatten(cells: list[Any]) -> tuple[np.ndarray, np.ndarray]:
     for i, cell in enumerate(cells):
         try:
             array = np.asarray(cell)
-        except ValueError as error:
-            raise InputError(f"cell {i} must be a list of integer token ids; {error}") from error
+        except Exception as error:
+            raise InputError(f"cell {i} must be a list of integer token ids; {reason(error)}") from error
         if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
             raise InputError(f"cell {i} must be a list of integer token ids; got {array.ndim}-d {array.dtype}")
         # Beside int64, NumPy would turn uint64 into floats; what int64 does not hold is no token anyway.
@@ -96,11 +122,11 @@ def write_corpus(corpus: Corpus, path: str | os.PathLike[str], *, chunk_cells: i
 
     Nothing is left behind if writing fails; an existing folder is refused.
     """
-    obs = {name: np.asarray(corpus.obs[name]) for name in corpus.obs}
+    obs = {name: obs_column(name, corpus.obs[name]) for name in corpus.obs}  # one type, whatever a chunk's values are
     with CorpusWriter(path, corpus.vocabulary) as writer:
         for i, chunk in enumerate(corpus.chunks(chunk_cells)):
-            rows = slice(i * chunk_cells, i * chunk_cells + chunk.n_cells)
-            writer.write(chunk.indptr, chunk.tokens, {name: column[rows] for name, column in obs.items()})
+            rows = i * chunk_cells + np.arange(chunk.n_cells)
+            writer.write(chunk.indptr, chunk.tokens, {name: column.take(rows) for name, column in obs.items()})
 
 
 def check_corpus_output(path: str | os.PathLike[str]) -> Path:
@@ -134,14 +160,15 @@ class CorpusWriter(AbstractContextManager["CorpusWriter"]):
 
     def write(self, indptr: np.ndarray, tokens: np.ndarray, obs: Mapping[str, Any] | None = None) -> None:
         """Append cells: ``tokens[indptr[i]:indptr[i + 1]]`` and one value of each obs column a cell."""
-        obs = obs or {}
-        for name, column in obs.items():
-            if len(column) != len(indptr) - 1:
-                raise InputError(f"obs column {name!r} has {len(column)} values for {len(indptr) - 1} cells")
-        if self._columns is not None and self._columns != set(obs):
-            raise InputError(f"obs columns must be the same in every chunk; got {self._columns} and {set(obs)}")
-        self._columns = set(obs)
-        self._sink.write(indptr, tokens, obs)
+        columns = {name: obs_column(name, column) for name, column in (obs or {}).items()}
+        for name, column in columns.items():
+            if column.size != len(indptr) - 1:
+                raise InputError(f"obs column {name!r} has {column.size} values for {len(indptr) - 1} cells")
+        if self._columns is not None and self._columns != set(columns):
+            raise InputError(f"obs columns must be the same in every chunk; got {self._columns} and {set(columns)}")
+        self._columns = set(columns)
+        everyone = np.arange(len(indptr) - 1)
+        self._sink.write(indptr, tokens, {name: column.take(everyone) for name, column in columns.items()})
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -155,7 +182,10 @@ class CorpusWriter(AbstractContextManager["CorpusWriter"]):
 
 
 class _NpzSink:
-    """Collects chunks and writes indptr, tokens, the vocabulary as JSON bytes, and obs columns as ``obs/<name>``."""
+    """Collects chunks and writes indptr, tokens, the vocabulary as JSON bytes, and obs columns.
+
+    A column is ``obs/<name>``, and where values are missing ``missing/<name>``, True for these.
+    """
 
     def __init__(self, path: Path, vocabulary: Vocabulary) -> None:
         self.path, self.vocabulary = path, vocabulary
@@ -163,14 +193,13 @@ class _NpzSink:
         self.tokens: list[np.ndarray] = []
         self.obs: dict[str, list[np.ndarray]] = {}
 
-    def write(self, indptr: np.ndarray, tokens: np.ndarray, obs: Mapping[str, Any]) -> None:
+    def write(self, indptr: np.ndarray, tokens: np.ndarray, obs: Mapping[str, ObsColumn]) -> None:
         self.lengths.append(np.diff(indptr))
         self.tokens.append(np.asarray(tokens, self.vocabulary.token_dtype))
-        for name, column in obs.items():
-            values = np.asarray(column)
-            # NumPy text knows no missing value: an empty string stands for it.
-            text = np.array(["" if v is None else str(v) for v in values]) if values.dtype == object else values
-            self.obs.setdefault(name, []).append(text)
+        for name, (values, _, missing) in obs.items():
+            gone = np.zeros(len(values), np.bool_) if missing is None else missing
+            self.obs.setdefault(f"obs/{name}", []).append(values.astype(str) if values.dtype == object else values)
+            self.obs.setdefault(f"missing/{name}", []).append(gone)
 
     def close(self, *, complete: bool) -> None:
         if not complete:
@@ -183,7 +212,8 @@ class _NpzSink:
             "tokens": np.concatenate(self.tokens) if self.tokens else np.empty(0, self.vocabulary.token_dtype),
             "vocabulary": np.frombuffer(self.vocabulary.to_json().encode(), np.uint8),
         }
-        columns |= {f"obs/{name}": np.concatenate(parts) for name, parts in self.obs.items()}
+        whole = {name: np.concatenate(parts) for name, parts in self.obs.items()}
+        columns |= {name: column for name, column in whole.items() if name.startswith("obs/") or column.any()}
         with self.path.open("wb") as file:
             np.savez(file, allow_pickle=False, **columns)  # type: ignore[arg-type]
 
@@ -198,26 +228,20 @@ class _FolderSink:
         self.file_name = "data-00000-of-00001.arrow"
         self.writer: Any = None
 
-    def write(self, indptr: np.ndarray, tokens: np.ndarray, obs: Mapping[str, Any]) -> None:
+    def write(self, indptr: np.ndarray, tokens: np.ndarray, obs: Mapping[str, ObsColumn]) -> None:
         pa = self.arrow
         indptr, tokens = with_special_tokens(np.asarray(indptr, np.int64), np.asarray(tokens), self.vocabulary)
         columns = {
             "input_ids": pa.LargeListArray.from_arrays(indptr, pa.array(tokens, pa.int32())).cast(pa.list_(pa.int32())),
             "length": pa.array(np.diff(indptr), pa.int32()),
         }
-        columns |= {name: pa.array(values, from_pandas=True) for name, values in obs.items()}
+        for name, (values, _, missing) in obs.items():
+            columns[name] = pa.array(values, pa.string() if values.dtype == object else None, mask=missing)
         table = pa.table(columns)
         if self.writer is None:
-            self.writer = pa.ipc.new_stream(str(self.folder / self.file_name), self._schema(table.schema))
+            self.writer_schema = table.schema
+            self.writer = pa.ipc.new_stream(str(self.folder / self.file_name), table.schema)
         self.writer.write_table(table.cast(self.writer_schema))
-
-    def _schema(self, schema: Any) -> Any:
-        # A chunk without a single value has no type of its own; text is what labels are.
-        for i, column in enumerate(schema):
-            if self.arrow.types.is_null(column.type):
-                schema = schema.set(i, column.with_type(self.arrow.string()))
-        self.writer_schema = schema
-        return schema
 
     def close(self, *, complete: bool) -> None:
         if complete and self.writer is None:
@@ -242,36 +266,79 @@ class _FolderSink:
 
 
 def _from_npz(path: Path, vocabulary: Vocabulary | None, max_length: int | None) -> Corpus:
-    if not zipfile.is_zipfile(path):  # NumPy would take it for a pickle, and say how to load that
-        why = "no zip archive, or one that is cut off; give a datasets folder or an .npz file"
-        raise InputError(f"{path} is not a readable .npz file: {why}")
-    try:
+    with readable(path, ".npz file"):
+        if not zipfile.is_zipfile(path):  # NumPy would take it for a pickle, and say how to load that
+            raise ValueError("no zip archive, or one that is cut off; give a datasets folder or an .npz file")
         with np.load(path, allow_pickle=False) as file:
-            columns: dict[str, np.ndarray] = dict(file)
-    except (ValueError, OSError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{path} is not a readable .npz file: {error}") from error
+            names = [
+                name
+                for name in file.files
+                if name in {"indptr", "tokens", "vocabulary"} or name.startswith(("obs/", "missing/"))
+            ]
+            if len(set(names)) < len(names):
+                raise ValueError("it holds an array of one name twice")
+            columns: dict[str, np.ndarray] = {name: file[name] for name in names}
+        for name, column in columns.items():
+            if not isinstance(column, np.ndarray) or column.ndim == 0 or column.dtype.kind not in "biufUSMm":
+                raise ValueError(f"its member {name!r} is no array of numbers or text")
+        text = columns["vocabulary"].tobytes() if "vocabulary" in columns else None
+        stored = None if text is None else Vocabulary.from_json(text)
     missing = {"indptr", "tokens"} - set(columns)
-    if missing:
-        raise InputError(f"{path} must hold arrays indptr and tokens; it lacks {', '.join(sorted(missing))}")
-    stored = Vocabulary.from_json(columns["vocabulary"].tobytes()) if "vocabulary" in columns else None
+    if missing or columns["tokens"].ndim > 1:
+        what = f"it lacks {', '.join(sorted(missing))}" if missing else f"its tokens are {columns['tokens'].ndim}-d"
+        raise InputError(
+            f"{path} must hold arrays indptr and tokens; {what}; cell i is tokens[indptr[i]:indptr[i + 1]]. Padded "
+            "cells, one a row, are read by read_corpus(list(array), vocabulary)"
+        )
     vocabulary = _agreed_vocabulary(path, vocabulary, stored)
-    obs = {name.removeprefix("obs/"): column for name, column in columns.items() if name.startswith("obs/")}
+    obs = {}
+    for name, column in columns.items():
+        if name.startswith("obs/"):
+            gone = columns.get(f"missing/{name[4:]}", np.zeros(column.shape, np.bool_))
+            if column.ndim != 1 or gone.shape != column.shape or gone.dtype != np.bool_:
+                raise InputError(f"{path}: obs column {name[4:]!r} must hold one value for each cell, missing or not")
+            obs[name[4:]] = ObsColumn(column, None, gone).to_numpy()
     return Corpus(columns["indptr"], columns["tokens"], vocabulary, max_length=max_length, obs=obs)
 
 
 def _load_folder(path: Path) -> Any:
     datasets = import_extra("datasets", "hf")
-    try:
-        dataset = datasets.load_from_disk(str(path))
-    except Exception as error:  # datasets raises a different type for each thing that can be wrong
-        for file in sorted(path.glob("*.arrow")):
-            if damage := _damage(file):
-                raise InputError(f"{file} is cut off or damaged: {damage}; copy it again, or make it again") from error
-        raise InputError(f"{path} is not a readable datasets folder: {error}") from error
+    files = sorted(path.glob("*.arrow")) or sorted(path.glob("*.parquet"))
+    if files and not ((path / "state.json").exists() or (path / "dataset_dict.json").exists()):
+        return _load_files(files)
+    with readable(path, "datasets folder"):
+        try:
+            dataset = datasets.load_from_disk(str(path))
+        except Exception as error:
+            for file in files:
+                if damage := _damage(file):
+                    raise InputError(
+                        f"{file} is cut off or damaged: {damage}; copy it again, or make it again"
+                    ) from error
+            raise
     if not isinstance(dataset, datasets.Dataset):
         names = ", ".join(map(str, dataset))
         raise InputError(f"{path} holds several splits ({names}); give the folder of one of them, such as {path}/train")
     return dataset
+
+
+def _load_files(files: list[Path]) -> Any:
+    """Return the dataset of ``.arrow`` files (memory-mapped) or of ``.parquet`` files, one behind the other."""
+    datasets = import_extra("datasets", "hf")
+    if files[0].suffix == ".arrow":
+        parts = []
+        for file in files:
+            with readable(file, "Arrow file of a dataset (a stream, as save_to_disk writes it)"):
+                parts.append(datasets.Dataset.from_file(str(file)))
+        return parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
+    pa, parquet = import_extra("pyarrow", "hf"), import_extra("pyarrow.parquet", "hf")
+    tables = []
+    for file in files:
+        with readable(file, "Parquet file"):
+            tables.append(parquet.ParquetFile(file).read())
+    with readable(files[0].parent, "folder of Parquet files with the same columns"):
+        table = datasets.table.InMemoryTable(pa.concat_tables(tables))
+        return datasets.Dataset(table, fingerprint=files[0].stem)  # its own would hash all tokens
 
 
 def _damage(file: Path) -> str | None:
@@ -287,8 +354,12 @@ def _damage(file: Path) -> str | None:
 
 
 def _stored_vocabulary(path: Path, given: Vocabulary | None) -> Vocabulary:
-    file = path / VOCABULARY_FILE
-    return _agreed_vocabulary(path, given, Vocabulary.from_json(file.read_bytes()) if file.is_file() else None)
+    file = (path if path.is_dir() else path.parent) / VOCABULARY_FILE
+    if not file.is_file():
+        return _agreed_vocabulary(path, given, None)
+    with readable(file, "vocabulary"):
+        stored = Vocabulary.from_json(file.read_bytes())
+    return _agreed_vocabulary(path, given, stored)
 
 
 def _agreed_vocabulary(path: Path, given: Vocabulary | None, stored: Vocabulary | None) -> Vocabulary:
@@ -306,64 +377,3 @@ def _no_vocabulary(path: Path) -> str:
         f"no vocabulary is stored with {path}; give the token dictionary it was made with "
         "(vocabulary=Vocabulary.from_token_dictionary('token_dictionary.pkl'), or --vocabulary at the command line)"
     )
-
-
-def _from_dataset(dataset: Any, vocabulary: Vocabulary, max_length: int | None) -> _DatasetCorpus:
-    """Corpus over the Arrow buffers of a ``datasets.Dataset``; nothing is copied."""
-    pa = import_extra("pyarrow", "hf")
-    if "input_ids" not in dataset.column_names:
-        raise InputError(f"the dataset must have a column 'input_ids'; it has {', '.join(dataset.column_names)}")
-    segments = []
-    for chunk in dataset.data.column("input_ids").chunks:
-        if not (pa.types.is_list(chunk.type) or pa.types.is_large_list(chunk.type)):
-            raise InputError(f"the column 'input_ids' must hold lists of integers; it holds {chunk.type}")
-        if not pa.types.is_integer(chunk.type.value_type):
-            raise InputError(f"the column 'input_ids' must hold integers; it holds {chunk.type.value_type}")
-        if chunk.null_count or chunk.values.null_count:
-            raise InputError("the column 'input_ids' holds missing values; drop those cells first")
-        offsets = np.asarray(chunk.offsets)  # a slice keeps offsets into the whole of chunk.values
-        segments.append(Segment(offsets, np.asarray(chunk.values)))
-    if not segments:
-        segments = [Segment(np.zeros(1, np.int64), np.empty(0, np.int32))]
-    indices = getattr(dataset, "_indices", None)  # set by select, shuffle and filter
-    order = None if indices is None else np.asarray(indices.column(0)).astype(np.int64)
-    obs = _DatasetColumns(dataset)
-    corpus = _DatasetCorpus.from_segments(segments, vocabulary, max_length=max_length, obs=obs, order=order)
-    corpus.dataset = dataset
-    files = [Path(file["filename"]) for file in dataset.cache_files]
-    corpus.files = {file: file.stat().st_size for file in files if file.is_file()}
-    return corpus
-
-
-class _DatasetCorpus(Corpus):
-    """A corpus over a dataset's buffers: goes to worker processes as the dataset does, by the paths of its files."""
-
-    dataset: Any
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _from_dataset, (self.dataset, self.vocabulary, self.max_length)
-
-
-class _DatasetColumns(Mapping[str, np.ndarray]):
-    """The other columns of a dataset, each read when asked for; of some cells only, where ``rows`` are given."""
-
-    def __init__(self, dataset: Any, rows: np.ndarray | None = None) -> None:
-        self._dataset, self._rows = dataset, rows
-        self._names = [name for name in dataset.column_names if name not in {"input_ids", "length"}]
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        if name not in self._names:
-            raise KeyError(name)
-        # Without the tokens: selecting cells must not touch them.
-        column = self._dataset.with_format(None).select_columns([name])
-        return np.asarray((column if self._rows is None else column.select(self._rows))[name][:])
-
-    def take(self, rows: np.ndarray) -> _DatasetColumns:
-        """Return the columns of some cells; nothing is read yet."""
-        return _DatasetColumns(self._dataset, rows if self._rows is None else self._rows[rows])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)

@@ -8,35 +8,38 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from corrmask_fast.cells.count_scaling import ScaledCells, scaled_chunks, tokens_by_name
-from corrmask_fast.cells.vocabulary import SPECIAL_TOKENS, read_dictionary
-from corrmask_fast.errors import InputError
+from corrmask_fast.cells.count_scaling import ScaledCells, Scaling, scaled_chunks
+from corrmask_fast.cells.dictionaries import read_dictionary
+from corrmask_fast.cells.vocabulary import SPECIAL_TOKENS
+from corrmask_fast.errors import InputError, shown
 from corrmask_fast.threads import run_ranges
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from corrmask_fast.cells.count_scaling import GeneMatch
-    from corrmask_fast.cells.counts_file import CountsFile
+    from corrmask_fast.cells.counts import Counts
+    from corrmask_fast.cells.gene_matching import GeneMatch
     from corrmask_fast.cells.vocabulary import Vocabulary
 
     Medians = Mapping[str, float] | str | os.PathLike[str]
 
 MEDIAN_VALUES = 16_000_000  # values held at once to pick medians from, 8 bytes each
 OCTAVES = 53  # a count is at least 2**-53 of its cell's total
+ALL_OCTAVES = 2047  # of a float64, from 0 to infinity
 EXPONENT = 52  # where the exponent begins in the bits of a float64
 FEWEST_TOKENS = 4096  # a thread is not worth waking for fewer
 
 
 def read_medians(medians: Medians, vocabulary: Vocabulary) -> np.ndarray:
     """(V,) float64: the given median of each token, NaN without one."""
-    known = tokens_by_name(vocabulary)
+    known = vocabulary.tokens_by_name
     out = np.full(vocabulary.size, np.nan)
     given = read_dictionary(medians)
     source = str(medians) if isinstance(medians, str | os.PathLike) else "the dictionary given"
-    if any(name in given for name in SPECIAL_TOKENS):
+    special = dict.fromkeys((*SPECIAL_TOKENS, *(vocabulary.names[token] for token in vocabulary.special_token_ids)))
+    if there := [name for name in special if name in given]:
         raise InputError(
-            f"{source} is a token dictionary (it has {next(n for n in SPECIAL_TOKENS if n in given)!r}), not medians; "
+            f"{source} is a token dictionary (it has {there[0]!r}), not medians; "
             "give Geneformer's gene_median_dictionary, or leave the medians out to take those of these cells"
         )
     for name, value in given.items():
@@ -45,8 +48,8 @@ def read_medians(medians: Medians, vocabulary: Vocabulary) -> np.ndarray:
             number = float(value) if isinstance(value, int | float | np.number) else np.nan
             if not 0 < number < np.inf:
                 raise InputError(
-                    f"the median of a gene must be a finite number above 0; {name!r} has {value!r} in {source}; "
-                    "give gene medians, or leave them out"
+                    f"the median of a gene must be a finite number above 0; {shown(name)} has {shown(value)} in "
+                    f"{source}; give gene medians, or leave them out"
                 )
             out[token] = number
     if np.isnan(out).all():
@@ -56,16 +59,15 @@ def read_medians(medians: Medians, vocabulary: Vocabulary) -> np.ndarray:
     return out
 
 
-def exact_medians(
-    file: CountsFile, genes: GeneMatch, n_tokens: int, target_sum: float, *, progress: bool
-) -> np.ndarray:
+def exact_medians(counts: Counts, genes: GeneMatch, n_tokens: int, scaling: Scaling, *, progress: bool) -> np.ndarray:
     """(V,) float64: the non-zero median of each token's scaled counts, NaN where it never occurs."""
-    search = MedianSearch(n_tokens, target_sum)
+    bounded = not scaling.fractional and scaling.totals is None
+    search = MedianSearch(n_tokens, scaling.target_sum if bounded else None)
     while not search.narrow_enough:
-        for _, cells in scaled_chunks(file, genes, n_tokens, target_sum, "medians", progress=progress):
+        for _, cells in scaled_chunks(counts, genes, n_tokens, scaling, "medians", progress=progress):
             search.count(cells)
         search.narrow()
-    for _, cells in scaled_chunks(file, genes, n_tokens, target_sum, "medians", progress=progress):
+    for _, cells in scaled_chunks(counts, genes, n_tokens, scaling, "medians", progress=progress):
         search.collect(cells)
     return search.medians()
 
@@ -79,17 +81,20 @@ class MedianSearch:
     collects these, and the least value beyond each interval (which may be the upper of the two).
 
     ``count`` all values, ``narrow``, and so on until ``narrow_enough``; then ``collect`` all values, and ask for
-    ``medians``. ``most_values`` bounds what is collected.
+    ``medians``. ``most_values`` bounds what is collected. Whole counts of a cell's own total lie between ``target_sum``
+    and 2**-53 of it; with ``target_sum=None`` values may be any number, and the search takes a pass more.
     """
 
-    def __init__(self, n_tokens: int, target_sum: float, most_values: int = MEDIAN_VALUES) -> None:
+    def __init__(self, n_tokens: int, target_sum: float | None, most_values: int = MEDIAN_VALUES) -> None:
         from corrmask_fast.kernels.tokenize import N_BINS
 
-        lowest = int(np.float64(target_sum).view(np.int64)) - (OCTAVES << EXPONENT)
+        octaves = ALL_OCTAVES if target_sum is None else OCTAVES
+        highest = np.inf if target_sum is None else target_sum
+        lowest = int(np.float64(highest).view(np.int64)) - (octaves << EXPONENT)
         self._most_values = most_values
         self._low = np.full(n_tokens, lowest, np.int64)  # where a token's interval begins
         self._step = int(N_BINS).bit_length() - 1
-        self._shift = ((OCTAVES << EXPONENT) + 1).bit_length() - self._step  # bins of 2**shift bits
+        self._shift = ((octaves << EXPONENT) + 1).bit_length() - self._step  # bins of 2**shift bits
         self._width = N_BINS << self._shift  # of all intervals
         self._histogram = np.zeros((n_tokens, N_BINS), np.int32)
         self._total: np.ndarray | None = None  # values of each token

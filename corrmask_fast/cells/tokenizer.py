@@ -7,62 +7,93 @@ the genes sorted by falling value: what stands first is unusually high in this c
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from corrmask_fast.cells.corpus_io import CorpusWriter, check_corpus_output
-from corrmask_fast.cells.count_scaling import FEWEST_CELLS, match_genes, scaled_chunks
-from corrmask_fast.cells.counts_file import CountsFile
+from corrmask_fast.cells.count_scaling import FEWEST_CELLS, Scaling, scaled_chunks
+from corrmask_fast.cells.counts import Counts
+from corrmask_fast.cells.gene_matching import gene_columns, match_genes, symbols_of, warn_of_few_counts
 from corrmask_fast.cells.medians import exact_medians, read_medians
+from corrmask_fast.cells.obs_columns import ObsColumn, marks, obs_column
 from corrmask_fast.cells.vocabulary import Vocabulary
 from corrmask_fast.errors import InputError, check_integer, check_number
+from corrmask_fast.files import check_not_input
 from corrmask_fast.threads import run_ranges
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from corrmask_fast.cells.count_scaling import ScaledCells
+    from corrmask_fast.cells.gene_matching import GeneMapping
     from corrmask_fast.cells.medians import Medians
 
-__all__ = ["TokenizeReport", "corpus_medians", "tokenize_h5ad", "vocabulary_of_h5ad"]
+__all__ = ["TokenizeReport", "corpus_medians", "tokenize", "tokenize_h5ad", "vocabulary_of"]
 
 RESERVED = ("input_ids", "length")  # columns of the corpus itself
+FILTER_PASS = "filter_pass"  # Geneformer's column of obs
+CELLS_LOOKED_AT = 256  # to see whether their counts are of the vocabulary's genes
 
 
 @dataclass(frozen=True)
 class TokenizeReport:
-    """What :func:`tokenize_h5ad` read and wrote; printing it says so in a few lines."""
+    """What :func:`tokenize` read and wrote; printing it says so in a few lines."""
 
     output: Path
     n_cells_read: int
     n_cells_written: int
+    n_cells_filtered: int
+    """Cells left out since they did not pass the filter."""
+    filter_column: str | None
     n_cells_cut: int
     median_length: float
     gene_column: str
     n_columns: int
     n_columns_matched: int
+    n_columns_mapped: int
+    """Columns found through ``gene_mapping`` alone."""
+    n_columns_ambiguous: int
+    """Columns found by a symbol that several genes share: it means one of them."""
     n_genes_matched: int
     n_genes_without_median: int
     medians: str
     """Which medians: "of these cells", or where they came from."""
+    total: str | None = None
+    """The obs column of cells' totals; None: sums of counts."""
+    other_features: Mapping[str, int] = field(default_factory=dict)
+    """Feature types that are no genes, with their number of columns: these were left out."""
 
     @property
     def n_cells_left_out(self) -> int:
-        """Cells without a count in any gene of the vocabulary: these are not written."""
-        return self.n_cells_read - self.n_cells_written
+        """Cells that passed but have no count in any gene of the vocabulary: these are not written."""
+        return self.n_cells_read - self.n_cells_filtered - self.n_cells_written
 
     def __str__(self) -> str:
         written = f"{self.n_cells_written} of {self.n_cells_read} cells written to {self.output}"
-        matched = f"{self.n_columns_matched} of {self.n_columns} columns are genes of the vocabulary"
+        columns = sum(self.other_features.values())
+        matched = f"{self.n_columns_matched} of {self.n_columns - columns} columns are genes of the vocabulary"
         lines = [
             f"{written}, median length {self.median_length:g} genes",
             f"{matched} (by var {self.gene_column}): {self.n_genes_matched} genes",
         ]
+        if self.n_columns_mapped:
+            lines.append(f"{self.n_columns_mapped} of these columns by the gene mapping")
+        if self.n_columns_ambiguous:
+            lines.append(f"{self.n_columns_ambiguous} of these columns by a symbol that several genes share")
+        if columns:
+            kinds = ", ".join(f"{count} {kind}" for kind, count in self.other_features.items())
+            lines.append(
+                f"{columns} columns left out, of totals too, since var feature_types says they are no genes: {kinds}"
+            )
         lines.append(f"medians: {self.medians}")
+        if self.total is not None:
+            lines.append(f"totals of cells: obs {self.total}")
+        if self.n_cells_filtered:
+            lines.append(f"{self.n_cells_filtered} cells left out: obs {self.filter_column} is not 1")
         if self.n_cells_left_out:
             lines.append(f"{self.n_cells_left_out} cells left out: no count in any gene of the vocabulary")
         if self.n_cells_cut:
@@ -72,35 +103,44 @@ class TokenizeReport:
         return "\n".join(lines)
 
 
-def tokenize_h5ad(
-    path: str | os.PathLike[str],
+def tokenize(
+    adata_or_path: Any,
     output: str | os.PathLike[str],
     vocabulary: Vocabulary,
     medians: Medians | None = None,
     *,
     layer: str | None = None,
     gene_column: str | None = None,
+    gene_mapping: GeneMapping | None = None,
     obs: Sequence[str] = (),
+    obs_names: str | None = None,
+    filter_pass: str = "auto",
+    total: str | None = None,
+    allow_fractional: bool = False,
     target_sum: float = 10_000,
     max_length: int | None = None,
     chunk_cells: int | None = None,
     progress: bool = True,
 ) -> TokenizeReport:
-    """Tokenise the raw counts of an ``.h5ad`` file into a corpus on disk.
+    """Tokenise the raw counts of an AnnData into a corpus on disk.
 
     A gene's value in a cell is ``count / total * target_sum / median``, in float64 and in this order; the total is over
-    all columns of the file. Genes are sorted by falling value, ties by lower token. Several columns of one gene are
-    summed. Memory does not grow with the file (CSC takes a temporary file, see :class:`CountsFile`).
+    all columns that are genes, of the vocabulary or not. Genes are sorted by falling value, ties by lower token.
+    Several columns of one gene are summed. Memory does not grow with the file (CSC takes a temporary file, see
+    :class:`corrmask_fast.cells.counts.Counts`).
 
     Parameters
     ----------
-    path
-        An ``.h5ad`` file with raw counts as CSR, CSC or dense.
+    adata_or_path
+        The path of an ``.h5ad`` file or a zarr store, or an ``AnnData`` in memory or backed, with raw counts as CSR,
+        CSC or dense. Where ``var`` has Cell Ranger's ``feature_types``, columns other than ``Gene Expression``
+        (antibodies, peaks) are left out, of totals too.
     output
         A folder to write (Hugging Face ``datasets``), or a file by the suffix ``.npz``; see
         :class:`corrmask_fast.cells.corpus_io.CorpusWriter`.
     vocabulary
-        The genes, by id or symbol. Versions of Ensembl ids (``ENSG….12``) do not matter.
+        The genes, by id or symbol. Versions of Ensembl ids (``ENSG….12``) do not matter. Where genes are found by id
+        and ``var`` has symbols, the corpus stores these.
     medians
         Gene → non-zero median of scaled counts: a mapping, or a ``.json`` or ``.pkl`` file such as Geneformer's
         ``gene_median_dictionary``. Genes without one are left out. None: of these cells (:func:`corpus_medians`).
@@ -109,8 +149,20 @@ def tokenize_h5ad(
     gene_column
         Column of ``var`` with gene ids or symbols, ``"index"`` for its index. None: the index or an id column
         (``ensembl_id``, ``gene_ids``, ``gene_id``, ``feature_id``), whichever matches the vocabulary best.
+    gene_mapping
+        Retired id → current id, for names that the vocabulary lacks: a mapping, or a file such as Geneformer's
+        ``ensembl_mapping_dict``.
     obs
-        Columns of ``obs`` that travel along; missing values become None.
+        Columns of ``obs`` that travel along; missing values become None. A column keeps its type.
+    obs_names
+        Name of a column of the corpus for the cells' names, the index of ``obs``. None: they do not travel along.
+    filter_pass
+        Column of ``obs`` that is 1 (or True) for the cells to write, as Geneformer's ``filter_pass``. ``"auto"``: the
+        column ``filter_pass`` where there is one. ``"none"``: all cells.
+    total
+        Column of ``obs`` with each cell's total, such as Geneformer's ``n_counts``. None: the sum of its counts here.
+    allow_fractional
+        Take fractions for counts: corrected for background (SoupX, CellBender), or estimated (RSEM, alevin).
     target_sum
         What the counts of a cell are scaled to.
     max_length
@@ -128,59 +180,101 @@ def tokenize_h5ad(
     Raises
     ------
     InputError
-        If the counts are negative, fractional or NaN; no gene matches; a layer or column is missing; the file is no
-        ``.h5ad``; no cell has a gene of the vocabulary; or ``output`` is an existing folder.
+        If the counts are negative, NaN or (without ``allow_fractional``) fractional; no gene matches; a layer or column
+        is missing; the parts of the AnnData do not fit each other; no cell has a gene of the vocabulary; ``output`` is
+        an existing folder, or what is read here.
     MissingExtraError
-        Without anndata and h5py, or (for a folder) datasets.
+        Without anndata, or (for a folder) datasets.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import anndata, pandas
+    >>> from corrmask_fast import Vocabulary, read_corpus, tokenize
+    >>> genes = Vocabulary(("<pad>", "<mask>", "RPL3", "CD3E", "LYZ"))
+    >>> counts = np.array([[5.0, 1, 0], [1, 0, 9]])
+    >>> cells = anndata.AnnData(counts, var=pandas.DataFrame(index=["RPL3", "CD3E", "LYZ"]))
+    >>> output = f"{tempfile.mkdtemp()}/cells.npz"
+    >>> report = tokenize(cells, output, genes, progress=False)
+    >>> report.n_cells_written, read_corpus(output).tokens.tolist()
+    (2, [2, 3, 4, 2])
     """
     limit = _check_length(max_length, vocabulary)
     target_sum = check_number("target_sum", target_sum, 0, np.inf, open_ends=True)
-    taken = [name for name in obs if name in RESERVED]
-    if taken:
-        raise InputError(f"obs column {taken[0]!r} would collide with the corpus' own; rename it in the .h5ad first")
+    names = [*obs, *([] if obs_names is None else [obs_names])]
+    _check_columns(names)
     check_corpus_output(output)
-    with CountsFile(path, layer=layer, chunk_cells=chunk_cells) as file:
-        if file.n_cells == 0:
-            raise InputError(f"{path} has no cells; give a file with counts")
-        genes = match_genes(file, vocabulary, gene_column)
-        read_obs = file.obs_reader(list(obs))
+    for path in (adata_or_path, medians, gene_mapping):
+        check_not_input(output, path)
+    with Counts(adata_or_path, layer=layer, chunk_cells=chunk_cells) as counts:
+        if counts.n_cells == 0:
+            raise InputError(f"{counts.name} has no cells; give an AnnData with counts")
+        genes = match_genes(counts, vocabulary, gene_column, gene_mapping)
+        filter_column = _filter_column(counts, filter_pass)
+        scaling = Scaling(
+            target_sum, allow_fractional, _totals(counts, total), _kept(counts, filter_column, filter_pass)
+        )
+        columns = {name: obs_column(name, counts.obs.column(name)) for name in obs}
+        if obs_names is not None:
+            columns[obs_names] = obs_column(obs_names, counts.obs.index())
         if medians is None:
-            median_of_token = exact_medians(file, genes, vocabulary.size, target_sum, progress=progress)
+            median_of_token = exact_medians(counts, genes, vocabulary.size, scaling, progress=progress)
             kept = genes
         else:
             median_of_token = read_medians(medians, vocabulary)
             kept = genes.only(~np.isnan(median_of_token))
-        chunks = scaled_chunks(file, kept, vocabulary.size, target_sum, "tokenize", progress=progress)
-        lengths = _write(output, vocabulary, chunks, median_of_token, limit, read_obs)
+        chunks = scaled_chunks(counts, kept, vocabulary.size, scaling, "tokenize", progress=progress)
+        chunks = _share_told(counts.name, chunks, target_sum)
+        lengths = _write(
+            output,
+            vocabulary.with_symbols(symbols_of(counts, genes, vocabulary)),
+            chunks,
+            median_of_token,
+            limit,
+            columns,
+        )
     return TokenizeReport(
         output=Path(output),
-        n_cells_read=file.n_cells,
+        n_cells_read=counts.n_cells,
         n_cells_written=int(np.count_nonzero(lengths)),
+        n_cells_filtered=counts.n_cells - lengths.size,
+        filter_column=filter_column,
         n_cells_cut=int(np.count_nonzero(lengths > limit)),
         median_length=float(np.median(np.minimum(lengths[lengths > 0], limit))),
         gene_column=genes.column,
-        n_columns=file.n_genes,
+        n_columns=counts.n_genes,
         n_columns_matched=int(np.count_nonzero(genes.token_of_column >= 0)),
+        n_columns_mapped=genes.n_mapped,
+        n_columns_ambiguous=genes.n_ambiguous,
         n_genes_matched=genes.n_genes,
         n_genes_without_median=genes.n_genes - kept.n_genes,
         medians=_source(medians),
+        total=total,
+        other_features=genes.left_out,
     )
 
 
+tokenize_h5ad = tokenize  # its name when it took files alone
+
+
 def corpus_medians(
-    path: str | os.PathLike[str],
+    adata_or_path: Any,
     vocabulary: Vocabulary,
     *,
     layer: str | None = None,
     gene_column: str | None = None,
+    gene_mapping: GeneMapping | None = None,
+    filter_pass: str = "auto",
+    total: str | None = None,
+    allow_fractional: bool = False,
     target_sum: float = 10_000,
     chunk_cells: int | None = None,
     progress: bool = True,
 ) -> dict[str, float]:
-    """Return the exact non-zero median of each gene's scaled counts, by name; parameters as in :func:`tokenize_h5ad`.
+    """Return the exact non-zero median of each gene's scaled counts, by name; parameters as in :func:`tokenize`.
 
     With an even number of values: the mean of the two in the middle. Genes that never occur have no entry. What is
-    returned may be given to :func:`tokenize_h5ad`, or be kept as JSON for it.
+    returned may be given to :func:`tokenize`, or be kept as JSON for it.
 
     Notes
     -----
@@ -188,16 +282,81 @@ def corpus_medians(
     the vocabulary for histograms, 128 MB of values, one chunk of cells.
     """
     target_sum = check_number("target_sum", target_sum, 0, np.inf, open_ends=True)
-    with CountsFile(path, layer=layer, chunk_cells=chunk_cells) as file:
-        genes = match_genes(file, vocabulary, gene_column)
-        medians = exact_medians(file, genes, vocabulary.size, target_sum, progress=progress)
+    with Counts(adata_or_path, layer=layer, chunk_cells=chunk_cells) as counts:
+        genes = match_genes(counts, vocabulary, gene_column, gene_mapping)
+        kept = _kept(counts, _filter_column(counts, filter_pass), filter_pass)
+        scaling = Scaling(target_sum, allow_fractional, _totals(counts, total), kept)
+        medians = exact_medians(counts, genes, vocabulary.size, scaling, progress=progress)
     return {vocabulary.names[token]: float(medians[token]) for token in np.flatnonzero(~np.isnan(medians))}
 
 
-def vocabulary_of_h5ad(path: str | os.PathLike[str], *, layer: str | None = None) -> Vocabulary:
-    """Return a vocabulary of the file's own genes (the index of ``var``), in order, behind ``<pad>`` and ``<mask>``."""
-    with CountsFile(path, layer=layer) as file:
-        return Vocabulary(("<pad>", "<mask>", *dict.fromkeys(map(str, file.var_names()))))
+def vocabulary_of(adata_or_path: Any, *, layer: str | None = None) -> Vocabulary:
+    """Return a vocabulary of an AnnData's own genes (index of ``var``), in order, after ``<pad>`` and ``<mask>``."""
+    with Counts(adata_or_path, layer=layer) as counts:
+        names, (genes, _) = counts.var.index(), gene_columns(counts)
+        return Vocabulary(("<pad>", "<mask>", *dict.fromkeys(names if genes is None else names[genes])))
+
+
+def _check_columns(names: list[str]) -> None:
+    for name in names:
+        if name in RESERVED:
+            raise InputError(f"obs column {name!r} would collide with the corpus' own; rename it in the AnnData first")
+        if names.count(name) > 1:
+            raise InputError(f"obs column {name!r} is named twice; name each column once")
+
+
+def _filter_column(counts: Counts, filter_pass: str) -> str | None:
+    if filter_pass != "auto":
+        return None if filter_pass == "none" else filter_pass
+    return FILTER_PASS if FILTER_PASS in counts.obs.columns() else None
+
+
+def _kept(counts: Counts, column: str | None, filter_pass: str) -> np.ndarray | None:
+    """Return (n_cells,) bool, the cells that pass; None: all do."""
+    if column is None:
+        return None
+    try:
+        kept = marks(column, counts.obs.column(column), "filter_pass")
+    except InputError as error:
+        if filter_pass != "auto":
+            raise
+        raise InputError(f"{counts.name}: {error}; filter_pass='none' takes all cells") from error
+    if not kept.any():
+        raise InputError(
+            f"no cell of {counts.name} passes: obs {column!r} is 1 nowhere; filter_pass='none' takes all cells"
+        )
+    return kept
+
+
+def _totals(counts: Counts, total: str | None) -> np.ndarray | None:
+    """(n_cells,) float64: each cell's total where an obs column gives it, NaN where that has no value."""
+    if total is None:
+        return None
+    column = obs_column(total, counts.obs.column(total))
+    values = column.take(np.arange(column.size))
+    if values.values.dtype.kind not in "iuf":
+        raise InputError(
+            f"total must be a column of numbers; obs {total!r} of {counts.name} holds {values.values.dtype}"
+        )
+    numbers = values.values.astype(np.float64)
+    return numbers if values.missing is None else np.where(values.missing, np.nan, numbers)
+
+
+def _share_told(
+    name: str, chunks: Iterable[tuple[np.ndarray, ScaledCells]], target_sum: float
+) -> Iterator[tuple[np.ndarray, ScaledCells]]:
+    """Pass chunks on; warn if the first cells have few counts in genes of the vocabulary."""
+    told = False
+    for chosen, cells in chunks:
+        first = np.flatnonzero(cells.indptr[1:] > cells.indptr[:-1])[:CELLS_LOOKED_AT]
+        if not told and first.size:
+            sums = [
+                cells.values[begin : begin + n].sum()
+                for begin, n in zip(cells.indptr[first], cells.lengths[first], strict=True)
+            ]
+            warn_of_few_counts(name, float(np.mean(sums)) / target_sum)
+            told = True
+        yield chosen, cells
 
 
 def _source(medians: Medians | None) -> str:
@@ -214,20 +373,19 @@ def _check_length(max_length: int | None, vocabulary: Vocabulary) -> int:
 def _write(
     output: str | os.PathLike[str],
     vocabulary: Vocabulary,
-    chunks: Iterable[tuple[int, ScaledCells]],
+    chunks: Iterable[tuple[np.ndarray, ScaledCells]],
     median_of_token: np.ndarray,
     limit: int,
-    read_obs: Callable[[int, int], dict[str, np.ndarray]],
+    columns: Mapping[str, ObsColumn],
 ) -> np.ndarray:
     """Rank and write the cells that have a gene; return how many genes each cell has, before the cut."""
     lengths = [np.empty(0, np.int64)]
     with CorpusWriter(output, vocabulary) as writer:
-        for begin, cells in chunks:
+        for chosen, cells in chunks:
             indptr, tokens = _rank(cells, median_of_token, limit)
             written = np.flatnonzero(cells.lengths)
-            columns = read_obs(begin, begin + cells.lengths.size)
-            chosen = {name: column[written] for name, column in columns.items()}
-            writer.write(indptr[np.append(written, cells.lengths.size)], tokens, chosen)
+            values = {name: column.take(chosen[written]) for name, column in columns.items()}
+            writer.write(indptr[np.append(written, cells.lengths.size)], tokens, values)
             lengths.append(cells.lengths)
         every = np.concatenate(lengths)
         if not every.any():

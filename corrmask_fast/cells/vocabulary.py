@@ -5,84 +5,169 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pickle
-from dataclasses import dataclass, field
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from corrmask_fast.errors import InputError, as_integer
+from corrmask_fast.cells.dictionaries import (
+    checked_names,
+    is_saved_vocabulary,
+    named_in,
+    names_by_id,
+    pairs_of_symbols,
+    parse_json,
+    read_dictionary,
+    symbols_by_gene,
+)
+from corrmask_fast.cells.special_tokens import in_angles, looks_special, no_padding, roles_of
+from corrmask_fast.errors import InputError, as_integer, reason, shown
 from corrmask_fast.files import atomic_file
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Sequence
 
 __all__ = ["Vocabulary"]
 
-# What json and pickle raise on files that are broken, or made to break them.
-_UNREADABLE = (
-    ValueError, EOFError, pickle.UnpicklingError, AttributeError, IndexError, TypeError, KeyError, MemoryError,
-    OverflowError, RecursionError,
-)  # fmt: skip
-_NEEDS_SPECIALS = "a vocabulary needs '<pad>' and '<mask>', and Geneformer's token dictionaries all have both"
-DICTIONARY_FILE = "token_dictionary.json"  # beside the weights of a model that this package wrote
 SPECIAL_TOKENS = ("<pad>", "<mask>", "<cls>", "<eos>")
+DICTIONARY_FILE = "token_dictionary.json"  # beside the weights of a model that this package wrote
 
 
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
     """Token ids of genes and special tokens.
 
-    Ids run from 0 to ``size - 1`` without a gap; the genes form one contiguous range ``gene_range``. The special
-    tokens are ``<pad>`` and ``<mask>`` (Geneformer V1), with ``<cls>`` and ``<eos>`` beside them in V2.
+    Ids run from 0 to ``size - 1`` without a gap; the genes form one contiguous range ``gene_range``.
 
     Parameters
     ----------
     names
-        The name of each token id, in order of id: ``<...>`` for special tokens, Ensembl ids or symbols for genes.
+        The name of each token id, in order of id: Ensembl ids or symbols for genes.
     symbols
-        Gene name → symbol, for those that have one. Symbols serve to find and to show genes, nothing else.
+        Gene name → the symbol that it is shown by, for those that have one. Genes that are not in the vocabulary are
+        ignored.
+    aliases
+        Gene name → further symbols that find it.
+    pad, mask
+        The tokens of padding and of masked genes, by name or id. None: ``<pad>``, and ``<mask>`` if there is one.
+        A vocabulary without a mask token serves where values are masked and genes stay in view
+        (:class:`~corrmask_fast.ValueReplacement`).
+    special
+        Further special tokens, by name or id, such as ``("[CLS]", "[SEP]")``. Every name in angle brackets is special
+        without being named. Special tokens are never masked.
 
     Raises
     ------
     InputError
-        If ``<pad>`` or ``<mask>`` is missing, a name repeats, or the genes are not contiguous.
+        If there is no padding token, a name repeats, is empty or no text, a role names no token, or the genes are not
+        contiguous.
+
+    Warns
+    -----
+    UserWarning
+        If names in brackets, such as ``[CLS]``, count as genes.
+
+    Notes
+    -----
+    *How genes are found* (:attr:`tokens_by_name`), everywhere: a name comes before a symbol of the same spelling. All
+    symbols of a gene find it: the one it is shown by, and its aliases. A symbol that genes share means the one with the
+    lowest id among those that are shown by it; if none is, the lowest among those that have it as an alias.
+
+    *What is put around cells in training*: ``<cls>`` before and ``<eos>`` behind, if tokens of these very names are
+    there (Geneformer V2). Other special tokens, such as ``[CLS]``, are put nowhere.
 
     Examples
     --------
     >>> vocabulary = Vocabulary(("<pad>", "<mask>", "RPL3", "RPS6"))
     >>> vocabulary.size, vocabulary.gene_range, vocabulary.id_of("RPS6")
     (4, (2, 4), 3)
+    >>> other = Vocabulary(("[PAD]", "[MASK]", "[CLS]", "A", "B"), pad="[PAD]", mask="[MASK]", special=("[CLS]",))
+    >>> other.special_token_ids, other.mask_token_id
+    ((0, 1, 2), 1)
     """
 
     names: tuple[str, ...]
     symbols: Mapping[str, str] = field(default_factory=dict)
+    aliases: Mapping[str, Sequence[str]] = field(default_factory=dict, kw_only=True)
+    pad: str | int | None = field(default=None, kw_only=True)
+    mask: str | int | None = field(default=None, kw_only=True)
+    special: Iterable[str | int] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        if len(self._ids) != len(self.names):
-            seen: set[str] = set()
-            twice = next(name for name in self.names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-            raise InputError(f"the vocabulary names {twice!r} twice; every token needs a name of its own")
-        for name in SPECIAL_TOKENS[:2]:
-            if name not in self._ids:
-                raise InputError(f"the vocabulary has no {name!r} token; {_NEEDS_SPECIALS}")
-        lo, hi = self.gene_range
-        inside = next((name for name in self.names[lo:hi] if _is_special(name)), None)
-        if inside is not None:
+        self._set("names", checked_names(self.names))
+        self._set_roles()
+        self._check_genes()
+        genes = self._ids.keys() - {self.names[token] for token in self.special_token_ids}
+        symbols = symbols_by_gene("symbols", self.symbols)
+        self._set("symbols", {gene: symbol for gene, symbol in symbols if gene in genes})
+        aliases: dict[str, list[str]] = {}
+        for gene, symbol in symbols_by_gene("aliases", self.aliases):
+            if gene in genes and symbol != self.symbols.get(gene) and symbol not in aliases.setdefault(gene, []):
+                aliases[gene].append(symbol)
+        self._set("aliases", {gene: tuple(more) for gene, more in aliases.items() if more})
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+    def _set_roles(self) -> None:
+        """Put names in place of ids, and the usual names where none are given."""
+        pad, mask = self._token("pad", self.pad, "<pad>"), self._token("mask", self.mask, "<mask>")
+        if pad is None:
+            raise InputError(no_padding(self.names))
+        if pad == mask:
+            raise InputError(f"pad and mask are both {shown(pad)}; padding needs a token of its own")
+        given: Any = () if self.special is None else self.special
+        given = (given,) if isinstance(given, str) or not isinstance(given, Iterable) else given
+        more = {self._token("special", token) for token in given} - {pad, mask}
+        self._set("pad", pad)
+        self._set("mask", mask)
+        self._set("special", tuple(name for name in self.names if name in more and not in_angles(name)))
+
+    def _token(self, role: str, given: Any, usual: str | None = None) -> str | None:
+        """Return the name of the token that is given for a role by name or id."""
+        if given is None and usual is not None:
+            return usual if usual in self._ids else None
+        token = self._ids.get(given) if isinstance(given, str) else as_integer(given)
+        if token is None or not 0 <= token < self.size:
             raise InputError(
-                f"gene tokens must be contiguous, but the special token {inside!r} (id {self._ids[inside]}) lies "
-                f"between the genes' ids {lo} and {hi - 1}; renumber the token dictionary"
+                f"{role} must be the name of a token, or an id from 0 to {self.size - 1}; got {shown(given)}, "
+                "which is none of this vocabulary"
             )
+        return self.names[token]
+
+    def _check_genes(self) -> None:
+        lo, hi = self.gene_range
         if lo == hi:
             raise InputError("the vocabulary has no genes, only special tokens")
+        inside = next((token for token in self.special_token_ids if lo < token < hi), None)
+        if inside is not None:
+            raise InputError(
+                f"gene tokens must be contiguous, but the special token {shown(self.names[inside])} (id {inside}) lies "
+                f"between the genes' ids {lo} and {hi - 1}; renumber the token dictionary"
+            )
+        suspects = [name for name in self.names[lo:hi] if looks_special(name)]
+        if suspects:
+            warnings.warn(
+                f"names in brackets count as genes, which are masked; for special tokens give {roles_of(suspects)}",
+                stacklevel=4,
+            )
 
     @classmethod
     def from_token_dictionary(
-        cls, tokens: str | os.PathLike[str] | Mapping[str, int], symbols: Any = None
-    ) -> Vocabulary:
-        """Read a Geneformer token dictionary.
+        cls,
+        tokens: str | os.PathLike[str] | Mapping[str, int],
+        symbols: Any = None,
+        *,
+        pad: str | int | None = None,
+        mask: str | int | None = None,
+        special: Iterable[str | int] | None = None,
+    ) -> Self:
+        """Read a token dictionary, such as Geneformer's or scGPT's.
 
         Parameters
         ----------
@@ -91,45 +176,80 @@ class Vocabulary:
             dictionaries, strings and numbers, so no file can run code.
         symbols
             Symbol → gene name, as Geneformer's ``gene_name_id_dict`` has it (mapping or path; the other direction
-            is recognised too).
+            is recognised too). Of several symbols for one gene the first is shown, and all find it.
+        pad, mask, special
+            The special tokens by role, as for :class:`Vocabulary`.
 
         Raises
         ------
         InputError
             If the file holds anything but a dictionary of names and ids, ids repeat or leave gaps, special tokens lie
-            among the genes, ``<pad>`` or ``<mask>`` is missing, or no symbol is of a gene here.
+            among the genes, there is no padding token, or no symbol is of a gene here.
         """
-        try:
-            names = _names_by_id(read_dictionary(tokens))
-        except InputError as error:
-            if not isinstance(tokens, str | os.PathLike) or str(tokens) in str(error):
-                raise
-            raise InputError(f"{tokens}: {error}") from error
-        ids = set(names)
-        table = {} if symbols is None else read_dictionary(symbols)
-        table = {key: value for key, value in table.items() if isinstance(key, str) and isinstance(value, str)}
-        if not any(gene in ids for gene in table.values()):
-            table = {symbol: gene for gene, symbol in table.items()}
-        by_gene: dict[str, str] = {}
-        for symbol, gene in table.items():
-            if gene in ids:
-                by_gene.setdefault(gene, symbol)
+        content = read_dictionary(tokens)
+        with named_in(tokens):
+            if is_saved_vocabulary(content):
+                raise InputError(
+                    "this is a saved vocabulary, with symbols and special tokens of its own; read it with "
+                    "Vocabulary.load(path), without symbols, pad, mask and special"
+                )
+            names = names_by_id(content, pad)
+        by_gene: dict[str, list[str]] = {}
+        for gene, symbol in [] if symbols is None else pairs_of_symbols(read_dictionary(symbols), set(names)):
+            by_gene.setdefault(gene, []).append(symbol)
         if symbols is not None and not by_gene:
-            named = symbols if isinstance(symbols, str | os.PathLike) else "the symbols given"
+            source = symbols if isinstance(symbols, str | os.PathLike) else "the symbols given"
             raise InputError(
-                f"no symbol of {named} names a gene of the token dictionary; "
+                f"no symbol of {source} names a gene of the token dictionary; "
                 "give the gene_name_id_dict that belongs to it, or leave the symbols out"
             )
-        return cls(names, by_gene)
+        first = {gene: symbols[0] for gene, symbols in by_gene.items()}
+        with named_in(tokens):
+            return cls(tuple(names), first, aliases=by_gene, pad=pad, mask=mask, special=special)
+
+    def with_symbols(self, symbols: Mapping[str, str]) -> Self:
+        """Return the vocabulary with genes shown by other symbols; those that they had become aliases.
+
+        Parameters
+        ----------
+        symbols
+            Gene name → symbol, such as an AnnData file's own. Left out are genes that are not here, and symbols that
+            are empty or the gene's own name; genes that it does not name keep theirs.
+        """
+        new = {gene: symbol for gene, symbol in symbols_by_gene("symbols", symbols) if gene != symbol}
+        aliases = {gene: [self.symbols[gene]] for gene in new if gene in self.symbols}
+        for gene, more in self.aliases.items():
+            aliases.setdefault(gene, []).extend(more)
+        return replace(self, symbols={**self.symbols, **new}, aliases=aliases)
 
     @cached_property
     def _ids(self) -> dict[str, int]:
         return {name: token for token, name in enumerate(self.names)}
 
     @cached_property
-    def _ids_by_symbol(self) -> dict[str, int]:
-        here = {gene: symbol for gene, symbol in self.symbols.items() if gene in self._ids}
-        return {symbol: self._ids[gene] for gene, symbol in reversed(here.items())}  # of two genes the first has it
+    def tokens_by_name(self) -> dict[str, int]:
+        """Token id of each gene by everything that finds it: names, then symbols, then aliases; see the notes."""
+        lo, hi = self.gene_range
+        found = {self.names[token]: token for token in range(lo, hi)}
+        for symbol, token in self._symbols_in_order():
+            if symbol not in self._ids:
+                found.setdefault(symbol, token)
+        return found
+
+    @property
+    def ambiguous_symbols(self) -> frozenset[str]:
+        """Symbols, aliases included, that two genes or more share: each finds one of them alone."""
+        owners = Counter(symbol for symbol, _ in self._symbols_in_order() if symbol not in self._ids)
+        return frozenset(symbol for symbol, count in owners.items() if count > 1)
+
+    def _symbols_in_order(self) -> Iterator[tuple[str, int]]:
+        """Yield (symbol, token): first those that genes are shown by, then aliases, each by rising id."""
+        for gene, token in self._ids.items():
+            if gene in self.symbols:
+                yield self.symbols[gene], token
+        for gene, token in self._ids.items():
+            for symbol in self.aliases.get(gene, ()):
+                yield symbol, token
 
     @property
     def size(self) -> int:
@@ -138,13 +258,23 @@ class Vocabulary:
 
     @property
     def pad_token_id(self) -> int:
-        """Id of ``<pad>``."""
-        return self._ids["<pad>"]
+        """Id of the padding token."""
+        return self._ids[self.pad]  # type: ignore[index]
 
     @property
-    def mask_token_id(self) -> int:
-        """Id of ``<mask>``."""
-        return self._ids["<mask>"]
+    def mask_token_id(self) -> int | None:
+        """Id of the token that masked genes become, or None where there is none."""
+        return None if self.mask is None else self._ids[self.mask]  # type: ignore[index]
+
+    def require_mask_token(self) -> int:
+        """Return the mask token's id, or raise InputError where there is none: for what puts it into cells."""
+        if self.mask_token_id is None:
+            raise InputError(
+                "masked genes become a mask token, and this vocabulary has none: it has no '<mask>'; add one to the "
+                "token dictionary, name another with mask= (--mask-token), or mask values and leave genes in view "
+                "(ValueReplacement)"
+            )
+        return self.mask_token_id
 
     @property
     def cls_token_id(self) -> int | None:
@@ -164,13 +294,16 @@ class Vocabulary:
     @cached_property
     def special_token_ids(self) -> tuple[int, ...]:
         """Ids of all special tokens, ascending: these are never masked."""
-        return tuple(token for token, name in enumerate(self.names) if _is_special(name))
+        named = {self.pad, self.mask, *self.special}  # type: ignore[misc]
+        return tuple(token for token, name in enumerate(self.names) if in_angles(name) or name in named)
 
     @cached_property
     def gene_range(self) -> tuple[int, int]:
         """(lo, hi): the genes are the ids lo <= id < hi."""
-        genes = [token for token, name in enumerate(self.names) if not _is_special(name)]
-        return (genes[0], genes[-1] + 1) if genes else (0, 0)
+        special = set(self.special_token_ids)
+        lo = next((token for token in range(self.size) if token not in special), 0)
+        hi = next((token + 1 for token in reversed(range(self.size)) if token not in special), 0)
+        return lo, hi
 
     @property
     def max_length(self) -> int:
@@ -183,12 +316,16 @@ class Vocabulary:
         return np.dtype(np.uint16 if self.size <= 65536 else np.int32)
 
     @cached_property
-    def fingerprint(self) -> str:
-        """SHA-256 of all names in order of id: equal exactly where token ids mean the same."""
-        return hashlib.sha256(json.dumps(self.names).encode()).hexdigest()
+    def _roles(self) -> dict[str, Any]:
+        """The special tokens that are not told by their names alone; {} for Geneformer's."""
+        usual = self.pad == "<pad>" and self.mask == ("<mask>" if "<mask>" in self._ids else None)
+        return {} if usual and not self.special else {"pad": self.pad, "mask": self.mask, "special": self.special}
 
-    def _token_named(self, name: str) -> int | None:
-        return self._ids[name] if name in self._ids else self._ids_by_symbol.get(name)
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of all names in order of id, and of roles unlike Geneformer's: equal where ids mean the same."""
+        content = [self.names, self._roles] if self._roles else self.names
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def id_of(self, gene: str | int) -> int:
         """Token id of a gene given by id, name or symbol.
@@ -198,12 +335,12 @@ class Vocabulary:
         InputError
             If there is no such gene.
         """
-        token = self._token_named(gene) if isinstance(gene, str) else as_integer(gene)
+        token = self.tokens_by_name.get(gene) if isinstance(gene, str) else as_integer(gene)
         lo, hi = self.gene_range
         if token is None or not lo <= token < hi:
             raise InputError(
-                f"no gene {gene!r} in this vocabulary of {hi - lo} genes; "
-                f"give a token id from {lo} to {hi - 1}, or a name such as {self.names[lo]!r}"
+                f"no gene {shown(gene)} in this vocabulary of {hi - lo} genes; "
+                f"give a token id from {lo} to {hi - 1}, or a name such as {shown(self.names[lo])}"
             )
         return token
 
@@ -217,27 +354,41 @@ class Vocabulary:
         if self.fingerprint == other.fingerprint:
             return
         differ = next((t for t, (a, b) in enumerate(zip(self.names, other.names, strict=False)) if a != b), None)
-        where = (
-            f"{self.size} against {other.size} tokens"
-            if differ is None
-            else f"token {differ} is {self.names[differ]!r} in one and {other.names[differ]!r} in the other"
-        )
+        if differ is not None:
+            a, b = shown(self.names[differ]), shown(other.names[differ])
+            where = f"token {differ} is {a} in one and {b} in the other"
+        elif self.size != other.size:
+            where = f"{self.size} against {other.size} tokens"
+        else:
+            where = f"special tokens: {self._specials_shown()} against {other._specials_shown()}"
         raise InputError(f"{mine} and {theirs} have different vocabularies ({where}); use the same token dictionary")
 
+    def _specials_shown(self) -> str:
+        mask = "none" if self.mask is None else shown(self.mask)
+        return f"pad {shown(self.pad)}, mask {mask}, all {shown(self.special_token_ids)}"
+
     def to_json(self) -> str:
-        """Return the vocabulary as JSON text: names in order of id, and symbols."""
-        return json.dumps({"names": list(self.names), "symbols": dict(self.symbols)})
+        """Return the vocabulary as JSON text: names in order of id, symbols; aliases and roles where there are any."""
+        content = {"names": self.names, "symbols": self.symbols, "aliases": self.aliases, "roles": self._roles}
+        return json.dumps({key: value for key, value in content.items() if value or key in {"names", "symbols"}})
 
     @classmethod
-    def from_json(cls, text: str | bytes) -> Vocabulary:
+    def from_json(cls, text: str | bytes) -> Self:
         """Return the vocabulary that :meth:`to_json` wrote."""
         try:
-            content = json.loads(text)
-            return cls(tuple(map(str, content["names"])), {str(k): str(v) for k, v in content["symbols"].items()})
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"not a vocabulary written by this project: {error!r}") from error
+            return cls._from_saved(parse_json(text))
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(f"not a vocabulary written by this project: {reason(error)}") from error
+
+    @classmethod
+    def _from_saved(cls, content: dict[str, Any]) -> Self:
+        names, symbols = content["names"], content["symbols"]
+        aliases, roles = content.get("aliases", {}), content.get("roles", {})
+        if not (isinstance(names, list) and all(isinstance(table, dict) for table in (symbols, aliases, roles))):
+            raise TypeError("names must be a list, and symbols, aliases and roles objects")
+        return cls(tuple(names), symbols, aliases=aliases, **roles)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the vocabulary as a JSON file."""
@@ -245,99 +396,17 @@ class Vocabulary:
             temporary.write_text(self.to_json())
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Vocabulary:
-        """Read what :meth:`save` wrote, or a Geneformer token dictionary."""
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read what :meth:`save` wrote, or a token dictionary with Geneformer's special tokens."""
         path = Path(path)
-        if path.suffix == ".json" and path.is_file() and set(read_dictionary(path)) == {"names", "symbols"}:
-            return cls.from_json(path.read_bytes())
-        return cls.from_token_dictionary(path)
+        content = read_dictionary(path)
+        with named_in(path):
+            if is_saved_vocabulary(content):
+                return cls.from_json(path.read_bytes())
+            return cls.from_token_dictionary(content)
 
     def __repr__(self) -> str:
         lo, hi = self.gene_range
-        specials = " ".join(self.names[token] for token in self.special_token_ids)
+        ids = self.special_token_ids
+        specials = " ".join(self.names[token][:40] for token in ids[:10]) + (" …" if len(ids) > 10 else "")
         return f"Vocabulary({hi - lo} genes, ids {lo} to {hi - 1}; {specials})"
-
-
-def read_dictionary(source: str | os.PathLike[str] | Mapping[str, Any]) -> dict[str, Any]:
-    """Return a dictionary given as a mapping, a ``.json`` file or a ``.pkl`` file of plain values."""
-    if not isinstance(source, str | os.PathLike):
-        return dict(source)
-    path = Path(source)
-    if path.suffix not in {".json", ".pkl", ".pickle"}:
-        raise InputError(f"a dictionary must be a .json or .pkl file; got {path}")
-    if not path.is_file():
-        raise InputError(
-            f"no file at {path}; give a .json or .pkl dictionary, such as Geneformer's token_dictionary.pkl, "
-            "gene_median_dictionary.pkl or gene_name_id_dict.pkl"
-        )
-    with path.open("rb") as file:
-        try:
-            content = json.load(file) if path.suffix == ".json" else _PlainUnpickler(file).load()
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from error
-        except _UNREADABLE as error:
-            raise InputError(f"{path} is not a readable {path.suffix} dictionary: {error!r}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} must hold a dictionary; it holds a {type(content).__name__}")
-    return content
-
-
-def _names_by_id(tokens: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the names of a token dictionary in order of id."""
-    for name in SPECIAL_TOKENS[:2]:
-        if name not in tokens:
-            raise InputError(f"the vocabulary has no {name!r} token; {_NEEDS_SPECIALS}")
-    ids = {name: _check_id(name, value) for name, value in tokens.items()}
-    names: dict[int, str] = {}
-    for name, token in ids.items():
-        if not 0 <= token < len(ids) or token in names:
-            raise InputError(
-                f"token ids must be 0 to {len(ids) - 1} for {len(ids)} names, each once; "
-                f"{name!r} has {token}; renumber the token dictionary"
-            )
-        names[token] = name
-    return tuple(names[token] for token in range(len(ids)))
-
-
-def _check_id(name: Any, value: Any) -> int:
-    token = as_integer(value)
-    if not isinstance(name, str) or token is None:
-        raise InputError(f"a token dictionary maps names to integer ids; it has {name!r}: {value!r}")
-    return token
-
-
-def _is_special(name: str) -> bool:
-    return name.startswith("<") and name.endswith(">")
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """Admits dict, str and numbers, and NumPy's numeric scalars as plain numbers; nothing else can be built."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in {("numpy.core.multiarray", "scalar"), ("numpy._core.multiarray", "scalar")}:
-            return _plain_scalar
-        if (module, name) == ("numpy", "dtype"):
-            return _PlainDtype
-        raise InputError(
-            f"refused: the pickle asks for {module}.{name}, and a dictionary of names and numbers needs no code; "
-            "take the file from its original source, or convert it to JSON"
-        )
-
-
-class _PlainDtype:
-    """What a pickled ``numpy.dtype`` says, without handing NumPy a state made elsewhere."""
-
-    def __init__(self, code: str, *_: object) -> None:
-        self.code, self.order = code, "<"
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self.order = state[1]
-
-    def to_numpy(self) -> np.dtype[Any]:
-        if self.code not in {"i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"}:
-            raise InputError(f"refused: the pickle holds a NumPy value of type {self.code!r}, not a number")
-        return np.dtype(self.code).newbyteorder(">" if self.order == ">" else "<")
-
-
-def _plain_scalar(dtype: _PlainDtype, data: bytes) -> int | float:
-    return np.frombuffer(data, dtype.to_numpy())[0].item()

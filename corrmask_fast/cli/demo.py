@@ -20,7 +20,7 @@ from corrmask_fast.files import atomic_file, check_output_folder
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from corrmask_fast.cells.corpus import Corpus
     from corrmask_fast.cells.vocabulary import Vocabulary
@@ -116,6 +116,7 @@ def run_demo(
     tokens: str | os.PathLike[str] | None = None,
     medians: str | os.PathLike[str] | None = None,
     symbols: str | os.PathLike[str] | None = None,
+    roles: Mapping[str, Any] | None = None,
     progress: bool = True,
     size: DemoSize | None = None,
 ) -> Path:
@@ -129,6 +130,8 @@ def run_demo(
         Raw counts; None: cells with planted co-regulated modules and types.
     tokens, medians, symbols
         Dictionaries for ``input_path`` as Geneformer's; without ``tokens`` the file's own genes make the vocabulary.
+    roles
+        ``pad``, ``mask`` and ``special`` of ``tokens``, as :class:`~corrmask_fast.Vocabulary` takes them.
     progress
         Show progress bars.
     size
@@ -150,7 +153,7 @@ def run_demo(
     if input_path is None:
         corpus, modules = _make_cells(journal, size)
     else:
-        corpus, modules = _read_cells(journal, Path(input_path), tokens, medians, symbols), None
+        corpus, modules = _read_cells(journal, Path(input_path), tokens, medians, symbols, roles or {}), None
     graph = _build_graph(journal, corpus, modules)
     masker = _mask_an_epoch(journal, corpus, graph)
     _audit(journal, masker, corpus, graph)
@@ -219,26 +222,27 @@ def _read_cells(
     tokens: str | os.PathLike[str] | None,
     medians: str | os.PathLike[str] | None,
     symbols: str | os.PathLike[str] | None,
+    roles: Mapping[str, Any],
 ) -> Corpus:
     """Tokenise a file of raw counts with the given dictionaries, or with its own genes and medians."""
-    from corrmask_fast.cells.tokenizer import vocabulary_of_h5ad
-    from corrmask_fast.cells.vocabulary import Vocabulary
+    from corrmask_fast.cells.tokenizer import vocabulary_of
+    from corrmask_fast.cli.options import load_vocabulary
 
     with journal.step(f"Tokenise {path.name}"):
         if tokens is None:
-            vocabulary = vocabulary_of_h5ad(path)
+            vocabulary = vocabulary_of(path)
             journal.say("Vocabulary: the genes of the file, in its order (give --tokens for Geneformer's).")
         else:
-            vocabulary = Vocabulary.from_token_dictionary(tokens, symbols)
+            vocabulary = load_vocabulary(tokens, symbols, roles)
         return _tokenize(journal, path, vocabulary, medians)
 
 
 def _tokenize(journal: Journal, path: Path, vocabulary: Vocabulary, medians: Any) -> Corpus:
     from corrmask_fast.cells.corpus_io import read_corpus
-    from corrmask_fast.cells.tokenizer import tokenize_h5ad
+    from corrmask_fast.cells.tokenizer import tokenize
 
     corpus_path = journal.corpus_path
-    journal.show(str(tokenize_h5ad(path, corpus_path, vocabulary, medians, progress=journal.progress)))
+    journal.show(str(tokenize(path, corpus_path, vocabulary, medians, progress=journal.progress)))
     return read_corpus(corpus_path)
 
 

@@ -252,6 +252,7 @@ def _export(arguments: argparse.Namespace) -> None:
     from corrmask_fast.graph.export import check_export, export_graph
 
     check_export(arguments.output)
+    check_outputs(arguments, "output")
     graph = load_graph(arguments.graph)
     exported = export_graph(graph, arguments.output, into=arguments.into, gene_column=arguments.gene_column)
     whole = f" of {graph.n_edges:,}" if exported.edges < graph.n_edges else ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import warnings
 from functools import partial
@@ -20,13 +21,17 @@ from corrmask_fast.cli.evaluate import add_evaluate
 from corrmask_fast.cli.graph import add_graph
 from corrmask_fast.cli.options import (
     PROGRAM,
+    add_dictionary_options,
+    check_dictionary,
     command,
     in_options,
+    inputs_of,
     load_vocabulary,
+    roles_of,
 )
 from corrmask_fast.cli.pmi import add_pmi
 from corrmask_fast.cli.pretrain import add_pretrain
-from corrmask_fast.errors import InputError, MissingExtraError
+from corrmask_fast.errors import InputError, MissingExtraError, reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -57,6 +62,10 @@ def _run(arguments: argparse.Namespace) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (InputError, MissingExtraError) as error:
         return _fail(in_options(str(error), vars(arguments)))
+    except (MemoryError, RuntimeError) as error:
+        if (message := _out_of_memory(error, arguments)) is None:
+            raise
+        return _fail(message)
     except OSError as error:
         named = error.filename is not None and error.strerror is not None
         return _fail(f"{error.filename}: {error.strerror}" if named else str(error))
@@ -64,6 +73,21 @@ def _run(arguments: argparse.Namespace) -> int:
         print(f"{PROGRAM}: interrupted", file=sys.stderr)
         return INTERRUPTED
     return 0
+
+
+def _out_of_memory(error: Exception, arguments: argparse.Namespace) -> str | None:
+    """Return what to do where memory, or threads, ran out; None for another error. Torch and CuPy have own types."""
+    no_thread = "can't start new thread" in str(error)
+    known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or no_thread
+    if not known and not re.search(r"can't allocate memory|not enough memory|out of memory", str(error)):
+        return None
+    cures = [
+        "--memory with less than is free" if hasattr(arguments, "memory_limit") else "",
+        "fewer --threads" if hasattr(arguments, "threads") else "",
+        "a smaller --batch-size" if hasattr(arguments, "batch_size") else "",
+    ]
+    what = "no thread could be started" if no_thread else f"not enough memory ({reason(error)})"
+    return f"{what}; give {' or '.join(filter(None, [*cures, 'the process more memory']))}"
 
 
 def _warn(options: Iterable[str], message: Warning | str, *_: object, **__: object) -> None:
@@ -104,33 +128,62 @@ def _add_tokenize(commands: Any) -> None:
         commands,
         "tokenize",
         _tokenize,
-        summary="counts (.h5ad) to rank-value encoded cells",
+        summary="counts (AnnData) to rank-value encoded cells",
         text="Turn raw counts into Geneformer's rank-value encoding: counts per cell scaled to 10 000, divided by "
         "each gene's median, genes sorted by falling value. Writes a Hugging Face datasets folder (or an .npz file).",
+        notes="Where var has feature_types, columns other than Gene Expression are left out, of cells' totals too.",
         example="tokenize cells.h5ad cells.dataset --tokens token_dictionary.pkl --medians gene_median_dictionary.pkl "
         "--symbols gene_name_id_dict.pkl --obs cell_type",
     )
-    parser.add_argument("input", metavar="IN.h5ad", help="AnnData file with raw counts")
+    parser.add_argument("input", metavar="IN", help="AnnData with raw counts: an .h5ad file or a zarr store")
     parser.add_argument("output", metavar="OUT", help="folder to write, or a file ending in .npz")
     parser.add_argument("--tokens", required=True, metavar="DICT", help="token dictionary (.pkl or .json)")
     parser.add_argument("--medians", metavar="FILE", help="gene medians (.pkl or .json; default: of these cells)")
-    parser.add_argument("--symbols", metavar="FILE", help="symbol to gene id (.pkl or .json)")
-    parser.add_argument("--obs", nargs="+", default=[], metavar="COLUMN", help="obs columns that travel along")
+    add_dictionary_options(parser, "--tokens")
     parser.add_argument("--layer", help="layer with the counts, or 'raw' for .raw (default: X)")
     parser.add_argument("--gene-column", metavar="COLUMN", help="var column with the gene ids (default: found)")
+    parser.add_argument("--gene-mapping", metavar="FILE", help="retired gene id to current id (.pkl or .json)")
+    parser.add_argument("--max-length", type=int, metavar="N", help="most genes of a cell (default: the vocabulary's)")
+    parser.add_argument("--obs", nargs="+", default=[], metavar="COLUMN", help="obs columns that travel along")
+    parser.add_argument(
+        "--obs-names",
+        nargs="?",
+        const="obs_names",
+        metavar="COLUMN",
+        help="the cells' names travel along too, under this name (default: obs_names)",
+    )
+    parser.add_argument(
+        "--filter-pass",
+        default="auto",
+        metavar="COLUMN",
+        help="obs column that is 1 for the cells to write; 'none': all cells (default: filter_pass where there is one)",
+    )
+    parser.add_argument("--total", metavar="COLUMN", help="obs column with cells' totals (default: sums of the counts)")
+    parser.add_argument(
+        "--allow-fractional", action="store_true", help="take fractions: corrected (SoupX) or estimated (RSEM) counts"
+    )
 
 
 def _tokenize(arguments: argparse.Namespace) -> None:
-    from corrmask_fast.cells.tokenizer import tokenize_h5ad
+    from corrmask_fast.cells.tokenizer import tokenize
+    from corrmask_fast.files import check_not_input
 
-    report = tokenize_h5ad(
+    for path in inputs_of(arguments):
+        check_not_input(arguments.output, path)
+    report = tokenize(
         arguments.input,
         arguments.output,
-        load_vocabulary(arguments.tokens, arguments.symbols),
+        load_vocabulary(arguments.tokens, arguments.symbols, roles_of(arguments)),
         arguments.medians,
         layer=arguments.layer,
         gene_column=arguments.gene_column,
+        gene_mapping=arguments.gene_mapping,
         obs=arguments.obs,
+        obs_names=arguments.obs_names,
+        filter_pass=arguments.filter_pass,
+        total=arguments.total,
+        allow_fractional=arguments.allow_fractional,
+        max_length=arguments.max_length,
         progress=arguments.progress,
     )
     print(report)
@@ -153,7 +206,7 @@ def _add_demo(commands: Any) -> None:
     parser.add_argument("--input", metavar="FILE.h5ad", help="raw counts (default: made-up cells)")
     parser.add_argument("--tokens", metavar="DICT", help="token dictionary (default: the genes of the file)")
     parser.add_argument("--medians", metavar="FILE", help="gene medians (default: of these cells)")
-    parser.add_argument("--symbols", metavar="FILE", help="symbol to gene id, for files named by symbol")
+    add_dictionary_options(parser, "--tokens")
     parser.add_argument("--out", default="demo-output", metavar="FOLDER", help="folder to write (default: %(default)s)")
 
 
@@ -163,11 +216,13 @@ def _demo(arguments: argparse.Namespace) -> None:
     for option in ("tokens", "medians", "symbols"):
         if getattr(arguments, option) and not arguments.input:
             raise InputError(f"--{option} belongs to --input; give the file of the cells too")
+    check_dictionary(arguments, "tokens")
     run_demo(
         Path(arguments.out),
         input_path=arguments.input,
         tokens=arguments.tokens,
         medians=arguments.medians,
         symbols=arguments.symbols,
+        roles=roles_of(arguments),
         progress=arguments.progress,
     )

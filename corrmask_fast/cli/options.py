@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from corrmask_fast.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    import os
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
     from corrmask_fast.cells.corpus import Corpus
@@ -18,7 +19,11 @@ if TYPE_CHECKING:
     from corrmask_fast.graph.dependency_graph import DependencyGraph
 
 PROGRAM = "corrmask-fast"
-INPUTS = ("corpus", "graph", "graphs", "pmi", "genes", "vocabulary", "symbols")  # options and arguments that are files
+# Options and arguments that are files or folders to read.
+INPUTS = (
+    *("corpus", "graph", "graphs", "pmi", "table", "genes", "model", "config", "input", "into"),
+    *("vocabulary", "tokens", "medians", "symbols", "gene_mapping"),
+)
 
 
 def command(
@@ -60,7 +65,27 @@ def add_corpus(parser: argparse.ArgumentParser, text: str = "datasets folder or 
         metavar="DICT",
         help="token dictionary (.pkl or .json) of a corpus that stores none, as Geneformer's do",
     )
-    parser.add_argument("--symbols", metavar="FILE", help="symbol to gene id (.pkl or .json), for --vocabulary")
+    add_dictionary_options(parser, "--vocabulary")
+
+
+def add_dictionary_options(parser: argparse.ArgumentParser, dictionary: str) -> None:
+    """Add what goes with a token dictionary, which the option ``dictionary`` names: symbols, and roles of tokens."""
+    parser.add_argument("--symbols", metavar="FILE", help=f"symbol to gene id (.pkl or .json), for {dictionary}")
+    for flag, usual in (("--pad-token", "<pad>"), ("--mask-token", "<mask>, if there is one")):
+        parser.add_argument(
+            flag, type=_token, metavar="TOKEN", help=f"its name or id in {dictionary} (default: {usual})"
+        )
+    parser.add_argument(
+        "--special-tokens",
+        type=_token,
+        nargs="+",
+        metavar="TOKEN",
+        help=f"special tokens of {dictionary} without angle brackets, such as [CLS]: never masked",
+    )
+
+
+def _token(text: str) -> str | int:
+    return int(text) if text.isdecimal() else text
 
 
 def in_options(message: str, names: Iterable[str]) -> str:
@@ -79,17 +104,21 @@ def in_options(message: str, names: Iterable[str]) -> str:
     return message
 
 
+def inputs_of(arguments: argparse.Namespace) -> list[str]:
+    """Return the paths of all that a command reads."""
+    given = [getattr(arguments, name, None) or () for name in INPUTS]
+    return [path for paths in given for path in ([paths] if isinstance(paths, str) else paths)]
+
+
 def check_outputs(arguments: argparse.Namespace, *files: str, picture: str = "plot") -> None:
     """Refuse outputs that cannot be written, that are inputs, or have one name: before the work, not behind it.
 
     ``files`` and ``picture`` are names of options; those that were not given do not count.
     """
     from corrmask_fast.errors import import_extra
-    from corrmask_fast.files import check_output, target_of
+    from corrmask_fast.files import check_not_input, check_output, target_of
     from corrmask_fast.plots import check_picture
 
-    inputs = [getattr(arguments, name, None) or () for name in INPUTS]
-    read = {target_of(path) for given in inputs for path in ([given] if isinstance(given, str) else given)}
     taken: dict[Path, str] = {}
     for option in (*files, picture):
         given = getattr(arguments, option, None)
@@ -97,8 +126,8 @@ def check_outputs(arguments: argparse.Namespace, *files: str, picture: str = "pl
             continue
         path = target_of((check_picture if option == picture else check_output)(given))
         flag = f"--{option.replace('_', '-')}"
-        if path in read:
-            raise InputError(f"{flag} would replace {given}, which is read here; give another name")
+        for source in inputs_of(arguments):
+            check_not_input(given, source, flag)
         if path in taken:
             raise InputError(f"{taken[path]} and {flag} are both {given}; give each a file of its own")
         taken[path] = flag
@@ -115,11 +144,28 @@ def check_tensors_file(arguments: argparse.Namespace, what: str, *more: str) -> 
         raise InputError(f"{what} must end in .safetensors; got {arguments.output}")
 
 
-def load_vocabulary(path: str, symbols: str | None) -> Vocabulary:
-    """Read a token dictionary, with symbols where given."""
+def check_dictionary(arguments: argparse.Namespace, dictionary: str) -> None:
+    """Refuse what goes with a token dictionary where the option ``dictionary`` names none."""
+    for option in ("symbols", "pad_token", "mask_token", "special_tokens"):
+        if getattr(arguments, option) is not None and getattr(arguments, dictionary) is None:
+            raise InputError(f"--{option.replace('_', '-')} belongs to --{dictionary}; give both, or neither")
+
+
+def roles_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the special tokens that options give by role, as a vocabulary takes them."""
+    given = {"pad": arguments.pad_token, "mask": arguments.mask_token, "special": arguments.special_tokens}
+    return {role: tokens for role, tokens in given.items() if tokens is not None}
+
+
+def load_vocabulary(
+    path: str | os.PathLike[str], symbols: str | os.PathLike[str] | None, roles: Mapping[str, Any]
+) -> Vocabulary:
+    """Read a token dictionary, with symbols and :func:`roles_of` its special tokens where given."""
     from corrmask_fast.cells.vocabulary import Vocabulary
 
-    return Vocabulary.load(path) if symbols is None else Vocabulary.from_token_dictionary(path, symbols)
+    if symbols is None and not roles:
+        return Vocabulary.load(path)
+    return Vocabulary.from_token_dictionary(path, symbols, **roles)
 
 
 def open_corpus(arguments: argparse.Namespace, *, model_length: int | None = None) -> Corpus:
@@ -129,9 +175,10 @@ def open_corpus(arguments: argparse.Namespace, *, model_length: int | None = Non
     """
     from corrmask_fast.cells.corpus_io import read_corpus
 
-    if arguments.symbols and not arguments.vocabulary:
-        raise InputError("--symbols belongs to --vocabulary; give both, or neither")
-    vocabulary = load_vocabulary(arguments.vocabulary, arguments.symbols) if arguments.vocabulary else None
+    check_dictionary(arguments, "vocabulary")
+    vocabulary = None
+    if arguments.vocabulary is not None:
+        vocabulary = load_vocabulary(arguments.vocabulary, arguments.symbols, roles_of(arguments))
     corpus = read_corpus(arguments.corpus, vocabulary)
     if model_length is None:
         return corpus

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from corrmask_fast.cli.masker_options import add_masker_options, masker_of
 from corrmask_fast.cli.options import add_corpus, command, load_graph, open_corpus
-from corrmask_fast.errors import InputError
+from corrmask_fast.errors import InputError, shown
 from corrmask_fast.masking.schedules import parse_rate, rate_text
 from corrmask_fast.masking.strategies import LEARNED_STRATEGIES, STRATEGIES
 from corrmask_fast.training.settings import (
@@ -66,6 +66,7 @@ def _pretrain(arguments: argparse.Namespace) -> None:
     settings = PretrainingSettings.read(config, arguments.preset, **given)
     _fill_in_masker(arguments, {} if config is None else read_config(config)[1], config)
     corpus = open_corpus(arguments, model_length=settings.max_length)
+    settings.check_size(corpus.vocabulary.size)
     graph = load_graph(arguments.graph) if arguments.graph else None
     masker = masker_of(
         arguments, vocabulary=corpus.vocabulary, graph=graph, width=settings.hidden_size, heads=settings.heads
@@ -95,13 +96,13 @@ def _fill_in_masker(arguments: argparse.Namespace, found: dict[str, Any], config
         if getattr(arguments, name) is None:
             value = found.get(name, default)
             if name in found and name in TEXTS and not isinstance(value, str):
-                raise InputError(f"{config}: {name} must be a text in quotes; got {value!r}")
+                raise InputError(f"{config}: {name} must be a text in quotes; got {shown(value)}")
             if name in RATES and isinstance(value, str):
                 value = parse_rate(value)
             setattr(arguments, name, value)
     strategies = STRATEGIES | LEARNED_STRATEGIES
     if arguments.strategy not in strategies:
-        raise InputError(f"{config}: strategy must be one of {', '.join(strategies)}; got {arguments.strategy!r}")
+        raise InputError(f"{config}: strategy must be one of {', '.join(strategies)}; got {shown(arguments.strategy)}")
 
 
 def _masker_options(arguments: argparse.Namespace) -> dict[str, Any]:

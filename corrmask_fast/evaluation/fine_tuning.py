@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from corrmask_fast.cells.vocabulary import DICTIONARY_FILE, Vocabulary
-from corrmask_fast.errors import InputError, check_integer, check_number, check_seed, import_extra
+from corrmask_fast.errors import InputError, as_integer, check_integer, check_number, check_seed, import_extra
 
 if TYPE_CHECKING:
     import os
@@ -136,14 +136,15 @@ def load_encoder(path: str | os.PathLike[str], vocabulary: Vocabulary) -> nn.Mod
     transformers = import_extra("transformers", "hf")
     try:
         config = transformers.AutoConfig.from_pretrained(str(path), local_files_only=True)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # parsers raise more types than anyone lists
         raise InputError(
             f"{path} holds no model ({type(error).__name__}); give the folder of a checkpoint as save_pretrained "
             "writes it, with config.json and model.safetensors"
         ) from error
-    if config.vocab_size < vocabulary.size:
+    known = as_integer(getattr(config, "vocab_size", None)) or 0
+    if known < vocabulary.size:
         raise InputError(
-            f"the model at {path} knows {config.vocab_size} tokens, the corpus has {vocabulary.size}; "
+            f"the model at {path} knows {known} tokens, the corpus has {vocabulary.size}; "
             "tokenise the cells with the dictionary that the model was pretrained with"
         )
     dictionary = Path(path) / DICTIONARY_FILE
@@ -179,7 +180,7 @@ def _load_weights(transformers: Any, path: str, options: dict[str, bool]) -> tup
         raise InputError(
             f"the weights at {path} are damaged or cut short ({error}); copy or download the checkpoint again"
         ) from error
-    except (RuntimeError, ValueError) as error:  # transformers' own message runs over many lines
+    except Exception as error:  # transformers' own message runs over many lines
         raise InputError(
             f"the weights at {path} are not those of its config.json ({type(error).__name__}); give the folder of a "
             "checkpoint as save_pretrained writes it"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from corrmask_fast.errors import InputError, check_integer, import_extra
+from corrmask_fast.errors import InputError, check_integer, import_extra, shown
 from corrmask_fast.progress import progress_bar
 from corrmask_fast.tables import align, write_csv
 
@@ -172,7 +172,7 @@ def _look_up(table: np.ndarray) -> Callable[[np.ndarray, torch.Tensor], torch.Te
 def _two_classes(labels: Mapping[str, str]) -> tuple[str, str]:
     classes = sorted(set(labels.values()))
     if len(classes) != 2:
-        raise InputError(f"gene labels must name two classes; got {len(classes)}: {', '.join(map(repr, classes[:5]))}")
+        raise InputError(f"gene labels must name two classes; got {len(classes)}: {', '.join(map(shown, classes[:5]))}")
     return classes[0], classes[1]
 
 
@@ -193,8 +193,8 @@ def _genes_in_cells(
     counts = np.bincount(truth[here], minlength=2)
     if counts.min() < folds:
         raise InputError(
-            f"{folds} folds need as many genes of each class in the cells; found {counts[0]} {classes[0]!r} and "
-            f"{counts[1]} {classes[1]!r} of {tokens.size + n_unknown} genes; lower folds, or bring more cells"
+            f"{folds} folds need as many genes of each class in the cells; found {counts[0]} {shown(classes[0])} and "
+            f"{counts[1]} {shown(classes[1])} of {tokens.size + n_unknown} genes; lower folds, or bring more cells"
         )
     return tokens[here], truth[here], n_unknown + int(np.count_nonzero(~here))
 
@@ -212,8 +212,9 @@ def _names_of_tokens(vocabulary: Vocabulary, labels: Mapping[str, str]) -> tuple
             n_unknown += 1
         elif labels[first := name_of.setdefault(token, name)] != label:
             raise InputError(
-                f"{first!r} and {name!r} are one gene (token {token}) with two classes, {labels[first]!r} and "
-                f"{label!r}; each gene must have one: correct the list, or leave the gene out"
+                f"{shown(first)} and {shown(name)} are one gene (token {token}) with two classes, "
+                f"{shown(labels[first])} and {shown(label)}; each gene must have one: correct the list, or leave the "
+                "gene out"
             )
     return name_of, n_unknown
 
@@ -264,9 +265,9 @@ def read_gene_labels(path: str | os.PathLike[str]) -> dict[str, str]:
             own = [names[j] for j in marked if row[j].lower() in YES]
         if len(own) != 1:
             raise InputError(
-                f"{path}, line {line}: gene {row[0]!r} has {f'{len(own)} classes' if own else 'no class'}; give a "
+                f"{path}, line {line}: gene {shown(row[0])} has {f'{len(own)} classes' if own else 'no class'}; give a "
                 "column 'label', or a column for each class that says Yes for its genes"
             )
         if found.setdefault(row[0], own[0]) != own[0]:
-            raise InputError(f"{path}, line {line}: gene {row[0]!r} has two classes; each gene must have one")
+            raise InputError(f"{path}, line {line}: gene {shown(row[0])} has two classes; each gene must have one")
     return found

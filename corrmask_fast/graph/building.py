@@ -144,9 +144,9 @@ def build_dependency_graph(
     ------
     InputError
         If a parameter is out of range, the corpus has no cells, or fewer than ``min_cooccurrence`` or
-        ``min_presence``; if a cell holds a token outside the vocabulary, or a gene twice; if the checkpoint is of
-        another build; if ``memory_limit`` is too little (says what is needed); if ``device="cuda"`` has no CUDA device,
-        or too little memory on it; on all ranks, if ranks disagree.
+        ``min_presence``; if a cell holds a token outside the vocabulary; if the checkpoint is of another build; if
+        ``memory_limit`` is too little (says what is needed); if ``device="cuda"`` has no CUDA device, or too little
+        memory on it; on all ranks, if ranks disagree.
     MissingExtraError
         If ``device="cuda"`` lacks CuPy.
     ConnectionError
@@ -194,6 +194,7 @@ def build_dependency_graph(
             stages = _streamed(corpus, work, portions, device)
 
         sample = stages.read_sample(corpus, rows, parameters.max_length, bar)
+        corpus.tell_repeats()
         work.confirm(sample.presence.sum(axis=0), sample.value_sum)
         columns = stages.make_columns(sample, _kept_genes(sample, corpus.vocabulary, parameters), parameters.max_length)
         del sample  # its tokens are not needed again

@@ -3,8 +3,9 @@
     FOLDER/build.json                what is built: parameters, and a fingerprint of all cells sampled
     FOLDER/pairs-0.safetensors       a part: what rank 0 has done of a stage, with a hash over it
 
-A part appears whole or not at all. It names the layout of the tasks it speaks of: parts of another layout (of another
-version, say) are not used, and neither are damaged ones; what they held is computed again. Nothing here can run code.
+A part appears whole or not at all. It names its build, and the layout of the tasks it speaks of: parts of another build
+or layout (of another version, say) are not used, and neither are damaged ones, nor those whose arrays have other types,
+shapes or ranges than the stage gives; what they held is computed again. Nothing here can run code.
 """
 
 from __future__ import annotations
@@ -13,26 +14,49 @@ import hashlib
 import json
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from corrmask_fast.cells.corpus import rows_between
-from corrmask_fast.errors import InputError
+from corrmask_fast.errors import InputError, reason, shown
 from corrmask_fast.files import atomic_file, check_output_folder
 from corrmask_fast.tensor_files import METADATA, canonical, hash_tensors, read_tensors
 from corrmask_fast.threads import map_tasks
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from corrmask_fast.cells.corpus import Corpus
     from corrmask_fast.graph.stages import Bar
 
-FORMAT, VERSION = "corrmask-fast checkpoint of a graph", 2
+FORMAT, VERSION = "corrmask-fast checkpoint of a graph", 3
 SUFFIX = ".safetensors"
 FINGERPRINT_CELLS = 4096  # of a piece: pieces are read and hashed side by side
+
+
+class Expected(NamedTuple):
+    """What an array of a part must be; NaN lies in no range."""
+
+    dtype: Any
+    shape: tuple[int, ...]
+    low: float
+    high: float
+
+
+def check_arrays(arrays: Mapping[str, np.ndarray], expected: Mapping[str, Expected]) -> None:
+    """Raise InputError unless ``arrays`` are those ``expected``: kernels take their numbers as places in memory."""
+    if arrays.keys() != expected.keys():
+        raise InputError(
+            f"it must hold {', '.join(sorted(expected))}; it holds {', '.join(sorted(arrays)) or 'nothing'}"
+        )
+    for name, (dtype, shape, low, high) in expected.items():
+        array = arrays[name]
+        if array.dtype != dtype or array.shape != shape:
+            raise InputError(f"{name} must be {np.dtype(dtype)} {shape}; it is {array.dtype} {array.shape}")
+        if array.size and not (array.min() >= low and array.max() <= high):
+            raise InputError(f"{name} must lie in [{low}, {high}]; it does not")
 
 
 class Checkpoint:
@@ -41,6 +65,7 @@ class Checkpoint:
     def __init__(self, folder: str | os.PathLike[str] | None = None, rank: int = 0) -> None:
         self.folder = None if folder is None else Path(folder)
         self.rank = rank
+        self._build = ""  # hash of the settings: parts of another build may have the same layout
 
     def __bool__(self) -> bool:
         return self.folder is not None
@@ -50,6 +75,7 @@ class Checkpoint:
         if self.folder is None:
             return
         settings = json.loads(json.dumps(dict(settings)))
+        self._build = hashlib.sha256(canonical(settings)).hexdigest()
         check_output_folder(self.folder)
         self.folder.mkdir(exist_ok=True)
         file = self.folder / "build.json"
@@ -62,10 +88,11 @@ class Checkpoint:
             return
         stored = self._read_manifest(file)
         for name in {**settings, **stored}:  # parameters first: with another sample the fingerprint differs too
-            if stored.get(name) != settings.get(name):
+            then, now = stored.get(name), settings.get(name)
+            if then != now:
                 raise InputError(
-                    f"the checkpoint {self.folder} belongs to another build: {name} was {stored.get(name)!r} there and "
-                    f"is {settings.get(name)!r} now; give the same corpus and parameters, or another folder"
+                    f"the checkpoint {self.folder} belongs to another build: {shown(name)[1:-1]} was {shown(then)} "
+                    f"there and is {shown(now)} now; give the same corpus and parameters, or another folder"
                 )
 
     def _read_manifest(self, file: Path) -> dict[str, Any]:
@@ -73,9 +100,9 @@ class Checkpoint:
             manifest = json.loads(file.read_bytes())
             if manifest["format"] == FORMAT and manifest["version"] == VERSION:
                 return dict(manifest["settings"])
-            why = f"it has version {manifest['version']} of {manifest['format']!r}"
-        except (ValueError, KeyError, TypeError) as error:
-            why = f"it is damaged ({error})"
+            why = f"it has version {shown(manifest['version'])} of {shown(manifest['format'])}"
+        except Exception as error:  # noqa: BLE001 (RecursionError for one)
+            why = f"it is damaged ({reason(error)})"
         raise InputError(f"{file} is no description of a build: {why}; delete {self.folder}, or give another folder")
 
     def save(self, name: str, layout: str, arrays: Mapping[str, np.ndarray]) -> None:
@@ -84,21 +111,28 @@ class Checkpoint:
             return
         from safetensors.numpy import save_file
 
-        header = {"format": FORMAT, "layout": layout}
+        header = self._header(layout)
         arrays = {key: np.ascontiguousarray(array) for key, array in arrays.items()}
         header["sha256"] = hash_tensors(canonical(header), arrays)
         try:
             with atomic_file(self.folder / f"{name}-{self.rank}{SUFFIX}") as temporary:
                 save_file(arrays, temporary, {METADATA: canonical(header).decode()})
-        except OSError as error:  # hours of work must not end with a full disk: what was saved before is whole
+        except (OSError, InputError) as error:  # hours of work must not end with a full disk, or a folder in the way
+            why = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
             warnings.warn(
-                f"the checkpoint was not saved, and the build goes on without: {error.filename}: {error.strerror}",
-                UserWarning,
-                stacklevel=2,
+                f"the checkpoint was not saved, and the build goes on without: {why}", UserWarning, stacklevel=2
             )
 
-    def parts(self, name: str, layout: str, *, own: bool = False) -> Iterator[dict[str, np.ndarray]]:
-        """Yield the parts ``name`` of all ranks, or this one's, that speak of this layout; warn of damaged ones."""
+    def _header(self, layout: str) -> dict[str, Any]:
+        return {"format": FORMAT, "build": self._build, "layout": layout}
+
+    def parts(
+        self, name: str, layout: str, check: Callable[[Mapping[str, np.ndarray]], None], *, own: bool = False
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Yield the parts ``name`` of all ranks, or this one's, that speak of this layout; warn of damaged ones.
+
+        ``check`` raises InputError for arrays that the stage cannot have saved.
+        """
         if self.folder is None:
             return
         for path in sorted(self.folder.glob(f"{name}-{self.rank if own else '*'}{SUFFIX}")):
@@ -106,11 +140,16 @@ class Checkpoint:
                 header, arrays = read_tensors(path, "part of a checkpoint")
                 digest = header.pop("sha256")
                 if digest != hash_tensors(canonical(header), arrays):
-                    raise InputError(f"{path} was altered or damaged since it was saved")  # noqa: TRY301
-            except (InputError, AttributeError, KeyError) as error:
-                warnings.warn(f"{error}; what it held is computed again", UserWarning, stacklevel=2)
+                    raise InputError("it was altered or damaged since it was saved")  # noqa: TRY301
+                if {**header, "layout": layout} != self._header(layout):
+                    raise InputError("it belongs to another build")  # noqa: TRY301
+                if header["layout"] == layout:
+                    check(arrays)
+            except Exception as error:  # noqa: BLE001 (a header may be anything)
+                why = str(error) if str(path) in str(error) else f"{path} is not used: {reason(error)}"
+                warnings.warn(f"{why}; what it held is computed again", UserWarning, stacklevel=2)
                 continue
-            if header == {"format": FORMAT, "layout": layout}:
+            if header["layout"] == layout:
                 yield arrays
 
     def drop(self, name: str) -> None:
@@ -128,7 +167,7 @@ def fingerprint_corpus(corpus: Corpus, rows: Sequence[int] | np.ndarray, bar: Ba
 
     def digest(begin: int) -> tuple[bytes, int]:
         corpus.check_files()
-        indptr, tokens = corpus.gather(rows_between(rows, begin, begin + FINGERPRINT_CELLS), check=False)
+        indptr, tokens = corpus.gather(rows_between(rows, begin, begin + FINGERPRINT_CELLS), tell=False)
         piece = hashlib.sha256(indptr.astype("<i8", copy=False).data)
         piece.update(tokens.astype(tokens.dtype.newbyteorder("<"), copy=False).data)
         return piece.digest(), indptr.size - 1

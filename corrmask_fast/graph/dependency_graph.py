@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from corrmask_fast.errors import InputError, check_number, import_extra
+from corrmask_fast.errors import InputError, check_number, import_extra, naming, shown
 from corrmask_fast.tensor_files import hash_tensors, plain_params, read_graph, write_graph
 
 if TYPE_CHECKING:
@@ -228,7 +228,7 @@ class DependencyGraph:
         for number, pair in enumerate(pairs):
             parts = () if isinstance(pair, str) or not isinstance(pair, Iterable) else tuple(pair)
             if len(parts) not in {2, 3}:
-                raise InputError(f"pair {number} must be (gene, gene) or (gene, gene, weight); got {pair!r}")
+                raise InputError(f"pair {number} must be (gene, gene) or (gene, gene, weight); got {shown(pair)}")
             try:
                 a, b = sorted(vocabulary.id_of(gene) for gene in parts[:2])
             except (InputError, TypeError) as error:
@@ -262,7 +262,8 @@ class DependencyGraph:
             If there is no such file, it is truncated, altered, of another format, or of a newer version.
         """
         tensors, vocabulary, params = read_graph(path)
-        return cls(**tensors, vocabulary=vocabulary, params=params)  # type: ignore[arg-type]
+        with naming(path):
+            return cls(**tensors, vocabulary=vocabulary, params=params)  # type: ignore[arg-type]
 
 
 def graph_of_pairs(

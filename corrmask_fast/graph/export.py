@@ -173,11 +173,13 @@ def add_to_h5ad(
     MissingExtraError
         Without anndata and h5py.
     """
-    from corrmask_fast.cells.count_scaling import match_genes
-    from corrmask_fast.cells.counts_file import CountsFile
+    from corrmask_fast.cells.counts import Counts
+    from corrmask_fast.cells.gene_matching import match_genes
 
-    with CountsFile(source) as file:
-        tokens = match_genes(file, graph.vocabulary, gene_column).token_of_column.astype(np.int64)
+    if Path(source).is_dir():
+        raise InputError(f"{source} is a folder; a graph is added to a copy of an .h5ad file")
+    with Counts(source) as counts:
+        tokens = match_genes(counts, graph.vocabulary, gene_column).token_of_column.astype(np.int64)
     _, first = np.unique(tokens, return_index=True)
     repeats = np.ones(tokens.size, np.bool_)
     repeats[first] = False

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from corrmask_fast.cells.corpus import rows_between
-from corrmask_fast.errors import InputError, as_integer
+from corrmask_fast.errors import InputError, as_integer, shown
 from corrmask_fast.threads import get_num_threads
 
 if TYPE_CHECKING:
@@ -49,9 +49,10 @@ def check_memory(limit: int | str | None) -> int | None:
     if number is None and isinstance(limit, str):
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", limit.lower())
         if match and match[2] in UNITS:
-            number = math.floor(float(match[1]) * UNITS[match[2]])
+            size = float(match[1]) * UNITS[match[2]]
+            number = math.floor(size) if math.isfinite(size) else None
     if number is None or number < 1:
-        raise InputError(f"memory_limit must be bytes, or text such as '8GB' or '500MiB'; got {limit!r}")
+        raise InputError(f"memory_limit must be bytes, or text such as '8GB' or '500MiB'; got {shown(limit)}")
     return number
 
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from corrmask_fast.graph.checkpoint import Expected, check_arrays
 from corrmask_fast.kernels.correlation import (
     add_exact,
     keep_strongest,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     Found = tuple[np.ndarray, np.ndarray, np.ndarray]  # u, v, rho of pairs
 
 SCATTER, PANEL, DENSE = "scatter", "panel", "dense"
+RHO_RANGE = (-1 - 1e-9, 1 + 1e-9)  # rounding may pass 1 by a bit
 DENSE_CELLS = 2048  # cells of a dense tile that are written out at a time; 8 MiB for a block of 512 genes
 
 
@@ -264,6 +266,15 @@ class StrongestPartners:
         """Return the lists, as :meth:`merge` takes them."""
         listed = np.arange(self.gene.shape[1]) < self.n_kept[:, None]
         return {"n_kept": self.n_kept, "gene": self.gene[listed], "rho": self.rho[listed]}
+
+    def check(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Raise InputError for arrays that are no lists of partners."""
+        n_genes, k = self.gene.shape
+        listed = {"n_kept": Expected(np.int64, (n_genes,), 0, k)}
+        check_arrays({name: arrays[name] for name in listed}, listed)
+        n = int(arrays["n_kept"].sum())
+        of_pairs = {"gene": Expected(np.int32, (n,), 0, n_genes - 1), "rho": Expected(np.float64, (n,), *RHO_RANGE)}
+        check_arrays(arrays, {**listed, **of_pairs})
 
     def merge(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Take up the lists of others, which may hold the same pairs."""

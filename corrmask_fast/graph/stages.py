@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from corrmask_fast.cells.corpus import rows_between
-from corrmask_fast.graph.products import Cut, Operands, StrongestPartners, plan_product, run_tasks
+from corrmask_fast.graph.checkpoint import Expected, check_arrays
+from corrmask_fast.graph.products import RHO_RANGE, Cut, Operands, StrongestPartners, plan_product, run_tasks
 from corrmask_fast.graph.work import Work
 from corrmask_fast.kernels.overlap import correlate_overlaps
 from corrmask_fast.kernels.ranks import count_genes, fill_columns, rank_columns
@@ -83,7 +84,7 @@ def read_sample(
 
     def read(begin: int) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray, np.ndarray]:
         corpus.check_files()
-        chunk = corpus.gather(rows_between(rows, begin, begin + chunk_cells), check=not corpus.in_memory)
+        chunk = corpus.gather(rows_between(rows, begin, begin + chunk_cells), tell=False)
         presence, value_sum = np.zeros(size, np.int64), np.zeros(size, np.int64)
         count_genes(*chunk, max_length, presence, value_sum)
         return chunk, presence, value_sum
@@ -161,14 +162,24 @@ def strongest_pairs(
 
 
 class Overlaps:
-    """Overlap and rho of pairs, as far as they are known."""
+    """Overlap and rho of pairs, as far as they are known; no overlap exceeds ``n_cells``."""
 
-    def __init__(self, n_pairs: int) -> None:
+    def __init__(self, n_pairs: int, n_cells: int) -> None:
+        self.n_cells = n_cells
         self.overlap, self.rho = np.full(n_pairs, -1, np.int64), np.zeros(n_pairs, np.float64)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return both, with -1 as overlap where they are not known."""
         return {"overlap": self.overlap, "rho": self.rho}
+
+    def check(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Raise InputError for arrays that are no overlaps and rho of these pairs."""
+        shape = self.overlap.shape
+        expected = {
+            "overlap": Expected(np.int64, shape, -1, self.n_cells),
+            "rho": Expected(np.float64, shape, *RHO_RANGE),
+        }
+        check_arrays(arrays, expected)
 
     def merge(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Take up what others know."""
@@ -181,7 +192,7 @@ def correlate_pairs(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return each pair's overlap (int64) and its rho over the overlap (float64; 0 below ``min_cooccurrence``)."""
     common, partner, back, ranges, costs = overlap_tasks(columns, pairs)
-    results = Overlaps(common.size)
+    results = Overlaps(common.size, columns.n_cells)
 
     def correlate(number: int) -> tuple[int, np.ndarray, np.ndarray]:
         these = slice(*ranges[number])

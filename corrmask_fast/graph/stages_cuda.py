@@ -174,6 +174,10 @@ class DevicePartners:
         """Return all lists, as :meth:`merge` takes them."""
         return self._merged().arrays()
 
+    def check(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Raise InputError for arrays that are no lists of partners."""
+        StrongestPartners(*self._settings).check(arrays)
+
     def merge(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Take up the lists of others."""
         self._others = self._others or StrongestPartners(*self._settings)
@@ -326,7 +330,7 @@ def correlate_pairs(
     common, partner, back, ranges, costs = overlap_tasks(
         columns, pairs, lambda genes: torch.sort(gpu.upload(genes), stable=True).indices.cpu().numpy()
     )
-    results = Overlaps(common.size)
+    results = Overlaps(common.size, columns.n_cells)
     share = (work or Work()).divide("overlaps", ranges, costs, results)
     mine = np.concatenate([np.arange(*ranges[task]) for task in share.tasks] or [np.empty(0, np.int64)])
     ends = np.cumsum([ranges[task][1] - ranges[task][0] for task in share.tasks])

@@ -26,7 +26,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from corrmask_fast.errors import InputError
 from corrmask_fast.graph import stages
+from corrmask_fast.graph.checkpoint import Expected, check_arrays
 from corrmask_fast.graph.products import Operands, StrongestPartners, plan_product, select
 from corrmask_fast.graph.stages import CHUNK_CELLS, Overlaps, Pairs, Ranks
 from corrmask_fast.kernels.streaming import (
@@ -42,7 +44,7 @@ from corrmask_fast.progress import progress_bar
 from corrmask_fast.threads import get_num_threads, map_tasks, run_ranges
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from corrmask_fast.cells.corpus import Corpus
     from corrmask_fast.graph.memory import Portions
@@ -115,7 +117,8 @@ class StreamedStages:
         self._rows, self._max_length = rows, max_length
         counts = np.zeros((corpus.vocabulary.size, max_length + 1), np.uint32)
         layout, work = f"{counts.shape} {len(rows)}", self._work
-        saved = next((part["counts"] for part in work.checkpoint.parts("levels", layout)), None)
+        check = partial(_check_levels, shape=counts.shape, n_cells=len(rows))
+        saved = next((part["counts"] for part in work.checkpoint.parts("levels", layout, check)), None)
         if work.team.any(saved is None):
             saved = None
             self._count(counts, bar)
@@ -195,7 +198,7 @@ class StreamedStages:
         sums = [(low, np.zeros(low.shape, np.uint32) if wide else None) for low in (task.zeros() for task in tasks)]
         # Numbers alone would do for sums of another plan's tasks, as of another version.
         layout = sha256(f"{wide} {numbers.tolist()} {plan.layout}".encode()).hexdigest()
-        cells = self._saved_sums(layout, sums)
+        cells = self._saved_sums(layout, sums, columns.n_cells)
         update(cells)
         saved = time.monotonic()
         chunk_cells = self._portions.chunk_cells
@@ -236,9 +239,16 @@ class StreamedStages:
         arrays |= {f"high {i}": high for i, (_, high) in enumerate(sums) if high is not None}
         self._work.checkpoint.save("sums", layout, {**arrays, "cells": np.array([cells])})
 
-    def _saved_sums(self, layout: str, sums: Sums) -> int:
+    def _saved_sums(self, layout: str, sums: Sums, n_cells: int) -> int:
         """Take up the sums of a band that was begun; return how many cells they are of."""
-        for part in self._work.checkpoint.parts("sums", layout, own=True):
+        largest = min(2**64 - 1, 4 * n_cells**3)  # each e is below 2 · n_cells
+        expected = {"cells": Expected(np.int64, (1,), 0, n_cells)}
+        for i, (low, high) in enumerate(sums):
+            expected[f"low {i}"] = Expected(np.uint64, low.shape, 0, largest if high is None else 2**64 - 1)
+            if high is not None:
+                expected[f"high {i}"] = Expected(np.uint32, high.shape, 0, 2**32 - 1)
+        check = partial(check_arrays, expected=expected)
+        for part in self._work.checkpoint.parts("sums", layout, check, own=True):
             for i, (low, high) in enumerate(sums):
                 low[:] = part[f"low {i}"]
                 if high is not None:
@@ -253,7 +263,7 @@ class StreamedStages:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return what the stage of this name in stages.py returns; two passes for as many pairs as fit memory."""
         common, partner, back, ranges, costs = stages.overlap_tasks(columns, pairs)
-        results = Overlaps(common.size)
+        results = Overlaps(common.size, columns.n_cells)
         share = work.divide("overlaps", ranges, costs, results)
         mine = np.concatenate([np.empty(0, np.int64), *(np.arange(*ranges[i]) for i in share.tasks)])
         last = np.cumsum([ranges[i][1] - ranges[i][0] for i in share.tasks])  # behind the pairs of each task
@@ -298,6 +308,13 @@ class StreamedStages:
         rho = np.zeros(n)
         np.divide(product, np.sqrt(squares[:, 0] * squares[:, 1]), out=rho, where=wanted)
         return overlap, rho
+
+
+def _check_levels(arrays: Mapping[str, np.ndarray], shape: tuple[int, int], n_cells: int) -> None:
+    """Raise InputError for arrays that are not how often each gene has each level in ``n_cells`` cells."""
+    check_arrays(arrays, {"counts": Expected(np.uint32, shape, 0, n_cells)})
+    if arrays["counts"].sum(axis=1, dtype=np.int64).max(initial=0) > n_cells:
+        raise InputError("a gene cannot be in more cells than there are")
 
 
 def _bands(sizes: np.ndarray, most: int) -> list[slice]:

@@ -12,12 +12,13 @@ from __future__ import annotations
 import hashlib
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from corrmask_fast.errors import InputError
-from corrmask_fast.graph.checkpoint import Checkpoint
+from corrmask_fast.graph.checkpoint import Checkpoint, Expected, check_arrays
 from corrmask_fast.graph.distributed import Team
 
 if TYPE_CHECKING:
@@ -37,6 +38,9 @@ class State(Protocol):
     def merge(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Take up results of other tasks, or of the same ones once more."""
 
+    def check(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Raise InputError for arrays, read from a file, that :meth:`merge` cannot take."""
+
 
 @dataclass(frozen=True)
 class Work:
@@ -49,7 +53,8 @@ class Work:
         """Raise InputError unless all ranks, and the run that was saved, counted the same in the corpus."""
         digest = hashlib.sha256(b"".join(np.ascontiguousarray(array).tobytes() for array in counts)).hexdigest()
         self.team.agree({"what is counted in the corpus": digest})
-        for part in self.checkpoint.parts("counts", COUNTS):
+        expected = {"sha256": Expected(np.uint8, (len(digest),), ord("0"), ord("f"))}
+        for part in self.checkpoint.parts("counts", COUNTS, partial(check_arrays, expected=expected)):
             if part["sha256"].tobytes().decode() != digest:
                 raise InputError(
                     f"the checkpoint {self.checkpoint.folder} belongs to another corpus: other tokens are counted in "
@@ -83,7 +88,7 @@ class Share:
         self._done = np.zeros(costs.size, np.bool_)
         self._team.agree({f"the tasks of stage {name!r}": layout})
         if self._checkpoint:
-            for part in self._checkpoint.parts(name, layout):
+            for part in self._checkpoint.parts(name, layout, self._check):
                 self._take(part)
             # Folders on disks of their own hold different parts; and nobody may write before all have read.
             self._exchange()
@@ -115,6 +120,10 @@ class Share:
 
     def _part(self) -> dict[str, np.ndarray]:
         return {**self._state.arrays(), DONE: self._done}
+
+    def _check(self, part: Mapping[str, np.ndarray]) -> None:
+        check_arrays({DONE: part[DONE]}, {DONE: Expected(np.bool_, self._done.shape, 0, 1)})
+        self._state.check({key: array for key, array in part.items() if key != DONE})
 
     def _take(self, part: Mapping[str, np.ndarray]) -> None:
         self._state.merge({key: array for key, array in part.items() if key != DONE})

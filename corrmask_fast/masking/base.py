@@ -123,6 +123,7 @@ class Masker(nn.Module):
         self.seed = check_seed(seed)
         self.validate = validate
         self.vocabulary = vocabulary
+        self._lacks_mask_token = self.mask_replace_prob > 0 and vocabulary.mask_token_id is None
         self.max_probability = p.largest  # that a row may ever have: the width of masked_positions
         schedules = ((P_LO, p.schedule), (RATIO_LO, ratio.schedule))
         self._schedules = [(entry, schedule) for entry, schedule in schedules if schedule is not None]
@@ -163,6 +164,7 @@ class Masker(nn.Module):
         epoch: int | torch.Tensor | None = None,
         graph_ids: torch.Tensor | None = None,
         priorities: torch.Tensor | None = None,
+        marks_only: bool = False,
     ) -> MaskedBatch:
         """Mask a padded batch.
 
@@ -186,13 +188,18 @@ class Masker(nn.Module):
             (rows, columns) int64 in [0, 2**32), by which groups of columns are proposed, smallest first (ties: the
             earlier column), in place of random words; without ``validate`` their lower 32 bits count. See
             :func:`corrmask_fast.masking.draws.priorities_of`.
+        marks_only
+            True: the masked ids go into no model, they only mark what is hidden. The vocabulary needs no mask token.
 
         Raises
         ------
         InputError
-            On shapes, dtypes or devices that do not fit, both ``draw_ids`` and ``epoch``, and (with ``validate``)
-            a token outside the vocabulary or a priority outside its range (row, column, value).
+            On shapes, dtypes or devices that do not fit, both ``draw_ids`` and ``epoch``, a vocabulary without a mask
+            token, and (with ``validate``) a token outside the vocabulary or a priority outside its range (row, column,
+            value).
         """
+        if self._lacks_mask_token and not marks_only:
+            self.vocabulary.require_mask_token()
         # A plain call skips the dispatcher, which costs as much as a row on the CPU, or as all else on a device's host.
         plain = type(input_ids) is torch.Tensor and not torch.compiler.is_compiling()
         # Looking a buffer up costs time, and rules are kept for the CPU alone.
@@ -257,6 +264,7 @@ class Masker(nn.Module):
         graph_ids: np.ndarray | None = None,
         seen: np.ndarray | None = None,
         protected: np.ndarray | None = None,
+        marks_only: bool = False,
     ) -> RaggedMasked:
         """Pad and mask ragged rows of NumPy arrays in one pass, on the CPU.
 
@@ -274,7 +282,11 @@ class Masker(nn.Module):
             (rows,) int64: which of the masker's graphs each row goes by, where it has several.
         seen, protected
             (nnz,) uint8: 0 where a stored token is padding; 1 where a token must not be masked.
+        marks_only
+            As for a call: the masked ids go into no model.
         """
+        if self._lacks_mask_token and not marks_only:
+            self.vocabulary.require_mask_token()
         rules, rates = self._rules_and_rates()
         check_integer("multiple_of", multiple_of, 1)
         if structural_ratio is not None:

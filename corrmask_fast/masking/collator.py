@@ -85,6 +85,8 @@ class DataCollatorForCorrMask:
                 f"{type(masker).__name__} masks by the embeddings of the model that it learns with, and a collator has "
                 "none; use CorrMaskTrainer(masker=…, masking='device'), or call the masker with embeddings="
             )
+        if masker.mask_replace_prob > 0:
+            masker.vocabulary.require_mask_token()
         self.masker = masker
         self.pad_to_multiple_of = _check_multiple(pad_to_multiple_of)
         self.return_masked_positions = return_masked_positions

@@ -16,11 +16,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 (its usual name)
 
-from corrmask_fast.errors import InputError, check_integer
+from corrmask_fast.errors import InputError, check_integer, naming, readable, shown
 from corrmask_fast.kernels.layout import CORRMASK, SAMPLED, STRATEGY
 from corrmask_fast.masking.base import MaskedBatch, Masker, RateLike
 from corrmask_fast.masking.batch_checks import check_embedded, check_no_priorities
@@ -32,13 +33,14 @@ from corrmask_fast.tensor_files import FileKind, read_graph, write_graph
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from corrmask_fast.cells.vocabulary import Vocabulary
     from corrmask_fast.graph.dependency_graph import DependencyGraph
 
 __all__ = ["MultinomialAttentionMasker"]
 
+MOST = 65_536  # latents, and the width that they may have
 LATENT_BLOCK = 2**32 - 1  # the Philox block from which latents are chosen
 LAYERS = ("norm", "query", "key", "value", "project")
 WEIGHTS = frozenset({"latents", *(f"{name}.{part}" for name in LAYERS for part in ("weight", "bias"))})
@@ -133,14 +135,14 @@ class MultinomialAttentionMasker(Masker):
         )
         if graph is not None:
             self.label, self.goes_by = "CorrMask-MAM", "graph"
-        self.dim = check_integer("dim", dim, 1)
-        self.n_heads = check_integer("n_heads", n_heads, 1)
+        self.dim = check_integer("dim", dim, 1, MOST)
+        self.n_heads = check_integer("n_heads", n_heads, 1, MOST)
         if dim % n_heads:
             raise InputError(f"n_heads must divide dim={dim}; got {n_heads}")
-        self.n_latents = check_integer("n_latents", n_latents, 1)
+        self.n_latents = check_integer("n_latents", n_latents, 1, MOST)
         if isinstance(latent_ratio, bool) or not isinstance(latent_ratio, int | float) or not 0 < latent_ratio <= 1:
             raise InputError(
-                f"latent_ratio must be a number in (0, 1]; got {latent_ratio!r}; 1 lets all latents attend"
+                f"latent_ratio must be a number in (0, 1]; got {shown(latent_ratio)}; 1 lets all latents attend"
             )
         self.latent_ratio = float(latent_ratio)
         self.n_chosen = max(1, int(n_latents * self.latent_ratio))
@@ -363,17 +365,20 @@ class MultinomialAttentionMasker(Masker):
             If there is no such file, it is damaged or another one, or ``graph`` is not the one it was made with.
         """
         tensors, vocabulary, params = read_graph(path, KIND)
-        table, with_graph = params.pop("table"), "max_partners" in params
-        if with_graph != (graph is not None):
-            rule = "with a graph; give it: graph=DependencyGraph.load(path)" if with_graph else "without a graph"
-            raise InputError(f"the masker in {path} was made {rule}")
-        for name in ("mlm_probability", "structural_ratio"):
-            if isinstance(params.get(name), str):
-                params[name] = parse_rate(params[name])
-        masker = cls(vocabulary, graph=graph, **params)
-        if masker._table() != table:
-            raise InputError(f"the masker in {path} was made with graph {table[:12]}…, this is {masker._table()[:12]}…")
-        masker.load_state_dict({name: torch.from_numpy(value) for name, value in tensors.items()}, strict=False)
+        with readable(path, "attention masker"), naming(path):
+            table, with_graph = params.pop("table"), "max_partners" in params
+            if with_graph != (graph is not None):
+                rule = "with a graph; give it: graph=DependencyGraph.load(path)" if with_graph else "without a graph"
+                raise InputError(f"the masker in {path} was made {rule}")
+            for name in ("mlm_probability", "structural_ratio"):
+                if isinstance(params.get(name), str):
+                    params[name] = parse_rate(params[name])
+            _check_weights(tensors, params["n_latents"], params["dim"])  # before memory is asked for
+            masker = cls(vocabulary, graph=graph, **params)
+            if masker._table() != table:
+                now = masker._table()
+                raise InputError(f"the masker in {path} was made with graph {shown(table[:12])}, this is {now[:12]!r}")
+            masker.load_state_dict({name: torch.from_numpy(value) for name, value in tensors.items()}, strict=False)
         return masker
 
     def _table(self) -> str:
@@ -392,6 +397,17 @@ class MultinomialAttentionMasker(Masker):
         """Return the parameters for ``repr``."""
         own = ", ".join(f"{name}={getattr(self, name)}" for name in ("dim", *self.own_parameters))
         return f"{super().extra_repr()}, {own}"
+
+
+def _check_weights(tensors: Mapping[str, np.ndarray], n_latents: Any, dim: Any) -> None:
+    """Raise InputError unless weights are finite numbers of the shapes that a masker has."""
+    for name, tensor in tensors.items():
+        square = (dim, dim) if name.endswith(".weight") and not name.startswith("norm") else (dim,)
+        shape = (n_latents, dim) if name == "latents" else square
+        if tensor.shape != shape or tensor.dtype.kind != "f" or not np.isfinite(tensor).all():
+            raise InputError(
+                f"{name} must hold finite numbers, {shown(shape)}; it is {tensor.dtype} {tensor.shape}; train it again"
+            )
 
 
 def _visible(input_ids: torch.Tensor, attention_mask: torch.Tensor | None, pad: int) -> torch.Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from corrmask_fast.errors import InputError
+from corrmask_fast.errors import InputError, shown
 from corrmask_fast.kernels.layout import CORRMASK, PMI, RANDOM, SPAN
 from corrmask_fast.masking.base import MaskedBatch, Masker, RateLike
 from corrmask_fast.masking.batch_checks import check_no_priorities
@@ -159,7 +159,7 @@ class PMIMasker(Masker):
         validate: bool | None = None,
     ) -> None:
         if not hasattr(table, "at_least"):
-            raise InputError(f"table must be a PMITable; got {table!r}; PMITable.load(path) reads a file")
+            raise InputError(f"table must be a PMITable; got {shown(table)}; PMITable.load(path) reads a file")
         indptr, indices = table.at_least(npmi_min)
         digest = hash_tensors(table.vocabulary.fingerprint.encode(), {"indptr": indptr, "indices": indices})
         super().__init__(
@@ -300,7 +300,9 @@ def graphs_of(graph: DependencyGraph | Sequence[DependencyGraph]) -> list[Depend
     graphs: list[Any] = list(graph) if isinstance(graph, list | tuple) else [graph]
     for each in graphs:
         if not hasattr(each, "fingerprint"):
-            raise InputError(f"graph must be a DependencyGraph; got {each!r}; DependencyGraph.load(path) reads a file")
+            raise InputError(
+                f"graph must be a DependencyGraph; got {shown(each)}; DependencyGraph.load(path) reads a file"
+            )
     if not graphs:
         raise InputError("CorrMasker needs one graph at least; got none")
     for number, each in enumerate(graphs[1:], 1):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from corrmask_fast.errors import InputError, check_number
+from corrmask_fast.errors import InputError, check_number, naming, shown
 from corrmask_fast.masking.pair_counting import MEMORY, count_pairs
 from corrmask_fast.tensor_files import PMI_TABLE, plain_params, read_graph, write_graph
 
@@ -74,6 +74,8 @@ class PMITable:
         self.indptr, self.indices = _check_pairs(indptr, indices, vocabulary)
         self.npmi = _check_values("npmi", npmi, self.indices.size, np.float64)
         self.counts = _check_values("counts", counts, self.indices.size, np.int64)
+        if self.counts.size and self.counts.min() < 1:
+            raise InputError(f"counts must be at least 1, for pairs that were seen; got {self.counts.min()}")
 
     @classmethod
     def from_corpus(
@@ -177,7 +179,8 @@ class PMITable:
             If there is no such file, it is truncated, altered, of another format, or of a newer version.
         """
         tensors, vocabulary, params = read_graph(path, PMI_TABLE)
-        return cls(**tensors, vocabulary=vocabulary, params=params)
+        with naming(path):
+            return cls(**tensors, vocabulary=vocabulary, params=params)
 
 
 def _check_pairs(indptr: Any, indices: Any, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]:
@@ -187,13 +190,14 @@ def _check_pairs(indptr: Any, indices: Any, vocabulary: Vocabulary) -> tuple[np.
         if array.ndim != 1 or array.dtype.kind not in "iu":
             raise InputError(f"{name} must be a one-dimensional integer array; got {array.ndim}-d {array.dtype}")
     size, (lo, hi) = vocabulary.size, vocabulary.gene_range
+    # Of unsigned numbers no difference is negative.
+    indptr, indices = np.ascontiguousarray(indptr, np.int64), np.ascontiguousarray(indices, np.int64)
     if indptr.size != size + 1 or indptr[0] != 0 or indptr[-1] != indices.size or np.any(np.diff(indptr) < 0):
         raise InputError(
             f"indptr must have {size + 1} entries, one more than the vocabulary has tokens, and rise from 0 to "
             f"{indices.size}; got {indptr.size} entries, from {indptr[:1]} to {indptr[-1:]}; "
             "give the vocabulary that the table was made with"
         )
-    indptr, indices = np.ascontiguousarray(indptr, np.int64), np.ascontiguousarray(indices, np.int64)
     rows = np.repeat(np.arange(size), np.diff(indptr))
     for wrong, rule in (
         (
@@ -214,4 +218,8 @@ def _check_values(name: str, values: Any, size: int, dtype: Any) -> np.ndarray:
         raise InputError(
             f"{name} must hold one finite number for each of {size} pairs; got {values.dtype} {values.shape}"
         )
+    if dtype is np.int64 and values.size:
+        wrong = (values != np.floor(values)) | (np.abs(values.astype(np.float64)) >= 2.0**63)
+        if wrong.any():
+            raise InputError(f"{name} must be integers of 64 bits; got {shown(values[wrong][0].item())}")
     return np.ascontiguousarray(values, dtype)

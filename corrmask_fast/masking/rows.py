@@ -80,8 +80,10 @@ class RowRules(NamedTuple):
         lo, hi = vocabulary.gene_range
         mask_below = math.floor(mask_replace_prob * 2**32)
         random_below = math.floor((mask_replace_prob + random_replace_prob) * 2**32)
-        special = vocabulary.pad_token_id, vocabulary.mask_token_id
-        return [*special, lo, hi, vocabulary.size, max_partners, mask_below, random_below, degree, strategy]
+        pad, mask = vocabulary.pad_token_id, vocabulary.mask_token_id
+        if mask is None:
+            mask = pad  # any id that is no gene's marks what is hidden
+        return [pad, mask, lo, hi, vocabulary.size, max_partners, mask_below, random_below, degree, strategy]
 
 
 class _Scratch(threading.local):

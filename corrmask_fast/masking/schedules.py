@@ -89,7 +89,7 @@ class _Ramp(Schedule):
         for name in ("start", "end"):  # as plain numbers: repr and text of NumPy's are others
             value = check_number(name, getattr(self, name), -math.inf, math.inf, open_ends=True)
             object.__setattr__(self, name, value)
-        object.__setattr__(self, "steps", check_integer("steps", self.steps, 1))
+        object.__setattr__(self, "steps", check_integer("steps", self.steps, 1, 2**53))
 
     @property
     def values(self) -> tuple[float, ...]:

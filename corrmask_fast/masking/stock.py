@@ -49,21 +49,21 @@ def mask_as_stock(input_ids: torch.Tensor, masker: Masker) -> tuple[torch.Tensor
 class StockPreCollator:
     """Stands where Hugging Face's collator expects a tokenizer, and pads lists cell by cell, as Geneformer's does."""
 
-    mask_token, pad_token = "<mask>", "<pad>"
-
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.batch_encoding = import_extra("transformers", "hf").BatchEncoding
         self.vocabulary = vocabulary
-        self.pad_token_id = vocabulary.pad_token_id
+        self.pad_token_id, mask = vocabulary.pad_token_id, vocabulary.require_mask_token()
+        self.pad_token, self.mask_token = vocabulary.names[self.pad_token_id], vocabulary.names[mask]
+        self._ids = {self.pad_token: self.pad_token_id, self.mask_token: mask}
         # The stock path knows these two alone, whatever else the dictionary holds.
-        self.all_special_ids = [vocabulary.pad_token_id, vocabulary.mask_token_id]
+        self.all_special_ids = [self.pad_token_id, mask]
 
     def __len__(self) -> int:
         return self.vocabulary.size
 
     def convert_tokens_to_ids(self, token: str) -> int:
         """Return the id of a special token."""
-        return {"<mask>": self.vocabulary.mask_token_id, "<pad>": self.vocabulary.pad_token_id}[token]
+        return self._ids[token]
 
     def get_special_tokens_mask(self, token_ids: Sequence[int], already_has_special_tokens: bool = True) -> list[int]:  # noqa: ARG002
         """Return 1 where a token is special."""

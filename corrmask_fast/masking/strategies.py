@@ -21,7 +21,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from corrmask_fast.errors import InputError
+from corrmask_fast.errors import InputError, shown
 
 if TYPE_CHECKING:
     from corrmask_fast.cells.vocabulary import Vocabulary
@@ -114,9 +114,9 @@ def make_masker(
     'SpanMasker'
     """
     every = STRATEGIES | LEARNED_STRATEGIES
-    found = every.get(strategy)
+    found = every.get(strategy) if isinstance(strategy, str) else None
     if found is None:
-        raise InputError(f"strategy must be one of {', '.join(every)}; got {strategy!r}")
+        raise InputError(f"strategy must be one of {', '.join(every)}; got {shown(strategy)}")
     learns = strategy in LEARNED_STRATEGIES
     for name in parameters:
         if name in found.refused or (name in _LEARNED_ALONE and not learns):

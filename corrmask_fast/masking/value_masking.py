@@ -20,7 +20,7 @@ from corrmask_fast.masking.torch_random import maskable_columns, mix, relative_c
 from corrmask_fast.threads import run_ranges
 
 if TYPE_CHECKING:
-    from corrmask_fast.masking.base import Masker
+    from corrmask_fast.masking.base import MaskedBatch, Masker
 
 __all__ = ["MaskedValues", "ValueReplacement"]
 
@@ -172,12 +172,12 @@ class ValueReplacement(nn.Module):
         zero = (values == 0) if self.nonzero_only else None
         draw = {"draw_ids": draw_ids, "epoch": epoch}
         # A protected column is never chosen, and p is the share of the others.
-        chosen = self.masker(gene_ids, attention_mask, zero, **draw, **more)
-        masked, hide = chosen.labels != -100, self._hidden(self.masker, chosen.input_ids, chosen.labels)
+        chosen = self.masker(gene_ids, attention_mask, zero, marks_only=True, **draw, **more)
+        masked, hide = chosen.labels != -100, self._hidden(chosen)
         if self.zero_masker is not None:
-            zeros = self.zero_masker(gene_ids, attention_mask, values != 0, **draw)
+            zeros = self.zero_masker(gene_ids, attention_mask, values != 0, marks_only=True, **draw)
             masked = masked | (zeros.labels != -100)
-            hide = hide | self._hidden(self.zero_masker, zeros.input_ids, zeros.labels)
+            hide = hide | self._hidden(zeros)
         return MaskedValues(values.masked_fill(hide, kind(self.mask_value)), values, masked)
 
     def _check_no_nan(self, values: torch.Tensor, seen: torch.Tensor) -> None:
@@ -193,8 +193,9 @@ class ValueReplacement(nn.Module):
             )
 
     @staticmethod
-    def _hidden(masker: Masker, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return (input_ids == masker.vocabulary.mask_token_id) & (labels != -100)
+    def _hidden(chosen: MaskedBatch) -> torch.Tensor:
+        # Without random genes, what was masked and is another id than before became the mask token.
+        return (chosen.labels != -100) & (chosen.labels != chosen.input_ids)
 
 
 def _content(

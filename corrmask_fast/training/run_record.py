@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch.utils.data import IterableDataset
 
-from corrmask_fast.errors import InputError, check_integer
+from corrmask_fast.errors import InputError, readable
 from corrmask_fast.files import atomic_file
 from corrmask_fast.masking.schedules import Schedule
 
@@ -72,12 +72,13 @@ class RunRecord:
         path = Path(folder) / FILE
         if not path.is_file():
             return None
-        try:
+        with readable(path, "record of a run (remove it to resume unchecked)"):
             saved, own = json.loads(path.read_text()), json.loads(json.dumps(asdict(self)))
             pairs = [(field.name, saved[field.name], own[field.name]) for field in fields(self)]
-            epoch = check_integer("epoch", saved["epoch"], 0) if "epoch" in saved else None
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise InputError(f"{path} is no record of a run ({error!r}); remove it to resume unchecked") from error
+            epoch = saved.get("epoch")
+            wrong = [name for name, then, now in pairs if type(then) is not type(now)]
+            if wrong or not (epoch is None or (type(epoch) is int and epoch >= 0)):
+                raise TypeError(f"{wrong[0] if wrong else 'epoch'} is of another type")
         for name, then, now in pairs:
             if then != now:
                 raise InputError(

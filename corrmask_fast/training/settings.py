@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from corrmask_fast.errors import InputError, check_integer, check_number, check_seed
+from corrmask_fast.errors import InputError, check_integer, check_number, readable, shown
 
 if TYPE_CHECKING:
     import argparse
@@ -41,8 +41,13 @@ MASKER_OPTIONS: dict[str, Any] = {
 }
 
 
-def _number(default: float, metavar: str, text: str) -> Any:
-    return field(default=default, metadata={"metavar": metavar, "help": text})
+MOST_WEIGHTS = 10**10  # of a model; the largest of single cells have some 10**9
+LONG = 10**9  # more steps than any run has
+
+
+def _number(default: float, low: float, high: float, metavar: str, text: str, *, open_ends: bool = False) -> Any:
+    rule = {"low": low, "high": high} | ({"open_ends": True} if open_ends else {})
+    return field(default=default, metadata={"metavar": metavar, "help": text, "rule": rule})
 
 
 def _choice(default: str, text: str) -> Any:
@@ -56,52 +61,57 @@ class PretrainingSettings:
     Every field is an option of ``corrmask-fast pretrain`` and a key of its configuration file.
     """
 
-    hidden_size: int = _number(256, "N", "width of the model")
-    layers: int = _number(6, "N", "layers")
-    heads: int = _number(4, "N", "attention heads; divides the width")
-    intermediate_size: int = _number(512, "N", "width of the feed-forward layers")
-    dropout: float = _number(0.02, "P", "dropout, of attention too")
-    max_length: int = _number(2048, "N", "cells are cut to so many genes")
-    batch_size: int = _number(12, "N", "cells in a batch, on each process")
-    gradient_accumulation: int = _number(1, "N", "batches in a step")
-    learning_rate: float = _number(1e-3, "RATE", "highest learning rate (AdamW)")
+    hidden_size: int = _number(256, 1, 65_536, "N", "width of the model")
+    layers: int = _number(6, 1, 1_000, "N", "layers")
+    heads: int = _number(4, 1, 65_536, "N", "attention heads; divides the width")
+    intermediate_size: int = _number(512, 1, 1_000_000, "N", "width of the feed-forward layers")
+    dropout: float = _number(0.02, 0, 1, "P", "dropout, of attention too")
+    max_length: int = _number(2048, 1, 1_000_000, "N", "cells are cut to so many genes")
+    batch_size: int = _number(12, 1, 1_000_000, "N", "cells in a batch, on each process")
+    gradient_accumulation: int = _number(1, 1, 1_000_000, "N", "batches in a step")
+    learning_rate: float = _number(1e-3, 0, 10, "RATE", "highest learning rate (AdamW)", open_ends=True)
     lr_schedule: str = _choice("linear", "how it falls")
-    warmup_steps: int = _number(10_000, "N", "steps in which it rises; at most a tenth of all")
-    weight_decay: float = _number(0.001, "X", "of AdamW")
-    epochs: float = _number(3.0, "N", "passes over the cells")
-    max_steps: int = _number(0, "N", "stop after so many steps; 0: by epochs")
-    run_seed: int = _number(0, "N", "of weights, order of cells and dropout")
+    warmup_steps: int = _number(10_000, 0, LONG, "N", "steps in which it rises; at most a tenth of all")
+    weight_decay: float = _number(0.001, 0, 10, "X", "of AdamW")
+    epochs: float = _number(3.0, 0, 100_000, "N", "passes over the cells", open_ends=True)
+    max_steps: int = _number(0, 0, LONG, "N", "stop after so many steps; 0: by epochs")
+    run_seed: int = _number(0, 0, 2**64 - 1, "N", "of weights, order of cells and dropout")
     precision: str = _choice("auto", "auto: bfloat16 on a GPU that has it")
     device: str = _choice("auto", "where to train")
     masking: str = _choice("auto", "in the collator's workers, or on the device inside the step (auto: there on a GPU)")
     head: str = _choice("masked", "logits at masked genes alone, or at all (the same loss)")
-    workers: int = _number(0, "N", "worker processes that collate")
-    held_out: float = _number(0.02, "SHARE", "of the cells, kept for evaluation (at most 2 000 cells)")
-    eval_every: int = _number(500, "STEPS", "evaluate so often, and at the end")
-    save_every: int = _number(500, "STEPS", "write a checkpoint so often; the last two are kept")
-    log_every: int = _number(50, "STEPS", "log so often")
+    workers: int = _number(0, 0, 1_024, "N", "worker processes that collate")
+    held_out: float = _number(0.02, 0, 0.5, "SHARE", "of the cells, kept for evaluation (at most 2 000 cells)")
+    eval_every: int = _number(500, 1, LONG, "STEPS", "evaluate so often, and at the end")
+    save_every: int = _number(500, 1, LONG, "STEPS", "write a checkpoint so often; the last two are kept")
+    log_every: int = _number(50, 1, LONG, "STEPS", "log so often")
     group_by_length: bool = field(default=False, metadata={"help": "batch cells of like length: less padding"})
 
     def __post_init__(self) -> None:
-        for name in ("hidden_size", "layers", "heads", "intermediate_size", "max_length", "batch_size"):
-            check_integer(name, getattr(self, name), 1)
-        for name in ("gradient_accumulation", "eval_every", "save_every", "log_every"):
-            check_integer(name, getattr(self, name), 1)
-        for name in ("warmup_steps", "max_steps", "workers"):
-            check_integer(name, getattr(self, name), 0)
-        check_number("dropout", self.dropout, 0, 1)
-        check_number("learning_rate", self.learning_rate, 0, 10, open_ends=True)
-        check_number("weight_decay", self.weight_decay, 0, 10)
-        check_number("epochs", self.epochs, 0, 100_000, open_ends=True)
-        check_number("held_out", self.held_out, 0, 0.5)
-        check_seed(self.run_seed)
+        for one in fields(self):
+            if "rule" in one.metadata:
+                check: Any = check_integer if isinstance(one.default, int) else check_number
+                check(one.name, getattr(self, one.name), **one.metadata["rule"])
         if self.hidden_size % self.heads:
             raise InputError(f"heads must be a divisor of hidden_size={self.hidden_size}; got {self.heads}")
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
-                raise InputError(f"{name} must be one of {', '.join(allowed)}; got {getattr(self, name)!r}")
+                raise InputError(f"{name} must be one of {', '.join(allowed)}; got {shown(getattr(self, name))}")
         if not isinstance(self.group_by_length, bool):
-            raise InputError(f"group_by_length must be true or false; got {self.group_by_length!r}")
+            raise InputError(f"group_by_length must be true or false; got {shown(self.group_by_length)}")
+        self.check_size(0)
+
+    def check_size(self, n_tokens: int) -> None:
+        """Raise InputError if a model over so many tokens has more weights than any machine trains."""
+        width = self.hidden_size
+        layer = 4 * width**2 + 2 * width * self.intermediate_size
+        weights = self.layers * layer + (n_tokens + self.max_length) * width
+        if weights > MOST_WEIGHTS:
+            raise InputError(
+                f"the model must have at most {MOST_WEIGHTS:,} weights; it would have {weights:,} "
+                f"(layers={self.layers}, hidden_size={width}, intermediate_size={self.intermediate_size}, "
+                f"max_length={self.max_length}); lower one of these"
+            )
 
     @classmethod
     def read(cls, path: str | os.PathLike[str] | None, preset: str = "paper", **given: Any) -> PretrainingSettings:
@@ -113,7 +123,7 @@ class PretrainingSettings:
             If the preset, the file or one of its keys is unknown, or a value breaks its rule.
         """
         if preset not in PRESETS:
-            raise InputError(f"preset must be one of {', '.join(PRESETS)}; got {preset!r}")
+            raise InputError(f"preset must be one of {', '.join(PRESETS)}; got {shown(preset)}")
         changes = {} if path is None else read_config(path)[0]
         changes |= {name: value for name, value in given.items() if value is not None}
         return replace(PRESETS[preset], **changes)
@@ -131,15 +141,13 @@ def read_config(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str,
     InputError
         If the file is no such file, or names something else.
     """
-    try:
+    with readable(path, "TOML file (lines such as `learning_rate = 1e-3`)"):
         found = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is no TOML file: {error}; write lines such as `learning_rate = 1e-3`") from error
     names = {one.name for one in fields(PretrainingSettings)}
     for name in found:
         if name not in names and name not in MASKER_OPTIONS:
             raise InputError(
-                f"{path}: there is no setting {name!r}; there are {', '.join(sorted(names.union(MASKER_OPTIONS)))}"
+                f"{path}: there is no setting {shown(name)}; there are {', '.join(sorted(names.union(MASKER_OPTIONS)))}"
             )
     settings = {name: value for name, value in found.items() if name in names}
     return settings, {name: value for name, value in found.items() if name not in names}

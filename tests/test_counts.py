@@ -8,7 +8,7 @@ import scipy.sparse as sp
 from count_cases import ALL, GENES, NAMES, by_hand, cells_of, medians_by_hand, some_counts, tokenize, write_h5ad
 
 from corrmask_fast import InputError
-from corrmask_fast.cells.counts_file import CountsFile
+from corrmask_fast.cells.counts import Counts
 from corrmask_fast.cells.tokenizer import corpus_medians
 
 anndata = pytest.importorskip("anndata")
@@ -36,20 +36,20 @@ def test_csc_leaves_no_temporary_file(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "scratch"))
     (tmp_path / "scratch").mkdir()
     path = write_h5ad(tmp_path / "cells.h5ad", sp.csc_matrix(some_counts()))
-    with CountsFile(path) as file:
+    with Counts(path) as file:
         assert not list((tmp_path / "scratch").iterdir())  # names and columns can be read without it
         for _ in range(2):
-            assert sum(rows.shape[0] for _, rows in file.chunks()) == 60
+            assert sum(cells.size for cells, _ in file.chunks()) == 60
             assert len(list((tmp_path / "scratch").iterdir())) == 1
     assert not list((tmp_path / "scratch").iterdir())
 
 
 def test_chunks_are_bounded_by_entries(tmp_path, monkeypatch):
-    monkeypatch.setattr("corrmask_fast.cells.counts_file.CHUNK_ENTRIES", 50)
+    monkeypatch.setattr("corrmask_fast.cells.counts.CHUNK_ENTRIES", 50)
     counts = some_counts()
     for i, matrix in enumerate([sp.csr_matrix(counts), sp.csc_matrix(counts), counts]):
-        with CountsFile(write_h5ad(tmp_path / f"{i}.h5ad", matrix)) as file:
-            chunks = [rows for _, rows in file.chunks()]
+        with Counts(write_h5ad(tmp_path / f"{i}.h5ad", matrix)) as file:
+            chunks = [sp.csr_matrix(rows[2::-1], shape=(cells.size, 12)) for cells, rows in file.chunks()]
             assert len(chunks) > 5
             assert np.array_equal(sp.vstack(chunks).toarray(), counts)
 

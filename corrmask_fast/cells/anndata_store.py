@@ -1,0 +1,369 @@
+"""An AnnData read element by element: an ``.h5ad`` file, a zarr store, or an object in memory or backed.
+
+Elements are read by AnnData's own readers (``anndata.io``). What these do not check is checked here and in
+``counts.py``: whether the lengths of the parts fit each other, before any kernel sees them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from corrmask_fast.errors import InputError, MissingExtraError, import_extra, readable, reason
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+OLD_FILE = (
+    "it was written by anndata < 0.7 or by another program; read it with `anndata.read_h5ad` and write it anew with "
+    "`.write_h5ad`"
+)
+MOST_UNSTORED = 1 << 24  # elements that a dataset may declare without a byte of them in the file
+
+
+class Frame(Protocol):
+    """``obs`` or ``var``: an index and columns."""
+
+    size: int  # number of rows
+
+    def columns(self) -> list[str]:
+        """Return the names of the columns."""
+
+    def index(self) -> np.ndarray:
+        """(size,) object: the names of the rows, as text."""
+
+    def column(self, name: str) -> Any:
+        """Return a column as a NumPy or pandas array; ``"index"`` is the index where no column has this name."""
+
+
+class Store(Protocol):
+    """An AnnData, wherever it lies."""
+
+    name: str  # in messages
+
+    def frame(self, name: str) -> Frame:
+        """Return ``obs``, ``var`` or ``raw/var``."""
+
+    def matrix(self, name: str) -> Any:
+        """Return ``X``, ``raw/X`` or ``layers/…`` as SciPy or NumPy array, HDF5 dataset or backed matrix, or None."""
+
+    def layers(self) -> list[str]:
+        """Return the names of the layers."""
+
+    def reading(self) -> contextlib.AbstractContextManager[None]:
+        """Turn whatever reading may raise inside the block into an InputError that names the source."""
+
+
+@contextmanager
+def open_anndata(source: Any) -> Iterator[Store]:
+    """Open the path of an ``.h5ad`` file or a zarr store, or an ``AnnData``.
+
+    Raises
+    ------
+    InputError
+        If there is no such file, or it is of another kind (says what it is, and how to convert it).
+    MissingExtraError
+        Without anndata.
+    """
+    if not isinstance(source, str | os.PathLike):
+        if not all(hasattr(source, name) for name in ("obs", "var", "layers", "n_obs")):
+            raise InputError(
+                f"counts must be the path of an .h5ad file or a zarr store, or an AnnData; got {type(source).__name__}"
+            )
+        yield _MemoryStore(source)
+        return
+    import_extra("anndata.io", "anndata")
+    path = _check_path(source)
+    with ExitStack() as opened:
+        kind = "zarr store" if path.is_dir() else ".h5ad file"
+        group = _open_zarr(path, opened) if path.is_dir() else _open_hdf5(path, opened)
+        store = _GroupStore(group, str(path), kind)
+        with store.reading():
+            members = set(group)
+        if not {"obs", "var"} <= members or ("mod" in members and "X" not in members):
+            raise InputError(f"{path} {_what_else(members) or _no_anndata(members, kind)}")
+        yield store
+
+
+# ------------------------------------------------------------------------------------------------ a file or zarr store
+
+
+class _GroupStore:
+    """An AnnData in an HDF5 or a zarr group."""
+
+    def __init__(self, group: Any, name: str, kind: str) -> None:
+        self.name, self._group, self._kind = name, group, kind
+        self._io = import_extra("anndata.io", "anndata")
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        try:
+            with readable(self.name, self._kind):
+                yield
+        except InputError as error:
+            if missing := _missing_filter(error.__cause__):
+                raise InputError(f"{self.name} is compressed by a filter that HDF5 lacks here; {missing}") from error
+            raise
+
+    def frame(self, name: str) -> Frame:
+        with self.reading():
+            if name not in self._group:
+                raise InputError(f"{self.name} is damaged: it has no {name}")
+            return _GroupFrame(self, name, self._group[name], self._io.read_elem)
+
+    def matrix(self, name: str) -> Any:
+        with self.reading():
+            if name not in self._group:
+                return None
+            elem = self._group[name]
+            if hasattr(elem, "shape"):
+                check_stored(elem, self.name)
+                return elem
+            encoding = str(elem.attrs.get("encoding-type", elem.attrs.get("h5sparse_format", "unknown")))
+            if not encoding.startswith(("csr", "csc")):
+                raise InputError(f"{self.name} holds {name} as {encoding!r}; store counts as CSR, CSC or dense")
+            return self._io.sparse_dataset(elem)
+
+    def layers(self) -> list[str]:
+        with self.reading():
+            return list(self._group["layers"]) if "layers" in self._group else []
+
+
+class _GroupFrame:
+    """A dataframe in a group; a column is read when it is asked for."""
+
+    def __init__(self, store: _GroupStore, name: str, group: Any, read_elem: Any) -> None:
+        self._store, self._name, self._group, self._read_elem = store, name, group, read_elem
+        if hasattr(group, "shape") or "column-order" not in group.attrs:
+            raise InputError(f"{store.name}: {name} is no dataframe as AnnData writes it: {OLD_FILE}")
+        self._index_name = str(group.attrs["_index"])
+        elem = group[self._index_name]
+        if hasattr(elem, "shape"):
+            check_stored(elem, store.name)
+        self.size = int(elem.shape[0]) if hasattr(elem, "shape") else len(read_elem(elem))
+
+    def columns(self) -> list[str]:
+        with self._store.reading():
+            return [str(name) for name in self._group.attrs["column-order"]]
+
+    def index(self) -> np.ndarray:
+        with self._store.reading():
+            names = self._read_elem(self._group[self._index_name])
+            return np.array([str(name) for name in self._whole(self._index_name, names)], object)
+
+    def column(self, name: str) -> Any:
+        names = self.columns()
+        if name == "index" and name not in names:
+            return self.index()
+        if name not in names:
+            raise InputError(f"{self._store.name} has no {self._name} column {name!r}; it has {_listed(names)}")
+        with self._store.reading():
+            if str(self._group.attrs.get("encoding-version")) == "0.2.0":
+                return self._whole(name, self._read_elem(self._group[name]))
+            return self._read_elem(self._group)[name].array  # anndata 0.7 keeps categories beside the columns
+
+    def _whole(self, name: str, column: Any) -> Any:
+        if np.ndim(column) != 1 or len(column) != self.size:
+            raise InputError(
+                f"{self._store.name} is damaged: the column {name!r} of {self._name} has {np.shape(column)} values for "
+                f"{self.size} names"
+            )
+        return column
+
+
+def check_stored(dataset: Any, name: str) -> None:
+    """Refuse an HDF5 dataset that declares many elements and stores none: to read it would never end."""
+    stored = getattr(getattr(dataset, "id", None), "get_storage_size", None)
+    if stored is not None and dataset.shape is not None and dataset.size > MOST_UNSTORED and stored() == 0:
+        raise InputError(f"{name} is damaged: {dataset.name} declares {dataset.size} values, and the file holds none")
+
+
+# -------------------------------------------------------------------------------------------------- an object in memory
+
+
+class _MemoryStore:
+    """An ``AnnData``, in memory or backed."""
+
+    name = "the AnnData"
+
+    def __init__(self, adata: Any) -> None:
+        self._adata = adata
+
+    def reading(self) -> contextlib.AbstractContextManager[None]:
+        return readable(self.name, "AnnData")
+
+    def frame(self, name: str) -> Frame:
+        with self.reading():
+            return _MemoryFrame(self, name, self._adata.raw.var if name == "raw/var" else getattr(self._adata, name))
+
+    def matrix(self, name: str) -> Any:
+        with self.reading():
+            if name == "raw/X":
+                return None if self._adata.raw is None else self._adata.raw.X
+            return self._adata.X if name == "X" else self._adata.layers.get(name.removeprefix("layers/"))
+
+    def layers(self) -> list[str]:
+        return list(self._adata.layers)
+
+
+class _MemoryFrame:
+    """A ``pandas.DataFrame``."""
+
+    def __init__(self, store: _MemoryStore, name: str, frame: Any) -> None:
+        self._store, self._name, self._frame = store, name, frame
+        self.size = len(frame.index)
+
+    def columns(self) -> list[str]:
+        return [str(name) for name in self._frame.columns]
+
+    def index(self) -> np.ndarray:
+        return np.array([str(name) for name in self._frame.index], object)
+
+    def column(self, name: str) -> Any:
+        if name in self._frame.columns:
+            with self._store.reading():
+                return self._frame[name].array
+        if name == "index":
+            return self.index()
+        raise InputError(f"{self._store.name} has no {self._name} column {name!r}; it has {_listed(self.columns())}")
+
+
+# -------------------------------------------------------------------------------------------------------------- opening
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names) or "none"
+
+
+def _check_path(source: str | os.PathLike[str]) -> Path:
+    """Return the path of a file or folder that may be an AnnData; say of others what they are and what to do."""
+    text, path = os.fspath(source), Path(source)
+    if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", text):
+        raise InputError(f"{text} is an address; download the file first and give its path")
+    if text == "-":
+        raise InputError("counts cannot be read from standard input ('-'); give the path of an .h5ad file")
+    if not path.exists():
+        raise InputError(f"no file at {path}; give the path of an .h5ad file or a zarr store")
+    if path.is_dir() and not any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zmetadata")):
+        raise InputError(f"{path} is a folder, but no zarr store; {_what_folder(path)}")
+    return path
+
+
+def _what_folder(path: Path) -> str:
+    names = {entry.name for entry in path.iterdir()}
+    if {"state.json", "dataset_info.json"} & names:
+        return "it is a corpus of tokenised cells already; give it to `graph build`"
+    if any(name.startswith("matrix.mtx") for name in names):
+        return f"convert the 10x matrix: {_convert('scanpy.read_10x_mtx', path)}"
+    if files := sorted(name for name in names if name.endswith((".h5ad", ".zarr"))):
+        return f"give one of its files, such as {path / files[0]}"
+    return "give the path of an .h5ad file or a zarr store"
+
+
+def _convert(reader: str, path: Path) -> str:
+    module = reader.partition(".")[0]
+    return f'python -c "import {module}; {reader}({str(path)!r}).write_h5ad({str(path.with_suffix(".h5ad"))!r})"'
+
+
+# The first bytes of files that are taken for .h5ad files, and what they are.
+_MAGIC = (
+    (b"\x1f\x8b", "it is compressed with gzip; unpack it first: gunzip {path}"),
+    (b"PK\x03\x04", "it is a zip archive; unpack it first, and give what is in it"),
+    (b"BZh", "it is compressed with bzip2; unpack it first: bunzip2 {path}"),
+    (b"\xfd7zXZ", "it is compressed with xz; unpack it first: unxz {path}"),
+    (b"\x28\xb5\x2f\xfd", "it is compressed with zstd; unpack it first: unzstd {path}"),
+    (b"PAR1", "it is a parquet file; make an AnnData of it and write it with .write_h5ad"),
+    (
+        b"%%MatrixMarket",
+        "it is a Matrix Market file without names of genes; give the folder of the 10x matrix to scanpy",
+    ),
+)
+_TEXTS = {".csv": "read_csv", ".tsv": "read_text", ".txt": "read_text"}
+
+
+def _open_hdf5(path: Path, opened: ExitStack) -> Any:
+    h5py = import_extra("h5py", "anndata")
+    with contextlib.suppress(ImportError):
+        import_extra("hdf5plugin", "anndata")  # adds filters (blosc, zstd, …) to HDF5 where it is installed
+    if not path.is_file():
+        raise InputError(f"{path} is no ordinary file; give the path of an .h5ad file or a zarr store")
+    with readable(path, ".h5ad file"):
+        try:
+            return opened.enter_context(h5py.File(path, "r"))
+        except Exception as error:
+            raise InputError(f"{path} is not a readable .h5ad file: {_what_file(path) or reason(error)}") from error
+
+
+def _what_file(path: Path) -> str | None:
+    """Say what a file is that is no HDF5, by how it begins or is named."""
+    with path.open("rb") as file:
+        begin = file.read(16)
+    for magic, what in _MAGIC:
+        if begin.startswith(magic):
+            return what.format(path=path)
+    if path.suffix in _TEXTS:
+        return f"it is a table; convert it (cells in rows): {_convert(f'anndata.io.{_TEXTS[path.suffix]}', path)}"
+    return None
+
+
+def _open_zarr(path: Path, opened: ExitStack) -> Any:
+    zarr, registry = import_extra("zarr", "anndata"), import_extra("numcodecs.registry", "anndata")
+    opened.enter_context(_without_pickle(registry.codec_registry))
+    with readable(path, "zarr store"):
+        return zarr.open_group(str(path), mode="r")
+
+
+@contextmanager
+def _without_pickle(codecs: dict[str, Any]) -> Iterator[None]:
+    """Keep zarr from decoding pickles, which can run code."""
+    there = codecs.get("pickle")
+    codecs["pickle"] = _RefusedCodec
+    try:
+        yield
+    finally:
+        del codecs["pickle"]
+        if there is not None:
+            codecs["pickle"] = there
+
+
+class _RefusedCodec:
+    codec_id = "pickle"
+
+    @classmethod
+    def from_config(cls, config: Any) -> Any:  # noqa: ARG003
+        raise InputError("refused: an array of this store is a pickle, which can run code; write it anew with anndata")
+
+
+def _what_else(members: set[str]) -> str | None:
+    """Say what an HDF5 file is that is no AnnData, by the names of its groups."""
+    if "mod" in members:
+        return "holds several modalities (MuData); write one: mudata.read_h5mu(file)['rna'].write_h5ad('rna.h5ad')"
+    if {"row_attrs", "col_attrs"} <= members:
+        return "is a loom file; convert it: anndata.io.read_loom(file).write_h5ad('cells.h5ad')"
+    if "matrix" in members:
+        return "is a 10x file; convert it: scanpy.read_10x_h5(file).write_h5ad('cells.h5ad')"
+    return None
+
+
+def _no_anndata(members: set[str], kind: str) -> str:
+    missing = "obs" if "obs" not in members else "var"
+    what = "an HDF5 file, but no .h5ad" if kind == ".h5ad file" else "a zarr store, but of no AnnData"
+    return f"has no {missing!r}: it is {what}; write it with AnnData"
+
+
+def _missing_filter(error: BaseException | None) -> str | None:
+    """Say how to read a file whose filter HDF5 does not have, if that is what the error says."""
+    text = str(error)
+    if not isinstance(error, OSError) or not ("plugin" in text or "not registered" in text):
+        return None
+    try:
+        import_extra("hdf5plugin", "anndata")
+    except MissingExtraError:
+        return "install the filters of blosc, zstd, lz4 and others: pip install hdf5plugin"
+    return f"hdf5plugin is installed and does not have it either ({reason(error)}); write the file anew with gzip"

@@ -1,0 +1,130 @@
+"""A corpus over the Arrow buffers of a ``datasets.Dataset``: nothing is copied, and nothing trusted.
+
+Offsets, bitmaps and row numbers come from files, and kernels take them as addresses. So Arrow's own validation passes
+over them once, on opening (offsets: as much work as there are cells), and over other columns when they are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from corrmask_fast.cells.corpus import Corpus, Segment
+from corrmask_fast.errors import InputError, import_extra, readable
+
+if TYPE_CHECKING:
+    from corrmask_fast.cells.vocabulary import Vocabulary
+
+
+def corpus_of_dataset(
+    dataset: Any, vocabulary: Vocabulary, max_length: int | None, source: str = "the dataset"
+) -> _DatasetCorpus:
+    """Corpus over the Arrow buffers of a ``datasets.Dataset``; nothing is copied."""
+    if dataset.format["type"] == "custom":
+        raise InputError(
+            f"{source} has a transform (set_transform, with_transform), which changes cells as they are handed out and "
+            "not as they are stored; apply it with dataset.map, or take it away with dataset.reset_format()"
+        )
+    if "input_ids" not in dataset.column_names:
+        raise InputError(f"{source} must have a column 'input_ids'; it has {', '.join(dataset.column_names)}")
+    with readable(source, "dataset"):
+        dataset.data.validate()
+        chunks = [chunk for chunk in dataset.data.column("input_ids").chunks if len(chunk)]
+        segments = [_segment(chunk) for chunk in chunks] or [Segment(np.zeros(1, np.int64), np.empty(0, np.int32))]
+        order = _order(dataset, sum(len(chunk) for chunk in chunks))
+    obs = _DatasetColumns(dataset, source)
+    corpus = _DatasetCorpus.from_segments(segments, vocabulary, max_length=max_length, obs=obs, order=order)
+    corpus.dataset, corpus.source, corpus.rows = dataset, source, None
+    files = [Path(file["filename"]) for file in dataset.cache_files]
+    corpus.files = {file: file.stat().st_size for file in files if file.is_file()}
+    return corpus
+
+
+def _segment(chunk: Any) -> Segment:
+    """Return a chunk of ``input_ids`` as offsets and tokens; what lies outside its buffers would be foreign memory."""
+    pa = import_extra("pyarrow", "hf")
+    fixed = pa.types.is_fixed_size_list(chunk.type)
+    if not (fixed or pa.types.is_list(chunk.type) or pa.types.is_large_list(chunk.type)):
+        raise InputError(f"the column 'input_ids' must hold lists of integers; it holds {chunk.type}")
+    if not pa.types.is_integer(chunk.type.value_type):
+        raise InputError(f"the column 'input_ids' must hold integers; it holds {chunk.type.value_type}")
+    chunk.validate(full=True)  # offsets and bitmaps; of integers there is nothing to check
+    if chunk.null_count or chunk.values.null_count:
+        raise InputError("the column 'input_ids' holds missing values; drop those cells first")
+    if fixed:
+        return Segment(np.arange(len(chunk) + 1) * chunk.type.list_size, np.asarray(chunk.flatten()))
+    return Segment(np.asarray(chunk.offsets), np.asarray(chunk.values))  # a slice's offsets are into all values
+
+
+def _order(dataset: Any, n_stored: int) -> np.ndarray | None:
+    """Return the stored row of each cell where ``select``, ``shuffle`` or ``filter`` left a table of these."""
+    indices = getattr(dataset, "_indices", None)
+    if indices is None:
+        return None
+    indices.validate(full=True)
+    order = np.asarray(indices.column(0)).astype(np.int64)
+    if order.size and not 0 <= order.min() <= order.max() < n_stored:
+        raise InputError(f"the table of row numbers names rows outside [0, {n_stored}); save the dataset again")
+    return order
+
+
+class _DatasetCorpus(Corpus):
+    """A corpus over a dataset's buffers: goes to worker processes as the dataset does, by the paths of its files."""
+
+    dataset: Any
+    source: str
+    rows: np.ndarray | None  # of the dataset, where some were selected
+
+    def select(self, rows: np.ndarray) -> Corpus:
+        """Return the given cells over the same buffers: see :meth:`Corpus.select`."""
+        chosen: Any = super().select(rows)
+        rows = np.asarray(rows, np.int64)
+        chosen.dataset, chosen.source = self.dataset, self.source
+        chosen.rows = rows if self.rows is None else self.rows[rows]
+        return chosen
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.rows is not None and not self.files:  # the dataset lies in memory, and more of it than these cells
+            cells = self.take(np.arange(self.n_cells))
+            cells.obs = dict(cells.obs)
+            return _itself, (cells,)
+        return _reopen, (self.dataset, self.vocabulary, self.max_length, self.source, self.rows)
+
+
+def _itself(corpus: Corpus) -> Corpus:
+    return corpus
+
+
+def _reopen(dataset: Any, vocabulary: Vocabulary, max_length: int, source: str, rows: np.ndarray | None) -> Corpus:
+    corpus = corpus_of_dataset(dataset, vocabulary, max_length, source)
+    return corpus if rows is None else corpus.select(rows)
+
+
+class _DatasetColumns(Mapping[str, np.ndarray]):
+    """The other columns of a dataset, each read when asked for; of some cells only, where ``rows`` are given."""
+
+    def __init__(self, dataset: Any, source: str, rows: np.ndarray | None = None) -> None:
+        self._dataset, self._source, self._rows = dataset, source, rows
+        self._names = [name for name in dataset.column_names if name not in {"input_ids", "length"}]
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self._names:
+            raise KeyError(name)
+        # Without the tokens: selecting cells must not touch them.
+        column = self._dataset.with_format(None).select_columns([name])
+        with readable(f"the obs column {name!r} of {self._source}", "column"):
+            column.data.validate(full=True)
+            return np.asarray((column if self._rows is None else column.select(self._rows))[name][:])
+
+    def take(self, rows: np.ndarray) -> _DatasetColumns:
+        """Return the columns of some cells; nothing is read yet."""
+        return _DatasetColumns(self._dataset, self._source, rows if self._rows is None else self._rows[rows])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)

@@ -1,0 +1,204 @@
+"""Which column of the counts is which gene: ids, symbols, retired ids, and columns that are no genes."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from corrmask_fast.cells.dictionaries import read_dictionary
+from corrmask_fast.errors import InputError, shown
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping
+
+    from corrmask_fast.cells.counts import Counts
+    from corrmask_fast.cells.vocabulary import Vocabulary
+
+    GeneMapping = Mapping[str, str] | str | os.PathLike[str]
+
+# Where AnnData files keep ids beside an index of symbols, and symbols beside an index of ids.
+ID_COLUMNS = ("ensembl_id", "gene_ids", "gene_id", "feature_id")
+SYMBOL_COLUMNS = ("gene_symbols", "gene_symbol", "feature_name", "gene_name", "gene_names", "symbol", "symbols")
+VERSIONED = re.compile(r"(ENS[A-Z]*G\d+)\.\d+")
+ENSEMBL = re.compile(r"ENS[A-Z]*G\d+(\.\d+)?")
+FEATURE_TYPES = "feature_types"  # Cell Ranger's column of var
+GENE_EXPRESSION = {"gene expression", "gex", "rna"}
+FEW = 0.2  # below this share of genes, or of counts, a file is hardly of the vocabulary's species
+
+
+@dataclass(frozen=True)
+class GeneMatch:
+    """Which token each column of the counts is."""
+
+    column: str
+    token_of_column: np.ndarray  # (n_columns,) int32, -1 where no gene of the vocabulary
+    counted: np.ndarray | None = None  # (n_columns,) bool: columns of a cell's total; None: all
+    left_out: Mapping[str, int] = field(default_factory=dict)  # other feature types → their number of columns
+    n_mapped: int = 0  # columns found through the gene mapping alone
+    n_ambiguous: int = 0  # columns found by a symbol that several genes share
+    names: list[str] = field(default_factory=list, repr=False)  # of the columns, as that column of var has them
+
+    @property
+    def n_genes(self) -> int:
+        """Number of genes of the vocabulary found."""
+        return np.unique(self.token_of_column[self.token_of_column >= 0]).size
+
+    @property
+    def n_columns(self) -> int:
+        """Number of columns that are genes, of the vocabulary or not."""
+        return self.token_of_column.size if self.counted is None else int(np.count_nonzero(self.counted))
+
+    def only(self, tokens: np.ndarray) -> GeneMatch:
+        """Leave out the columns whose token is False in ``tokens`` (V,) bool."""
+        mine = self.token_of_column
+        return replace(self, token_of_column=np.where((mine >= 0) & tokens[mine], mine, -1).astype(np.int32))
+
+
+def match_genes(
+    counts: Counts, vocabulary: Vocabulary, gene_column: str | None, gene_mapping: GeneMapping | None = None
+) -> GeneMatch:
+    """Find the vocabulary's genes among the columns; None: by whichever column of ``var`` matches most genes."""
+    mapping = {} if gene_mapping is None else read_dictionary(gene_mapping)
+    known, (counted, left_out) = vocabulary.tokens_by_name, gene_columns(counts)
+    if gene_column is None:
+        columns = counts.var.columns()
+        candidates = {name: _names(counts, name) for name in ("index", *(id_ for id_ in ID_COLUMNS if id_ in columns))}
+    else:
+        candidates = {gene_column: _names(counts, gene_column)}
+    matches = []
+    for column, names in candidates.items():
+        found = np.array([_token(known, name) for name in names], np.int32)
+        if counted is not None:
+            found[~counted] = -1
+        n_direct = np.count_nonzero(found >= 0)
+        if mapping:
+            for place in np.flatnonzero(found < 0 if counted is None else (found < 0) & counted):
+                found[place] = _token(known, _mapped(mapping, names[place]))
+        n_mapped = int(np.count_nonzero(found >= 0) - n_direct)
+        matches.append(GeneMatch(column, found, counted, left_out, n_mapped, names=names))
+    best = max(matches, key=lambda match: match.n_genes)
+    if best.n_genes == 0:
+        raise InputError(_no_gene(counts, vocabulary, candidates))
+    _warn_of_few(counts, vocabulary, best)
+    shared = vocabulary.ambiguous_symbols
+    places = np.flatnonzero(best.token_of_column >= 0)
+    return replace(best, n_ambiguous=sum(best.names[place] in shared for place in places)) if shared else best
+
+
+def symbols_of(counts: Counts, genes: GeneMatch, vocabulary: Vocabulary) -> dict[str, str]:
+    """Return gene name → symbol as the file has it, where genes were found by id; else nothing."""
+    names, found = vocabulary.names, np.flatnonzero(genes.token_of_column >= 0).tolist()
+    tokens = genes.token_of_column[found].tolist()
+    if not any(names[t] == _unversioned(genes.names[place]) for place, t in zip(found, tokens, strict=True)):
+        return {}  # found by symbols, which the vocabulary has
+    there = {"index", *counts.var.columns()} - {genes.column}
+    for column in ("index", *SYMBOL_COLUMNS):
+        if column not in there:
+            continue
+        symbols = _names(counts, column)
+        if 2 * sum(_is_ensembl(symbol) or symbol.isdigit() for symbol in symbols) >= len(symbols):
+            continue
+        out: dict[str, str] = {}
+        for place, token in zip(found, tokens, strict=True):
+            symbol = symbols[place]
+            if symbol and symbol != names[token] and not _is_ensembl(symbol):
+                out.setdefault(names[token], symbol)
+        return out
+    return {}
+
+
+def _unversioned(name: str) -> str:
+    return VERSIONED.sub(r"\1", name) if "." in name else name
+
+
+def _is_ensembl(name: str) -> bool:
+    return name.startswith("ENS") and ENSEMBL.fullmatch(name) is not None
+
+
+def _token(known: Mapping[str, int], name: str) -> int:
+    token = known.get(name)
+    return known.get(_unversioned(name), -1) if token is None else token
+
+
+def _mapped(mapping: Mapping[str, str], name: str) -> str:
+    return str(mapping.get(name, mapping.get(_unversioned(name), name)))
+
+
+def _names(counts: Counts, column: str) -> list[str]:
+    values = counts.var.index() if column == "index" else counts.var.column(column)
+    if isinstance(values, np.ndarray) and values.dtype.kind == "U":
+        return values.tolist()
+    return [value if isinstance(value, str) else _text(value) for value in np.asarray(values, object)]
+
+
+def _text(value: Any) -> str:
+    missing = value is None or type(value).__name__ == "NAType" or value != value  # noqa: PLR0124 (NaN)
+    return "" if missing else str(value)
+
+
+def gene_columns(counts: Counts) -> tuple[np.ndarray | None, dict[str, int]]:
+    """Return which columns are genes where ``var`` says of what type they are (None: all), and the other types."""
+    if FEATURE_TYPES not in counts.var.columns():
+        return None, {}
+    types = _names(counts, FEATURE_TYPES)
+    genes = np.array([kind.lower() in GENE_EXPRESSION for kind in types], np.bool_)
+    if genes.all():
+        return None, {}
+    left_out = Counter(kind or "no type" for kind, gene in zip(types, genes, strict=True) if not gene)
+    if not genes.any():
+        warnings.warn(
+            f"no column of {counts.name} has the feature type 'Gene Expression' (there are "
+            f"{', '.join(map(shown, list(left_out)[:5]))}); all columns count",
+            UserWarning,
+            stacklevel=2,
+        )
+        return None, {}
+    return genes, dict(left_out)
+
+
+def _no_gene(counts: Counts, vocabulary: Vocabulary, candidates: Mapping[str, list[str]]) -> str:
+    lo = vocabulary.gene_range[0]
+    theirs = "; ".join(f"{column}: {', '.join(names[:3])}" for column, names in candidates.items())
+    mine = [vocabulary.names[token] for token in range(lo, min(lo + 3, vocabulary.gene_range[1]))]
+    shown_names = ", ".join(
+        f"{name} ({vocabulary.symbols[name]})" if name in vocabulary.symbols else name for name in mine
+    )
+    return (
+        f"no gene of {counts.name} is in the vocabulary. The file has {theirs}; the vocabulary has {shown_names}. Name "
+        "the column of ids with gene_column=, or give symbols (symbols=) if the file has symbols only"
+    )
+
+
+def _warn_of_few(counts: Counts, vocabulary: Vocabulary, match: GeneMatch) -> None:
+    """Warn where hardly a gene matches: of another species, or by another kind of name."""
+    lo, hi = vocabulary.gene_range
+    if match.n_genes >= FEW * min(hi - lo, match.n_columns):
+        return
+    known = vocabulary.tokens_by_name
+    upper = sum(_token(known, name.upper()) >= 0 for name in match.names)
+    more = (
+        f"; in capitals {upper} would match: are these genes of another species?" if upper > 2 * match.n_genes else ""
+    )
+    warnings.warn(
+        f"only {match.n_genes} genes of {counts.name} are in the vocabulary of {hi - lo}, of {match.n_columns} columns "
+        f"(by var {match.column}){more}",
+        UserWarning,
+        stacklevel=2,
+    )
+
+
+def warn_of_few_counts(name: str, share: float) -> None:
+    """Warn where most counts are of genes that the vocabulary (or the medians) lacks."""
+    if share < FEW:
+        warnings.warn(
+            f"only {100 * share:.1f} % of the counts of {name} are of genes with a token and a median; check that "
+            "vocabulary, medians and totals belong to these cells",
+            UserWarning,
+            stacklevel=2,
+        )

@@ -1,0 +1,223 @@
+"""Runs each file in a child process with limits, and gives it a verdict.
+
+A worker imports everything and compiles all kernels, then forks a child for each file. The child makes the file from a
+plan, reads it with this project and then in the independent way; it reports after each of the three stages, so that
+the worker knows who crashed or hung. A plan is drawn by Hypothesis from the seed and the file's number.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import pickle
+import re
+import resource
+import select
+import shutil
+import signal
+import struct
+import time
+import traceback
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+SECONDS = 20  # for each stage
+MEMORY = 3 << 30  # bytes of address space on top of what the worker has
+LONGEST_MESSAGE = 4000
+
+# What ends a run with exit code 1; the others are fine.
+BAD = ("WRONG", "exception", "crash", "hang", "refused a good file", "fuzzer")
+FINE = ("equal", "InputError", "more lenient", "unclear", "anndata crashes or hangs", "not made")
+
+
+class Verdict(NamedTuple):
+    """What came of one file: ``source`` and ``change`` are the rows and columns of the table."""
+
+    verdict: str
+    source: str
+    change: str
+    reason: str
+
+
+class Refused(Exception):  # noqa: N818
+    """The independent reader cannot make sense of a file: InputError is right, another result is not."""
+
+
+class Unclear(Exception):  # noqa: N818
+    """The independent reader cannot say what is right (beyond exact arithmetic, ambiguous names): both will do."""
+
+
+class TheirFault(Exception):  # noqa: N818
+    """The library that serves as the reference refuses the file; to read it is more lenient, not wrong."""
+
+
+def plan_of(strategy: Any, seed: int, number: int) -> Any:
+    """Draw the plan of file ``number``: the same for the same version of Hypothesis."""
+    from hypothesis import HealthCheck, Phase, given, settings
+    from hypothesis import seed as seeded
+
+    found: list[Any] = []
+    # Two examples: the first is always the least one, the second is drawn freely. Later ones would be its relatives.
+    limits = settings(
+        max_examples=2, database=None, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
+    )
+    number += seed * 1_000_000_007
+    seeded(number)(limits(given(strategy)(lambda plan: found.append(plan))))()  # noqa: PLW0108 (it needs a signature)
+    return found[-1] | {"seed": number}
+
+
+def in_child(task: Any, folder: Path, seconds: float = SECONDS) -> tuple[dict[str, Any], str]:
+    """Run ``task(say)`` in a child; return what it said by stage, and how it ended: "done", "hang" or a signal."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reader)
+        _be_the_child(task, folder, writer)
+    os.close(writer)
+    said, content, deadline, end = {}, b"", time.monotonic() + seconds, "done"
+    while True:
+        left = deadline - time.monotonic()
+        if left <= 0 or not select.select([reader], [], [], left)[0]:
+            os.kill(child, signal.SIGKILL)
+            end = "hang"
+            break
+        part = os.read(reader, 1 << 16)
+        if not part:
+            break
+        content += part
+        while len(content) >= 8 and len(content) >= 8 + (size := struct.unpack("<Q", content[:8])[0]):
+            stage, value = pickle.loads(content[8 : 8 + size])
+            said[stage], content = value, content[8 + size :]
+            deadline = time.monotonic() + seconds
+    os.close(reader)
+    status = os.waitpid(child, 0)[1]
+    if end == "done" and status != 0:
+        code = os.waitstatus_to_exitcode(status)
+        end = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    return said, end
+
+
+def _be_the_child(task: Any, folder: Path, writer: int) -> None:
+    def say(stage: str, value: Any) -> None:
+        content = pickle.dumps((stage, value))
+        content = struct.pack("<Q", len(content)) + content
+        while content:
+            content = content[os.write(writer, content) :]
+
+    code = 1
+    try:
+        log = os.open(folder / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 30, 1 << 30))
+        warnings.simplefilter("ignore")
+        faulthandler.enable()
+        task(say)
+        code = 0
+    except BaseException:  # noqa: BLE001 (a child of a worker must never return into it)
+        with contextlib.suppress(BaseException):
+            traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def attempt(function: Any, *arguments: Any) -> tuple[str, Any]:
+    """Return ("value", …), ("InputError", message) or ("exception", where it came from)."""
+    from corrmask_fast import InputError
+
+    try:
+        return "value", function(*arguments)
+    except InputError as error:
+        return "InputError", str(error)
+    except Exception as error:  # noqa: BLE001 (any other is what we are looking for)
+        frames = traceback.extract_tb(error.__traceback__)
+        ours = [frame for frame in frames if "corrmask_fast" in frame.filename or "kernels" in frame.filename]
+        where = " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in reversed(ours[-2:]))
+        return "exception", f"{type(error).__name__}: {' '.join(str(error).split())[:300]} ({where})"
+
+
+def judged(module: Any, plan: Any, folder: Path, ours: tuple[str, Any]) -> tuple[str, str]:
+    """Compare with the independent reading: return a verdict and a reason."""
+    kind, value = ours
+    try:
+        right = module.right(plan, folder)
+    except Refused as error:
+        return ("InputError", "") if kind != "value" else ("WRONG", f"read, but must be refused: {error}")
+    except Unclear as error:
+        return "unclear", str(error)
+    except TheirFault as error:
+        if kind != "value":
+            return "InputError", ""
+        why = module.valid(plan, folder, value)
+        return ("WRONG", f"{why} (and they refuse: {error})") if why else ("more lenient", str(error))
+    except Exception:  # noqa: BLE001
+        return "fuzzer", traceback.format_exc()[-1500:]
+    if kind != "value":
+        return ("InputError", "") if plan["change"] != "none" else ("refused a good file", str(value))
+    why = module.difference(plan, value, right)
+    return ("WRONG", why) if why else ("equal", "")
+
+
+def run_file(module: Any, plan: Any, folder: Path, seconds: float = SECONDS) -> Verdict:
+    """Make the file of a plan, read it twice, and say what came of it."""
+    source = module.source(plan)
+
+    def all_stages(say: Any) -> None:
+        say("made", module.make(plan, folder))
+        ours = attempt(module.ours, plan, folder)
+        say("ours", ours)
+        say("judged", judged(module, plan, folder, ours))
+
+    said, end = in_child(all_stages, folder, seconds)
+    change = said.get("made", plan["change"])
+    if "made" not in said:
+        return Verdict("not made", source, change, end)
+    ours = said.get("ours", ("nothing", end))
+    if "judged" not in said:  # whose fault was it? Alone, the reference reader shows
+        again, their_end = in_child(lambda say: say("judged", judged(module, plan, folder, ours)), folder, seconds)
+        if "judged" not in again:
+            apart = "exception" if ours[0] == "exception" else "anndata crashes or hangs"
+            return Verdict(apart, source, change, f"{their_end}; we: {ours[0]} {str(ours[1])[:200]}")
+        if "ours" not in said:
+            return Verdict("hang" if end == "hang" else "crash", source, change, f"{end}; {_last_words(folder)}")
+        return Verdict(
+            "hang" if end == "hang" else "crash", source, change, f"{end} after reading: memory was damaged?"
+        )
+    kind, value = ours
+    if kind == "exception":
+        return Verdict("exception", source, change, value)
+    if kind == "InputError":
+        if len(value) > LONGEST_MESSAGE or "\n" in value.strip():
+            return Verdict("WRONG", source, change, f"a message of {len(value)} characters: {value[:300]}")
+        if left := [path.name for path in (folder / "out").iterdir()]:
+            return Verdict("WRONG", source, change, f"refused, but left {left} behind: {value[:300]}")
+    return Verdict(said["judged"][0], source, change, said["judged"][1])
+
+
+def _last_words(folder: Path) -> str:
+    """Where the interpreter was when a signal came, as faulthandler says; else the end of what was printed."""
+    words = (folder / "output.txt").read_text(errors="replace")
+    frames = re.findall(r'File ".*?([^/]+\.py)", line (\d+)', words)
+    return " < ".join(f"{name}:{line}" for name, line in frames[:4]) or " ".join(words.split())[-300:]
+
+
+def run_number(module: Any, plan: Any, name: str, workspace: Path, keep: Path, seconds: float = SECONDS) -> Verdict:
+    """Run one file in a folder of its own; a bad one is kept in ``keep``, with the reason and the plan."""
+    folder = workspace / name
+    (folder / "out").mkdir(parents=True)
+    (folder / "tmp").mkdir()
+    os.environ["TMPDIR"] = str(folder / "tmp")
+    found = run_file(module, plan, folder, seconds)
+    if found.verdict in BAD:
+        (folder / "reason.txt").write_text(f"{found.verdict}: {found.reason}\n{found.source}; {found.change}\n{plan}\n")
+        kept = keep / name
+        shutil.rmtree(kept, ignore_errors=True)
+        keep.mkdir(parents=True, exist_ok=True)
+        shutil.move(folder, kept)
+    shutil.rmtree(folder, ignore_errors=True)
+    return found
