@@ -16,7 +16,7 @@ _ROOMS = {
     "CellAnnotation": "evaluation.cell_annotation",
     "Corpus": "cells.corpus",
     "CorpusDataset": "cells.dataset",
-    "CorrMaskCallback": "training.trainer",
+    "CorrMaskCallback": "training.callback",
     "CorrMaskTrainer": "training.trainer",
     "CorrMasker": "masking.maskers",
     "Cosine": "masking.schedules",

@@ -6,6 +6,7 @@ Slow and obvious on purpose: the oracle that every kernel must equal to the bit.
 from __future__ import annotations
 
 import math
+import struct
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
@@ -50,9 +51,16 @@ def mix(x: int) -> int:
     return x ^ (x >> 31)
 
 
-def row_content(tokens: Mapping[int, int]) -> int:
-    """Return the content of a row's maskable tokens (column → token), the same however the row is padded."""
-    return sum(mix((column << 32) | (token & MASK32)) for column, token in tokens.items()) & MASK64
+def row_content(tokens: Mapping[int, int], values: Mapping[int, float] | None = None) -> int:
+    """Return the content of a row's maskable tokens (column → token), and of their values, however it is padded."""
+    content = 0
+    for column, token in tokens.items():
+        number = mix((column << 32) | (token & MASK32))
+        content += number
+        if values is not None:
+            bits = struct.pack("<f", values[column] or 0.0)  # −0.0 is 0.0
+            content += mix(number ^ int.from_bytes(bits, "little"))
+    return content & MASK64
 
 
 def draw_id_of_epoch(content: int, epoch: int) -> int:

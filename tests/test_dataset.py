@@ -69,3 +69,57 @@ def test_other_collators_can_read_it():
 
     (batch,) = DataLoader(CorpusDataset(read_corpus(CELLS, V1)), batch_size=4, collate_fn=pad)
     assert batch.tolist() == [[4, 6, 5], [0, 0, 0], [9, 0, 0], [10, 11, 0]]
+
+
+def whole(batch):
+    return batch
+
+
+INDICES = {
+    "list": [3, 0, 0], "tuple": (3, 0, 0), "array": np.array([3, 0, 0]), "narrow": np.array([3, 0, 0], np.uint8),
+    "tensor": torch.tensor([3, 0, 0]), "from the end": [-1, -4, 0], "NumPy integers": [np.int64(3), np.int8(0), 0],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("index", INDICES.values(), ids=INDICES)
+def test_several_cells_by_their_indices(index):
+    dataset = CorpusDataset(read_corpus(CELLS, V1))
+    for cells in (dataset, dataset.__getitems__(range(4)), dataset[:]):
+        batch = cells[index]
+        assert isinstance(batch, RaggedBatch)
+        assert cells_of(batch) == [[10, 11], [4, 6, 5], [4, 6, 5]]
+        assert batch.vocabulary is dataset.corpus.vocabulary
+
+
+def test_no_cell_some_cells_and_cells_by_a_mask():
+    corpus = read_corpus(CELLS, V1)
+    corpus.obs = {"tissue": np.array(["a", "b", "c", "d"])}
+    dataset = CorpusDataset(corpus, epoch=4, columns=("tissue",))
+    for cells in (dataset, dataset[::1]):
+        assert cells_of(cells[[]]) == cells_of(cells[np.array([], np.int64)]) == cells_of(cells[4:]) == []
+        assert cells_of(cells[range(3, 1, -1)]) == cells_of(cells[3:1:-1]) == [[10, 11], [9]]
+        assert cells_of(cells[np.array([True, False, False, True])]) == [[4, 6, 5], [10, 11]]
+        chosen = cells[[2, 0]]
+        assert chosen.columns["tissue"].tolist() == ["c", "a"]
+        assert chosen.epoch == 4
+        assert chosen[1]["tissue"] == "a"
+        assert cells[torch.tensor(2)]["input_ids"].tolist() == cells[np.int64(-2)]["input_ids"].tolist() == [9]
+
+
+def test_indices_that_are_none():
+    dataset = CorpusDataset(read_corpus(CELLS, V1))
+    for cells in (dataset, dataset[:]):
+        for outside in (4, -5, [0, 4], [-5], np.array([2**40]), np.array([2**63], np.uint64)):
+            with pytest.raises(IndexError, match=r"cell index must be in \[-4, 4\); got"):
+                cells[outside]
+        for wrong in (1.5, "input_ids", None, [0.0], ["a"], [[0, 1]], [[0], [1, 2]], [True, False], {0: 1}, True):
+            with pytest.raises(InputError, match="cells are chosen by an integer, a slice, or a list"):
+                cells[wrong]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_batch_sampler_as_sampler(workers):
+    dataset = CorpusDataset(read_corpus(CELLS, V1))
+    sampler = torch.utils.data.BatchSampler(torch.utils.data.SequentialSampler(dataset), 3, drop_last=False)
+    batches = list(DataLoader(dataset, batch_size=None, sampler=sampler, num_workers=workers, collate_fn=whole))
+    assert [cells_of(batch) for batch in batches] == [CELLS[:3], CELLS[3:]]

@@ -17,6 +17,8 @@ pytest.importorskip("accelerate")
 if not torch.distributed.is_gloo_available():
     pytest.skip("this PyTorch has no gloo", allow_module_level=True)
 
+from trainers import assert_masked_as_in
+
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 HERE = Path(__file__).parent
@@ -81,8 +83,25 @@ def test_two_processes_train_as_one(ranks, tmp_path, monkeypatch, masking, accum
     for mine, theirs in zip(one["weights"], other["weights"], strict=True):
         assert torch.equal(mine, theirs)
     assert one["evaluation"] == pytest.approx(other["evaluation"])
-    assert one["evaluation"] == pytest.approx(alone["evaluation"], rel=0.05)  # a mean of means over other batches
+    assert one["evaluation"] == pytest.approx(alone["evaluation"], rel=1e-4)  # no cell counts twice
+    for trained in (one, other, alone):
+        assert trained["prediction"] == pytest.approx(trained["evaluation"], rel=1e-6)
     assert not [name for name in one["buffers"] if "neighbor" in name or "draw" in name]  # DDP broadcasts buffers
+
+
+@pytest.mark.parametrize("masking", ["worker", "device"])
+def test_two_processes_pass_through_a_stream_as_one(ranks, tmp_path, monkeypatch, masking):
+    """21 cells, four a step: the last step of a pass is filled up with its first cells; each pass is an epoch."""
+    monkeypatch.syspath_prepend(HERE)
+    import ddp_rank
+
+    both = [rank["streams"][masking] for rank in ranks[1]]
+    assert [one["steps"] for one in both] == [8, 8]
+    cells = ddp_rank.make_cells(21, seed=6)
+    for step, batches in enumerate(zip(*(one["batches"] for one in both), strict=True)):
+        k = 4 * (step % 6)
+        assert list(rows_of(batches)) == [tuple(cells[i % 21]) for i in range(k, k + 4)]
+        assert_masked_as_in(batches, step // 6)
 
 
 def test_the_command_line_in_two_processes_logs_what_it_does_in_one(ranks, tmp_path, monkeypatch):

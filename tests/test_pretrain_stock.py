@@ -20,6 +20,7 @@ from corrmask_fast import (
     write_corpus,
 )
 from corrmask_fast.masking import collator
+from corrmask_fast.masking import features as features_module
 from corrmask_fast.testing import make_graph, make_vocabulary
 
 transformers = pytest.importorskip("transformers", minversion="4.46")
@@ -54,7 +55,7 @@ class Watched(DataCollatorForCorrMask):
 @pytest.mark.parametrize("remove", [True, False])
 def test_the_fast_path_survives_trainer(tmp_path, monkeypatch, remove):
     """Trainer hands the collator a list of rows; ours finds the buffers behind them, and whose they are."""
-    monkeypatch.setattr(collator, "_concatenate", None)  # the slow path
+    monkeypatch.setattr(features_module, "concatenate", None)  # the slow path
     monkeypatch.setattr(Watched, "seen", [], raising=False)
     arguments = make_arguments(tmp_path, remove_unused_columns=remove)
     trainer = StockTrainer(make_model(), arguments, data_collator=Watched(MASKER), train_dataset=DATASET)
@@ -93,6 +94,24 @@ def test_the_callback_brings_the_epoch(tmp_path):
         assert_masked_as_in(trainer.batches[begin : begin + 6], epoch)
 
 
+def test_a_run_of_the_stock_trainer_resumes(tmp_path):
+    """Also where transformers saves NumPy's state as arrays and torch loads none: 4.46 with torch from 2.6 on."""
+
+    def make():
+        collate = DataCollatorForCorrMask(MASKER)
+        arguments = make_arguments(tmp_path, max_steps=12, save_strategy="steps", save_steps=4)
+        return StockTrainer(
+            make_model(), arguments, data_collator=collate, train_dataset=DATASET, callbacks=[CorrMaskCallback(collate)]
+        )
+
+    make().train()
+    resumed = make()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert resumed.state.global_step == 12
+    assert_masked_as_in(resumed.batches[:2], 0)
+    assert_masked_as_in(resumed.batches[2:], 1)
+
+
 @pytest.mark.parametrize("options", [{}, {"dataloader_num_workers": 2, "dataloader_persistent_workers": True}])
 def test_running_workers_hear_of_the_epoch(tmp_path, options):
     trainer = our_trainer(tmp_path, max_steps=12, **options)
@@ -125,16 +144,24 @@ def test_drops_into_geneformers_pretrainer(tmp_path):
         pytest.skip("Geneformer's sampler has the signature of transformers 4.46, which this version does not call")
     datasets = pytest.importorskip("datasets")
     write_corpus(DATASET.corpus, tmp_path / "cells.dataset")
-    (tmp_path / "lengths.pkl").write_bytes(pickle.dumps([len(cell) for cell in CELLS]))
-    collate = DataCollatorForCorrMask(MASKER)
-    trainer = PretrainerLikeGeneformers(
-        model=make_model(), args=make_arguments(tmp_path, logging_steps=1), data_collator=collate,
-        train_dataset=datasets.load_from_disk(str(tmp_path / "cells.dataset")),
-        token_dictionary={name: token for token, name in enumerate(VOCABULARY.names)},
-        example_lengths_file=str(tmp_path / "lengths.pkl"), callbacks=[CorrMaskCallback(collate)],
-    )  # fmt: skip
-    assert trainer.data_collator is collate
+    (tmp_path / "lengths.pkl").write_bytes(pickle.dumps(DATASET.lengths.tolist()))  # as README has it
+    arguments = make_arguments(tmp_path / "run", logging_steps=1, save_strategy="steps", save_steps=2)
+
+    def make():
+        collate = DataCollatorForCorrMask(MASKER)
+        trainer = PretrainerLikeGeneformers(
+            model=make_model(), args=arguments, data_collator=collate,
+            train_dataset=datasets.load_from_disk(str(tmp_path / "cells.dataset")),
+            token_dictionary={name: token for token, name in enumerate(VOCABULARY.names)},
+            example_lengths_file=str(tmp_path / "lengths.pkl"), callbacks=[CorrMaskCallback(collate)],
+        )  # fmt: skip
+        assert trainer.data_collator is collate
+        return trainer
+
+    trainer = make()
+    assert trainer.example_lengths == [len(cell) for cell in CELLS]
     trainer.train()
+    make().train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert len(losses) == 3
     assert all(3 < loss < 6 for loss in losses)  # log(62) = 4.1

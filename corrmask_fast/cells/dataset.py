@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from corrmask_fast.errors import InputError, check_integer
+from corrmask_fast.errors import InputError, as_integer, check_integer, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,6 +23,7 @@ class RaggedBatch(Sequence[dict[str, np.ndarray]]):
     """Cells one behind the other: cell i is ``tokens[indptr[i]:indptr[i + 1]]``.
 
     A sequence of ``{"input_ids": array}`` too, so that any collator can read it; ours takes the buffers as they are.
+    ``batch[2]`` is a cell, ``batch[1:]`` and ``batch[[0, 2]]`` are batches.
     It finds them behind a list of the rows as well: Trainer copies what it finds in a batch to a list, row by row, and
     every row that is a ``dict`` to another one, to remove columns that the model does not take.
     """
@@ -46,11 +47,19 @@ class RaggedBatch(Sequence[dict[str, np.ndarray]]):
         return self.indptr.size - 1
 
     def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        i = range(len(self))[index]
-        more = {name: column[i] for name, column in self.columns.items()}
-        return {"input_ids": self.tokens[self.indptr[i] : self.indptr[i + 1]], **more}
+        """Return a cell as a dict, or the batch of several: by a slice, or integers as list, array or tensor."""
+        chosen = rows_of(index, len(self))
+        if isinstance(chosen, np.ndarray):
+            return self._take(chosen)
+        more = {name: column[chosen] for name, column in self.columns.items()}
+        return {"input_ids": self.tokens[self.indptr[chosen] : self.indptr[chosen + 1]], **more}
+
+    def _take(self, rows: np.ndarray) -> RaggedBatch:
+        starts, lengths = self.indptr[rows], self.indptr[rows + 1] - self.indptr[rows]
+        indptr = np.concatenate([[0], np.cumsum(lengths)])
+        places = np.arange(indptr[-1]) + np.repeat(starts - indptr[:-1], lengths)
+        columns = {name: column[rows] for name, column in self.columns.items()}
+        return RaggedBatch(indptr, self.tokens[places], self.vocabulary, self.epoch, columns)
 
     def __iter__(self) -> Iterator[Any]:
         return (RaggedRow(self, i) for i in range(len(self)))
@@ -77,7 +86,8 @@ class RaggedRow(Mapping[str, np.ndarray]):
 class CorpusDataset(Dataset[dict[str, np.ndarray]]):
     """Map-style dataset over a corpus, straight from its buffers: no Python lists.
 
-    A DataLoader asks for a whole batch at once and gets a :class:`RaggedBatch` of int32. For a V2 vocabulary every cell
+    A DataLoader asks for a whole batch at once and gets a :class:`RaggedBatch` of int32; ``dataset[[0, 1, 2]]`` is one
+    too. For a V2 vocabulary every cell
     comes between ``<cls>`` and ``<eos>`` again, cut so that it fits the vocabulary's ``max_length`` with both.
 
     Parameters
@@ -122,13 +132,46 @@ class CorpusDataset(Dataset[dict[str, np.ndarray]]):
         return self.corpus.n_cells
 
     def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return self.__getitems__(range(len(self))[index])
-        return self.__getitems__([range(len(self))[index]])[0]
+        """Return a cell as a dict, or the :class:`RaggedBatch` of several: by a slice, or integers as list or array."""
+        chosen = rows_of(index, len(self))
+        return self.__getitems__(chosen) if isinstance(chosen, np.ndarray) else self.__getitems__([chosen])[0]
 
-    def __getitems__(self, indices: Sequence[int]) -> RaggedBatch:
+    def __getitems__(self, indices: Sequence[int] | np.ndarray) -> RaggedBatch:
         """Return the cells of a batch; DataLoader calls this once for each."""
         rows = np.asarray(indices, np.int64)
         cells = self.corpus.gather_for_training(rows)
         columns = {name: column[rows] for name, column in self.columns.items()} if self.columns else None
         return RaggedBatch(*cells, self.corpus.vocabulary, self.epoch, columns)
+
+
+def rows_of(index: Any, n: int) -> int | np.ndarray:
+    """Return what an index into ``n`` cells means: one cell, or (k,) int64 of cells; each in [0, n).
+
+    Integers, slices, lists, tuples, ranges, arrays and tensors of integers, and of n booleans; below 0 from the end.
+    """
+    if isinstance(index, slice):
+        return np.arange(n)[index]
+    if (cell := as_integer(index)) is not None:
+        if not -n <= cell < n:
+            raise IndexError(f"cell index must be in [{-n}, {n}); got {shown(index)}")
+        return cell % n
+    rows = None if isinstance(index, str | bytes | Mapping) else _as_array(index)
+    if rows is not None and rows.shape == (n,) and rows.dtype == bool:
+        return np.flatnonzero(rows)
+    if rows is None or rows.ndim != 1 or (rows.dtype.kind not in "iu" and rows.size):
+        raise InputError(
+            "cells are chosen by an integer, a slice, or a list or one-dimensional array of integers; got "
+            f"{shown(index)}"
+        )
+    outside = np.flatnonzero((rows < -n) | (rows >= n))
+    if outside.size:
+        raise IndexError(f"cell index must be in [{-n}, {n}); got {rows[outside[0]]}")
+    rows = rows.astype(np.int64)
+    return np.where(rows < 0, rows + n, rows)
+
+
+def _as_array(index: Any) -> np.ndarray | None:
+    try:
+        return np.asarray(index)
+    except (TypeError, ValueError, RuntimeError):  # ragged lists, tensors of a device
+        return None

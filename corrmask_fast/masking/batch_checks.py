@@ -11,6 +11,13 @@ from corrmask_fast.errors import InputError
 from corrmask_fast.masking.rows import raise_unknown_token
 
 
+def check_tensor(name: str, given: Any) -> None:
+    """Raise InputError unless ``given`` is a tensor."""
+    if not isinstance(given, torch.Tensor):
+        cure = f"torch.as_tensor({name})" if isinstance(given, np.ndarray | list | tuple) else "a tensor"
+        raise InputError(f"{name} must be a torch tensor; got {type(given).__name__}; give {cure}")
+
+
 def check_batch(
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor | None,
@@ -18,10 +25,7 @@ def check_batch(
     device: torch.device,
 ) -> None:
     """Raise InputError unless the batch has a shape, dtype and device that the kernels take."""
-    if not isinstance(input_ids, torch.Tensor):
-        raise InputError(
-            f"input_ids must be a tensor (rows, columns) of int32 or int64; got {type(input_ids).__name__}"
-        )
+    check_tensor("input_ids", input_ids)
     if input_ids.dim() != 2 or input_ids.dtype not in {torch.int32, torch.int64}:
         raise InputError(
             "input_ids must be (rows, columns) of int32 or int64; "
@@ -32,6 +36,8 @@ def check_batch(
             f"input_ids lies on {input_ids.device}, the masker on {device}; use masker.to(input_ids.device)"
         )
     for name, mask in (("attention_mask", attention_mask), ("special_tokens_mask", special_tokens_mask)):
+        if mask is not None:
+            check_tensor(name, mask)
         if mask is not None and (mask.shape != input_ids.shape or mask.device != device):
             raise InputError(
                 f"{name} must have the shape {tuple(input_ids.shape)} and device {device} of input_ids; "
@@ -77,6 +83,7 @@ def check_row_numbers(
     for name, tensor, shape in shapes:
         if tensor is None:
             continue
+        check_tensor(name, tensor)
         if tensor.shape != shape or tensor.dtype != torch.int64 or tensor.device != input_ids.device:
             raise InputError(
                 f"{name} must be {tuple(shape)} int64 on {input_ids.device}; "

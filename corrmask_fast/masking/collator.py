@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import copy
-import struct
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from corrmask_fast.buffers import empty
-from corrmask_fast.cells.dataset import RaggedBatch, RaggedRow
-from corrmask_fast.errors import InputError, as_integer, check_integer
-from corrmask_fast.masking.draws import mix
+from corrmask_fast.cells.dataset import RaggedBatch
+from corrmask_fast.errors import InputError, check_integer
+from corrmask_fast.masking.draws import epoch_salt, mix, signed
+from corrmask_fast.masking.features import Cells, as_cells, graph_ids_of, other_inputs, padded_width, ragged
+from corrmask_fast.masking.torch_random import draw_ids_by_values
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from corrmask_fast.cells.vocabulary import Vocabulary
     from corrmask_fast.masking.base import Masker
 
@@ -51,6 +53,12 @@ class DataCollatorForCorrMask:
     -----
     After :meth:`set_epoch` a cell's mask follows from the masker's seed, the epoch and the cell, for any number of
     workers and any batch size. Without it every call draws afresh, from torch's seed of the process.
+
+    Other columns of the features come along as tensors: one number a cell as (rows,); one number a token
+    (``token_type_ids``) padded with 0 to (rows, columns), labels of another task (``…labels``) with −100; arrays of one
+    shape as (rows, …). Integers are int64, the rest float32. ``length`` is left out, the column of ``graph_column`` is
+    used up, and what is no number is left out with a warning. Numbers of tokens in floating point (values of a gene
+    panel that all cells share) count as a part of the cell: cells that differ in them have masks of their own.
 
     Examples
     --------
@@ -108,33 +116,52 @@ class DataCollatorForCorrMask:
         """Make masks a function of (seed, epoch, cell) from the next batch on, in running workers too."""
         self._epoch[0] = check_integer("epoch", epoch, 0, 2**63 - 1)
 
-    def __call__(self, features: Any) -> dict[str, torch.Tensor]:
+    @property
+    def tokenizer(self) -> TokenIds:
+        """``pad_token_id`` and the like, for code that asks a collator's tokenizer."""
+        return TokenIds(self.masker.vocabulary)
+
+    def __call__(self, features: Any, return_tensors: str | None = None) -> dict[str, torch.Tensor]:
         """Collate one batch.
+
+        Parameters
+        ----------
+        features
+            The cells, in any form named above.
+        return_tensors
+            ``"pt"``, as the collators of Hugging Face have it; nothing else can be asked for.
 
         Returns
         -------
-        ``input_ids``, ``attention_mask`` and ``labels``, each (rows, columns) int64, and ``masked_positions``
-        (rows, floor(columns · p)) int64 where asked for.
+        ``input_ids``, ``attention_mask`` and ``labels``, each (rows, columns) int64, ``masked_positions``
+        (rows, floor(columns · p)) int64 where asked for, and the features' other columns (see the notes).
 
         Raises
         ------
         InputError
-            If the batch is empty, a feature has no ``input_ids``, a token lies outside the vocabulary, or the cells
-            come from a corpus of another vocabulary.
+            If the batch is empty, a feature has no ``input_ids``, a token lies outside the vocabulary, the cells
+            come from a corpus of another vocabulary, or another column has no shape that a tensor can have.
         """
-        features = _whole_batch(features)
+        _check_return_tensors(return_tensors)
+        cells = as_cells(features)
         if self.compat:
-            return self._mask_as_geneformer(features)
+            return self._mask_as_geneformer(cells)
         epoch, step = self._epoch.item(), self._step.item()
         if step != self._step_set:
             self.masker.set_step(step)
             self._step_set = step
-        indptr, tokens, marks = _ragged(features, self.masker.vocabulary, self.masker.goes_by)
-        if isinstance(features, RaggedBatch) and features.epoch is not None:
-            epoch = features.epoch
-        draw = {"epoch": epoch} if epoch >= 0 else {"salt": self._fresh_salt()}
+        indptr, tokens, marks = ragged(cells, self.masker.vocabulary, self.masker.goes_by)
+        if isinstance(cells, RaggedBatch) and cells.epoch is not None:
+            epoch = cells.epoch
+        salt = epoch_salt(epoch) if epoch >= 0 else self._fresh_salt()
+        draw: dict[str, Any] = {"salt": salt}
+        others = other_inputs(cells, indptr, self.pad_to_multiple_of, self.graph_column)
+        if others:
+            padded = _padded(indptr, tokens, marks, self.masker.vocabulary, self.pad_to_multiple_of)
+            draws = draw_ids_by_values(self.masker.vocabulary, padded | others, torch.tensor([signed(salt)]))
+            draw = draw if draws is None else {"draw_ids": draws.numpy()}
         if self.graph_column is not None:
-            marks["graph_ids"] = _graph_ids(features, self.graph_column, self.graph_numbers)
+            marks["graph_ids"] = graph_ids_of(cells, self.graph_column, self.graph_numbers)
         multiple = self.pad_to_multiple_of or 1
         masked = self.masker.mask_ragged(indptr, tokens, multiple_of=multiple, **draw, **marks)  # type: ignore[arg-type]
         batch = {
@@ -144,7 +171,7 @@ class DataCollatorForCorrMask:
         }
         if self.return_masked_positions:
             batch["masked_positions"] = torch.from_numpy(masked.masked_positions)
-        return batch
+        return batch | others
 
     def frozen(self, epoch: int) -> DataCollatorForCorrMask:
         """Return a copy that masks as in one epoch, always: for evaluation, so that losses compare."""
@@ -152,11 +179,12 @@ class DataCollatorForCorrMask:
         twin.set_epoch(epoch)
         return twin
 
-    def _mask_as_geneformer(self, features: Any) -> dict[str, torch.Tensor]:
+    def _mask_as_geneformer(self, cells: Cells) -> dict[str, torch.Tensor]:
         from corrmask_fast.masking.stock import mask_as_stock
 
-        batch = PaddingCollator(self.masker.vocabulary, pad_to_multiple_of=self.pad_to_multiple_of)(features)
-        batch.pop("special_tokens_mask", None)
+        batch = PaddingCollator(self.masker.vocabulary, pad_to_multiple_of=self.pad_to_multiple_of)(cells)
+        for name in ("special_tokens_mask", "mask_epoch"):
+            batch.pop(name, None)
         batch["input_ids"], batch["labels"] = mask_as_stock(batch["input_ids"], self.masker)
         return batch
 
@@ -225,30 +253,27 @@ class PaddingCollator:
             graph_numbers=collator.graph_numbers,
         )
 
-    def __call__(self, features: Any) -> dict[str, torch.Tensor]:
+    @property
+    def tokenizer(self) -> TokenIds:
+        """``pad_token_id`` and the like, for code that asks a collator's tokenizer."""
+        return TokenIds(self.vocabulary)
+
+    def __call__(self, features: Any, return_tensors: str | None = None) -> dict[str, torch.Tensor]:
         """Collate one batch: ``input_ids`` and ``attention_mask``, each (rows, columns) int64.
 
-        ``special_tokens_mask`` comes along where the features have one.
+        ``special_tokens_mask`` comes along where the features have one, ``mask_epoch`` (rows,) where the cells are of
+        a :class:`~corrmask_fast.CorpusDataset` with an epoch of its own, other columns as with
+        :class:`DataCollatorForCorrMask`.
         """
-        features = _whole_batch(features)
-        indptr, tokens, marks = _ragged(features, self.vocabulary)
-        lengths, multiple = np.diff(indptr), self.pad_to_multiple_of or 1
-        shape = lengths.size, -(-int(lengths.max(initial=0)) // multiple) * multiple
-        inside = np.arange(shape[1]) < lengths[:, None]
-        ids, attention = empty(shape), empty(shape)
-        ids[:] = self.vocabulary.pad_token_id
-        ids[inside] = tokens
-        attention[:] = ids != self.vocabulary.pad_token_id
-        if "seen" in marks:
-            attention[inside] = marks["seen"]
-        batch = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(attention)}
-        if "protected" in marks:
-            protected = np.zeros(shape, np.int64)
-            protected[inside] = marks["protected"]
-            batch["special_tokens_mask"] = torch.from_numpy(protected)
+        _check_return_tensors(return_tensors)
+        cells = as_cells(features)
+        indptr, tokens, marks = ragged(cells, self.vocabulary)
+        batch = _padded(indptr, tokens, marks, self.vocabulary, self.pad_to_multiple_of)
+        if isinstance(cells, RaggedBatch) and cells.epoch is not None:
+            batch["mask_epoch"] = torch.full((len(cells),), cells.epoch)
         if self.graph_column is not None:
-            batch["graph_ids"] = torch.from_numpy(_graph_ids(features, self.graph_column, self.graph_numbers))
-        return batch
+            batch["graph_ids"] = torch.from_numpy(graph_ids_of(cells, self.graph_column, self.graph_numbers))
+        return batch | other_inputs(cells, indptr, self.pad_to_multiple_of, self.graph_column)
 
 
 def check_graph_column(masker: Masker, column: str | None, numbers: Mapping[Any, int] | None) -> str | None:
@@ -265,98 +290,50 @@ def check_graph_column(masker: Masker, column: str | None, numbers: Mapping[Any,
     return column
 
 
-def _graph_ids(features: Any, column: str, numbers: Mapping[Any, int] | None) -> np.ndarray:
-    """Return (rows,) int64: the number of each row's graph, by the value of a feature."""
-    if isinstance(features, RaggedBatch):
-        if column not in features.columns:
-            raise InputError(f"the batch has no column {column!r}; make CorpusDataset(corpus, columns=({column!r},))")
-        values = features.columns[column].tolist()
-    elif isinstance(features, Mapping):
-        values = list(features.get(column, ()))
-    else:
-        for i, row in enumerate(features):
-            if not isinstance(row, Mapping) or column not in row:
-                raise InputError(f"feature {i} has no {column!r}, which says which graph the cell goes by")
-        values = [row[column] for row in features]
-    if numbers is not None:
-        for row, value in enumerate(values):
-            if value not in numbers:
-                known = ", ".join(map(repr, numbers))
-                raise InputError(f"{column!r} of row {row} must be one of {known}; got {value!r}")
-        values = [numbers[value] for value in values]
-    if any(as_integer(value) is None for value in values):
-        raise InputError(
-            f"{column!r} must hold numbers of graphs; got {values[0]!r}; graph_numbers= names them by value"
-        )
-    return np.array([as_integer(value) for value in values], np.int64)
-
-
 def _check_multiple(multiple: int | None) -> int | None:
     return None if multiple is None else check_integer("pad_to_multiple_of", multiple, 1)
 
 
-def _whole_batch(features: Any) -> Any:
-    """Return the RaggedBatch whose rows, all and in order, a list holds; else the features as they are."""
-    if type(features) is not list or not features or type(features[0]) is not RaggedRow:
-        return features
-    batch = features[0].batch
-    whole = len(features) == len(batch) and all(
-        type(row) is RaggedRow and row.batch is batch and row.index == i for i, row in enumerate(features)
-    )
-    return batch if whole else features
+def _padded(
+    indptr: np.ndarray, tokens: np.ndarray, marks: dict[str, np.ndarray], vocabulary: Vocabulary, multiple: int | None
+) -> dict[str, torch.Tensor]:
+    """Return ``input_ids``, ``attention_mask`` and, where given, ``special_tokens_mask``, padded on the right."""
+    lengths, shape = np.diff(indptr), (indptr.size - 1, padded_width(indptr, multiple))
+    inside = np.arange(shape[1]) < lengths[:, None]
+    ids, attention = empty(shape), empty(shape)
+    ids[:] = vocabulary.pad_token_id
+    ids[inside] = tokens
+    attention[:] = ids != vocabulary.pad_token_id
+    if "seen" in marks:
+        attention[inside] = marks["seen"]
+    batch = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(attention)}
+    if "protected" in marks:
+        protected = np.zeros(shape, np.int64)
+        protected[inside] = marks["protected"]
+        batch["special_tokens_mask"] = torch.from_numpy(protected)
+    return batch
 
 
-def _ragged(
-    features: Any, vocabulary: Vocabulary, goes_by: str = "vocabulary"
-) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-    """Return (indptr, tokens, marks) of a batch in any of the forms that datasets hand out."""
-    if isinstance(features, RaggedBatch):
-        if features.vocabulary is not None:
-            features.vocabulary.check_same(vocabulary, "the corpus", f"the masker's {goes_by}")
-        return features.indptr, features.tokens, {}
-    if isinstance(features, Mapping):
-        names = list(features)
-        features = [dict(zip(names, row, strict=True)) for row in zip(*features.values(), strict=True)]
-    if not isinstance(features, Sequence) or not features:
-        raise InputError(f"a batch must be a non-empty list of features; got {features!r}")
-    rows = [{"input_ids": row} if not isinstance(row, Mapping) else row for row in features]
-    for i, row in enumerate(rows):
-        if "input_ids" not in row:
-            raise InputError(f"feature {i} has no 'input_ids'; it has {', '.join(map(repr, row)) or 'nothing'}")
-    indptr, tokens = _concatenate([row["input_ids"] for row in rows], "input_ids")
-    marks = {}
-    for name, mark in (("attention_mask", "seen"), ("special_tokens_mask", "protected")):
-        if any(name in row for row in rows):
-            ends, values = _concatenate([row.get(name, ()) for row in rows], name)
-            if not np.array_equal(ends, indptr):
-                raise InputError(f"{name} must have one value for each of a row's input_ids, in all rows or none")
-            marks[mark] = (values != 0).view(np.uint8)
-    return indptr, tokens, marks
+def _check_return_tensors(kind: Any) -> None:
+    if kind not in {None, "pt"}:
+        raise InputError(f"batches are PyTorch tensors, return_tensors='pt'; got {kind!r}; convert what comes out")
 
 
-def _concatenate(cells: list[Any], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Concatenate lists, arrays or tensors of integers."""
-    indptr = np.zeros(len(cells) + 1, np.int64)
-    try:
-        np.cumsum([len(cell) for cell in cells], out=indptr[1:])
-    except TypeError as error:
-        raise InputError(f"{name} must be a list, array or tensor of integers in each row: {error}") from error
-    tokens = np.empty(int(indptr[-1]), np.int32)
-    for i, cell in enumerate(cells):
-        here = tokens[indptr[i] : indptr[i + 1]]
-        if isinstance(cell, list | tuple):
-            # struct is the fastest way from Python integers to memory, twice as fast as NumPy.
-            try:
-                struct.pack_into(f"{len(cell)}i", here, 0, *cell)  # type: ignore[arg-type]
-            except struct.error as error:
-                raise InputError(f"{name} of row {i} must be integers that fit int32: {error}") from error
-        else:
-            array = np.asarray(cell)
-            if array.ndim != 1 or array.dtype.kind not in "iub":
-                raise InputError(
-                    f"{name} of row {i} must be one-dimensional integers; got {array.ndim}-d {array.dtype}"
-                )
-            if array.size and array.dtype.itemsize > 2 and not -(2**31) <= array.min() <= array.max() < 2**31:
-                raise InputError(f"{name} of row {i} must fit int32; it reaches from {array.min()} to {array.max()}")
-            here[:] = array
-    return indptr, tokens
+class TokenIds:
+    """What code around a collator asks its ``tokenizer``: the numbers of the special tokens."""
+
+    padding_side = "right"
+    model_input_names = ("input_ids", "attention_mask")
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.vocab_size = vocabulary.size
+        self.all_special_ids = list(vocabulary.special_token_ids)
+        for name in ("pad", "mask", "cls", "eos"):
+            setattr(self, f"{name}_token_id", getattr(vocabulary, f"{name}_token_id"))
+
+    def __len__(self) -> int:
+        return self.vocab_size
+
+    def save_pretrained(self, *_: Any, **__: Any) -> tuple[str, ...]:
+        """Write nothing: Trainer saves a collator's tokenizer beside each model, and this is none."""
+        return ()

@@ -9,6 +9,7 @@ import torch
 
 from corrmask_fast.errors import InputError, check_integer
 from corrmask_fast.kernels.layout import CONTENT, COUNTED, GIVEN
+from corrmask_fast.masking.batch_checks import check_tensor
 from corrmask_fast.masking.rows import Draws
 
 GOLDEN = 0x9E3779B97F4A7C15
@@ -38,6 +39,7 @@ def draws_of_tensors(
     if draw_ids is not None:
         if epoch is not None:
             raise InputError("give draw_ids or epoch, not both: each alone decides the draw")
+        check_tensor("draw_ids", draw_ids)
         if draw_ids.shape != (rows,) or draw_ids.dtype != torch.int64 or draw_ids.device != device:
             raise InputError(
                 f"draw_ids must be ({rows},) int64 on {device}; "
@@ -45,15 +47,15 @@ def draws_of_tensors(
             )
         return draw_ids.contiguous(), GIVEN, 0
     if epoch is None:
-        return counter, COUNTED, _signed((_rank() << 48) % 2**64)
+        return counter, COUNTED, signed((_rank() << 48) % 2**64)
     if torch.compiler.is_compiling() and not isinstance(epoch, torch.Tensor):
         epoch = torch.full((1,), epoch, dtype=torch.int64, device=device)  # a constant would compile for each epoch
     if isinstance(epoch, torch.Tensor):
         if epoch.numel() != 1 or epoch.dtype != torch.int64 or epoch.device != device:
             raise InputError(f"an epoch tensor must be one int64 on {device}; got {epoch.dtype} on {epoch.device}")
-        return epoch.reshape(1) * _signed(GOLDEN), CONTENT, 0
+        return epoch.reshape(1) * signed(GOLDEN), CONTENT, 0
     # Filled in where it is used: a copy from the host would wait, and could not be captured in a CUDA graph.
-    return torch.full((1,), _signed(epoch_salt(epoch)), dtype=torch.int64, device=device), CONTENT, 0
+    return torch.full((1,), signed(epoch_salt(epoch)), dtype=torch.int64, device=device), CONTENT, 0
 
 
 def draws_of_arrays(rows: int, draw_ids: np.ndarray | None, epoch: int | None, salt: int | None) -> Draws:
@@ -63,7 +65,7 @@ def draws_of_arrays(rows: int, draw_ids: np.ndarray | None, epoch: int | None, s
     if draw_ids is not None:
         return Draws(check_array("draw_ids", draw_ids, rows, np.int64), GIVEN)
     number = epoch_salt(epoch) if salt is None else salt
-    return Draws(np.array([_signed(number)], np.int64), CONTENT)
+    return Draws(np.array([signed(number)], np.int64), CONTENT)
 
 
 def priorities_of(scores: torch.Tensor) -> torch.Tensor:
@@ -101,5 +103,6 @@ def _rank() -> int:
     return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
 
 
-def _signed(value: int) -> int:
+def signed(value: int) -> int:
+    """Return the int64 of the same bits."""
     return value - 2**64 if value >= 2**63 else value

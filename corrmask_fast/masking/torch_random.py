@@ -16,6 +16,8 @@ from corrmask_fast.masking.batch_checks import check_batch
 from corrmask_fast.masking.draws import draws_of_tensors, priorities_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from corrmask_fast.cells.vocabulary import Vocabulary
     from corrmask_fast.masking.base import Masker
 
@@ -84,9 +86,11 @@ def maskable_columns(
 
 
 def relative_columns(visible: torch.Tensor) -> torch.Tensor:
-    """Return (rows, columns) int64: columns counted from each row's first one that is ``visible`` (not padding)."""
-    first = visible.to(torch.int64).argmax(dim=1, keepdim=True)
-    return torch.arange(visible.shape[1], device=visible.device) - first
+    """Return int64 of that shape: columns counted from each row's first one that is ``visible`` (not padding)."""
+    columns = torch.arange(visible.shape[-1], device=visible.device)
+    if not visible.shape[-1]:
+        return columns.expand_as(visible)
+    return columns - visible.to(torch.int64).argmax(dim=-1, keepdim=True)
 
 
 def draw_ids_of(
@@ -105,9 +109,52 @@ def draw_ids_of(
     if mode == COUNTED:
         return values + offset + torch.arange(input_ids.shape[0], device=input_ids.device)
     if mode == CONTENT:
-        numbers = mix((columns << 32) | (input_ids.to(torch.int64) & LOW))
-        return mix(torch.where(maskable, numbers, 0).sum(dim=1) + values)
+        return mix(row_content(input_ids, maskable, columns) + values)
     return values
+
+
+def row_content(
+    input_ids: torch.Tensor, maskable: torch.Tensor, columns: torch.Tensor, values: Sequence[torch.Tensor] = ()
+) -> torch.Tensor:
+    """Return int64: the content of each row's maskable tokens, and of their values where they have some (SPEC 3).
+
+    Parameters
+    ----------
+    input_ids, maskable, columns
+        (rows, columns), or (columns,) where all rows have the same: see :func:`draw_ids_of`.
+    values
+        Each (rows, columns), any real dtype.
+    """
+    numbers = mix((columns << 32) | (input_ids.to(torch.int64) & LOW))
+    content = torch.where(maskable, numbers, 0).sum(dim=-1)
+    if not values:
+        return content
+    for one in values:
+        numbers = mix(numbers ^ _float_bits(one))
+    return content + torch.where(maskable, numbers, 0).sum(dim=-1)
+
+
+def draw_ids_by_values(
+    vocabulary: Vocabulary, batch: Mapping[str, torch.Tensor], salt: torch.Tensor
+) -> torch.Tensor | None:
+    """Return (rows,) int64: the draws of a padded batch whose tokens have values beside them; None if they have none.
+
+    Values are all that is floating point and of the shape of ``input_ids``; ``salt``, (1,) int64, is added to content.
+    """
+    ids, seen = batch["input_ids"], batch["attention_mask"] != 0
+    values = [batch[name] for name in sorted(batch) if batch[name].is_floating_point()]
+    values = [one for one in values if one.shape == ids.shape]
+    if not values:
+        return None
+    maskable = maskable_columns(vocabulary, ids, seen, batch.get("special_tokens_mask"))
+    return mix(row_content(ids, maskable, relative_columns(seen), values) + salt)
+
+
+def _float_bits(values: torch.Tensor) -> torch.Tensor:
+    """Return int64 in [0, 2**32): the bits of values as float32; −0.0 is 0.0, and every NaN is the same."""
+    values = values.to(torch.float32)
+    bits = (values.view(torch.int32).to(torch.int64) & LOW).masked_fill(values == 0, 0)
+    return bits.masked_fill(values.isnan(), 0x7FC00000)
 
 
 def gumbel_priorities(weights: torch.Tensor, w0: torch.Tensor) -> torch.Tensor:

@@ -8,16 +8,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
+import numpy as np
 import torch
 from torch import nn
 
 from corrmask_fast.errors import InputError, check_number
+from corrmask_fast.masking.batch_checks import check_batch, check_tensor
+from corrmask_fast.masking.draws import draws_of_tensors
 from corrmask_fast.masking.maskers import RandomMasker
+from corrmask_fast.masking.torch_random import maskable_columns, mix, relative_columns, row_content
+from corrmask_fast.threads import run_ranges
 
 if TYPE_CHECKING:
     from corrmask_fast.masking.base import MaskedBatch, Masker
 
 __all__ = ["MaskedValues", "ValueReplacement"]
+
+
+VALUES_A_RANGE = 65_536  # at least: a thread takes half a millisecond for them
 
 
 class MaskedValues(NamedTuple):
@@ -134,13 +142,17 @@ class ValueReplacement(nn.Module):
         attention_mask
             (rows, columns): 0 at padding. None: padding is where gene ids are ``<pad>``.
         draw_ids, epoch, **more
-            As for the masker.
+            As for the masker; with ``epoch`` the draw follows from the cell's genes and their values, so that cells
+            of one gene panel have masks of their own.
 
         Raises
         ------
         InputError
-            If shapes do not fit, or the dtype of ``values`` cannot hold the mask value.
+            If shapes do not fit, the dtype of ``values`` cannot hold the mask value, or a value beside padding is NaN
+            (looked for as the masker looks for unknown tokens: on the CPU, elsewhere with ``validate=True``).
         """
+        for name, given in (("gene_ids", gene_ids), ("values", values)):
+            check_tensor(name, given)
         if values.dim() != 2 or gene_ids.shape not in {values.shape, values.shape[1:]}:
             raise InputError(
                 "values must be (rows, columns) and gene_ids the same, or (columns,); "
@@ -149,6 +161,13 @@ class ValueReplacement(nn.Module):
         kind = float if values.dtype.is_floating_point else int
         if values.dtype == torch.bool or kind(self.mask_value) != self.mask_value:
             raise InputError(f"values of {values.dtype} cannot hold the mask value {self.mask_value}; convert them")
+        check_batch(gene_ids.expand_as(values), attention_mask, None, self.masker.seed_bits.device)
+        seen = gene_ids != self.masker.vocabulary.pad_token_id if attention_mask is None else attention_mask != 0
+        self._check_no_nan(values, seen)
+        if epoch is not None:
+            draws = draws_of_tensors(values.shape[0], draw_ids, epoch, self.masker.draw_counter, values.device)
+            maskable = maskable_columns(self.masker.vocabulary, gene_ids, seen, None)
+            draw_ids, epoch = mix(_content(gene_ids, maskable, relative_columns(seen), values) + draws[0]), None
         gene_ids = gene_ids.expand_as(values).contiguous()
         zero = (values == 0) if self.nonzero_only else None
         draw = {"draw_ids": draw_ids, "epoch": epoch}
@@ -161,7 +180,45 @@ class ValueReplacement(nn.Module):
             hide = hide | self._hidden(zeros)
         return MaskedValues(values.masked_fill(hide, kind(self.mask_value)), values, masked)
 
+    def _check_no_nan(self, values: torch.Tensor, seen: torch.Tensor) -> None:
+        validate = values.device.type == "cpu" if self.masker.validate is None else self.masker.validate
+        if not validate or not values.is_floating_point() or torch.compiler.is_compiling() or not values.isnan().any():
+            return
+        bad = (values.isnan() & seen).nonzero()
+        if len(bad):
+            row, column = bad[0].tolist()
+            raise InputError(
+                f"the value in row {row}, column {column} is NaN, which nothing can be learned from; give 0 for a gene "
+                "that was not counted, or attention_mask=0 where there is none"
+            )
+
     @staticmethod
     def _hidden(chosen: MaskedBatch) -> torch.Tensor:
         # Without random genes, what was masked and is another id than before became the mask token.
         return (chosen.labels != -100) & (chosen.labels != chosen.input_ids)
+
+
+def _content(
+    gene_ids: torch.Tensor, maskable: torch.Tensor, columns: torch.Tensor, values: torch.Tensor
+) -> torch.Tensor:
+    """Return (rows,) int64: the content of rows, genes and values; where the kernel can, by the kernel."""
+    if type(values) is not torch.Tensor or values.device.type != "cpu" or torch.compiler.is_compiling():
+        return row_content(gene_ids, maskable, columns, [values])
+    from corrmask_fast.kernels.values import value_content
+
+    rows, width = values.shape
+    content = torch.empty(rows, dtype=torch.int64)
+    if values.numel() == 0:
+        return content.zero_()
+    one_for_all = rows > 1 and maskable.dim() == 1  # a panel without padding: its genes are looked at once
+    shape = (1, width) if one_for_all else (rows, width)
+    tokens = gene_ids.to(torch.int64).expand(shape).contiguous().numpy()
+    may = maskable.expand(shape).contiguous().view(torch.uint8).numpy()
+    first = (-columns.expand(shape)[:, 0]).contiguous().numpy()
+    bits = values.to(torch.float32).contiguous().numpy().view(np.uint32)
+
+    def work(begin: int, end: int) -> None:
+        value_content(begin, end, tokens, may, first, bits, content.numpy().view(np.uint64))
+
+    run_ranges(work, rows, -(-VALUES_A_RANGE // width))
+    return content

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
+from corrmask_fast.training.losses import logits_of, targets_of
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -83,18 +85,11 @@ def masked_losses(model: Any, batch: dict[str, torch.Tensor]) -> tuple[np.ndarra
     Takes models that return logits at all columns, and those that return them at ``masked_positions`` alone.
     """
     labels = batch["labels"]
-    logits = model(**{name: value for name, value in batch.items() if name != "labels"})["logits"]
-    if logits.dim() == 3 and logits.shape[1] == labels.shape[1]:
-        chosen = labels != -100
-        targets = labels
-    else:
-        positions = batch["masked_positions"]
-        chosen = positions >= 0
-        targets = labels.gather(1, positions.clamp(min=0))
-    if logits.dim() == 3:
-        logits = logits[chosen]
-    losses = cross_entropy(logits.float(), targets[chosen], reduction="none")
-    return losses.double().cpu().numpy(), chosen.nonzero()[:, 0].cpu().numpy(), targets[chosen].cpu().numpy()
+    logits = logits_of(model(**{name: value for name, value in batch.items() if name != "labels"}))
+    targets, rows = targets_of(logits, labels, batch.get("masked_positions"))
+    chosen = targets != -100
+    losses = cross_entropy(logits[chosen].float(), targets[chosen], reduction="none")
+    return losses.double().cpu().numpy(), rows[chosen].cpu().numpy(), targets[chosen].cpu().numpy()
 
 
 def _mean(total: float, count: float) -> float:

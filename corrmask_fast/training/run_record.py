@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from torch.utils.data import IterableDataset
 
 from corrmask_fast.errors import InputError, readable
 from corrmask_fast.files import atomic_file
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from corrmask_fast.masking.base import Masker
 
-__all__ = ["RunRecord", "check_model"]
+__all__ = ["RunRecord", "is_stream"]
 
 FILE = "corrmask.json"
 CELLS_LOOKED_AT = 64
@@ -44,8 +45,8 @@ class RunRecord:
         from corrmask_fast.training.sampling import data_seed, groups_by_length
 
         return cls(
-            corpus=_digest(dataset) if _is_map(dataset) else "stream",
-            cells=len(dataset) if _is_map(dataset) else -1,
+            corpus="stream" if is_stream(dataset) else _digest(dataset),
+            cells=-1 if is_stream(dataset) else len(dataset),
             vocabulary=masker.vocabulary.fingerprint,
             table=bytes(masker.table_fingerprint.tolist()).hex(),
             masker=_settings(masker),
@@ -54,28 +55,37 @@ class RunRecord:
             grouped=groups_by_length(args),
         )
 
-    def write_to(self, folder: str | os.PathLike[str]) -> None:
-        """Write the record into a checkpoint's folder, if that is there."""
+    def write_to(self, folder: str | os.PathLike[str], epoch: int) -> None:
+        """Write the record, and the epoch that the run is in, into a checkpoint's folder, if that is there."""
         if Path(folder).is_dir():
             with atomic_file(Path(folder) / FILE) as temporary:
-                temporary.write_text(json.dumps(asdict(self), indent=1) + "\n")
+                temporary.write_text(json.dumps(asdict(self) | {"epoch": epoch}, indent=1) + "\n")
 
-    def check_folder(self, folder: str | os.PathLike[str]) -> None:
-        """Raise InputError if the checkpoint in ``folder`` has another record; one without any passes."""
+    def check_folder(self, folder: str | os.PathLike[str]) -> int | None:
+        """Return the epoch of the checkpoint in ``folder``, None for one without a record.
+
+        Raises
+        ------
+        InputError
+            If it has another record, or one that cannot be read.
+        """
         path = Path(folder) / FILE
         if not path.is_file():
-            return
+            return None
         with readable(path, "record of a run (remove it to resume unchecked)"):
             saved, own = json.loads(path.read_text()), json.loads(json.dumps(asdict(self)))
             pairs = [(field.name, saved[field.name], own[field.name]) for field in fields(self)]
-            if wrong := [name for name, then, now in pairs if type(then) is not type(now)]:
-                raise TypeError(f"{wrong[0]} is of another type")
+            epoch = saved.get("epoch")
+            wrong = [name for name, then, now in pairs if type(then) is not type(now)]
+            if wrong or not (epoch is None or (type(epoch) is int and epoch >= 0)):
+                raise TypeError(f"{wrong[0] if wrong else 'epoch'} is of another type")
         for name, then, now in pairs:
             if then != now:
                 raise InputError(
                     f"{folder} was made with {_said(name, then, now)}, this run has {_said(name, now, then)}; resume "
                     "with what the first run had, or start a run of its own in another output_dir"
                 )
+        return epoch
 
 
 def _said(name: str, value: Any, other: Any) -> str:
@@ -100,8 +110,9 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, int | float) else repr(value)
 
 
-def _is_map(dataset: Any) -> bool:
-    return hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
+def is_stream(dataset: Any) -> bool:
+    """Return whether a dataset can only be passed through, as a DataLoader sees it, whatever else it can do."""
+    return isinstance(dataset, IterableDataset) or not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__"))
 
 
 def _digest(dataset: Any) -> str:
@@ -111,28 +122,3 @@ def _digest(dataset: Any) -> str:
         cell = np.asarray(dataset[int(i)]["input_ids"], np.int64)
         digest.update(np.int64(cell.size).tobytes() + cell.tobytes())
     return digest.hexdigest()
-
-
-def check_model(model: Any, masker: Masker, dataset: Any) -> None:
-    """Raise InputError unless a model has a place for every token, and for every cell of a CorpusDataset."""
-    vocabulary = masker.vocabulary
-    size = getattr(model.config, "vocab_size", None)
-    if size is not None and size < vocabulary.size:
-        raise InputError(
-            f"the model knows {size} tokens, the masker's vocabulary has {vocabulary.size}; make the model with "
-            f"vocab_size={vocabulary.size}, or resize_token_embeddings({vocabulary.size})"
-        )
-    corpus = getattr(dataset, "corpus", None)
-    if corpus is None:
-        return
-    corpus.vocabulary.check_same(vocabulary, "the corpus", f"the masker's {masker.goes_by}")
-    places = getattr(model.config, "max_position_embeddings", None)
-    if places is not None and len(dataset):
-        lengths = dataset.lengths
-        longest = int(lengths.argmax())
-        length = len(dataset[longest]["input_ids"]) if lengths[longest] > places else 0
-        if length > places:
-            raise InputError(
-                f"cell {longest} has {length} tokens, the model {places} positions; read the corpus with "
-                f"max_length, or make the model with max_position_embeddings={length}"
-            )

@@ -1,4 +1,4 @@
-"""Pretraining with Hugging Face's Trainer: a callback for the stock one, and a Trainer that masks on the device.
+"""Pretraining with Hugging Face's Trainer: one that knows epochs, freezes held-out masks, and masks on the device.
 
 Runs with transformers 4.46 to 5: nothing is imported that one of them lacks, and what they call is overridden with the
 signature left open.
@@ -7,19 +7,22 @@ signature left open.
 from __future__ import annotations
 
 import copy
-import inspect
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 from torch.utils.data import SequentialSampler
 
 from corrmask_fast.errors import InputError, import_extra
 from corrmask_fast.masking.collator import DataCollatorForCorrMask, PaddingCollator, check_graph_column
-from corrmask_fast.masking.schedules import parse_rate, rate_text
-from corrmask_fast.training.run_record import RunRecord, check_model
+from corrmask_fast.masking.draws import draws_of_tensors
+from corrmask_fast.masking.torch_random import draw_ids_by_values
+from corrmask_fast.training.callback import CorrMaskCallback, batches_of
+from corrmask_fast.training.checks import check_learning, check_model, parameters_of
+from corrmask_fast.training.losses import logits_of, summed_by_row, targets_of
+from corrmask_fast.training.run_record import is_stream
 from corrmask_fast.training.sampling import (
     LengthGroupedSampler,
     ShuffledSampler,
@@ -29,6 +32,8 @@ from corrmask_fast.training.sampling import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch.utils.data import Sampler
 
     from corrmask_fast.masking.base import Masker
@@ -40,80 +45,10 @@ __all__ = ["EVALUATION_EPOCH", "CorrMaskCallback", "CorrMaskTrainer"]
 # The epoch of evaluation masks: no training run gets there, and every evaluation sees the same masks.
 EVALUATION_EPOCH = 2**63 - 1
 LAST_STEP = 2**53  # and its schedules, if it has any, are at their ends
-
-
-class CorrMaskCallback(transformers.TrainerCallback):
-    """Tell a collator the epoch (and the step, where its masker has a schedule); give it to any ``Trainer``.
-
-    Trainer tells no collator what epoch it is. With this callback a cell's mask follows from the masker's seed, the
-    epoch and the cell, whatever the number of workers and ranks, and in a resumed run too. Each checkpoint gets a
-    file ``corrmask.json``; resuming with another corpus, graph or seed is refused.
-
-    Parameters
-    ----------
-    collator
-        The run's collator.
-
-    Examples
-    --------
-    >>> from corrmask_fast import CorrMasker, DataCollatorForCorrMask, DependencyGraph, Vocabulary
-    >>> genes = Vocabulary(("<pad>", "<mask>", *(f"G{i}" for i in range(8))))
-    >>> collator = DataCollatorForCorrMask(CorrMasker(DependencyGraph.from_edges([("G0", "G1")], genes)))
-    >>> callback = CorrMaskCallback(collator)  # Trainer(…, data_collator=collator, callbacks=[callback])
-    """
-
-    def __init__(self, collator: Any) -> None:
-        if not hasattr(collator, "set_epoch"):
-            raise InputError(f"CorrMaskCallback needs a DataCollatorForCorrMask; got {type(collator).__name__}")
-        self.masker = collator.masker
-        self.listeners = [collator]  # all that want to know the epoch
-        self.resumed_from: str | None = None
-        self._epoch: int | None = None
-        self._record: RunRecord | None = None
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        """Check that model, corpus and masker fit each other, and the checkpoint where there is one."""
-        loader, self._epoch = kwargs["train_dataloader"], None
-        check_model(kwargs["model"], self.masker, loader.dataset)
-        self._record = RunRecord.of(self.masker, loader.dataset, args)
-        if state.global_step:
-            folder = self.resumed_from or f"{args.output_dir}/checkpoint-{state.global_step}"
-            self._record.check_folder(folder)
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        """Pass the epoch on."""
-        if self._epoch is None:
-            self._epoch = state.global_step // _updates_an_epoch(kwargs["train_dataloader"], args)
-        else:
-            self._epoch += 1
-        for listener in self.listeners:
-            listener.set_epoch(self._epoch)
-        self._pass_step_on(state.global_step)
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        """Pass the step on."""
-        self._pass_step_on(state.global_step)
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        """Put the run's record beside the weights."""
-        if state.is_world_process_zero and self._record is not None:
-            self._record.write_to(f"{args.output_dir}/checkpoint-{state.global_step}")
-
-    def _pass_step_on(self, step: int) -> None:
-        for listener in self.listeners:
-            if hasattr(listener, "set_step"):
-                listener.set_step(step)
-
-
-def _updates_an_epoch(loader: Any, args: Any) -> int:
-    """Return Trainer's number of optimizer steps an epoch; before 4.49 it left out accumulations cut short."""
-    batches, together = len(loader), args.gradient_accumulation_steps
-    whole = (
-        -(-batches // together)
-        if hasattr(transformers.Trainer, "set_initial_training_values")
-        else (batches // together)
-    )
-    return max(whole, 1)
+# What collators and masks bring to a batch, whether the model's signature names it or not.
+OURS = frozenset(
+    {"input_ids", "attention_mask", "labels", "masked_positions", "special_tokens_mask", "graph_ids", "mask_epoch"}
+)
 
 
 class CorrMaskTrainer(transformers.Trainer):
@@ -141,10 +76,16 @@ class CorrMaskTrainer(transformers.Trainer):
     Notes
     -----
     Grouping by length is asked for as usual: ``group_by_length`` in transformers 4, ``train_sampling_strategy`` in 5.
-    A model whose ``forward`` takes ``masked_positions`` gets them. Where the masker learns, evaluation is of the model
-    that :meth:`save_model` writes, without the latents' context, and masks all genes alike: by learned weights, losses
-    of one evaluation would not compare with those of the next. Under several processes an
-    epoch's last step is filled up with that epoch's first cells; ``dataloader_drop_last`` leaves the rest out instead.
+    A model whose ``forward`` takes ``masked_positions`` gets them; one that projects at labels alone (ModernBERT's
+    ``sparse_prediction``) gets the labels. Each pass over a stream has masks of its own.
+
+    The loss of an evaluation is the mean over its masked genes, whatever the size of its batches, and
+    ``compute_metrics`` gets the labels of the columns that logits are of. Where the masker learns, evaluation is of the
+    model that :meth:`save_model` writes, without the latents' context, and masks all genes alike: by learned weights,
+    losses of one evaluation would not compare with those of the next.
+
+    Under several processes an epoch's last step is filled up with that epoch's first cells; ``dataloader_drop_last``
+    leaves the rest out instead.
 
     Raises
     ------
@@ -168,7 +109,7 @@ class CorrMaskTrainer(transformers.Trainer):
         if masking not in {"worker", "device"}:
             raise InputError(f"masking must be 'worker' or 'device'; got {masking!r}")
         if masker is not None and masker.needs_model:
-            _check_learning(masker, model, masking)
+            check_learning(masker, model, masking)
         collator: Any = _the_collator(data_collator, masker, pad_to_multiple_of, masking)
         self.masker: Any = collator.masker if masker is None else masker
         self.masking = masking
@@ -180,14 +121,19 @@ class CorrMaskTrainer(transformers.Trainer):
             )
         super().__init__(model, args, collator, train_dataset, eval_dataset, **kwargs)
         self._check_arguments()
-        for dataset in (train_dataset, eval_dataset):
+        held_out = eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]
+        for dataset in (train_dataset, *held_out):
             check_model(self.model, self.masker, dataset)
         if self.masker.needs_model:  # behind all checks: a model that is refused is left as it was
             from corrmask_fast.training.mam_model import attach
 
             attach(self.masker, self.model)  # type: ignore[arg-type]
-        parameters = inspect.signature(self.model.forward).parameters
+        parameters = parameters_of(self.model)
         self._takes = {name for name in ("masked_positions", "num_items_in_batch") if name in parameters}
+        # A model that projects at the labels alone (ModernBERT's sparse_prediction) has to see them.
+        self._projects_at_labels = "labels" in parameters and bool(getattr(self.model, "sparse_prediction", False))
+        if self.args.label_names is None:
+            self.label_names = ["labels"]  # those of a second task would be waited for
         self._set_up_collators(collator)
         # Trainer shall leave accumulated losses as they are: compute_loss divides by what get_batch_samples counted.
         self.model_accepts_loss_kwargs = True
@@ -195,7 +141,13 @@ class CorrMaskTrainer(transformers.Trainer):
         if isinstance(collator, DataCollatorForCorrMask):
             self._callback.listeners.append(collator)
         self.add_callback(self._callback)
-        self._epoch = 0
+        if self.accelerator.dispatch_batches is None and self.args.world_size > 1:
+            # Rank 0 would read a stream for all, and cannot join batches of several widths: each reads it for itself.
+            self.accelerator.dataloader_config.dispatch_batches = False
+        self._epoch, self._steps_of_pass = 0, 0
+        self._whole_logits = False  # whether an evaluation hands out logits, or their loss alone
+        self._row_sums, self._targets = torch.zeros(0, 2), torch.zeros(0)  # of the batch that was evaluated last
+        self._held_out = torch.zeros(2, dtype=torch.float64)  # summed loss and masked genes of an evaluation
         self._on_device: Any = None  # the masker there; never part of the model, which DDP wraps and broadcasts
 
     def _check_arguments(self) -> None:
@@ -209,6 +161,11 @@ class CorrMaskTrainer(transformers.Trainer):
             raise InputError(
                 f"{self.args.n_gpu} GPUs in one process would train by DataParallel, which splits batches after they "
                 "were counted; start one process a GPU: torchrun --nproc-per-node=auto …, or set CUDA_VISIBLE_DEVICES"
+            )
+
+        if groups_by_length(self.args) and is_stream(self.train_dataset):
+            raise InputError(
+                "a stream cannot be grouped by length; leave out group_by_length, or give a dataset with a length"
             )
 
     def _set_up_collators(self, collator: Any) -> None:
@@ -226,7 +183,7 @@ class CorrMaskTrainer(transformers.Trainer):
 
     def set_epoch(self, epoch: int) -> None:
         """Hear of the epoch: the callback calls this."""
-        self._epoch = epoch
+        self._epoch, self._steps_of_pass = epoch, 0
 
     # ---------------------------------------------------------------------------------------------------------- data
 
@@ -256,30 +213,82 @@ class CorrMaskTrainer(transformers.Trainer):
 
     def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
         """Return the loader of an evaluation: masks are those of one epoch that training never reaches."""
+        with self._held_out_masks():
+            return super().get_eval_dataloader(*args, **kwargs)
+
+    def get_test_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the loader of a prediction: with the masks of an evaluation."""
+        with self._held_out_masks():
+            return super().get_test_dataloader(*args, **kwargs)
+
+    @contextmanager
+    def _held_out_masks(self) -> Iterator[None]:
         training, self.data_collator = self.data_collator, self._eval_collator
         try:
-            return super().get_eval_dataloader(*args, **kwargs)
+            yield
         finally:
             self.data_collator = training
+
+    def _set_signature_columns_if_needed(self) -> None:
+        """Keep the columns that the collator needs, beside those that the model takes."""
+        super()._set_signature_columns_if_needed()
+        column = getattr(self.data_collator, "graph_column", None)
+        needed = ["attention_mask", "special_tokens_mask", *([] if column is None else [column])]
+        known: list[str] = self._signature_columns  # type: ignore[has-type]
+        self._signature_columns = [*known, *(name for name in needed if name not in known)]
 
     # ------------------------------------------------------------------------------------------------------ the step
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, *args: Any) -> tuple[list[Any], Any]:
-        """Return a step's batches, masked, and the number of masked tokens in all of them, over all ranks."""
+        """Return a step's batches, masked, and the number of masked tokens in all of them, over all ranks.
+
+        Batches at the end of a stream that are too few for a step are left out: Trainer would add them to the next.
+        """
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, *args)
+        if 0 < len(batches) < num_batches and batches_of(self.callback_handler.train_dataloader) is None:
+            if self._steps_of_pass == 0:
+                raise InputError(
+                    f"the stream ends after {len(batches)} batches, a step takes {num_batches}; lower "
+                    "gradient_accumulation_steps or the batch size"
+                )
+            batches = []
         if not batches:
             return batches, None
+        self._steps_of_pass += 1
         batches = [self._masked(self._prepare_input(batch), self._epoch, self.state.global_step) for batch in batches]
         count = sum((batch["labels"] != -100).sum() for batch in batches)
         if self.args.world_size > 1:
             count = self.accelerator.gather(count.reshape(1)).sum()
         return batches, count
 
-    def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """Evaluate a batch, masked as in :data:`EVALUATION_EPOCH`, at the rates with which schedules end."""
-        return super().prediction_step(
-            model, self._masked(self._prepare_input(inputs), EVALUATION_EPOCH, LAST_STEP), *args, **kwargs
-        )
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+        """Evaluate or predict; the loss is the mean over all masked genes, whatever the size of the batches."""
+        self._held_out = torch.zeros(2, dtype=torch.float64)
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if f"{metric_key_prefix}_loss" in output.metrics:
+            total, count = self._held_out.tolist()
+            output.metrics[f"{metric_key_prefix}_loss"] = total / max(count, 1)
+        return output
+
+    def prediction_step(
+        self, model: Any, inputs: Any, prediction_loss_only: bool, *args: Any, **kwargs: Any
+    ) -> tuple[Any, Any, Any]:
+        """Evaluate a batch, masked as in :data:`EVALUATION_EPOCH`, at the rates with which schedules end.
+
+        Labels are those of the columns that logits are of: all, or the ``masked_positions``.
+        """
+        inputs, self._whole_logits = self._prepare_input(inputs), not prediction_loss_only
+        inputs = self._masked(inputs, EVALUATION_EPOCH, LAST_STEP)
+        loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, *args, **kwargs)
+        # Where ranks fill a last batch up with cells that were there before, those are taken off again.
+        sums = self.accelerator.gather_for_metrics(self._row_sums)
+        self._held_out += sums.cpu().double().sum(0)
+        if isinstance(labels, tuple):
+            named = zip(self.label_names, labels, strict=True)
+            labels = tuple(self._targets if name == "labels" else value for name, value in named)
+        elif labels is not None:
+            labels = self._targets
+        return loss, logits, labels
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -288,22 +297,32 @@ class CorrMaskTrainer(transformers.Trainer):
 
         Without a count (and in evaluation) over the batch's own masked tokens; 0 where there are none.
         """
-        labels = inputs["labels"]
-        count = num_items_in_batch if model.training and num_items_in_batch is not None else (labels != -100).sum()
+        labels, training = inputs["labels"], model.training
+        count = num_items_in_batch if training and num_items_in_batch is not None else (labels != -100).sum()
         count = torch.as_tensor(count, device=labels.device).clamp(min=1)
-        if "num_items_in_batch" in self._takes:
+        if training and "num_items_in_batch" in self._takes:
             outputs = model(**inputs, num_items_in_batch=count)
             loss = outputs["loss"]
         else:
-            outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
-            logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
-            loss = cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=-100, reduction="sum") / count
-        if model.training:
+            shown = self._projects_at_labels and (training or not self._whole_logits)
+            outputs = model(**(inputs if shown else {name: inputs[name] for name in inputs if name != "labels"}))
+            logits = logits_of(outputs, behind_loss=shown)
+            targets, rows = targets_of(logits, labels, inputs.get("masked_positions"))
+            if training:
+                loss = cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=-100, reduction="sum")
+            else:
+                self._row_sums, self._targets = summed_by_row(logits, targets, rows, len(labels)), targets
+                loss = self._row_sums[:, 0].sum()
+            loss = loss / count
+        if training:
             loss = loss * self.args.world_size  # DDP takes the mean over ranks; the count is of all of them
         return (loss, outputs) if return_outputs else loss
 
     def _masked(self, batch: dict[str, Any], epoch: int, step: int) -> dict[str, Any]:
         """Mask a padded batch where it lies; a batch that comes with labels is left as it is."""
+        if self.args.remove_unused_columns:  # of a CorpusDataset too, whose rows Trainer does not look into
+            self._set_signature_columns_if_needed()
+            batch = {name: value for name, value in batch.items() if name in self._signature_columns or name in OURS}
         if self.masking == "worker":
             if "labels" not in batch:
                 raise InputError(f"a batch came without labels (it has {', '.join(batch)}); was the collator replaced?")
@@ -311,19 +330,25 @@ class CorrMaskTrainer(transformers.Trainer):
         if self._on_device is None:  # one that learns is a part of the model, and there with it
             twin = self.masker if self.masker.needs_model else copy.deepcopy(self.masker)
             self._on_device = twin.to(batch["input_ids"].device)
-        more = {"graph_ids": batch.pop("graph_ids")} if "graph_ids" in batch else {}
+        more: dict[str, Any] = {"graph_ids": batch.pop("graph_ids")} if "graph_ids" in batch else {}
+        learning = self.masker.needs_model and epoch != EVALUATION_EPOCH
+        epoch = batch.pop("mask_epoch")[:1] if "mask_epoch" in batch else epoch  # the dataset's own
+        more["epoch"] = epoch
+        if any(value.is_floating_point() for value in batch.values()):
+            salt, *_ = draws_of_tensors(0, None, epoch, self.masker.draw_counter, batch["input_ids"].device)
+            draws = draw_ids_by_values(self.masker.vocabulary, batch, salt)
+            more |= {} if draws is None else {"draw_ids": draws, "epoch": None}
         self._on_device.set_step(step)
         rows = batch["input_ids"], batch["attention_mask"], batch.pop("special_tokens_mask", None)
         if self.masker.needs_model:
             # What was learned changes from one evaluation to the next: their masks do not go by it. Nor is there a
             # context in the model that is saved, and it is that one whose loss is wanted.
-            learning = epoch != EVALUATION_EPOCH
             more |= {"embeddings": self.model.get_input_embeddings(), "weighted": learning}
-            masked, latents = self._on_device.draw(*rows, epoch=epoch, **more)
+            masked, latents = self._on_device.draw(*rows, **more)
             batch |= {"latents": latents} if learning else {}
         else:
             with torch.no_grad():
-                masked = self._on_device(*rows, epoch=epoch, **more)
+                masked = self._on_device(*rows, **more)
         batch |= {"input_ids": masked.input_ids, "labels": masked.labels}
         if "masked_positions" in self._takes:
             batch["masked_positions"] = masked.masked_positions
@@ -349,25 +374,6 @@ class CorrMaskTrainer(transformers.Trainer):
         """Train; a checkpoint of another corpus, graph or seed is refused."""
         self._callback.resumed_from = resume_from_checkpoint if isinstance(resume_from_checkpoint, str) else None
         return super().train(resume_from_checkpoint, *args, **kwargs)
-
-    def _load_rng_state(self, checkpoint: Any) -> None:
-        """Restore the random generators: 4.46 saves NumPy's as arrays, which torch.load refuses since 2.6."""
-        arrays: list[Any] = [np.ndarray, np.dtype, type(np.dtype(np.uint32)), np.empty(0).__reduce__()[0]]
-        with torch.serialization.safe_globals(arrays):
-            super()._load_rng_state(checkpoint)
-
-
-def _check_learning(masker: Any, model: Any, masking: str) -> None:
-    """Raise InputError unless a masker that learns can do so here, and be saved in the end."""
-    name = type(masker).__name__
-    if masking == "worker":
-        raise InputError(f"{name} masks by the model's embeddings, which workers do not have; use masking='device'")
-    if model is None:
-        raise InputError(f"{name} learns with one model; give model=, in place of model_init")
-    for rate in (masker.mlm_probability, masker.structural_ratio):
-        # One that could not be read back with the masker is refused before the training, not behind it.
-        if parse_rate(str(rate_text(rate))) != rate:
-            raise InputError(f"{rate!r} could not be saved with the masker; use a number, a range, Linear or Cosine")
 
 
 def _the_collator(

@@ -1,0 +1,132 @@
+"""What does not fit is refused before a training run begins: model, masker, vocabulary and cells."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from corrmask_fast.cells.corpus import Corpus
+from corrmask_fast.errors import InputError
+from corrmask_fast.masking.schedules import parse_rate, rate_text
+from corrmask_fast.training.run_record import is_stream
+from corrmask_fast.training.sampling import cell_lengths
+
+if TYPE_CHECKING:
+    from corrmask_fast.cells.vocabulary import Vocabulary
+    from corrmask_fast.masking.base import Masker
+
+__all__ = ["check_learning", "check_model", "parameters_of"]
+
+# Tables of positions by the names that Hugging Face's models give them; tables of distances are others.
+POSITIONS = re.compile(r"(^|\.)(position_embeddings?|embed_positions|wpe)$")
+
+
+def check_model(model: Any, masker: Masker, dataset: Any) -> None:
+    """Raise InputError unless a model has a place for every token and cell, and the masker's idea of padding.
+
+    What counts is what the model's modules do, not its configuration: a ``pad_token_id`` that nothing reads is no harm.
+    Of cells only those of a CorpusDataset are looked at, and of a ``datasets.Dataset`` with a column ``length``.
+    """
+    vocabulary = masker.vocabulary
+    embedding = _embedding_of(model)
+    size = getattr(embedding, "num_embeddings", getattr(getattr(model, "config", None), "vocab_size", None))
+    if size is not None and size < vocabulary.size:
+        raise InputError(
+            f"the model knows {size} tokens, the masker's vocabulary has {vocabulary.size}; make the model with "
+            f"vocab_size={vocabulary.size}, or resize_token_embeddings({vocabulary.size})"
+        )
+    _check_padding(embedding, vocabulary)
+    for module in model.modules():  # ESM takes the mask token out of the input, and scales by how many there are
+        mask = getattr(module, "mask_token_id", None)
+        if getattr(module, "token_dropout", False) and mask != vocabulary.mask_token_id:
+            raise InputError(
+                f"the model drops token {mask} as its mask token, the vocabulary's <mask> is "
+                f"{vocabulary.mask_token_id}; make the model with mask_token_id={vocabulary.mask_token_id}"
+            )
+    corpus = getattr(dataset, "corpus", None)
+    if isinstance(corpus, Corpus):
+        corpus.vocabulary.check_same(vocabulary, "the corpus", f"the masker's {masker.goes_by}")
+    places, lost = _positions_of(model)
+    if places is not None and not is_stream(dataset) and len(dataset):
+        _check_lengths(dataset, places, lost)
+
+
+def _embedding_of(model: Any) -> Any:
+    """Return the embeddings of a model's tokens, None where it does not say which those are."""
+    try:
+        return model.get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        return None
+
+
+def _check_padding(embedding: Any, vocabulary: Vocabulary) -> None:
+    """Raise InputError if the embedding of a token other than ``<pad>`` is never trained, as padding is not.
+
+    RoBERTa's kind also counts positions by this token.
+    """
+    padding = getattr(embedding, "padding_idx", None)
+    if padding is not None and padding != vocabulary.pad_token_id and padding < vocabulary.size:
+        raise InputError(
+            f"the model takes token {padding} for padding and never trains its embedding; in the vocabulary it is "
+            f"{vocabulary.name_of(padding)}, and <pad> is {vocabulary.pad_token_id}; make the model with "
+            f"pad_token_id={vocabulary.pad_token_id}"
+        )
+
+
+def _positions_of(model: Any) -> tuple[int | None, int]:
+    """Return (positions that a cell can have, those lost before the first); None where there is no table of them.
+
+    RoBERTa's kind counts positions from the padding token's number on, which is the table's ``padding_idx``.
+    """
+    for name, module in model.named_modules():
+        if POSITIONS.search(name) and isinstance(module, nn.Embedding):
+            owner = model.get_submodule(name.rpartition(".")[0])
+            if getattr(owner, "position_embedding_type", None) == "rotary":
+                continue  # ESM has the table all the same, before transformers 5
+            lost = getattr(module, "offset", 0) if module.padding_idx is None else module.padding_idx + 1
+            return module.num_embeddings - lost, lost
+    return None, 0
+
+
+def _check_lengths(dataset: Any, places: int, lost: int) -> None:
+    """Raise InputError if the longest cell has more tokens than the model has positions."""
+    if not isinstance(getattr(dataset, "corpus", None), Corpus) and "length" not in getattr(
+        dataset, "column_names", ()
+    ):
+        return
+    lengths = cell_lengths(dataset)
+    longest = int(lengths.argmax())
+    length = len(dataset[longest]["input_ids"]) if lengths[longest] > places else 0
+    if length > places:
+        raise InputError(
+            f"cell {longest} has {length} tokens, the model {places} positions; read the corpus with "
+            f"max_length, or make the model with max_position_embeddings={length + lost}"
+        )
+
+
+def parameters_of(model: Any) -> Any:
+    """Return the parameters of a model's forward, if that takes a batch of cells."""
+    parameters = inspect.signature(model.forward).parameters
+    open_ended = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+    if not open_ended and not {"input_ids", "attention_mask"} <= set(parameters):
+        raise InputError(
+            "the model's forward must take input_ids and attention_mask and return logits, (rows, columns, tokens), "
+            f"as models of Hugging Face do; {type(model).__name__}'s takes {', '.join(parameters) or 'nothing'}"
+        )
+    return parameters
+
+
+def check_learning(masker: Any, model: Any, masking: str) -> None:
+    """Raise InputError unless a masker that learns can do so here, and be saved in the end."""
+    name = type(masker).__name__
+    if masking == "worker":
+        raise InputError(f"{name} masks by the model's embeddings, which workers do not have; use masking='device'")
+    if model is None:
+        raise InputError(f"{name} learns with one model; give model=, in place of model_init")
+    for rate in (masker.mlm_probability, masker.structural_ratio):
+        # One that could not be read back with the masker is refused before the training, not behind it.
+        if parse_rate(str(rate_text(rate))) != rate:
+            raise InputError(f"{rate!r} could not be saved with the masker; use a number, a range, Linear or Cosine")
