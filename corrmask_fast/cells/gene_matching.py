@@ -42,7 +42,13 @@ class GeneMatch:
     left_out: Mapping[str, int] = field(default_factory=dict)  # other feature types → their number of columns
     n_mapped: int = 0  # columns found through the gene mapping alone
     n_ambiguous: int = 0  # columns found by a symbol that several genes share
-    names: list[str] = field(default_factory=list, repr=False)  # of the columns, as that column of var has them
+    n_by_id: int = 0  # columns found by the very name that the vocabulary has
+    read: Mapping[str, list[str]] = field(default_factory=dict, repr=False)  # columns of var that were looked at
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the columns, by which genes were found."""
+        return self.read[self.column]
 
     @property
     def n_genes(self) -> int:
@@ -81,27 +87,29 @@ def match_genes(
             for place in np.flatnonzero(found < 0 if counted is None else (found < 0) & counted):
                 found[place] = _token(known, _mapped(mapping, names[place]))
         n_mapped = int(np.count_nonzero(found >= 0) - n_direct)
-        matches.append(GeneMatch(column, found, counted, left_out, n_mapped, names=names))
+        matches.append(GeneMatch(column, found, counted, left_out, n_mapped, read=candidates))
     best = max(matches, key=lambda match: match.n_genes)
     if best.n_genes == 0:
         raise InputError(_no_gene(counts, vocabulary, candidates))
     _warn_of_few(counts, vocabulary, best)
-    shared = vocabulary.ambiguous_symbols
-    places = np.flatnonzero(best.token_of_column >= 0)
-    return replace(best, n_ambiguous=sum(best.names[place] in shared for place in places)) if shared else best
+    places = np.flatnonzero(best.token_of_column >= 0).tolist()
+    tokens = best.token_of_column[places].tolist()
+    by_id = sum(vocabulary.names[t] == _unversioned(best.names[place]) for place, t in zip(places, tokens, strict=True))
+    shared = vocabulary.ambiguous_symbols if by_id < len(places) else frozenset()
+    return replace(best, n_by_id=by_id, n_ambiguous=sum(best.names[place] in shared for place in places))
 
 
 def symbols_of(counts: Counts, genes: GeneMatch, vocabulary: Vocabulary) -> dict[str, str]:
     """Return gene name → symbol as the file has it, where genes were found by id; else nothing."""
+    if genes.n_by_id == 0:
+        return {}  # found by symbols, which the vocabulary has
     names, found = vocabulary.names, np.flatnonzero(genes.token_of_column >= 0).tolist()
     tokens = genes.token_of_column[found].tolist()
-    if not any(names[t] == _unversioned(genes.names[place]) for place, t in zip(found, tokens, strict=True)):
-        return {}  # found by symbols, which the vocabulary has
     there = {"index", *counts.var.columns()} - {genes.column}
     for column in ("index", *SYMBOL_COLUMNS):
         if column not in there:
             continue
-        symbols = _names(counts, column)
+        symbols = genes.read.get(column) or _names(counts, column)
         if 2 * sum(_is_ensembl(symbol) or symbol.isdigit() for symbol in symbols) >= len(symbols):
             continue
         out: dict[str, str] = {}
@@ -131,9 +139,9 @@ def _mapped(mapping: Mapping[str, str], name: str) -> str:
 
 
 def _names(counts: Counts, column: str) -> list[str]:
-    values = counts.var.index() if column == "index" else counts.var.column(column)
-    if isinstance(values, np.ndarray) and values.dtype.kind == "U":
-        return values.tolist()
+    if column == "index":
+        return counts.var.index().tolist()
+    values = counts.var.column(column)
     return [value if isinstance(value, str) else _text(value) for value in np.asarray(values, object)]
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -216,11 +217,20 @@ class Vocabulary:
             Gene name → symbol, such as an AnnData file's own. Left out are genes that are not here, and symbols that
             are empty or the gene's own name; genes that it does not name keep theirs.
         """
-        new = {gene: symbol for gene, symbol in symbols_by_gene("symbols", symbols) if gene != symbol}
-        aliases = {gene: [self.symbols[gene]] for gene in new if gene in self.symbols}
-        for gene, more in self.aliases.items():
-            aliases.setdefault(gene, []).extend(more)
-        return replace(self, symbols={**self.symbols, **new}, aliases=aliases)
+        lo, hi = self.gene_range
+        shown_now, aliases = dict(self.symbols), dict(self.aliases)
+        for gene, symbol in symbols_by_gene("symbols", symbols):
+            before = shown_now.get(gene)
+            if symbol in {gene, before} or not lo <= self._ids.get(gene, -1) < hi:
+                continue
+            shown_now[gene] = symbol
+            others = (*([] if before is None else [before]), *aliases.get(gene, ()))
+            aliases[gene] = tuple(dict.fromkeys(other for other in others if other != symbol))
+        vocabulary = copy.copy(self)  # names and roles were looked at when this one was made
+        found = {"symbols": shown_now, "aliases": {gene: more for gene, more in aliases.items() if more}}
+        vocabulary.__dict__.update(found)
+        vocabulary.__dict__.pop("tokens_by_name", None)
+        return vocabulary
 
     @cached_property
     def _ids(self) -> dict[str, int]:
