@@ -94,8 +94,8 @@ def test_records_of_a_run_that_are_none(tmp_path, text):
     (tmp_path / "corrmask.json").write_text(text, encoding="latin-1")
     with pytest.raises(InputError, match=r"corrmask.json is not a readable record of a run \(remove it"):
         record.check_folder(tmp_path)
-    record.write_to(tmp_path)
-    record.check_folder(tmp_path)
+    record.write_to(tmp_path, 3)
+    assert record.check_folder(tmp_path) == 3
 
 
 def test_memory_that_runs_out_is_one_line_with_what_to_change(capsys):

@@ -66,7 +66,6 @@ def _pretrain(arguments: argparse.Namespace) -> None:
     settings = PretrainingSettings.read(config, arguments.preset, **given)
     _fill_in_masker(arguments, {} if config is None else read_config(config)[1], config)
     corpus = open_corpus(arguments, model_length=settings.max_length)
-    settings.check_size(corpus.vocabulary.size)
     graph = load_graph(arguments.graph) if arguments.graph else None
     masker = masker_of(
         arguments, vocabulary=corpus.vocabulary, graph=graph, width=settings.hidden_size, heads=settings.heads

@@ -127,6 +127,7 @@ def pretrain(
     checkpoint = _checkpoint(folder, resume)
     if checkpoint is not None:
         _check_lasting(folder / SETTINGS, settings)
+    settings.check_size(corpus.vocabulary.size)
     corpus.vocabulary.check_same(masker.vocabulary, "the corpus", "the masker")
     if graph is not None:
         graph.vocabulary.check_same(corpus.vocabulary, "the graph", "the corpus")
