@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib
 import math
 import operator
+import os
 import reprlib
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Iterable, Iterator
     from types import ModuleType
 
@@ -34,7 +34,8 @@ def readable(source: str | os.PathLike[str], kind: str) -> Iterator[None]:
     """Turn whatever a parser raises inside the block into an InputError: "SOURCE is not a readable KIND: reason".
 
     Everything that reads a file from outside stands in such a block. Parsers raise more types than anyone lists:
-    RecursionError for deep JSON, OverflowError for a size of 10**30, MemoryError for a declared 8 TiB, LZMAError.
+    RecursionError for deep JSON, OverflowError for a size of 10**30, MemoryError for a declared 8 TiB, LZMAError. An
+    InputError raised inside keeps its message, with the source before it.
 
     >>> with readable("cells.npz", ".npz file"):
     ...     raise MemoryError("8 TiB")
@@ -42,7 +43,8 @@ def readable(source: str | os.PathLike[str], kind: str) -> Iterator[None]:
     corrmask_fast.errors.InputError: cells.npz is not a readable .npz file: MemoryError: 8 TiB
     """
     try:
-        yield
+        with naming(source):
+            yield
     except (InputError, MissingExtraError):
         raise
     except Exception as error:
@@ -50,15 +52,16 @@ def readable(source: str | os.PathLike[str], kind: str) -> Iterator[None]:
 
 
 @contextmanager
-def naming(source: str | os.PathLike[str]) -> Iterator[None]:
+def naming(source: Any) -> Iterator[None]:
     """Put the name of a file before the message of an InputError raised inside the block, unless it stands in it.
 
-    For checks of what was read, which know the values but not where they come from.
+    For checks of what was read, which know the values but not where they come from. Of anything but a path or a name
+    nothing is put there.
     """
     try:
         yield
     except InputError as error:
-        if str(source) in str(error):
+        if not isinstance(source, str | os.PathLike) or str(source) in str(error):
             raise
         raise InputError(f"{source}: {error}") from error
 

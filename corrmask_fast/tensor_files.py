@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from corrmask_fast.cells.vocabulary import Vocabulary
-from corrmask_fast.errors import InputError, as_integer, naming, readable, reason, shown
+from corrmask_fast.errors import InputError, as_integer, readable, reason, shown
 from corrmask_fast.files import atomic_file
 
 if TYPE_CHECKING:
@@ -94,11 +94,11 @@ def read_graph(
         raise InputError(
             f"{path} lacks a part of a {kind.short}, or has a part too many: it was altered or damaged; build it again"
         )
-    with readable(path, f"{kind.short} file"), naming(path):
+    with readable(path, f"{kind.short} file"):
         digest = header.pop("sha256", None)
         if digest != hash_tensors(canonical(header), tensors):
             raise InputError(f"{path} was altered or damaged since it was saved (its SHA-256 differs); build it again")
-        return tensors, Vocabulary.from_json(json.dumps(header["vocabulary"])), header["params"]
+        return tensors, Vocabulary.from_json(header["vocabulary"]), header["params"]
 
 
 def read_tensors(path: Path, kind: str) -> tuple[Any, dict[str, np.ndarray]]:

@@ -70,9 +70,9 @@ def scale_rows(
             if token >= 0 and counts[k] > 0:
                 sums[token] += counts[k]
                 seen[token >> 6] |= one << np.uint64(token & 63)
-        if totals.size > 0:
-            total = totals[r]
-        if not total < np.inf or (totals.size > 0 and not total > 0 and end > begin):
+        if totals.size > 0 and total > 0:  # a cell without counts needs no total
+            total = totals[r] if totals[r] > 0 else np.inf
+        if not total < np.inf:
             return BAD_TOTAL, r, begin
         n = begin
         for word in range(seen.size):

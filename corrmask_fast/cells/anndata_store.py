@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import threading
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -135,38 +136,62 @@ class _GroupStore:
             return list(self._group["layers"]) if "layers" in self._group else []
 
 
-class _GroupFrame:
+class _Frame:
+    """A dataframe, however it is stored: how its index and its columns are found."""
+
+    def __init__(self, store: Any, name: str) -> None:
+        self._store, self._name = store, name
+
+    def columns(self) -> list[str]:
+        raise NotImplementedError
+
+    def index(self) -> np.ndarray:
+        with self._store.reading():
+            return np.array([str(name) for name in self._read_index()], object)
+
+    def column(self, name: str) -> Any:
+        names = self.columns()
+        if name in names:
+            with self._store.reading():
+                return self._read(name)
+        if name == "index":
+            return self.index()
+        raise InputError(f"{self._store.name} has no {self._name} column {name!r}; it has {listed(names)}")
+
+    def _read_index(self) -> Any:
+        raise NotImplementedError
+
+    def _read(self, name: str) -> Any:
+        raise NotImplementedError
+
+
+class _GroupFrame(_Frame):
     """A dataframe in a group; a column is read when it is asked for."""
 
     def __init__(self, store: _GroupStore, name: str, group: Any, read_elem: Any) -> None:
-        self._store, self._name, self._group, self._read_elem = store, name, group, read_elem
+        super().__init__(store, name)
+        self._group, self._read_elem = group, read_elem
         if hasattr(group, "shape") or "column-order" not in group.attrs:
             raise InputError(f"{store.name}: {name} is no dataframe as AnnData writes it: {OLD_FILE}")
         self._index_name = str(group.attrs["_index"])
         elem = group[self._index_name]
-        if hasattr(elem, "shape"):
-            check_stored(elem, store.name)
-        self.size = int(elem.shape[0]) if hasattr(elem, "shape") else len(read_elem(elem))
+        values = elem if hasattr(elem, "shape") else elem["codes" if "codes" in elem else "values"]
+        check_stored(values, store.name)
+        if len(values.shape or ()) != 1:
+            raise InputError(f"{store.name} is damaged: the index of {name} is no list of names")
+        self.size = int(values.shape[0])
 
     def columns(self) -> list[str]:
         with self._store.reading():
             return [str(name) for name in self._group.attrs["column-order"]]
 
-    def index(self) -> np.ndarray:
-        with self._store.reading():
-            names = self._read_elem(self._group[self._index_name])
-            return np.array([str(name) for name in self._whole(self._index_name, names)], object)
+    def _read_index(self) -> Any:
+        return self._whole(self._index_name, self._read_elem(self._group[self._index_name]))
 
-    def column(self, name: str) -> Any:
-        names = self.columns()
-        if name == "index" and name not in names:
-            return self.index()
-        if name not in names:
-            raise InputError(f"{self._store.name} has no {self._name} column {name!r}; it has {listed(names)}")
-        with self._store.reading():
-            if str(self._group.attrs.get("encoding-version")) == "0.2.0":
-                return self._whole(name, self._read_elem(self._group[name]))
-            return self._read_elem(self._group)[name].array  # anndata 0.7 keeps categories beside the columns
+    def _read(self, name: str) -> Any:
+        if str(self._group.attrs.get("encoding-version")) == "0.2.0":
+            return self._whole(name, self._read_elem(self._group[name]))
+        return self._read_elem(self._group)[name].array  # anndata 0.7 keeps categories beside the columns
 
     def _whole(self, name: str, column: Any) -> Any:
         if np.ndim(column) != 1 or len(column) != self.size:
@@ -212,26 +237,22 @@ class _MemoryStore:
         return list(self._adata.layers)
 
 
-class _MemoryFrame:
+class _MemoryFrame(_Frame):
     """A ``pandas.DataFrame``."""
 
     def __init__(self, store: _MemoryStore, name: str, frame: Any) -> None:
-        self._store, self._name, self._frame = store, name, frame
+        super().__init__(store, name)
+        self._frame = frame
         self.size = len(frame.index)
 
     def columns(self) -> list[str]:
         return [str(name) for name in self._frame.columns]
 
-    def index(self) -> np.ndarray:
-        return np.array([str(name) for name in self._frame.index], object)
+    def _read_index(self) -> Any:
+        return self._frame.index
 
-    def column(self, name: str) -> Any:
-        if name in self._frame.columns:
-            with self._store.reading():
-                return self._frame[name].array
-        if name == "index":
-            return self.index()
-        raise InputError(f"{self._store.name} has no {self._name} column {name!r}; it has {listed(self.columns())}")
+    def _read(self, name: str) -> Any:
+        return self._frame[name].array
 
 
 # -------------------------------------------------------------------------------------------------------------- opening
@@ -317,15 +338,26 @@ def _open_zarr(path: Path, opened: ExitStack) -> Any:
 
 @contextmanager
 def _without_pickle(codecs: dict[str, Any]) -> Iterator[None]:
-    """Keep zarr from decoding pickles, which can run code."""
-    there = codecs.get("pickle")
-    codecs["pickle"] = _RefusedCodec
+    """Keep zarr from decoding pickles, which can run code, while any store is open here."""
+    with _stores_lock:
+        if not _stores_open:
+            _codec_before.update({"pickle": codecs["pickle"]} if "pickle" in codecs else {})
+            codecs["pickle"] = _RefusedCodec
+        _stores_open.append(True)
     try:
         yield
     finally:
-        del codecs["pickle"]
-        if there is not None:
-            codecs["pickle"] = there
+        with _stores_lock:
+            _stores_open.pop()
+            if not _stores_open:
+                del codecs["pickle"]
+                codecs.update(_codec_before)
+                _codec_before.clear()
+
+
+_stores_lock = threading.Lock()
+_stores_open: list[bool] = []
+_codec_before: dict[str, Any] = {}
 
 
 class _RefusedCodec:

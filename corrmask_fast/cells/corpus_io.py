@@ -146,7 +146,7 @@ class CorpusWriter(AbstractContextManager["CorpusWriter"]):
     def __init__(self, path: str | os.PathLike[str], vocabulary: Vocabulary) -> None:
         self.path, self.vocabulary = Path(path), vocabulary
         self._exit = ExitStack()
-        self._columns: set[str] | None = None
+        self._kinds: dict[str, np.dtype[Any]] | None = None
         self._sink: _NpzSink | _FolderSink
 
     def __enter__(self) -> Self:
@@ -160,15 +160,18 @@ class CorpusWriter(AbstractContextManager["CorpusWriter"]):
 
     def write(self, indptr: np.ndarray, tokens: np.ndarray, obs: Mapping[str, Any] | None = None) -> None:
         """Append cells: ``tokens[indptr[i]:indptr[i + 1]]`` and one value of each obs column a cell."""
-        columns = {name: obs_column(name, column) for name, column in (obs or {}).items()}
+        columns = {name: obs_column(name, column).flat() for name, column in (obs or {}).items()}
         for name, column in columns.items():
             if column.size != len(indptr) - 1:
                 raise InputError(f"obs column {name!r} has {column.size} values for {len(indptr) - 1} cells")
-        if self._columns is not None and self._columns != set(columns):
-            raise InputError(f"obs columns must be the same in every chunk; got {self._columns} and {set(columns)}")
-        self._columns = set(columns)
-        everyone = np.arange(len(indptr) - 1)
-        self._sink.write(indptr, tokens, {name: column.take(everyone) for name, column in columns.items()})
+        kinds = {name: column.values.dtype for name, column in columns.items()}
+        self._kinds = kinds if self._kinds is None else self._kinds
+        if self._kinds != kinds:
+            raise InputError(
+                "obs columns must be the same in every chunk, with one type for all values (obs_column gives a whole "
+                f"column one); got {self._kinds} and {kinds}"
+            )
+        self._sink.write(indptr, tokens, columns)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import tempfile
 from contextlib import ExitStack
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
 import numpy as np
 
@@ -13,11 +14,9 @@ from corrmask_fast.cells.anndata_store import check_stored, open_anndata
 from corrmask_fast.errors import InputError, check_integer, listed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from corrmask_fast.cells.anndata_store import Store
-
-    ReadRows = Callable[[int, int], "Rows"]  # cells [begin, end)
 
 CHUNK_ENTRIES = 2_000_000  # entries held at a time, about 50 bytes each through all stages: what bounds memory
 MAX_CHUNK_CELLS = 16_384
@@ -38,6 +37,18 @@ class Rows(NamedTuple):
         entries = np.repeat(rows, lengths)
         indptr = np.concatenate([[0], np.cumsum(lengths[rows])])
         return Rows(indptr, self.columns[entries], self.counts[entries], self.stored[entries])
+
+
+class Matrix(Protocol):
+    """A matrix of counts that is read by rows."""
+
+    shape: tuple[int, int]
+
+    def rows(self, begin: int, end: int) -> Rows:
+        """Return the rows [begin, end)."""
+
+    def end_of_chunk(self, begin: int) -> int:
+        """Return where a chunk from row ``begin`` on ends, so that it holds about CHUNK_ENTRIES entries."""
 
 
 class Counts:
@@ -63,9 +74,10 @@ class Counts:
 
     Notes
     -----
-    Memory is one chunk of cells and 8 bytes a cell. CSC on disk cannot be read by cells: on first use it is rewritten
-    as CSR into temporary files of 12 bytes an entry (in ``TMPDIR``: let that be a disk), which takes two passes over
-    the counts. They are memory-mapped: a process monitor counts their pages, but the system may take them back.
+    Memory is one chunk of cells, and 8 bytes a cell for sparse counts (24 for CSC). CSC on disk cannot be read by
+    cells: on first use it is rewritten as CSR into temporary files of 12 bytes an entry (in ``TMPDIR``: let that be a
+    disk), which takes two passes over the counts. They are memory-mapped: a process monitor counts their pages, but the
+    system may take them back.
 
     Raises
     ------
@@ -78,20 +90,17 @@ class Counts:
 
     def __init__(self, source: Any, *, layer: str | None = None, chunk_cells: int | None = None) -> None:
         self.layer = layer
-        if chunk_cells is not None:
-            check_integer("chunk_cells", chunk_cells, 1)
+        self._chunk_cells = None if chunk_cells is None else check_integer("chunk_cells", chunk_cells, 1)
         with ExitStack() as opening:
             self._store: Store = opening.enter_context(open_anndata(source))
             self.name = self._store.name
             matrix, place, var = self._find_matrix()
             with self._store.reading():
-                self.n_cells, self.n_genes, entries, self._make_reader = self._layout(matrix, place)
+                self._matrix = _matrix_of(matrix, place, self.name, opening)
+                self.n_cells, self.n_genes = self._matrix.shape
                 self.obs, self.var = self._store.frame("obs"), self._store.frame(var)
             self._check_names(place, var)
             self._exit = opening.pop_all()
-        self._read_rows: ReadRows | None = None
-        mean = max(entries / max(self.n_cells, 1), 1.0)
-        self.chunk_cells = chunk_cells or max(1, min(MAX_CHUNK_CELLS, int(CHUNK_ENTRIES / mean)))
 
     def __enter__(self) -> Self:
         return self
@@ -110,23 +119,18 @@ class Counts:
 
         ``kept`` (n_cells,) bool: leave the other cells out.
         """
-        with self._store.reading():
-            read = self._read_rows = self._read_rows or self._make_reader()
-        for begin in range(0, self.n_cells, self.chunk_cells):
-            end = min(begin + self.chunk_cells, self.n_cells)
-            cells = np.arange(begin, end)
-            if kept is None or kept[begin:end].all():
-                with self._store.reading():
-                    rows = read(begin, end)
-            elif not kept[begin:end].any():
-                continue
-            else:
-                with self._store.reading():
-                    rows = read(begin, end).take(kept[begin:end])
-                cells = cells[kept[begin:end]]
-            yield cells, rows
-
-    # ------------------------------------------------------------------------------------------------------- the matrix
+        begin = 0
+        while begin < self.n_cells:
+            end = self._matrix.end_of_chunk(begin) if self._chunk_cells is None else begin + self._chunk_cells
+            end = min(end, self.n_cells)
+            chosen = None if kept is None or kept[begin:end].all() else kept[begin:end]
+            with self._store.reading():  # cells left out too: a damaged file is refused, whatever is asked of it
+                rows, cells = self._matrix.rows(begin, end), np.arange(begin, end)
+            if chosen is None:
+                yield cells, rows
+            elif chosen.any():
+                yield cells[chosen], rows.take(chosen)
+            begin = end
 
     def _find_matrix(self) -> tuple[Any, str, str]:
         """Return the matrix of counts, its place, and the place of its ``var``."""
@@ -151,67 +155,87 @@ class Counts:
             if frame.size != n:
                 raise InputError(f"{self.name} is damaged: {place} has {n} {what}, {where} has {frame.size} names")
 
-    def _layout(self, matrix: Any, place: str) -> tuple[int, int, int, Callable[[], ReadRows]]:
-        """Return n_cells, n_genes, the number of entries to expect, and what makes a reader of rows."""
-        layout = str(getattr(matrix, "format", "dense"))  # of SciPy's and of AnnData's backed matrices
-        if layout not in {"csr", "csc", "dense"}:
-            raise InputError(f"{self.name} holds {place} as {layout!r}; store counts as CSR, CSC or dense")
-        if layout == "dense":
-            if len(matrix.shape or ()) != 2 or matrix.dtype.kind not in NUMBERS:  # a missing X has shape None
-                raise InputError(f"{self.name} holds no matrix of numbers in {place}; name the layer of the counts")
-            n_cells, n_genes = map(int, matrix.shape)
-            return n_cells, n_genes, n_cells * n_genes, lambda: lambda begin, end: _dense_rows(matrix[begin:end])
-        sparse = _Compressed(matrix, place, self.name)
-        n_cells, n_genes = sparse.shape
-        if layout == "csr":
-            return n_cells, n_genes, sparse.entries, lambda: sparse.rows
-        if isinstance(sparse.indices, np.ndarray):  # in memory SciPy turns it round
-            sparse.check(sparse.indices)
-            in_rows = _Compressed(matrix.tocsr(), place, self.name)
-            return n_cells, n_genes, sparse.entries, lambda: in_rows.rows
-        return n_cells, n_genes, sparse.entries, lambda: self._rewrite_as_csr(sparse)
 
-    def _rewrite_as_csr(self, columns: _Compressed) -> ReadRows:
-        folder = tempfile.TemporaryDirectory(prefix="corrmask-csr-")
-        return _csr_on_disk(columns, Path(self._exit.enter_context(folder)))
+def _matrix_of(matrix: Any, place: str, name: str, opened: ExitStack) -> Matrix:
+    """Return what reads a matrix by rows, whatever its layout; ``opened`` removes temporary files in the end."""
+    layout = str(getattr(matrix, "format", "dense"))  # of SciPy's and of AnnData's backed matrices
+    if layout not in {"csr", "csc", "dense"}:
+        raise InputError(f"{name} holds {place} as {layout!r}; store counts as CSR, CSC or dense")
+    if layout == "dense":
+        if len(matrix.shape or ()) != 2 or matrix.dtype.kind not in NUMBERS:  # a missing X has shape None
+            raise InputError(f"{name} holds no matrix of numbers in {place}; name the layer of the counts")
+        return _Dense(matrix)
+    compressed = _Compressed(matrix, place, name)
+    if layout == "csr":
+        return compressed
+    by_columns = _ByColumns(compressed)
+    opened.callback(by_columns.close)
+    return by_columns
+
+
+class _Dense:
+    """A dense matrix in memory or on disk; zeros are left out of its rows."""
+
+    def __init__(self, matrix: Any) -> None:
+        self._matrix = matrix
+        n_cells, n_genes = matrix.shape
+        self.shape = int(n_cells), int(n_genes)
+
+    def end_of_chunk(self, begin: int) -> int:
+        return begin + max(1, min(MAX_CHUNK_CELLS, CHUNK_ENTRIES // max(self.shape[1], 1)))
+
+    def rows(self, begin: int, end: int) -> Rows:
+        part = self._matrix[begin:end]
+        if hasattr(part, "compute"):  # dask
+            part = part.compute()
+        dense = part.toarray() if hasattr(part, "toarray") else np.asarray(part)
+        entries = dense != 0  # NaN is not 0
+        stored = dense[entries]
+        indptr = np.concatenate([[0], np.cumsum(entries.sum(axis=1))])
+        return Rows(indptr, np.nonzero(entries)[1], stored.astype(np.float64), stored)
 
 
 class _Compressed:
-    """A CSR or CSC matrix in memory or on disk, whose pointers are sound; indices are checked as they are read."""
+    """A CSR matrix in memory or on disk (or a CSC one by columns): pointers are sound, indices checked when read."""
 
     def __init__(self, matrix: Any, place: str, name: str) -> None:
         self.name, self.place = name, place
         try:
-            self.shape = tuple(map(int, matrix.shape))
+            n_rows, n_columns = map(int, matrix.shape)
         except (TypeError, ValueError, KeyError) as error:
             raise self._damaged("its shape is missing, or not two numbers") from error
-        group = getattr(matrix, "group", None)  # where AnnData's backed matrix lies
-        parts = (matrix.indptr, matrix.indices, matrix.data) if group is None else map(group.__getitem__, _PARTS)
-        indptr, self.indices, self.data = parts
-        for part in (indptr, self.indices, self.data):
-            check_stored(part, name)
-        by_rows = matrix.format == "csr"
-        if len(self.shape) != 2 or min(self.shape) < 0:
+        self.shape = n_rows, n_columns
+        if min(self.shape) < 0:
             raise self._damaged(f"its shape is {self.shape}")
-        n_major, self.n_minor = self.shape if by_rows else self.shape[::-1]
+        by_rows = matrix.format == "csr"
+        n_major, self.n_minor = (n_rows, n_columns) if by_rows else (n_columns, n_rows)
         self.minor = (
             f"columns outside its {self.n_minor} genes" if by_rows else f"rows outside its {self.n_minor} cells"
         )
-        sizes = [(part.dtype.kind, len(part.shape)) for part in (indptr, self.indices, self.data)]
-        if [dims for _, dims in sizes] != [1, 1, 1]:
-            raise self._damaged("its parts are no lists of numbers")
-        if sizes[0][0] not in "iu" or sizes[1][0] not in "iu" or sizes[2][0] not in NUMBERS:
-            raise self._damaged(f"it holds {indptr.dtype}, {self.indices.dtype} and {self.data.dtype}, no counts")
-        self.entries = int(self.indices.shape[0])
-        fits = indptr.shape[0] == n_major + 1 and self.data.shape[0] == self.entries
+        group = getattr(matrix, "group", None)  # where AnnData's backed matrix lies
+        parts = [getattr(matrix, name) if group is None else group[name] for name in ("indptr", "indices", "data")]
+        self.indices, self.data = parts[1:]
+        self.indptr = self._check_parts(parts[0], n_major)
+        self.entries = int(self.indptr[-1])
+
+    def _check_parts(self, indptr: Any, n_major: int) -> np.ndarray:
+        """Return (n_major + 1,) int64 pointers, if the matrix's parts are arrays of numbers that fit each other."""
+        indices, data = self.indices, self.data
+        for part in (indptr, indices, data):
+            check_stored(part, self.name)
+            if len(part.shape or ()) != 1:
+                raise self._damaged("its parts are no lists of numbers")
+        if indptr.dtype.kind not in "iu" or indices.dtype.kind not in "iu" or data.dtype.kind not in NUMBERS:
+            raise self._damaged(f"it holds {indptr.dtype}, {indices.dtype} and {data.dtype}, no counts")
+        entries = int(indices.shape[0])
+        fits = indptr.shape[0] == n_major + 1 and data.shape[0] == entries
         pointers = np.asarray(indptr[:]) if fits else np.empty(0, np.int64)
-        sound = fits and pointers[0] == 0 and pointers[-1] == self.entries and not (pointers[1:] < pointers[:-1]).any()
-        if not sound:
-            raise self._damaged(f"the pointers of its sparse counts do not fit its {self.entries} entries")
-        self.indptr = pointers.astype(np.int64)
+        if not fits or pointers[0] != 0 or pointers[-1] != entries or (pointers[1:] < pointers[:-1]).any():
+            raise self._damaged(f"the pointers of its sparse counts do not fit its {entries} entries")
+        return pointers.astype(np.int64, copy=False)
 
     def part(self, begin: int, end: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return (pointers from 0, indices as int64, data as stored) of major rows [begin, end)."""
+        """Return (pointers from 0, indices as int64, data as stored) of the rows, or columns of CSC, [begin, end)."""
         entries = slice(int(self.indptr[begin]), int(self.indptr[end]))
         indices = np.asarray(self.indices[entries])
         self.check(indices)
@@ -227,50 +251,75 @@ class _Compressed:
             raise self._damaged(f"its counts name {self.minor}")
 
     def rows(self, begin: int, end: int) -> Rows:
-        """Return the rows [begin, end) of a CSR matrix."""
         indptr, columns, stored = self.part(begin, end)
         return Rows(indptr, columns, stored.astype(np.float64), stored)
+
+    def end_of_chunk(self, begin: int) -> int:
+        return _end_of_chunk(self.indptr, begin)
 
     def _damaged(self, why: str) -> InputError:
         return InputError(f"{self.name} is damaged: {why} (in {self.place})")
 
 
-_PARTS = ("indptr", "indices", "data")
+class _ByColumns:
+    """A CSC matrix, turned round when it is first read: by SciPy in memory, into temporary files on disk."""
+
+    def __init__(self, columns: _Compressed) -> None:
+        self._columns, self.shape = columns, columns.shape
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def close(self) -> None:
+        if self._folder is not None:
+            self._folder.cleanup()
+
+    @cached_property
+    def _rows(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Pointers, columns and counts as CSR."""
+        matrix = self._columns
+        if isinstance(matrix.indices, np.ndarray) and isinstance(matrix.data, np.ndarray):
+            from scipy.sparse import csc_matrix
+
+            matrix.check(matrix.indices)
+            data = matrix.data.astype(np.float64, copy=False)
+            turned = csc_matrix((data, matrix.indices, matrix.indptr), shape=matrix.shape).tocsr()
+            return turned.indptr.astype(np.int64, copy=False), turned.indices, turned.data
+        self._folder = tempfile.TemporaryDirectory(prefix="corrmask-csr-")
+        return _csr_on_disk(matrix, Path(self._folder.name))
+
+    def end_of_chunk(self, begin: int) -> int:
+        return _end_of_chunk(self._rows[0], begin)
+
+    def rows(self, begin: int, end: int) -> Rows:
+        indptr, columns, counts = self._rows
+        here = slice(indptr[begin], indptr[end])
+        values = np.asarray(counts[here])
+        return Rows(indptr[begin : end + 1] - indptr[begin], columns[here].astype(np.int64), values, values)
 
 
-def _dense_rows(matrix: Any) -> Rows:
-    """Return rows of a dense matrix, without its zeros."""
-    if hasattr(matrix, "compute"):  # dask
-        matrix = matrix.compute()
-    dense = matrix.toarray() if hasattr(matrix, "toarray") else np.asarray(matrix)
-    entries = dense != 0  # NaN is not 0
-    stored = dense[entries]
-    indptr = np.concatenate([[0], np.cumsum(entries.sum(axis=1))])
-    return Rows(indptr, np.nonzero(entries)[1], stored.astype(np.float64), stored)
+def _end_of_chunk(indptr: np.ndarray, begin: int) -> int:
+    """Return the last row up to which there are CHUNK_ENTRIES entries at most, one row at least."""
+    last = int(np.searchsorted(indptr, indptr[begin] + CHUNK_ENTRIES, side="right")) - 1
+    return min(max(last, begin + 1), begin + MAX_CHUNK_CELLS)
 
 
-def _csr_on_disk(matrix: _Compressed, folder: Path) -> ReadRows:
+def _csr_on_disk(matrix: _Compressed, folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rewrite a CSC matrix as CSR in two memory-mapped files, a block of columns at a time."""
     from corrmask_fast.kernels.tokenize import scatter_columns
 
-    (n_cells, n_genes), entries = matrix.shape, matrix.entries
-    step = max(1, int(CHUNK_ENTRIES / max(entries / max(n_genes, 1), 1.0)))
-    blocks = [(first, min(first + step, n_genes)) for first in range(0, n_genes, step)]
+    n_cells, n_genes = matrix.shape
+    blocks, begin = [], 0
+    while begin < n_genes:
+        blocks.append((begin, min(_end_of_chunk(matrix.indptr, begin), n_genes)))
+        begin = blocks[-1][1]
     indptr = np.zeros(n_cells + 1, np.int64)
     for block in blocks:
         indptr[1:] += np.bincount(matrix.part(*block)[1], minlength=n_cells)
     np.cumsum(indptr, out=indptr)
-    size = max(entries, 1)  # an empty file cannot be mapped
+    size = max(matrix.entries, 1)  # an empty file cannot be mapped
     columns = np.memmap(folder / "columns", np.int32, "w+", shape=(size,))
     counts = np.memmap(folder / "counts", np.float64, "w+", shape=(size,))
     place = indptr[:-1].copy()
     for first, last in blocks:
         pointers, rows, data = matrix.part(first, last)
         scatter_columns(pointers, rows, data.astype(np.float64), first, place, columns, counts)
-
-    def read_rows(begin: int, end: int) -> Rows:
-        here = slice(indptr[begin], indptr[end])
-        values = np.asarray(counts[here])
-        return Rows(indptr[begin : end + 1] - indptr[begin], columns[here].astype(np.int64), values, values)
-
-    return read_rows
+    return indptr, columns, counts

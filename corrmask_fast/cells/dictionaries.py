@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 __all__ = [
-    "checked_names", "is_saved_vocabulary", "named_in", "names_by_id", "pairs_of_symbols", "parse_json",
+    "checked_names", "is_saved_vocabulary", "names_by_id", "pairs_of_symbols", "parse_json",
     "read_dictionary", "symbols_by_gene",
 ]  # fmt: skip
 
@@ -46,7 +45,7 @@ def read_dictionary(source: str | os.PathLike[str] | Mapping[str, Any]) -> dict[
             f"no file at {path}; give a .json or .pkl dictionary, such as Geneformer's token_dictionary.pkl, "
             "gene_median_dictionary.pkl or gene_name_id_dict.pkl"
         )
-    with named_in(path), readable(path, f"{path.suffix} dictionary"):
+    with readable(path, f"{path.suffix} dictionary"):
         content = (parse_json if path.suffix == ".json" else read_plain_pickle)(path.read_bytes())
     if not isinstance(content, dict):
         raise InputError(f"{path} must hold a dictionary; it holds a {type(content).__name__}")
@@ -144,14 +143,3 @@ def symbols_by_gene(what: str, table: Any) -> Iterator[tuple[str, str]]:
 def is_saved_vocabulary(content: Mapping[Any, Any]) -> bool:
     """Whether a dictionary is what ``Vocabulary.save`` writes."""
     return isinstance(content.get("names"), list) and "symbols" in content
-
-
-@contextmanager
-def named_in(source: Any) -> Iterator[None]:
-    """Name the file in what is said about its content."""
-    try:
-        yield
-    except InputError as error:
-        if not isinstance(source, str | os.PathLike) or str(source) in str(error):
-            raise
-        raise InputError(f"{source}: {error}") from error

@@ -6,11 +6,12 @@ import re
 import warnings
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from corrmask_fast.cells.dictionaries import read_dictionary
+from corrmask_fast.cells.obs_columns import obs_column
 from corrmask_fast.errors import InputError, listed
 
 if TYPE_CHECKING:
@@ -141,13 +142,8 @@ def _mapped(mapping: Mapping[str, str], name: str) -> str:
 def _names(counts: Counts, column: str) -> list[str]:
     if column == "index":
         return counts.var.index().tolist()
-    values = counts.var.column(column)
-    return [value if isinstance(value, str) else _text(value) for value in np.asarray(values, object)]
-
-
-def _text(value: Any) -> str:
-    missing = value is None or type(value).__name__ == "NAType" or value != value  # noqa: PLR0124 (NaN)
-    return "" if missing else str(value)
+    values = obs_column(column, counts.var.column(column)).to_numpy()
+    return ["" if value is None else str(value) for value in values.tolist()]
 
 
 def gene_columns(counts: Counts) -> tuple[np.ndarray | None, dict[str, int]]:

@@ -11,7 +11,7 @@ import numpy as np
 from corrmask_fast.cells.count_scaling import ScaledCells, Scaling, scaled_chunks
 from corrmask_fast.cells.dictionaries import read_dictionary
 from corrmask_fast.cells.vocabulary import SPECIAL_TOKENS
-from corrmask_fast.errors import InputError, shown
+from corrmask_fast.errors import InputError, check_number, shown
 from corrmask_fast.threads import run_ranges
 
 if TYPE_CHECKING:
@@ -45,13 +45,13 @@ def read_medians(medians: Medians, vocabulary: Vocabulary) -> np.ndarray:
     for name, value in given.items():
         token = known.get(name)
         if token is not None:
-            number = float(value) if isinstance(value, int | float | np.number) else np.nan
-            if not 0 < number < np.inf:
+            try:
+                out[token] = check_number("a median", value, 0, np.inf, open_ends=True)
+            except InputError as error:
                 raise InputError(
                     f"the median of a gene must be a finite number above 0; {shown(name)} has {shown(value)} in "
                     f"{source}; give gene medians, or leave them out"
-                )
-            out[token] = number
+                ) from error
     if np.isnan(out).all():
         raise InputError(
             f"none of the medians in {source} is of a gene of the vocabulary; give medians by the same gene names"

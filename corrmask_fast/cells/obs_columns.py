@@ -30,9 +30,13 @@ class ObsColumn(NamedTuple):
         labels = self.values if self.values.size else np.array([""], object)
         return ObsColumn(labels[np.maximum(codes, 0)], None, codes < 0 if (codes < 0).any() else None)
 
+    def flat(self) -> ObsColumn:
+        """Return the column without codes."""
+        return self if self.codes is None else self.take(np.arange(self.size))
+
     def to_numpy(self) -> np.ndarray:
         """(n,): the values as :attr:`Corpus.obs` has them, with None for what is missing."""
-        flat = self if self.codes is None else self.take(np.arange(self.size))
+        flat = self.flat()
         if flat.missing is None or not flat.missing.any():
             return flat.values
         out = flat.values.astype(object)
@@ -67,21 +71,21 @@ def obs_column(name: str, column: Any) -> ObsColumn:
 
 def marks(name: str, column: Any, what: str) -> np.ndarray:
     """(n,) bool: where a column of 0 and 1, or of False and True, is 1; a missing value is not."""
-    values = obs_column(name, column).to_numpy()
-    wrong = [
-        value for value in values.tolist() if value is not None and (isinstance(value, str) or value not in {0, 1})
-    ]
-    if wrong:
-        raise InputError(f"{what} must be a column of 0 and 1, or False and True; obs[{name!r}] has {shown(wrong[0])}")
-    return np.array([value == 1 for value in values.tolist()], np.bool_)
+    values, _, missing = obs_column(name, column).flat()
+    there = np.ones(values.size, np.bool_) if missing is None else ~missing
+    wrong = there if values.dtype == object else there & (values != 0) & (values != 1)
+    if wrong.any():
+        value = shown(values[wrong][:1].tolist()[0])
+        raise InputError(f"{what} must be a column of 0 and 1, or False and True; obs[{name!r}] has {value}")
+    return there & (values == 1)
 
 
 def _nullable(column: Any) -> tuple[np.ndarray, np.ndarray | None]:
     """Return a column as NumPy, and where a nullable column of pandas has no value."""
-    said = getattr(getattr(column, "dtype", None), "numpy_dtype", None)
-    if not hasattr(column, "isna") or not isinstance(said, np.dtype) or said.kind not in "biuf":
+    dtype = getattr(getattr(column, "dtype", None), "numpy_dtype", None)
+    if not hasattr(column, "isna") or not isinstance(dtype, np.dtype) or dtype.kind not in "biuf":
         return np.asarray(column), None
-    return column.to_numpy(said, na_value=said.type(math.nan if said.kind == "f" else 0)), np.asarray(column.isna())
+    return column.to_numpy(dtype, na_value=dtype.type(math.nan if dtype.kind == "f" else 0)), np.asarray(column.isna())
 
 
 def _typed(name: str, values: np.ndarray, missing: np.ndarray) -> np.ndarray:

@@ -7,7 +7,6 @@ the genes sorted by falling value: what stands first is unusually high in this c
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from corrmask_fast.cells.counts import Counts
 from corrmask_fast.cells.gene_matching import gene_columns, match_genes, symbols_of, warn_of_few_counts
 from corrmask_fast.cells.medians import exact_medians, read_medians
 from corrmask_fast.cells.obs_columns import ObsColumn, marks, obs_column
+from corrmask_fast.cells.tokenize_report import TokenizeReport
 from corrmask_fast.cells.vocabulary import Vocabulary
 from corrmask_fast.errors import InputError, check_integer, check_number
 from corrmask_fast.files import check_not_input
@@ -36,71 +36,7 @@ __all__ = ["TokenizeReport", "corpus_medians", "tokenize", "tokenize_h5ad", "voc
 
 RESERVED = ("input_ids", "length")  # columns of the corpus itself
 FILTER_PASS = "filter_pass"  # Geneformer's column of obs
-CELLS_LOOKED_AT = 256  # to see whether their counts are of the vocabulary's genes
-
-
-@dataclass(frozen=True)
-class TokenizeReport:
-    """What :func:`tokenize` read and wrote; printing it says so in a few lines."""
-
-    output: Path
-    n_cells_read: int
-    n_cells_written: int
-    n_cells_filtered: int
-    """Cells left out since they did not pass the filter."""
-    filter_column: str | None
-    n_cells_cut: int
-    median_length: float
-    gene_column: str
-    n_columns: int
-    n_columns_matched: int
-    n_columns_mapped: int
-    """Columns found through ``gene_mapping`` alone."""
-    n_columns_ambiguous: int
-    """Columns found by a symbol that several genes share: it means one of them."""
-    n_genes_matched: int
-    n_genes_without_median: int
-    medians: str
-    """Which medians: "of these cells", or where they came from."""
-    total: str | None = None
-    """The obs column of cells' totals; None: sums of counts."""
-    other_features: Mapping[str, int] = field(default_factory=dict)
-    """Feature types that are no genes, with their number of columns: these were left out."""
-
-    @property
-    def n_cells_left_out(self) -> int:
-        """Cells that passed but have no count in any gene of the vocabulary: these are not written."""
-        return self.n_cells_read - self.n_cells_filtered - self.n_cells_written
-
-    def __str__(self) -> str:
-        written = f"{self.n_cells_written} of {self.n_cells_read} cells written to {self.output}"
-        columns = sum(self.other_features.values())
-        matched = f"{self.n_columns_matched} of {self.n_columns - columns} columns are genes of the vocabulary"
-        lines = [
-            f"{written}, median length {self.median_length:g} genes",
-            f"{matched} (by var {self.gene_column}): {self.n_genes_matched} genes",
-        ]
-        if self.n_columns_mapped:
-            lines.append(f"{self.n_columns_mapped} of these columns by the gene mapping")
-        if self.n_columns_ambiguous:
-            lines.append(f"{self.n_columns_ambiguous} of these columns by a symbol that several genes share")
-        if columns:
-            kinds = ", ".join(f"{count} {kind}" for kind, count in self.other_features.items())
-            lines.append(
-                f"{columns} columns left out, of totals too, since var feature_types says they are no genes: {kinds}"
-            )
-        lines.append(f"medians: {self.medians}")
-        if self.total is not None:
-            lines.append(f"totals of cells: obs {self.total}")
-        if self.n_cells_filtered:
-            lines.append(f"{self.n_cells_filtered} cells left out: obs {self.filter_column} is not 1")
-        if self.n_cells_left_out:
-            lines.append(f"{self.n_cells_left_out} cells left out: no count in any gene of the vocabulary")
-        if self.n_cells_cut:
-            lines.append(f"{self.n_cells_cut} cells had more genes than a cell may hold, and were cut")
-        if self.n_genes_without_median:
-            lines.append(f"{self.n_genes_without_median} genes left out: no median given")
-        return "\n".join(lines)
+CELLS_CHECKED = 256  # to see whether their counts are of the vocabulary's genes
 
 
 def tokenize(
@@ -126,8 +62,8 @@ def tokenize(
 
     A gene's value in a cell is ``count / total * target_sum / median``, in float64 and in this order; the total is over
     all columns that are genes, of the vocabulary or not. Genes are sorted by falling value, ties by lower token.
-    Several columns of one gene are summed. Memory does not grow with the file (CSC takes a temporary file, see
-    :class:`corrmask_fast.cells.counts.Counts`).
+    Several columns of one gene are summed. Memory is one chunk of cells, 8 bytes a cell, and those columns of ``obs``
+    that are asked for (CSC takes a temporary file, see :class:`corrmask_fast.cells.counts.Counts`).
 
     Parameters
     ----------
@@ -224,23 +160,17 @@ def tokenize(
             median_of_token = read_medians(medians, vocabulary)
             kept = genes.only(~np.isnan(median_of_token))
         chunks = scaled_chunks(counts, kept, vocabulary.size, scaling, "tokenize", progress=progress)
-        chunks = _share_told(counts.name, chunks, target_sum)
-        lengths = _write(
-            output,
-            vocabulary.with_symbols(symbols_of(counts, genes, vocabulary)),
-            chunks,
-            median_of_token,
-            limit,
-            columns,
-        )
+        chunks = _warned_of_few(counts.name, chunks, target_sum)
+        stored = vocabulary.with_symbols(symbols_of(counts, genes, vocabulary))
+        lengths = _write(output, stored, chunks, median_of_token, limit, columns)
     return TokenizeReport(
         output=Path(output),
         n_cells_read=counts.n_cells,
-        n_cells_written=int(np.count_nonzero(lengths)),
-        n_cells_filtered=counts.n_cells - lengths.size,
+        n_cells_written=int(lengths[1:].sum()),
+        n_cells_filtered=counts.n_cells - int(lengths.sum()),
         filter_column=filter_column,
-        n_cells_cut=int(np.count_nonzero(lengths > limit)),
-        median_length=float(np.median(np.minimum(lengths[lengths > 0], limit))),
+        n_cells_cut=int(lengths[limit + 1 :].sum()),
+        median_length=_median_length(lengths, limit),
         gene_column=genes.column,
         n_columns=counts.n_genes,
         n_columns_matched=int(np.count_nonzero(genes.token_of_column >= 0)),
@@ -332,31 +262,33 @@ def _totals(counts: Counts, total: str | None) -> np.ndarray | None:
     """(n_cells,) float64: each cell's total where an obs column gives it, NaN where that has no value."""
     if total is None:
         return None
-    column = obs_column(total, counts.obs.column(total))
-    values = column.take(np.arange(column.size))
-    if values.values.dtype.kind not in "iuf":
-        raise InputError(
-            f"total must be a column of numbers; obs {total!r} of {counts.name} holds {values.values.dtype}"
-        )
-    numbers = values.values.astype(np.float64)
-    return numbers if values.missing is None else np.where(values.missing, np.nan, numbers)
+    values, _, missing = obs_column(total, counts.obs.column(total)).flat()
+    if values.dtype.kind not in "iuf":
+        raise InputError(f"total must be a column of numbers; obs {total!r} of {counts.name} holds {values.dtype}")
+    numbers = values.astype(np.float64)
+    return numbers if missing is None else np.where(missing, np.nan, numbers)
 
 
-def _share_told(
+def _warned_of_few(
     name: str, chunks: Iterable[tuple[np.ndarray, ScaledCells]], target_sum: float
 ) -> Iterator[tuple[np.ndarray, ScaledCells]]:
     """Pass chunks on; warn if the first cells have few counts in genes of the vocabulary."""
-    told = False
+    looked = False
     for chosen, cells in chunks:
-        first = np.flatnonzero(cells.indptr[1:] > cells.indptr[:-1])[:CELLS_LOOKED_AT]
-        if not told and first.size:
-            sums = [
-                cells.values[begin : begin + n].sum()
-                for begin, n in zip(cells.indptr[first], cells.lengths[first], strict=True)
-            ]
+        first = np.flatnonzero(np.diff(cells.indptr))[:CELLS_CHECKED]
+        if first.size and not looked:
+            ends = cells.indptr[first] + cells.lengths[first]
+            sums = [cells.values[begin:end].sum() for begin, end in zip(cells.indptr[first], ends, strict=True)]
             warn_of_few_counts(name, float(np.mean(sums)) / target_sum)
-            told = True
+            looked = True
         yield chosen, cells
+
+
+def _median_length(lengths: np.ndarray, limit: int) -> float:
+    """Return the median length of cells that have a gene, cut to ``limit``; ``lengths[n]`` cells have n genes."""
+    upto = np.cumsum(lengths[1:])
+    middle = [int(np.searchsorted(upto, rank, side="right")) + 1 for rank in ((upto[-1] - 1) // 2, upto[-1] // 2)]
+    return float(np.mean(np.minimum(middle, limit)))
 
 
 def _source(medians: Medians | None) -> str:
@@ -378,22 +310,21 @@ def _write(
     limit: int,
     columns: Mapping[str, ObsColumn],
 ) -> np.ndarray:
-    """Rank and write the cells that have a gene; return how many genes each cell has, before the cut."""
-    lengths = [np.empty(0, np.int64)]
+    """Rank and write the cells that have a gene; return how many cells have n genes, before the cut."""
+    lengths = np.zeros(vocabulary.size, np.int64)
     with CorpusWriter(output, vocabulary) as writer:
         for chosen, cells in chunks:
             indptr, tokens = _rank(cells, median_of_token, limit)
             written = np.flatnonzero(cells.lengths)
             values = {name: column.take(chosen[written]) for name, column in columns.items()}
             writer.write(indptr[np.append(written, cells.lengths.size)], tokens, values)
-            lengths.append(cells.lengths)
-        every = np.concatenate(lengths)
-        if not every.any():
+            lengths += np.bincount(cells.lengths, minlength=lengths.size)
+        if not lengths[1:].any():
             raise InputError(
-                f"none of the {every.size} cells has a count in a gene that has a token and a median; "
+                f"none of the {lengths.sum()} cells has a count in a gene that has a token and a median; "
                 "check the counts (layer), the vocabulary and the medians"
             )
-    return every
+    return lengths
 
 
 def _rank(cells: ScaledCells, median_of_token: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:

@@ -19,7 +19,6 @@ import numpy as np
 from corrmask_fast.cells.dictionaries import (
     checked_names,
     is_saved_vocabulary,
-    named_in,
     names_by_id,
     pairs_of_symbols,
     parse_json,
@@ -27,7 +26,7 @@ from corrmask_fast.cells.dictionaries import (
     symbols_by_gene,
 )
 from corrmask_fast.cells.special_tokens import in_angles, looks_special, no_padding, roles_of
-from corrmask_fast.errors import InputError, as_integer, reason, shown
+from corrmask_fast.errors import InputError, as_integer, naming, reason, shown
 from corrmask_fast.files import atomic_file
 
 if TYPE_CHECKING:
@@ -188,7 +187,7 @@ class Vocabulary:
             among the genes, there is no padding token, or no symbol is of a gene here.
         """
         content = read_dictionary(tokens)
-        with named_in(tokens):
+        with naming(tokens):
             if is_saved_vocabulary(content):
                 raise InputError(
                     "this is a saved vocabulary, with symbols and special tokens of its own; read it with "
@@ -205,7 +204,7 @@ class Vocabulary:
                 "give the gene_name_id_dict that belongs to it, or leave the symbols out"
             )
         first = {gene: symbols[0] for gene, symbols in by_gene.items()}
-        with named_in(tokens):
+        with naming(tokens):
             return cls(tuple(names), first, aliases=by_gene, pad=pad, mask=mask, special=special)
 
     def with_symbols(self, symbols: Mapping[str, str]) -> Self:
@@ -383,22 +382,19 @@ class Vocabulary:
         return json.dumps({key: value for key, value in content.items() if value or key in {"names", "symbols"}})
 
     @classmethod
-    def from_json(cls, text: str | bytes) -> Self:
-        """Return the vocabulary that :meth:`to_json` wrote."""
+    def from_json(cls, text: str | bytes | Mapping[str, Any]) -> Self:
+        """Return the vocabulary that :meth:`to_json` wrote, from its text or what that holds."""
         try:
-            return cls._from_saved(parse_json(text))
+            content = text if isinstance(text, Mapping) else parse_json(text)
+            names, symbols = content["names"], content["symbols"]
+            aliases, roles = content.get("aliases", {}), content.get("roles", {})
+            if not (isinstance(names, list) and all(isinstance(table, dict) for table in (symbols, aliases, roles))):
+                raise TypeError("names must be a list, and symbols, aliases and roles objects")
+            return cls(tuple(names), symbols, aliases=aliases, **roles)
         except InputError:
             raise
         except Exception as error:
             raise InputError(f"not a vocabulary written by this project: {reason(error)}") from error
-
-    @classmethod
-    def _from_saved(cls, content: dict[str, Any]) -> Self:
-        names, symbols = content["names"], content["symbols"]
-        aliases, roles = content.get("aliases", {}), content.get("roles", {})
-        if not (isinstance(names, list) and all(isinstance(table, dict) for table in (symbols, aliases, roles))):
-            raise TypeError("names must be a list, and symbols, aliases and roles objects")
-        return cls(tuple(names), symbols, aliases=aliases, **roles)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the vocabulary as a JSON file."""
@@ -410,9 +406,9 @@ class Vocabulary:
         """Read what :meth:`save` wrote, or a token dictionary with Geneformer's special tokens."""
         path = Path(path)
         content = read_dictionary(path)
-        with named_in(path):
+        with naming(path):
             if is_saved_vocabulary(content):
-                return cls.from_json(path.read_bytes())
+                return cls.from_json(content)
             return cls.from_token_dictionary(content)
 
     def __repr__(self) -> str:

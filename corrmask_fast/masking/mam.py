@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 (its usual name)
 
-from corrmask_fast.errors import InputError, check_integer, naming, readable, shown
+from corrmask_fast.errors import InputError, check_integer, readable, shown
 from corrmask_fast.kernels.layout import CORRMASK, SAMPLED, STRATEGY
 from corrmask_fast.masking.base import MaskedBatch, Masker, RateLike
 from corrmask_fast.masking.batch_checks import check_embedded, check_no_priorities
@@ -365,7 +365,7 @@ class MultinomialAttentionMasker(Masker):
             If there is no such file, it is damaged or another one, or ``graph`` is not the one it was made with.
         """
         tensors, vocabulary, params = read_graph(path, KIND)
-        with readable(path, "attention masker"), naming(path):
+        with readable(path, "attention masker"):
             table, with_graph = params.pop("table"), "max_partners" in params
             if with_graph != (graph is not None):
                 rule = "with a graph; give it: graph=DependencyGraph.load(path)" if with_graph else "without a graph"
