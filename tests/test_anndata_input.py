@@ -114,7 +114,10 @@ DAMAGE = {
     "another shape": (lambda f: f["X"].attrs.__setitem__("shape", (60, 13)), "X has 13 columns, var has 12 names"),
     "more rows": (lambda f: f["X"].attrs.__setitem__("shape", (61, 12)), "pointers of its sparse counts do not fit"),
     "no shape": (lambda f: f["X"].attrs.__delitem__("shape"), "its shape is missing, or not two numbers"),
-    "three numbers": (lambda f: f["X"].attrs.__setitem__("shape", (60, 12, 1)), "its shape is missing, or not two numbers"),
+    "three numbers": (
+        lambda f: f["X"].attrs.__setitem__("shape", (60, 12, 1)),
+        "its shape is missing, or not two numbers",
+    ),
     "negative shape": (lambda f: f["X"].attrs.__setitem__("shape", (-60, 12)), r"its shape is \(-60, 12\)"),
     "pointers that fall": (lambda f: f["X/indptr"].__setitem__(5, 10**6), "pointers of its sparse counts do not fit"),
     "negative pointers": (lambda f: f["X/indptr"].__setitem__(1, -4), "pointers of its sparse counts do not fit"),

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from corrmask_fast import Corpus, InputError, Vocabulary
+from corrmask_fast import Corpus, CorpusDataset, InputError, Vocabulary, read_corpus
 from corrmask_fast.cells.corpus import Segment, with_special_tokens
 from corrmask_fast.testing import make_vocabulary
 
@@ -294,3 +294,20 @@ def test_an_empty_corpus_is_a_corpus():
     assert (corpus.n_cells, corpus.nnz, list(corpus.chunks(4))) == (0, 0, [])
     assert corpus.tokens.dtype == np.uint16
     assert repr(corpus) == "Corpus(0 cells, Vocabulary(20 genes, ids 2 to 21; <pad> <mask>))"
+
+
+def test_what_is_known_of_cells_is_shared_with_forked_workers(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    torch = pytest.importorskip("torch")
+    datasets.Dataset.from_dict({"input_ids": [[2, 3, 2], [4, 3], [3, 3]] * 20}).save_to_disk(str(tmp_path / "cells"))
+    corpus = read_corpus(tmp_path / "cells", Vocabulary(("<pad>", "<mask>", "A", "B", "C")))
+    part = corpus.select(np.arange(59, -1, -1))
+    loader = torch.utils.data.DataLoader(
+        CorpusDataset(part), batch_size=6, num_workers=2, collate_fn=list, multiprocessing_context="fork"
+    )
+    for _ in range(2):
+        assert sum(len(batch) for batch in loader) == 60
+    assert corpus._repeats.known.all()  # what workers found, this process need not look for
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a worker has warned
+        assert corpus.take(np.array([2])).tokens.tolist() == [3]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import mmap
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -30,12 +31,30 @@ class Segment:
     tokens: np.ndarray
 
 
-@dataclass
 class Repeats:
-    """What a corpus and its parts found of genes that stand twice in a cell."""
+    """What a corpus and its parts found of genes that stand twice in a cell.
 
-    dropped: list[tuple[int, int, int]] = field(default_factory=list)  # (genes, first cell and token) of a call
-    told: bool = False
+    What is known of each stored cell lies in memory that forked workers share: a cell is looked through once.
+    """
+
+    def __init__(self, n_stored: int) -> None:
+        flags = np.frombuffer(mmap.mmap(-1, n_stored + 1), np.uint8)
+        self.known, self._warned = flags[:-1], flags[-1:]  # known: what kernels/ragged.py found out about each cell
+        self.dropped: list[tuple[int, int, int]] = []  # (genes, first cell and token) of a call
+
+    def warn(self, vocabulary: Vocabulary) -> None:
+        """Warn, once, if genes stood twice in cells that were read so far."""
+        if not self.dropped or self._warned[0]:
+            return
+        self._warned[0] = 1
+        n, (_, cell, token) = sum(number for number, *_ in self.dropped), min(self.dropped, key=lambda one: one[1])
+        what = "1 gene stood twice in its cell:" if n == 1 else f"{n} genes stood twice in a cell, as"
+        first = f"gene {vocabulary.name_of(token)} (token {token}) in cell {cell}"
+        warnings.warn(
+            f"of the cells read so far, {what} {first}; the first occurrence counts, the others are dropped",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 class Corpus:
@@ -62,7 +81,7 @@ class Corpus:
     Warns
     -----
     UserWarning
-        If a gene stands twice in a cell: its first occurrence counts, the others are dropped. Told once per corpus.
+        If a gene stands twice in a cell: its first occurrence counts, the others are dropped. Warned of once per corpus.
 
     Examples
     --------
@@ -114,6 +133,7 @@ class Corpus:
         max_length: int | None,
         obs: Mapping[str, np.ndarray] | None,
         order: np.ndarray | None = None,
+        repeats: Repeats | None = None,
     ) -> None:
         self.vocabulary = vocabulary
         limit = vocabulary.max_length if max_length is None else check_integer("max_length", max_length, 1)
@@ -123,8 +143,8 @@ class Corpus:
         self._order = order
         self.files: Mapping[Path, int] = {}  # behind memory-mapped segments, with their sizes
         self._clean = False  # whether the one segment holds the cells stripped, cut and checked
-        self._repeats = Repeats()
         self._index_segments()
+        self._repeats = Repeats(int(self._first_cell[-1])) if repeats is None else repeats
         if isinstance(self.obs, dict):  # a dataset's own columns are not read before they are asked for
             for name, column in self.obs.items():
                 if len(column) != self.n_cells:
@@ -140,17 +160,17 @@ class Corpus:
         self._first_cell = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
         self._offset_address = np.array([s.offsets.ctypes.data for s in self._segments], np.uint64)
         self._token_address = np.array([s.tokens.ctypes.data for s in self._segments], np.uint64)
-        self._known = np.zeros(sum(sizes), np.uint8)  # what kernels/ragged.py found out about each stored cell
 
     def __getstate__(self) -> dict[str, Any]:
         if self._order is not None:  # some cells of larger buffers: only these travel
             return self.take(np.arange(self.n_cells)).__getstate__()
-        hidden = ("_first_cell", "_offset_address", "_token_address", "_known")
+        hidden = ("_first_cell", "_offset_address", "_token_address", "_repeats")
         return {name: value for name, value in self.__dict__.items() if name not in hidden}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._index_segments()  # addresses hold in one process only
+        self._repeats = Repeats(int(self._first_cell[-1]))
 
     @property
     def n_cells(self) -> int:
@@ -230,30 +250,20 @@ class Corpus:
             raise InputError(f"cell index must be in [0, {self.n_cells}); got {rows[bad]}")
         return rows
 
-    def gather(self, rows: np.ndarray, *, tell: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    def gather(self, rows: np.ndarray, *, warn: bool = True) -> tuple[np.ndarray, np.ndarray]:
         """Return ``(indptr, tokens)`` of the given cells in the given order, stripped and cut, each gene once.
 
-        ``tell=False`` leaves the warning of genes that stood twice in a cell to :meth:`tell_repeats`, which a pass over
+        ``warn=False`` leaves the warning of genes that stood twice in a cell to :meth:`warn_of_repeats`, which a pass over
         many cells calls at its end.
         """
         cells = self._gather(rows, lambda size: np.empty(size, self.token_dtype))
-        if tell:
-            self.tell_repeats()
+        if warn:
+            self.warn_of_repeats()
         return cells
 
-    def tell_repeats(self) -> None:
-        """Warn, once per corpus, if genes stood twice in cells that were read so far."""
-        dropped = self._repeats.dropped
-        if dropped and not self._repeats.told:
-            self._repeats.told = True
-            n, (_, cell, token) = sum(number for number, *_ in dropped), min(dropped, key=lambda one: one[1])
-            what = "1 gene stood twice in its cell:" if n == 1 else f"{n} genes stood twice in a cell, as"
-            first = f"gene {self.vocabulary.name_of(token)} (token {token}) in cell {cell}"
-            warnings.warn(
-                f"of the cells read so far, {what} {first}; the first occurrence counts, the others are dropped",
-                UserWarning,
-                stacklevel=3,
-            )
+    def warn_of_repeats(self) -> None:
+        """Warn, once per corpus, if genes stood twice in cells that were read so far (numbers of cells as stored)."""
+        self._repeats.warn(self.vocabulary)
 
     def gather_for_training(self, rows: np.ndarray, max_length: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Return ``(indptr, tokens)`` of a batch: like :meth:`gather`, with ``<cls>`` and ``<eos>`` put back (V2).
@@ -261,7 +271,7 @@ class Corpus:
         ``max_length`` cuts cells to so many tokens, these two included. The tokens are int32, as maskers take them.
         """
         cells = self._gather(rows, lambda size: empty((size,), np.int32))
-        self.tell_repeats()
+        self.warn_of_repeats()
         return with_special_tokens(*cells, self.vocabulary, max_length)
 
     def _gather(self, rows: np.ndarray, allocate: Callable[[int], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -282,7 +292,7 @@ class Corpus:
             self.vocabulary.size,
             *self.vocabulary.gene_range,
             self.max_length,
-            self._known[:0] if self._clean else self._known,
+            self._repeats.known[:0] if self._clean else self._repeats.known,
             indptr,
             tokens,
         )
@@ -292,7 +302,7 @@ class Corpus:
                 "use the token dictionary that the corpus was made with"
             )
         if dropped:
-            self._repeats.dropped.append((int(dropped), int(rows[k]), int(token)))
+            self._repeats.dropped.append((int(dropped), int(stored[k]), int(token)))
         return indptr, tokens[: indptr[-1]]
 
     def take(self, rows: np.ndarray) -> Corpus:
@@ -320,11 +330,10 @@ class Corpus:
         """
         rows = self._check_rows(rows)
         order, obs = self._stored_rows(rows), obs_of(self.obs, rows)
-        chosen = type(self).from_segments(
-            self._segments, self.vocabulary, max_length=self.max_length, obs=obs, order=order
-        )
-        chosen.files, chosen._repeats = self.files, self._repeats
-        chosen._known = self._known[:0] if self._clean else self._known
+        chosen = type(self).__new__(type(self))
+        repeats = Repeats(0) if self._clean else self._repeats
+        chosen._setup(self._segments, self.vocabulary, self.max_length, obs, order, repeats)
+        chosen.files = self.files
         return chosen
 
     def chunks(self, n_cells: int) -> Iterator[Corpus]:

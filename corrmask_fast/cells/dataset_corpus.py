@@ -52,7 +52,7 @@ def _segment(chunk: Any) -> Segment:
     if not pa.types.is_integer(chunk.type.value_type):
         raise InputError(f"the column 'input_ids' must hold integers; it holds {chunk.type.value_type}")
     chunk.validate(full=True)  # offsets and bitmaps; of integers there is nothing to check
-    if chunk.null_count or chunk.values.null_count:
+    if chunk.null_count or chunk.flatten().null_count:
         raise InputError("the column 'input_ids' holds missing values; drop those cells first")
     if fixed:
         return Segment(np.arange(len(chunk) + 1) * chunk.type.list_size, np.asarray(chunk.flatten()))

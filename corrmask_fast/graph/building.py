@@ -194,7 +194,7 @@ def build_dependency_graph(
             stages = _streamed(corpus, work, portions, device)
 
         sample = stages.read_sample(corpus, rows, parameters.max_length, bar)
-        corpus.tell_repeats()
+        corpus.warn_of_repeats()
         work.confirm(sample.presence.sum(axis=0), sample.value_sum)
         columns = stages.make_columns(sample, _kept_genes(sample, corpus.vocabulary, parameters), parameters.max_length)
         del sample  # its tokens are not needed again

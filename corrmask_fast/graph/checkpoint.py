@@ -167,7 +167,7 @@ def fingerprint_corpus(corpus: Corpus, rows: Sequence[int] | np.ndarray, bar: Ba
 
     def digest(begin: int) -> tuple[bytes, int]:
         corpus.check_files()
-        indptr, tokens = corpus.gather(rows_between(rows, begin, begin + FINGERPRINT_CELLS), tell=False)
+        indptr, tokens = corpus.gather(rows_between(rows, begin, begin + FINGERPRINT_CELLS), warn=False)
         piece = hashlib.sha256(indptr.astype("<i8", copy=False).data)
         piece.update(tokens.astype(tokens.dtype.newbyteorder("<"), copy=False).data)
         return piece.digest(), indptr.size - 1

@@ -84,7 +84,7 @@ def read_sample(
 
     def read(begin: int) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray, np.ndarray]:
         corpus.check_files()
-        chunk = corpus.gather(rows_between(rows, begin, begin + chunk_cells), tell=False)
+        chunk = corpus.gather(rows_between(rows, begin, begin + chunk_cells), warn=False)
         presence, value_sum = np.zeros(size, np.int64), np.zeros(size, np.int64)
         count_genes(*chunk, max_length, presence, value_sum)
         return chunk, presence, value_sum

@@ -68,14 +68,14 @@ def count_pairs(
     def chunks(what: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         with progress_bar(what, rows.size, "cell", shown=progress) as bar:
             for begin in range(0, rows.size, CHUNK_CELLS):
-                chunk = corpus.gather(rows[begin : begin + CHUNK_CELLS], tell=False)
+                chunk = corpus.gather(rows[begin : begin + CHUNK_CELLS], warn=False)
                 yield chunk
                 bar.update(chunk[0].size - 1)
 
     gene_counts, n_pairs = np.zeros(corpus.vocabulary.size, np.int64), 0
     for indptr, tokens in chunks("counting genes"):
         n_pairs += int(add_genes(indptr, tokens, gene_counts))
-    corpus.tell_repeats()
+    corpus.warn_of_repeats()
     genes = np.flatnonzero(gene_counts >= min_count)
     place = np.full(corpus.vocabulary.size, -1, np.int32)
     place[genes] = np.arange(genes.size)
