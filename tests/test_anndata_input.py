@@ -1,4 +1,4 @@
-"""The door for AnnData: files, zarr stores and objects give the same cells; what does not fit is refused and named."""
+"""AnnData: files, zarr stores and objects give the same cells; what does not fit is refused and named."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that lie: every one ends in one clear error that names the file, none in a crash or in other cells."""
+"""Damaged files: each raises one clear error that names the file; none crashes or gives other cells."""
 
 from __future__ import annotations
 

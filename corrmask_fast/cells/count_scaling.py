@@ -66,7 +66,7 @@ def scaled_chunks(
 
 
 def _no_count(counts: Counts, rows: Rows, scaling: Scaling, code: int, cell: int, position: int) -> str:
-    """Say what was found instead of a count, what it looks like, and where counts may be."""
+    """Return the message: what was found instead of a count, what it looks like, and where counts may be."""
     from corrmask_fast.kernels.tokenize import BAD_TOTAL
 
     name = brief(counts.obs.index()[cell])
@@ -90,7 +90,7 @@ def _no_count(counts: Counts, rows: Rows, scaling: Scaling, code: int, cell: int
 
 
 def _looks_like(rows: Rows) -> str | None:
-    """Say what was done to these counts, where it can be told; no guess otherwise."""
+    """Return what was done to these counts, or None if unsure."""
     counts = rows.counts
     if not np.isfinite(counts).all():
         return None

@@ -30,7 +30,7 @@ VERSIONED = re.compile(r"(ENS[A-Z]*G\d+)\.\d+")
 ENSEMBL = re.compile(r"ENS[A-Z]*G\d+(\.\d+)?")
 FEATURE_TYPES = "feature_types"  # Cell Ranger's column of var
 GENE_EXPRESSION = {"gene expression", "gex", "rna"}
-FEW = 0.2  # below this share of genes, or of counts, a file is hardly of the vocabulary's species
+FEW = 0.2  # below this share of genes, or of counts, a file is probably of another species
 
 
 @dataclass(frozen=True)

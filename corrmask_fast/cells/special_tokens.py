@@ -1,4 +1,4 @@
-"""Special tokens told by how they are written, and what to say about those that were not declared."""
+"""Special tokens recognised by their spelling, and what to say about those that were not declared."""
 
 from __future__ import annotations
 
