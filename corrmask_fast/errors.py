@@ -98,7 +98,7 @@ def shown(value: Any) -> str:
         text = _SHORT.repr(value)
     except Exception:  # noqa: BLE001 (a repr from elsewhere may raise anything)
         text = f"a {type(value).__name__}"
-    return brief(text)
+    return brief(" ".join(text.split()))
 
 
 _SHORT = reprlib.Repr()

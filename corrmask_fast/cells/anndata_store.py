@@ -7,6 +7,7 @@ Elements are read by AnnData's own readers (``anndata.io``). What these do not c
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import threading
@@ -179,6 +180,8 @@ class _GroupFrame(_Frame):
         check_stored(values, store.name)
         if len(values.shape or ()) != 1:
             raise InputError(f"{store.name} is damaged: the index of {name} is no list of names")
+        if elem is values and lacks_chunks(values):
+            raise InputError(f"{store.name} is damaged: a part of the index of {name} is missing")
         self.size = int(values.shape[0])
 
     def columns(self) -> list[str]:
@@ -207,6 +210,16 @@ def check_stored(dataset: Any, name: str) -> None:
     stored = getattr(getattr(dataset, "id", None), "get_storage_size", None)
     if stored is not None and dataset.shape is not None and dataset.size > MOST_UNSTORED and stored() == 0:
         raise InputError(f"{name} is damaged: {dataset.name} declares {dataset.size} values, and the file holds none")
+
+
+def lacks_chunks(array: Any) -> bool:
+    """Return whether chunks of an array are not in the file or store, so that reading gives zeros in their place."""
+    if hasattr(array, "nchunks_initialized"):  # zarr
+        return array.nchunks_initialized < array.nchunks
+    chunks = getattr(array, "chunks", None)
+    if chunks is None or not hasattr(getattr(array, "id", None), "get_num_chunks"):
+        return False
+    return array.id.get_num_chunks() < math.prod(-(-n // size) for n, size in zip(array.shape, chunks, strict=True))
 
 
 # -------------------------------------------------------------------------------------------------- an object in memory
@@ -252,6 +265,8 @@ class _MemoryFrame(_Frame):
         return self._frame.index
 
     def _read(self, name: str) -> Any:
+        if self.columns().count(name) > 1:
+            raise InputError(f"{self._store.name} has the {self._name} column {name!r} twice; rename one")
         return self._frame[name].array
 
 

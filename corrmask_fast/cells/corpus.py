@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import mmap
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from corrmask_fast.buffers import empty
-from corrmask_fast.errors import InputError, check_integer, check_seed
+from corrmask_fast.errors import InputError, as_integer, check_integer, check_seed, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from corrmask_fast.cells.vocabulary import Vocabulary
@@ -242,9 +243,12 @@ class Corpus:
     def _check_rows(self, rows: np.ndarray) -> np.ndarray:
         from corrmask_fast.kernels.ragged import first_outside
 
-        rows = np.ascontiguousarray(rows, np.int64)
-        if rows.ndim != 1:
-            raise InputError(f"cell indices must be one-dimensional; got shape {rows.shape}")
+        if not isinstance(rows, np.ndarray) or rows.dtype != np.int64 or rows.ndim != 1:
+            try:
+                rows = np.atleast_1d(rows_of(rows, self.n_cells))
+            except IndexError as error:
+                raise InputError(str(error)) from error
+        rows = np.ascontiguousarray(rows)
         bad = first_outside(rows, self.n_cells)
         if bad >= 0:
             raise InputError(f"cell index must be in [0, {self.n_cells}); got {rows[bad]}")
@@ -367,6 +371,39 @@ class Corpus:
 
     def __repr__(self) -> str:
         return f"Corpus({self.n_cells} cells, {self.vocabulary!r})"
+
+
+def rows_of(index: Any, n: int) -> int | np.ndarray:
+    """Return what an index into ``n`` cells means: one cell, or (k,) int64 of cells; each in [0, n).
+
+    Integers, slices, lists, tuples, ranges, arrays and tensors of integers, and of n booleans; below 0 from the end.
+    """
+    if isinstance(index, slice):
+        return np.arange(n)[index]
+    if (cell := as_integer(index)) is not None:
+        if not -n <= cell < n:
+            raise IndexError(f"cell index must be in [{-n}, {n}); got {shown(index)}")
+        return cell % n
+    rows = None if isinstance(index, str | bytes | Mapping) else _as_array(index)
+    if rows is not None and rows.shape == (n,) and rows.dtype == bool:
+        return np.flatnonzero(rows)
+    if rows is None or rows.ndim != 1 or (rows.dtype.kind not in "iu" and rows.size):
+        raise InputError(
+            "cells are chosen by an integer, a slice, or a list or one-dimensional array of integers; got "
+            f"{shown(index)}"
+        )
+    outside = np.flatnonzero((rows < -n) | (rows >= n))
+    if outside.size:
+        raise IndexError(f"cell index must be in [{-n}, {n}); got {rows[outside[0]]}")
+    rows = rows.astype(np.int64)
+    return np.where(rows < 0, rows + n, rows)
+
+
+def _as_array(index: Any) -> np.ndarray | None:
+    try:
+        return np.asarray(index)
+    except (TypeError, ValueError, RuntimeError):  # ragged lists, tensors of a device
+        return None
 
 
 def rows_between(rows: Sequence[int] | np.ndarray, begin: int, end: int) -> np.ndarray:

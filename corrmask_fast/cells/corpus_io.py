@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["CorpusWriter", "read_corpus", "write_corpus"]
 
 VOCABULARY_FILE = "vocabulary.json"
+MAX_TEXT = 1000  # characters: NumPy gives every cell room for the longest text
 
 
 def read_corpus(path_or_cells: Any, vocabulary: Vocabulary | None = None, *, max_length: int | None = None) -> Corpus:
@@ -201,6 +202,10 @@ class _NpzSink:
         self.tokens.append(np.asarray(tokens, self.vocabulary.token_dtype))
         for name, (values, _, missing) in obs.items():
             gone = np.zeros(len(values), np.bool_) if missing is None else missing
+            if values.dtype == object and (longest := max(map(len, values), default=0)) > MAX_TEXT:
+                raise InputError(
+                    f"obs column {name!r} has a text of {longest} characters, and .npz takes {MAX_TEXT}; write a folder"
+                )
             self.obs.setdefault(f"obs/{name}", []).append(values.astype(str) if values.dtype == object else values)
             self.obs.setdefault(f"missing/{name}", []).append(gone)
 
@@ -239,7 +244,8 @@ class _FolderSink:
             "length": pa.array(np.diff(indptr), pa.int32()),
         }
         for name, (values, _, missing) in obs.items():
-            columns[name] = pa.array(values, pa.string() if values.dtype == object else None, mask=missing)
+            with readable(f"obs column {name!r}", "column of numbers or text"):  # text may hold what UTF-8 cannot
+                columns[name] = pa.array(values, pa.string() if values.dtype == object else None, mask=missing)
         table = pa.table(columns)
         if self.writer is None:
             self.writer_schema = table.schema

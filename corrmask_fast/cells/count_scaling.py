@@ -80,7 +80,7 @@ def _no_count(counts: Counts, rows: Rows, scaling: Scaling, code: int, cell: int
     fixes = [f"try {' or '.join(elsewhere)}" if elsewhere else "the file has no other layer: go back to the raw counts"]
     rule = "numbers" if scaling.fractional else "whole numbers"
     looks = _looks_like(rows)
-    if looks is None and not scaling.fractional and rows.counts.size and rows.counts.min() >= 0:
+    if looks is None and not scaling.fractional and np.isfinite(rows.counts).all() and rows.counts.min() >= 0:
         fixes.insert(0, "allow fractions if these are corrected or estimated counts (allow_fractional)")
     value, gene = str(rows.stored[position]).removesuffix(".0"), brief(counts.var.index()[rows.columns[position]])
     return (

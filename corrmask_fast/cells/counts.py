@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
 import numpy as np
 
-from corrmask_fast.cells.anndata_store import check_stored, open_anndata
+from corrmask_fast.cells.anndata_store import check_stored, lacks_chunks, open_anndata
 from corrmask_fast.errors import InputError, check_integer, listed
 
 if TYPE_CHECKING:
@@ -232,6 +232,9 @@ class _Compressed:
         pointers = np.asarray(indptr[:]) if fits else np.empty(0, np.int64)
         if not fits or pointers[0] != 0 or pointers[-1] != entries or (pointers[1:] < pointers[:-1]).any():
             raise self._damaged(f"the pointers of its sparse counts do not fit its {entries} entries")
+        several = entries > n_major  # entries than rows: then not all of them can name column 0
+        if (several and lacks_chunks(indices)) or (lacks_chunks(data) and data.chunks[0] < entries):
+            raise self._damaged("a part of its sparse counts is missing")
         return pointers.astype(np.int64, copy=False)
 
     def part(self, begin: int, end: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from corrmask_fast.errors import InputError, as_integer, check_integer, shown
+from corrmask_fast.cells.corpus import rows_of
+from corrmask_fast.errors import InputError, check_integer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -138,40 +139,8 @@ class CorpusDataset(Dataset[dict[str, np.ndarray]]):
 
     def __getitems__(self, indices: Sequence[int] | np.ndarray) -> RaggedBatch:
         """Return the cells of a batch; DataLoader calls this once for each."""
-        rows = np.asarray(indices, np.int64)
+        rows = np.asarray(indices)
+        rows = rows if rows.dtype == np.int64 else np.atleast_1d(rows_of(rows, len(self)))
         cells = self.corpus.gather_for_training(rows)
         columns = {name: column[rows] for name, column in self.columns.items()} if self.columns else None
         return RaggedBatch(*cells, self.corpus.vocabulary, self.epoch, columns)
-
-
-def rows_of(index: Any, n: int) -> int | np.ndarray:
-    """Return what an index into ``n`` cells means: one cell, or (k,) int64 of cells; each in [0, n).
-
-    Integers, slices, lists, tuples, ranges, arrays and tensors of integers, and of n booleans; below 0 from the end.
-    """
-    if isinstance(index, slice):
-        return np.arange(n)[index]
-    if (cell := as_integer(index)) is not None:
-        if not -n <= cell < n:
-            raise IndexError(f"cell index must be in [{-n}, {n}); got {shown(index)}")
-        return cell % n
-    rows = None if isinstance(index, str | bytes | Mapping) else _as_array(index)
-    if rows is not None and rows.shape == (n,) and rows.dtype == bool:
-        return np.flatnonzero(rows)
-    if rows is None or rows.ndim != 1 or (rows.dtype.kind not in "iu" and rows.size):
-        raise InputError(
-            "cells are chosen by an integer, a slice, or a list or one-dimensional array of integers; got "
-            f"{shown(index)}"
-        )
-    outside = np.flatnonzero((rows < -n) | (rows >= n))
-    if outside.size:
-        raise IndexError(f"cell index must be in [{-n}, {n}); got {rows[outside[0]]}")
-    rows = rows.astype(np.int64)
-    return np.where(rows < 0, rows + n, rows)
-
-
-def _as_array(index: Any) -> np.ndarray | None:
-    try:
-        return np.asarray(index)
-    except (TypeError, ValueError, RuntimeError):  # ragged lists, tensors of a device
-        return None

@@ -71,6 +71,9 @@ def _order(dataset: Any, n_stored: int) -> np.ndarray | None:
     return order
 
 
+MAX_TEXT = 1000  # characters: NumPy would give every cell room for the longest text
+
+
 class _DatasetCorpus(Corpus):
     """A corpus over a dataset's buffers: goes to worker processes as the dataset does, by the paths of its files."""
 
@@ -117,7 +120,10 @@ class _DatasetColumns(Mapping[str, np.ndarray]):
         column = self._dataset.with_format(None).select_columns([name])
         with readable(f"the obs column {name!r} of {self._source}", "column"):
             column.data.validate(full=True)
-            return np.asarray((column if self._rows is None else column.select(self._rows))[name][:])
+            values = (column if self._rows is None else column.select(self._rows))[name][:]
+            text = any(isinstance(value, str) for value in values[:1])
+            longest = max((len(value) for value in values if value is not None), default=0) if text else 0
+            return np.array(values, object) if longest > MAX_TEXT else np.asarray(values)
 
     def take(self, rows: np.ndarray) -> _DatasetColumns:
         """Return the columns of some cells; nothing is read yet."""

@@ -95,7 +95,7 @@ def match_genes(
     _warn_of_few(counts, vocabulary, best)
     places = np.flatnonzero(best.token_of_column >= 0).tolist()
     tokens = best.token_of_column[places].tolist()
-    by_id = sum(vocabulary.names[t] == _unversioned(best.names[place]) for place, t in zip(places, tokens, strict=True))
+    by_id = sum(vocabulary.names[t] == unversioned(best.names[place]) for place, t in zip(places, tokens, strict=True))
     shared = vocabulary.ambiguous_symbols if by_id < len(places) else frozenset()
     return replace(best, n_by_id=by_id, n_ambiguous=sum(best.names[place] in shared for place in places))
 
@@ -122,7 +122,8 @@ def symbols_of(counts: Counts, genes: GeneMatch, vocabulary: Vocabulary) -> dict
     return {}
 
 
-def _unversioned(name: str) -> str:
+def unversioned(name: str) -> str:
+    """Return an Ensembl id without its version; other names as they are."""
     return VERSIONED.sub(r"\1", name) if "." in name else name
 
 
@@ -132,11 +133,11 @@ def _is_ensembl(name: str) -> bool:
 
 def _token(known: Mapping[str, int], name: str) -> int:
     token = known.get(name)
-    return known.get(_unversioned(name), -1) if token is None else token
+    return known.get(unversioned(name), -1) if token is None else token
 
 
 def _mapped(mapping: Mapping[str, str], name: str) -> str:
-    return str(mapping.get(name, mapping.get(_unversioned(name), name)))
+    return str(mapping.get(name, mapping.get(unversioned(name), name)))
 
 
 def _names(counts: Counts, column: str) -> list[str]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from corrmask_fast.cells.count_scaling import ScaledCells, Scaling, scaled_chunks
 from corrmask_fast.cells.dictionaries import read_dictionary
+from corrmask_fast.cells.gene_matching import unversioned
 from corrmask_fast.cells.vocabulary import SPECIAL_TOKENS
 from corrmask_fast.errors import InputError, check_number, shown
 from corrmask_fast.threads import run_ranges
@@ -42,9 +43,11 @@ def read_medians(medians: Medians, vocabulary: Vocabulary) -> np.ndarray:
             f"{source} is a token dictionary (it has {there[0]!r}), not medians; "
             "give Geneformer's gene_median_dictionary, or leave the medians out to take those of these cells"
         )
-    for name, value in given.items():
-        token = known.get(name)
-        if token is not None:
+    by_id = {name: unversioned(name) for name in given if isinstance(name, str)}
+    names = {vocabulary.names[token] for token in range(*vocabulary.gene_range)}
+    for name, value in sorted(given.items(), key=lambda item: by_id.get(item[0]) not in names):  # ids before symbols
+        token = known.get(name, known.get(by_id.get(name, "")))
+        if token is not None and np.isnan(out[token]):
             try:
                 out[token] = check_number("a median", value, 0, np.inf, open_ends=True)
             except InputError as error:

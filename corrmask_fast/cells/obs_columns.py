@@ -37,6 +37,8 @@ class ObsColumn(NamedTuple):
     def to_numpy(self) -> np.ndarray:
         """(n,): the values as :attr:`Corpus.obs` has them, with None for what is missing."""
         flat = self.flat()
+        if flat.values.dtype.kind in "mM":  # as datetime and timedelta, which datasets gives too
+            return flat.values.astype(f"{flat.values.dtype.kind}8[us]").astype(object)
         if flat.missing is None or not flat.missing.any():
             return flat.values
         out = flat.values.astype(object)
@@ -55,6 +57,8 @@ def obs_column(name: str, column: Any) -> ObsColumn:
     if hasattr(column, "categories") and hasattr(column, "codes"):
         return ObsColumn(obs_column(name, column.categories).values, np.asarray(column.codes))
     values, missing = _nullable(column)
+    if values.dtype.kind == "f" and values.dtype.itemsize > 8:
+        values = values.astype(np.float64)
     if values.dtype.kind in "fmM":
         missing = np.isnan(values) if values.dtype.kind == "f" else np.isnat(values)
     elif values.dtype.kind in "US":

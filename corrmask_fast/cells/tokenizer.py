@@ -7,6 +7,7 @@ the genes sorted by falling value: what stands first is unusually high in this c
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,12 +22,12 @@ from corrmask_fast.cells.medians import exact_medians, read_medians
 from corrmask_fast.cells.obs_columns import ObsColumn, marks, obs_column
 from corrmask_fast.cells.tokenize_report import TokenizeReport
 from corrmask_fast.cells.vocabulary import Vocabulary
-from corrmask_fast.errors import InputError, check_integer, check_number
+from corrmask_fast.errors import InputError, check_integer, check_number, shown
 from corrmask_fast.files import check_not_input
 from corrmask_fast.threads import run_ranges
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from corrmask_fast.cells.count_scaling import ScaledCells
     from corrmask_fast.cells.gene_matching import GeneMapping
@@ -137,6 +138,8 @@ def tokenize(
     """
     limit = _check_length(max_length, vocabulary)
     target_sum = check_number("target_sum", target_sum, 0, np.inf, open_ends=True)
+    if isinstance(obs, str) or not isinstance(obs, Iterable):
+        raise InputError(f"obs must be a list of names of columns; got {shown(obs)}")
     names = [*obs, *([] if obs_names is None else [obs_names])]
     _check_columns(names)
     check_corpus_output(output)
@@ -245,11 +248,10 @@ def _kept(counts: Counts, column: str | None, filter_pass: str) -> np.ndarray | 
     """Return (n_cells,) bool, the cells that pass; None: all do."""
     if column is None:
         return None
+    values = counts.obs.column(column)
     try:
-        kept = marks(column, counts.obs.column(column), "filter_pass")
+        kept = marks(column, values, "filter_pass")
     except InputError as error:
-        if filter_pass != "auto":
-            raise
         raise InputError(f"{counts.name}: {error}; filter_pass='none' takes all cells") from error
     if not kept.any():
         raise InputError(

@@ -389,7 +389,7 @@ class Vocabulary:
             names, symbols = content["names"], content["symbols"]
             aliases, roles = content.get("aliases", {}), content.get("roles", {})
             if not (isinstance(names, list) and all(isinstance(table, dict) for table in (symbols, aliases, roles))):
-                raise TypeError("names must be a list, and symbols, aliases and roles objects")
+                raise TypeError("names must be a list, and symbols, aliases and roles objects")  # noqa: TRY301
             return cls(tuple(names), symbols, aliases=aliases, **roles)
         except InputError:
             raise
