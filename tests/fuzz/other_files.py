@@ -201,7 +201,7 @@ def right(plan, folder):
         return {"settings": settings_of(path)}
     table = table_of(path)
     if kind == "vocabulary" and "names" in table:
-        check(isinstance(table["symbols"], dict), "symbols of another kind")
+        check(isinstance(table.get("symbols"), dict), "symbols of another kind")
         check(all(isinstance(value, str) for value in table["symbols"].values()), "symbols that are no text")
         names = names_of(table)
         return {"names": names, "symbols": {name: text for name, text in table["symbols"].items() if name in names}}
