@@ -14,6 +14,7 @@ import scipy.sparse as sp
 from count_cases import GENES, NAMES, by_hand, cells_of, some_counts, tokenize, write_h5ad
 
 from corrmask_fast import InputError
+from corrmask_fast.cells.anndata_store import open_anndata
 
 anndata = pytest.importorskip("anndata")
 pandas = pytest.importorskip("pandas")
@@ -193,24 +194,52 @@ def test_a_zarr_store_that_does_not_fit_is_refused(tmp_path):
         tokenize(tmp_path / "cells.zarr", tmp_path / "out.npz")
 
 
-def test_a_pickle_in_a_zarr_store_is_not_read(tmp_path):
+def store_with_a_pickle(path, value):
+    """A zarr store whose names of cells are a pickle of ``value``."""
     with anndata.settings.override(zarr_write_format=2):
-        some_cells().write_zarr(tmp_path / "cells.zarr")
+        some_cells().write_zarr(path)
     for name in (".zmetadata", "zarr.json"):
-        (tmp_path / "cells.zarr" / name).unlink(missing_ok=True)
-    file = tmp_path / "cells.zarr" / "obs" / "_index" / ".zarray"
+        (path / name).unlink(missing_ok=True)
+    file = path / "obs" / "_index" / ".zarray"
     array = json.loads(file.read_text())
-    array |= {"filters": [{"id": "pickle", "protocol": 5}], "compressor": None}
+    # The second filter: zarr 3 itself refuses a pickle as the first, and decodes others.
+    array |= {"filters": [{"id": "vlen-utf8"}, {"id": "pickle", "protocol": 5}], "compressor": None}
     file.write_text(json.dumps(array))
+    next(part for part in file.parent.iterdir() if not part.name.startswith(".")).write_bytes(pickle.dumps(value))
+    return path
 
+
+def test_a_pickle_in_a_zarr_store_is_not_read(tmp_path):
     class Trap:
         def __reduce__(self):
             return (tmp_path.joinpath("ran").touch, ())
 
-    next(path for path in file.parent.iterdir() if not path.name.startswith(".")).write_bytes(pickle.dumps(Trap()))
-    with pytest.raises(InputError, match="pickle"):
+    store_with_a_pickle(tmp_path / "cells.zarr", Trap())
+    with pytest.raises(InputError, match="refused: an array of this store is a pickle"):
         tokenize(tmp_path / "cells.zarr", tmp_path / "out.npz", obs_names="name")
     assert not (tmp_path / "ran").exists()
+
+
+def test_pickles_are_refused_as_long_as_any_zarr_store_is_open(tmp_path):
+    registry = pytest.importorskip("numcodecs.registry").codec_registry
+    before = dict(registry)
+    path = store_with_a_pickle(tmp_path / "cells.zarr", np.array([f"cell{i}" for i in range(60)]))
+    for there in (True, False):  # numcodecs' own pickle codec, or none
+        if not there:
+            registry.pop("pickle", None)
+        expected = dict(registry)
+        first, second = open_anndata(path), open_anndata(path)
+        first.__enter__()
+        store = second.__enter__()
+        first.__exit__(None, None, None)
+        with pytest.raises(InputError, match="refused: an array of this store is a pickle"):
+            store.frame("obs").index()
+        second.__exit__(None, None, None)
+        assert registry == expected
+        with pytest.raises(InputError, match="refused: an array of this store is a pickle"):  # and again
+            tokenize(path, tmp_path / "out.npz", obs_names="name")
+        assert registry == expected
+    registry.update(before)
 
 
 def test_a_dataset_that_declares_what_it_does_not_hold(tmp_path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+from datetime import datetime
 
 import numpy as np
 import pytest
@@ -56,7 +56,7 @@ def test_times_stay_times(tmp_path, output):
     times = np.array(["2020-01-01", "NaT", "2021-05-06T07:08:09"], "datetime64[ns]")
     with CorpusWriter(tmp_path / output, FIVE) as writer:
         writer.write(np.array([0, 1, 2, 3]), np.array([2, 3, 4]), {"when": times})
-    expected = [datetime.datetime(2020, 1, 1), None, datetime.datetime(2021, 5, 6, 7, 8, 9)]  # noqa: DTZ001
+    expected = [datetime(2020, 1, 1), None, datetime(2021, 5, 6, 7, 8, 9)]  # noqa: DTZ001
     assert read_corpus(tmp_path / output).obs["when"].tolist() == expected
 
 

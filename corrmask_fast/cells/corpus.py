@@ -82,7 +82,7 @@ class Corpus:
     Warns
     -----
     UserWarning
-        If a gene stands twice in a cell: its first occurrence counts, the others are dropped. Warned of once per corpus.
+        Once per corpus, if a gene stands twice in a cell: its first occurrence counts, the others are dropped.
 
     Examples
     --------
@@ -257,8 +257,8 @@ class Corpus:
     def gather(self, rows: np.ndarray, *, warn: bool = True) -> tuple[np.ndarray, np.ndarray]:
         """Return ``(indptr, tokens)`` of the given cells in the given order, stripped and cut, each gene once.
 
-        ``warn=False`` leaves the warning of genes that stood twice in a cell to :meth:`warn_of_repeats`, which a pass over
-        many cells calls at its end.
+        ``warn=False`` leaves the warning of genes that stood twice in a cell to :meth:`warn_of_repeats`, which a pass
+        over many cells calls at its end.
         """
         cells = self._gather(rows, lambda size: np.empty(size, self.token_dtype))
         if warn:

@@ -16,7 +16,7 @@ from corrmask_fast.cells.corpus import Corpus, with_special_tokens
 from corrmask_fast.cells.dataset_corpus import corpus_of_dataset
 from corrmask_fast.cells.obs_columns import ObsColumn, obs_column
 from corrmask_fast.cells.vocabulary import Vocabulary
-from corrmask_fast.errors import InputError, import_extra, naming, readable, reason
+from corrmask_fast.errors import InputError, brief, import_extra, naming, readable, reason
 from corrmask_fast.files import atomic_file, atomic_folder, check_output, check_output_folder
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ __all__ = ["CorpusWriter", "read_corpus", "write_corpus"]
 
 VOCABULARY_FILE = "vocabulary.json"
 MAX_TEXT = 1000  # characters: NumPy gives every cell room for the longest text
+NPZ_ARRAYS = {"indptr", "tokens", "vocabulary", "array_names"}  # beside obs/… and missing/…
 
 
 def read_corpus(path_or_cells: Any, vocabulary: Vocabulary | None = None, *, max_length: int | None = None) -> Corpus:
@@ -188,7 +189,8 @@ class CorpusWriter(AbstractContextManager["CorpusWriter"]):
 class _NpzSink:
     """Collects chunks and writes indptr, tokens, the vocabulary as JSON bytes, and obs columns.
 
-    A column is ``obs/<name>``, and where values are missing ``missing/<name>``, True for these.
+    A column is ``obs/<name>``, and where values are missing ``missing/<name>``, True for these. ``array_names`` lists
+    the arrays: a zip archive has no checksum of its members' names.
     """
 
     def __init__(self, path: Path, vocabulary: Vocabulary) -> None:
@@ -222,6 +224,10 @@ class _NpzSink:
         }
         whole = {name: np.concatenate(parts) for name, parts in self.obs.items()}
         columns |= {name: column for name, column in whole.items() if name.startswith("obs/") or column.any()}
+        columns = {
+            "array_names": np.array(sorted(columns)),
+            **columns,
+        }  # first: what hides a member hides one behind it
         with self.path.open("wb") as file:
             np.savez(file, allow_pickle=False, **columns)  # type: ignore[arg-type]
 
@@ -279,17 +285,20 @@ def _from_npz(path: Path, vocabulary: Vocabulary | None, max_length: int | None)
         if not zipfile.is_zipfile(path):  # NumPy would take it for a pickle, and say how to load that
             raise ValueError("no zip archive, or one that is cut off; give a datasets folder or an .npz file")
         with np.load(path, allow_pickle=False) as file:
-            names = [
-                name
-                for name in file.files
-                if name in {"indptr", "tokens", "vocabulary"} or name.startswith(("obs/", "missing/"))
-            ]
+            for member in file.zip.infolist():  # also those not read: one may be obs/… under a damaged name
+                file.zip.open(member).close()  # compares the two places where its name stands
+            names = [name for name in file.files if name in NPZ_ARRAYS or name.startswith(("obs/", "missing/"))]
             if len(set(names)) < len(names):
                 raise ValueError("it holds an array of one name twice")
             columns: dict[str, np.ndarray] = {name: file[name] for name in names}
         for name, column in columns.items():
             if not isinstance(column, np.ndarray) or column.ndim == 0 or column.dtype.kind not in "biufUSMm":
                 raise ValueError(f"its member {name!r} is no array of numbers or text")
+        listed = columns.pop("array_names", None)  # older files have none
+        if listed is not None and sorted(columns) != listed.tolist():
+            raise ValueError(
+                f"it does not hold the arrays that it lists: {brief(', '.join(map(str, listed.tolist())))}"
+            )
         text = columns["vocabulary"].tobytes() if "vocabulary" in columns else None
         stored = None if text is None else Vocabulary.from_json(text)
     missing = {"indptr", "tokens"} - set(columns)

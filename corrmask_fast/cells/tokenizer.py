@@ -150,9 +150,7 @@ def tokenize(
             raise InputError(f"{counts.name} has no cells; give an AnnData with counts")
         genes = match_genes(counts, vocabulary, gene_column, gene_mapping)
         filter_column = _filter_column(counts, filter_pass)
-        scaling = Scaling(
-            target_sum, allow_fractional, _totals(counts, total), _kept(counts, filter_column, filter_pass)
-        )
+        scaling = Scaling(target_sum, allow_fractional, _totals(counts, total), _kept(counts, filter_column))
         columns = {name: obs_column(name, counts.obs.column(name)) for name in obs}
         if obs_names is not None:
             columns[obs_names] = obs_column(obs_names, counts.obs.index())
@@ -217,7 +215,7 @@ def corpus_medians(
     target_sum = check_number("target_sum", target_sum, 0, np.inf, open_ends=True)
     with Counts(adata_or_path, layer=layer, chunk_cells=chunk_cells) as counts:
         genes = match_genes(counts, vocabulary, gene_column, gene_mapping)
-        kept = _kept(counts, _filter_column(counts, filter_pass), filter_pass)
+        kept = _kept(counts, _filter_column(counts, filter_pass))
         scaling = Scaling(target_sum, allow_fractional, _totals(counts, total), kept)
         medians = exact_medians(counts, genes, vocabulary.size, scaling, progress=progress)
     return {vocabulary.names[token]: float(medians[token]) for token in np.flatnonzero(~np.isnan(medians))}
@@ -244,7 +242,7 @@ def _filter_column(counts: Counts, filter_pass: str) -> str | None:
     return FILTER_PASS if FILTER_PASS in counts.obs.columns() else None
 
 
-def _kept(counts: Counts, column: str | None, filter_pass: str) -> np.ndarray | None:
+def _kept(counts: Counts, column: str | None) -> np.ndarray | None:
     """Return (n_cells,) bool, the cells that pass; None: all do."""
     if column is None:
         return None

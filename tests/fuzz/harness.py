@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import multiprocessing
 import os
-import pickle
 import re
 import resource
-import select
 import shutil
 import signal
-import struct
-import time
 import traceback
 import warnings
 from functools import partial
+from itertools import pairwise
+from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,30 +69,69 @@ def plan_of(strategy: Any, seed: int, number: int) -> Any:
     return found[-1] | {"seed": number}
 
 
+def is_missing(value: Any) -> bool:
+    try:
+        return value is None or bool(value != value) or type(value).__name__ in {"NAType", "NaTType"}  # noqa: PLR0124
+    except (TypeError, ValueError):
+        return type(value).__name__ == "NAType"  # pandas.NA has no truth value
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    a, b = (x.item() if hasattr(x, "dtype") and not getattr(x, "ndim", 1) else x for x in (a, b))
+    return is_missing(a) == is_missing(b) and (is_missing(a) or (isinstance(a, bool) == isinstance(b, bool) and a == b))
+
+
+def difference(found: dict[str, Any], right: dict[str, Any]) -> str | None:
+    """The first thing that is not as it should be, or None."""
+    if more := set(found) ^ set(right):
+        return f"{min(map(str, more))!r:.40} is in one of the two only"
+    for name, expected in right.items():
+        mine, why = found[name], None
+        if isinstance(expected, dict) and isinstance(mine, dict):
+            why = difference(mine, expected)
+        elif isinstance(expected, list) and isinstance(mine, list) and len(mine) == len(expected):
+            pairs = enumerate(zip(mine, expected, strict=True))
+            why = next((f"number {i} is {a!r:.80}, right {b!r:.80}" for i, (a, b) in pairs if not same(a, b)), None)
+        elif not same(mine, expected):
+            why = f"{mine!r:.80}, right {expected!r:.80}"
+        if why:
+            return f"{name!s:.40}: {why}"
+    return None
+
+
+def impossible(value: dict[str, Any], genes: set[int]) -> str | None:
+    """What cannot be right of cells or pairs of genes from a file of which the reference cannot tell, or None."""
+    cells, indices = value.get("cells", []), value.get("indices", [])
+    bounds = value.get("indptr", [0, len(indices)])
+    if bounds[0] != 0 or sorted(bounds) != bounds or bounds[-1] != len(indices):
+        return "pointers do not fit"
+    for row in (*cells, *(sorted(indices[a:b]) for a, b in pairwise(bounds))):
+        if len(set(row)) < len(row) or not set(row) <= genes:
+            return f"a cell, or a gene's partners, are {row[:12]}"
+    lost = [name for name, column in value.get("obs", {}).items() if len(column) != len(cells)]
+    odd = [name for name in ("rho", "rho_global", "npmi", "counts") if not all(map(isfinite, value.get(name, [])))]
+    return f"{[*lost, *odd][0]!r:.40} has another length, or values that are not finite" if lost or odd else None
+
+
 def in_child(task: Any, folder: Path, seconds: float) -> tuple[dict[str, Any], str]:
     """Run ``task(say)`` in a child; return what it said by stage, and how it ended: "done", "hang" or a signal."""
-    reader, writer = os.pipe()
+    reader, writer = multiprocessing.Pipe(duplex=False)
     child = os.fork()
     if child == 0:
-        os.close(reader)
+        reader.close()
         _be_the_child(task, folder, writer)
-    os.close(writer)
-    said, content, deadline, end = {}, b"", time.monotonic() + seconds, "done"
-    while True:
-        left = deadline - time.monotonic()
-        if left <= 0 or not select.select([reader], [], [], left)[0]:
-            os.kill(child, signal.SIGKILL)
-            end = "hang"
-            break
-        part = os.read(reader, 1 << 16)
-        if not part:
-            break
-        content += part
-        while len(content) >= 8 and len(content) >= 8 + (size := struct.unpack("<Q", content[:8])[0]):
-            stage, value = pickle.loads(content[8 : 8 + size])
-            said[stage], content = value, content[8 + size :]
-            deadline = time.monotonic() + (THEIR_SECONDS if stage == "ours" else SECONDS)
-    os.close(reader)
+    writer.close()
+    said, end = {}, "done"
+    with contextlib.suppress(EOFError, OSError), reader:  # the child ended
+        while end == "done":
+            if reader.poll(seconds):
+                stage, value = reader.recv()
+                said[stage], seconds = value, THEIR_SECONDS if stage == "ours" else SECONDS
+            else:
+                os.kill(child, signal.SIGKILL)
+                end = "hang"
     status = os.waitpid(child, 0)[1]
     if end == "done" and status != 0:
         code = os.waitstatus_to_exitcode(status)
@@ -101,13 +139,7 @@ def in_child(task: Any, folder: Path, seconds: float) -> tuple[dict[str, Any], s
     return said, end
 
 
-def _be_the_child(task: Any, folder: Path, writer: int) -> None:
-    def say(stage: str, value: Any) -> None:
-        content = pickle.dumps((stage, value))
-        content = struct.pack("<Q", len(content)) + content
-        while content:
-            content = content[os.write(writer, content) :]
-
+def _be_the_child(task: Any, folder: Path, writer: Any) -> None:
     code = 1
     try:
         log = os.open(folder / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -119,7 +151,7 @@ def _be_the_child(task: Any, folder: Path, writer: int) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 30, 1 << 30))
         warnings.simplefilter("ignore")
         faulthandler.enable()
-        task(say)
+        task(lambda stage, value: writer.send((stage, value)))
         code = 0
     except BaseException:  # noqa: BLE001 (a child of a worker must never return into it)
         with contextlib.suppress(BaseException):
@@ -150,18 +182,17 @@ def judged(module: Any, plan: Any, folder: Path, ours: tuple[str, Any]) -> tuple
         right = module.right(plan, folder)
     except Refused as error:
         return ("InputError", "") if kind != "value" else ("WRONG", f"read, but must be refused: {error}")
-    except Unclear as error:
-        return "unclear", str(error)
-    except TheirFault as error:
+    except (Unclear, TheirFault) as error:
         if kind != "value":
             return "InputError", ""
-        why = module.valid(plan, folder, value)
-        return ("WRONG", f"{why} (and they refuse: {error})") if why else ("more lenient", str(error))
+        if why := impossible(value, module.genes(plan, value)):
+            return "WRONG", f"{why} (and of the file: {error})"
+        return "more lenient" if isinstance(error, TheirFault) else "unclear", str(error)
     except Exception:  # noqa: BLE001
         return "fuzzer", traceback.format_exc()[-1500:]
     if kind != "value":
         return ("InputError", "") if plan["change"] != "none" else ("refused a good file", str(value))
-    why = module.difference(plan, value, right)
+    why = difference(value, right)
     return ("WRONG", why) if why else ("equal", "")
 
 

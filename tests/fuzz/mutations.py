@@ -7,9 +7,13 @@ import shutil
 
 import numpy as np
 
-DTYPES = ("i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f2", "f4", "f8", ">i4", ">i8", ">f4", ">f8", "?", "c8", "S5")
+DTYPES = ["i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f2", "f4", "f8", ">i4", ">i8", ">f4", ">f8", "?", "c8", "S5"]
 NUMBERS = (-1, 0, 1, 2, 3, 5, 127, 255, 1 << 15, 1 << 16, (1 << 31) - 1, 1 << 31, -(1 << 31), (1 << 63) - 1, -(1 << 63))
 FLOATS = (*NUMBERS, 0.5, 1e300, 2.0**53, -0.0, 1e-300, np.nan, np.inf, -np.inf)
+TEXTS = ("", "ENSG00000000003", "x" * 5000, "\u00e9\u4e2d", "None", "nan", "-1")
+VALUES = [None, True, False, -1, 0, 1, 2, 1.5, 1 << 31, 1 << 63, 1 << 64, 10**30, 1e308, float("nan"), float("inf"), "",
+          "x", "0", "1", "nan", "x" * 100_000, "\ud800", "\u00e9", "a\u0000b", "../../x", "/dev/zero", [], {}, [[]],
+          [None], {"": 0}, [0] * 1000]  # fmt: skip
 DEEP, LONG = '"@@deep@@"', '"@@long@@"'  # what json.dumps could not write
 
 
@@ -20,69 +24,53 @@ def one_of(rng, values):
 def spoil_array(array, rng):
     """Return another array, and what was done to it."""
     array = np.asarray(array)
-    text = array.dtype.kind in "OSUT"
-    ways = [
-        "longer",
-        "shorter",
-        "none left",
-        "only one",
-        "scalar",
-        "column",
-        "row",
-        "repeated",
-        "reversed",
-        "constant",
-        "constant",
-    ]
-    ways += ["one value"] * 8 + ["dtype"] * 4 + ["two swapped"] * 2 + ["shuffled", "sorted", "many values"]
-    way = one_of(rng, ways)
-    if array.ndim == 0 and way in {"longer", "shorter", "only one", "reversed", "shuffled", "sorted", "two swapped"}:
-        way = "row"
-    changed = array.copy()
-    if way == "longer":
-        changed = np.concatenate([array, array[-1:] if len(array) else np.zeros((1, *array.shape[1:]), array.dtype)])
-    elif way in {"shorter", "only one", "none left"} and array.ndim:
-        changed = array[: {"shorter": max(len(array) - 1, 0), "only one": 1, "none left": 0}[way]]
-    elif way == "scalar":
-        changed = array.ravel()[0] if array.size else np.zeros((), array.dtype)
-    elif way in {"column", "row"}:
-        changed = array[..., None] if way == "column" else array[None]
-    elif way == "repeated":
-        changed = np.concatenate([np.atleast_1d(array)] * 2)
-    elif way == "reversed":
-        changed = array[::-1]
-    elif way == "shuffled":
-        changed = rng.permutation(array)
-    elif way == "sorted":
-        changed = np.sort(array.astype(str) if text else array, axis=0).astype(array.dtype)
-    elif way == "two swapped" and array.size:
-        a, b = rng.integers(len(array), size=2)
-        changed[[a, b]] = array[[b, a]]
-    elif way == "constant" and array.size:
-        own = array.ravel()[int(rng.integers(array.size))]
-        with np.errstate(all="ignore"):
-            changed[...] = (
-                own if text or rng.random() < 0.3 else np.asarray([one_of(rng, NUMBERS)]).astype(array.dtype)[0]
-            )
-    elif way in {"one value", "many values"} and array.size:
-        values = ("", "ENSG00000000003", "x" * 5000, "\u00e9\u4e2d", "None", "nan", "-1") if text else FLOATS
-        places = rng.integers(array.size, size=1 if way == "one value" else 3)
-        value = one_of(rng, values if text or array.dtype.kind == "f" else NUMBERS)
-        with np.errstate(all="ignore"):
-            changed.reshape(-1)[places] = np.asarray([value]).astype(array.dtype) if not text else value
-    elif way == "dtype":
-        code = one_of(rng, DTYPES)
-        way = f"dtype {code}"
-        with np.errstate(all="ignore"):
-            changed = np.arange(array.size).reshape(array.shape).astype(code) if text else array.astype(code)
-    return changed, way
+    rows, flat, text = np.atleast_1d(array), array.ravel(), array.dtype.kind in "OSUT"
+
+    def value():
+        return one_of(rng, TEXTS if text else FLOATS if array.dtype.kind == "f" else NUMBERS)
+
+    def put(new, how_many):
+        changed = array.copy()
+        places = rng.integers(flat.size, size=how_many) if how_many and flat.size else slice(None)
+        changed.reshape(-1)[places] = new if text else np.asarray([new]).astype(array.dtype)[0]
+        return changed
+
+    def swapped():
+        order = np.arange(len(rows))
+        if order.size:
+            a, b = rng.integers(order.size, size=2)
+            order[[a, b]] = b, a
+        return rows[order]
+
+    code = one_of(rng, DTYPES)
+    ways = {
+        "longer": lambda: np.concatenate(
+            [rows, rows[-1:] if len(rows) else np.zeros((1, *rows.shape[1:]), rows.dtype)]
+        ),
+        "shorter": lambda: rows[:-1],
+        "none left": lambda: rows[:0],
+        "only one": lambda: rows[:1],
+        "scalar": lambda: flat[0] if flat.size else np.zeros((), array.dtype),
+        "column": lambda: array[..., None],
+        "row": lambda: array[None],
+        "repeated": lambda: np.concatenate([rows] * 2),
+        "reversed": lambda: rows[::-1],
+        "shuffled": lambda: rng.permutation(rows),
+        "sorted": lambda: np.sort(rows.astype(str) if text else rows, axis=0).astype(array.dtype),
+        "two swapped": swapped,
+        "constant": lambda: put(one_of(rng, flat) if flat.size and rng.random() < 0.4 else value(), None),
+        "one value": lambda: put(value(), 1),
+        "many values": lambda: put(value(), 3),
+        "dtype": lambda: (np.arange(flat.size).reshape(array.shape) if text else array).astype(code),
+    }
+    way = one_of(rng, [*ways, *["one value"] * 7, *["dtype"] * 3, "two swapped", "constant"])
+    with np.errstate(all="ignore"):
+        return ways[way](), f"dtype {code}" if way == "dtype" else way
 
 
 def spoil_value(value, rng):
     """Return another value for a node of JSON (or TOML)."""
-    others = [None, True, False, -1, 0, 1, 2, 1.5, 1 << 31, 1 << 63, 1 << 64, 10**30, 1e308, float("nan"), float("inf")]
-    others += ["", "x", "0", "1", "nan", "x" * 100_000, "\ud800", "\u00e9", "a\u0000b", "../../x", "/dev/zero"]
-    others += [[], {}, [[]], [None], {"": 0}, [0] * 1000]
+    others = VALUES.copy()
     if isinstance(value, int | float) and not isinstance(value, bool):
         others += [value + 1, value - 1, -value, float(value), str(value), [value]] * 2
     if isinstance(value, str):
@@ -96,8 +84,7 @@ def spoil_value(value, rng):
 
 def spoil_tree(content, rng):
     """Change one node of nested dictionaries and lists, in place; return the content and what was done."""
-    places = [(None, None)]
-    waiting = [content]
+    places, waiting = [(None, None)], [content]
     while waiting:
         node = waiting.pop()
         items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
@@ -107,23 +94,20 @@ def spoil_tree(content, rng):
     node, key = one_of(rng, places if rng.random() < 0.5 else places[:12])
     if node is None:
         return spoil_value(content, rng), "the whole"
-    way = one_of(rng, ["value", "value", "value", "value", "no such key", "other key", "deep", "long number", "swap"])
+    way = one_of(rng, ["value"] * 4 + ["no such key", "other key", "deep", "long number"])
     label = f"{way} {key if isinstance(node, dict) else '[]'}"[:30]
     if way == "no such key":
         del node[key]
     elif way == "other key" and isinstance(node, dict):
         node[one_of(rng, ["", "x", f"{key} ", str(key).upper(), "\u00e9"])] = node.pop(key)
-    elif way in {"deep", "long number"}:
-        node[key] = DEEP[1:-1] if way == "deep" else LONG[1:-1]
-    elif way == "swap":
-        other, at = one_of(rng, places[1:])
-        if (other is node or key != at) and at in (other if isinstance(other, dict) else range(len(other))):
-            kept = node[key]
-            node[key] = json.loads(json.dumps(other[at]))
-            other[at] = json.loads(json.dumps(kept)) if other is node else other[at]
     else:
-        node[key] = spoil_value(node[key], rng)
+        node[key] = {"deep": DEEP[1:-1], "long number": LONG[1:-1]}.get(way) or spoil_value(node[key], rng)
     return content, label
+
+
+def written(content):
+    """JSON of a tree, with what json.dumps could not write."""
+    return json.dumps(content).replace(DEEP, "[" * 100_000 + "]" * 100_000).replace(LONG, "9" * 6000)
 
 
 def spoil_json(text, rng):
@@ -131,44 +115,37 @@ def spoil_json(text, rng):
     way = one_of(rng, ["tree"] * 6 + ["twice", "BOM", "UTF-16", "behind", "NaN", "quotes", "nul"])
     if way == "tree":
         content, way = spoil_tree(json.loads(text), rng)
-        changed = json.dumps(content)
-        changed = changed.replace(DEEP, "[" * 100_000 + "]" * 100_000).replace(LONG, "9" * 6000)
-        return changed.encode(), f"JSON {way}"
-    if way == "twice":
-        return text.replace(b"{", b'{"names": [], "format": 1, "zarr_format": 9, ', 1), "JSON key twice"
-    if way in {"BOM", "UTF-16"}:
-        return (b"\xef\xbb\xbf" + text if way == "BOM" else text.decode().encode("utf-16")), f"JSON {way}"
-    if way == "behind":
-        return text + one_of(rng, [b"x", b"{}", b"\x00", b"\n\n  "]), "JSON text behind"
+        return written(content).encode(), f"JSON {way}"
     digits = [i for i, c in enumerate(text) if chr(c) in "0123456789"] or [0]
     i = one_of(rng, digits)
-    new = {"NaN": b"NaN", "quotes": b'"1"', "nul": b"\x00"}[way]
-    return text[:i] + new + text[i + 1 :], f"JSON {way}"
+    if new := {"NaN": b"NaN", "quotes": b'"1"', "nul": b"\x00"}.get(way):
+        changed = text[:i] + new + text[i + 1 :]
+    elif way == "twice":
+        changed = text.replace(b"{", b'{"names": [], "format": 1, "zarr_format": 9, ', 1)
+    elif way == "behind":
+        changed = text + one_of(rng, [b"x", b"{}", b"\x00", b"\n\n  "])
+    else:
+        changed = b"\xef\xbb\xbf" + text if way == "BOM" else text.decode().encode("utf-16")
+    return changed, f"JSON {way}"
 
 
 def spoil_bytes(content, rng):
-    """Return other bytes, and what was done: one to three small changes anywhere, or near the front."""
+    """Return other bytes, and what was done: one to three small changes anywhere, or near the front or the end."""
     ways = []
     for _ in range(int(rng.integers(1, 4))):
         way = one_of(rng, [*["flip", "byte", "zeros", "ones", "random", "copy"] * 4, "insert", "delete", "cut"])
         ways.append(way)
-        size = len(content)
-        at = int(rng.integers(max(min(size, one_of(rng, [size, size, 1024, 8192])), 1)))
+        size, reach = len(content), int(one_of(rng, [len(content)] * 3 + [1024, 8192, -1024]))
+        at = int(rng.integers(max(min(size, abs(reach)), 1)))
+        at = max(size - 1 - at, 0) if reach < 0 else at
         n = int(one_of(rng, [1, 2, 4, 8, 16, 64]))
-        noise = rng.integers(256, size=n, dtype=np.uint8).tobytes()
-        new = {"zeros": bytes(n), "ones": b"\xff" * n, "random": noise, "insert": noise, "delete": b"", "cut": b""}
-        if size == 0:
-            content = noise
-        elif way == "flip":
-            content = content[:at] + bytes([content[at] ^ (1 << int(rng.integers(8)))]) + content[at + 1 :]
-        elif way == "byte":
-            content = content[:at] + noise[:1] + content[at + 1 :]
-        elif way == "copy":
-            other = int(rng.integers(size))
-            content = content[:at] + content[other : other + n] + content[at + n :]
-        else:
-            end = {"insert": at, "cut": size}.get(way, at + n)
-            content = content[:at] + new[way] + content[end:]
+        noise, other = rng.integers(256, size=n, dtype=np.uint8).tobytes(), int(rng.integers(max(size, 1)))
+        new = {"zeros": bytes(n), "ones": b"\xff" * n, "delete": b"", "cut": b"", "byte": noise[:1],
+               "copy": content[other : other + n]}.get(way, noise)  # fmt: skip
+        if way == "flip" and size:
+            new = bytes([content[at] ^ (1 << int(rng.integers(8)))])
+        end = {"insert": at, "cut": size, "delete": at + n}.get(way, at + len(new))
+        content = content[:at] + new + content[end:]
     return content, f"bytes {ways[0]}" if len(ways) == 1 else "bytes several"
 
 
