@@ -122,7 +122,7 @@ def check_learning(masker: Any, model: Any, masking: str) -> None:
     """Raise InputError unless a masker that learns can be trained with the model, and saved."""
     name = type(masker).__name__
     if masking == "worker":
-        raise InputError(f"{name} needs the model's embeddings, and workers do not have them; use masking='device'")
+        raise InputError(f"{name} needs the model's embeddings, which workers do not have; use masking='device'")
     if model is None:
         raise InputError(f"{name} learns with one model; give model=, in place of model_init")
     for rate in (masker.mlm_probability, masker.structural_ratio):

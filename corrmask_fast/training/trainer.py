@@ -120,7 +120,9 @@ class CorrMaskTrainer(transformers.Trainer):
         if masking == "device" and getattr(collator, "compat", None):
             raise InputError("compat='geneformer' masks in the collator; use masking='worker' with it")
         if masking == "worker" and self.masker.has_schedule:
-            raise InputError("the masker's rates depend on the step, and workers do not know it; use masking='device'")
+            raise InputError(
+                "the masker's rates depend on the step, and workers prepare batches ahead of it; use masking='device'"
+            )
         super().__init__(model, args, collator, train_dataset, eval_dataset, **kwargs)
         check_arguments(self.args, self.compute_loss_func, train_dataset)
         held_out = eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]
