@@ -154,8 +154,7 @@ class CorrMaskTrainer(transformers.Trainer):
         self._whole_logits = False  # whether an evaluation returns logits, not the loss alone
         self._row_sums, self._targets = torch.zeros(0, 2), torch.zeros(0)  # of the last batch of an evaluation
         self._held_out = torch.zeros(2, dtype=torch.float64)  # summed loss and masked genes of an evaluation
-        # The masker on the device. It is no part of the model (unless it learns): DDP would broadcast its buffers.
-        self._on_device: Any = None
+        self._on_device: Any = None  # the masker there; not in the model (unless it learns): DDP broadcasts buffers
 
     def _set_up_collators(self, collator: Any) -> None:
         """Choose the collators of training and of evaluation."""
