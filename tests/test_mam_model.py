@@ -54,7 +54,7 @@ def test_a_masker_that_was_deleted_leaves_no_second_hook_and_a_clear_error():
     for _ in range(2):
         attach(make_masker(), model)
         del model.attention_masker
-    with pytest.raises(InputError, match=r"latents= needs the masker that drew them, and it is off the model"):
+    with pytest.raises(InputError, match=r"latents= needs the masker that drew them; call .*attach"):
         model(input_ids=IDS, latents=torch.zeros(2, 3, dtype=torch.int64))
     attach(make_masker(), model)
     assert len(model._forward_pre_hooks) == 1
@@ -79,7 +79,7 @@ def test_ids_and_what_follows_them_may_be_positional():
     assert torch.equal(model(IDS, attention_mask=seen, inputs_embeds=None, latents=latents).logits, expected)
     embedded = model.get_input_embeddings()(IDS)
     for args, more in (((), {}), ((IDS,), {})):
-        with pytest.raises(InputError, match=r"latents= goes with input_ids, .* not with inputs_embeds"):
+        with pytest.raises(InputError, match=r"latents= needs input_ids, and no inputs_embeds"):
             model(*args, inputs_embeds=embedded, latents=latents, **more)
 
 

@@ -23,7 +23,7 @@ from trainers import (
     our_trainer,
 )
 
-from corrmask_fast.training.losses import logits_of, summed_by_row, targets_of
+from corrmask_fast.training.losses import logits_of, losses_at_masked, summed_by_row, targets_of
 from corrmask_fast.training.sparse_head import BertForSparseMaskedLM
 from corrmask_fast.training.trainer import EVALUATION_EPOCH
 
@@ -44,7 +44,20 @@ def make_sparse():
     return model
 
 
+def make_modern(**options):
+    if not hasattr(transformers, "ModernBertForMaskedLM"):
+        pytest.skip("transformers has ModernBERT from 4.48 on")
+    torch.manual_seed(1)
+    config = transformers.ModernBertConfig(
+        vocab_size=62, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=32, pad_token_id=0, cls_token_id=0, sep_token_id=0, bos_token_id=0, eos_token_id=0,
+        global_attn_every_n_layers=1, **options,
+    )  # fmt: skip
+    return transformers.ModernBertForMaskedLM(config)
+
+
 MODELS = {"all columns": make_model, "masked positions": make_sparse}
+ALL_MODELS = MODELS | {"labels alone": lambda: make_modern(sparse_prediction=True)}
 
 
 def padded(cells):
@@ -108,7 +121,7 @@ def test_a_datasets_own_epoch_counts_wherever_masks_are_made(tmp_path, masking):
 
 
 @pytest.mark.parametrize("masking", ["worker", "device"])
-@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
+@pytest.mark.parametrize("make", ALL_MODELS.values(), ids=ALL_MODELS)
 def test_metrics_get_the_labels_of_the_logits(tmp_path, masking, make):
     shapes = []
 
@@ -141,21 +154,6 @@ def test_metrics_get_the_labels_of_the_logits(tmp_path, masking, make):
     )
 
 
-# ------------------------------------------------------------------------- models that project at the labels alone
-
-
-def make_modern(**options):
-    if not hasattr(transformers, "ModernBertForMaskedLM"):
-        pytest.skip("transformers has ModernBERT from 4.48 on")
-    torch.manual_seed(1)
-    config = transformers.ModernBertConfig(
-        vocab_size=62, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
-        max_position_embeddings=32, pad_token_id=0, cls_token_id=0, sep_token_id=0, bos_token_id=0, eos_token_id=0,
-        global_attn_every_n_layers=1, **options,
-    )  # fmt: skip
-    return transformers.ModernBertForMaskedLM(config)
-
-
 @pytest.mark.parametrize("masking", ["worker", "device"])
 def test_a_model_that_projects_at_labels_alone_still_does(tmp_path, masking):
     runs = {}
@@ -177,21 +175,6 @@ def test_a_model_that_projects_at_labels_alone_still_does(tmp_path, masking):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
 
 
-def test_metrics_of_a_model_that_projects_at_labels_alone(tmp_path):
-    seen = {}
-
-    def keep(prediction):
-        seen["shapes"] = prediction.predictions.shape[:-1], prediction.label_ids.shape
-        return {}
-
-    trainer = OurTrainer(
-        make_modern(sparse_prediction=True), make_arguments(tmp_path), train_dataset=DATASET, masker=MASKER,
-        eval_dataset=cells_as_dataset(), compute_metrics=keep,
-    )  # fmt: skip
-    trainer.evaluate()
-    assert seen["shapes"][0] == seen["shapes"][1]
-
-
 # ------------------------------------------------------------------------------------------------- the loss itself
 
 
@@ -208,6 +191,9 @@ def test_targets_worked_by_hand():
         assert (found.tolist(), of_row.tolist()) == (targets, rows)
         sums = summed_by_row(torch.zeros(shape), found, of_row, 2)
         np.testing.assert_allclose(sums, [[np.log(10), 1], [2 * np.log(10), 2]], rtol=1e-6)
+        losses, of_row, tokens = losses_at_masked(torch.zeros(shape), found, of_row)
+        assert (of_row.tolist(), tokens.tolist()) == ([0, 1, 1], [5, 7, 9])
+        np.testing.assert_allclose(losses, np.log(10), rtol=1e-6)
     with pytest.raises(InputError, match=r"returned logits of shape \(2, 4, 10\) for labels of shape \(2, 3\)"):
         targets_of(torch.zeros(2, 4, 10), labels, positions)
 
@@ -215,7 +201,7 @@ def test_targets_worked_by_hand():
 def test_logits_of_every_kind_of_output():
     logits, loss = torch.zeros(1, 2, 3), torch.zeros(())
     assert logits_of(logits) is logits_of({"logits": logits}) is logits_of((logits,)) is logits
-    assert logits_of((loss, logits), behind_loss=True) is logits
+    assert logits_of((loss, logits)) is logits_of([logits, loss]) is logits
     for wrong in ({"prediction_logits": logits}, (), None, (None,)):
         with pytest.raises(InputError, match="the model must return logits"):
             logits_of(wrong)

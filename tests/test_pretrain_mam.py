@@ -95,12 +95,16 @@ def test_a_run_that_is_stopped_and_resumed_loses_the_same(tmp_path):
     record = json.loads((tmp_path / "stopped" / "checkpoint-8" / "corrmask.json").read_text())["masker"]
     assert (record["strategy"], record["n_latents"], record["latent_ratio"]) == ("MultinomialAttentionMasker", 6, 0.5)
     for changes, message in (
-        ({"n_latents": 7}, "the saved masker has n_latents=6 and dim=32, this one n_latents=7 and dim=32"),
+        ({"n_latents": 7}, "was made with n_latents=6, this run has n_latents=7"),
         ({"latent_ratio": 1.0}, r"was made with latent_ratio=0\.5, this run has latent_ratio=1\.0"),
         ({"n_heads": 2}, "was made with n_heads=4, this run has n_heads=2"),
     ):
         with pytest.raises(InputError, match=message):
             run("stopped", None, checkpoint, **changes)
+    with pytest.raises(
+        InputError, match="the saved masker has n_latents=6 and dim=32, this one n_latents=7 and dim=32"
+    ):
+        make_masker(n_latents=7).load_state_dict(make_masker().state_dict())
 
 
 def test_masks_of_evaluation_are_frozen_while_latents_learn(tmp_path):
@@ -225,7 +229,7 @@ def test_the_command_line_trains_resumes_and_saves(folder, tmp_path, capsys, str
     transformers.BertForMaskedLM.from_pretrained(tmp_path / "run" / "model")
     capsys.readouterr()
     assert main([*made[:5], "--resume", "--max-steps", "9", "--n-latents", "7"]) == 2
-    assert "has --n-latents 6 and dim=16, this one --n-latents 7 and dim=16" in capsys.readouterr().err
+    assert "was made with --n-latents 6, this run has --n-latents 7" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,8 @@ from trainers import (
     our_trainer,
 )
 
+from corrmask_fast.training import callback
+from corrmask_fast.training import trainer as trainer_module
 from corrmask_fast.training.checks import check_model
 from corrmask_fast.training.trainer import CorrMaskCallback
 
@@ -249,6 +251,18 @@ def test_columns_that_the_collator_needs_are_kept(tmp_path, masking):
     assert hidden[3] > 0
     for batch in trainer.batches:
         assert set(batch) == {"input_ids", "attention_mask", "labels"}
+
+
+def test_a_dataset_is_checked_once_and_a_new_one_again(tmp_path, monkeypatch):
+    checked = []
+    for module in (callback, trainer_module):
+        monkeypatch.setattr(module, "check_model", lambda _model, _masker, dataset: checked.append(dataset))
+    trainer = our_trainer(tmp_path, max_steps=1)
+    trainer.train()
+    assert [dataset for dataset in checked if dataset is not None] == [DATASET]
+    trainer.train_dataset = other = CorpusDataset(DATASET.corpus)
+    trainer.train()
+    assert checked[-1] is other
 
 
 def test_masks_do_not_change_with_other_inputs(tmp_path):

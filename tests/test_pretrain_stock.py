@@ -105,8 +105,9 @@ def test_a_run_of_the_stock_trainer_resumes(tmp_path):
         )
 
     make().train()
-    resumed = make()
+    resumed, admitted = make(), set(torch.serialization.get_safe_globals())
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert set(torch.serialization.get_safe_globals()) == admitted
     assert resumed.state.global_step == 12
     assert_masked_as_in(resumed.batches[:2], 0)
     assert_masked_as_in(resumed.batches[2:], 1)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from corrmask_fast.cli.masker_options import add_masker_options, masker_of
 from corrmask_fast.cli.options import add_corpus, command, load_graph, open_corpus
-from corrmask_fast.errors import InputError, shown
+from corrmask_fast.errors import InputError, naming, shown
 from corrmask_fast.masking.schedules import parse_rate, rate_text
 from corrmask_fast.masking.strategies import LEARNED_STRATEGIES, STRATEGIES
 from corrmask_fast.training.settings import (
@@ -48,7 +49,7 @@ def add_pretrain(commands: Any) -> None:
         "--config", metavar="FILE.toml", help="settings and options of the masker, as in a run's settings.toml"
     )
     add_masker_options(parser, learned=True)
-    parser.set_defaults(**dict.fromkeys(MASKER_OPTIONS))  # not given: the configuration file speaks
+    parser.set_defaults(**dict.fromkeys(MASKER_OPTIONS))  # None: the value of the configuration file
     add_setting_options(parser)
 
 
@@ -57,19 +58,22 @@ def _pretrain(arguments: argparse.Namespace) -> None:
     from corrmask_fast.files import check_output_folder
 
     import_extra("transformers", "hf")
-    import_extra("matplotlib", "plot")  # before the work, not behind it
+    import_extra("matplotlib", "plot")  # before the work, not after it
     check_output_folder(arguments.out)
     config = arguments.config
     if config is None and arguments.resume and (own := Path(arguments.out) / SETTINGS).is_file():
         config = own
     given = {one.name: getattr(arguments, one.name) for one in fields(PretrainingSettings)}
     settings = PretrainingSettings.read(config, arguments.preset, **given)
-    _fill_in_masker(arguments, {} if config is None else read_config(config)[1], config)
+    found = {} if config is None else read_config(config)[1]
+    found = {name: value for name, value in found.items() if getattr(arguments, name) is None}
+    _fill_in_masker(arguments, found, config)
     corpus = open_corpus(arguments, model_length=settings.max_length)
     graph = load_graph(arguments.graph) if arguments.graph else None
-    masker = masker_of(
-        arguments, vocabulary=corpus.vocabulary, graph=graph, width=settings.hidden_size, heads=settings.heads
-    )
+    with naming(config) if found and config is not None else nullcontext():
+        masker = masker_of(
+            arguments, vocabulary=corpus.vocabulary, graph=graph, width=settings.hidden_size, heads=settings.heads
+        )
 
     from corrmask_fast.training.plots import plot_pretraining
     from corrmask_fast.training.run import PLOT, pretrain
@@ -90,14 +94,15 @@ def _pretrain(arguments: argparse.Namespace) -> None:
 
 
 def _fill_in_masker(arguments: argparse.Namespace, found: dict[str, Any], config: str | Path | None) -> None:
-    """Set what options of the masker were not given: from the configuration file, else to their defaults."""
+    """Set the options of the masker that were not given: from the configuration file, or to their defaults."""
     for name, default in MASKER_OPTIONS.items():
         if getattr(arguments, name) is None:
             value = found.get(name, default)
             if name in found and name in TEXTS and not isinstance(value, str):
                 raise InputError(f"{config}: {name} must be a text in quotes; got {shown(value)}")
             if name in RATES and isinstance(value, str):
-                value = parse_rate(value)
+                with naming(str(config)):
+                    value = parse_rate(value)
             setattr(arguments, name, value)
     strategies = STRATEGIES | LEARNED_STRATEGIES
     if arguments.strategy not in strategies:
@@ -105,7 +110,7 @@ def _fill_in_masker(arguments: argparse.Namespace, found: dict[str, Any], config
 
 
 def _masker_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the options of the masker as a configuration file has them; files by paths that hold from anywhere."""
+    """Return the options of the masker for a configuration file; paths of files are absolute."""
     found = {name: getattr(arguments, name) for name in MASKER_OPTIONS if getattr(arguments, name) is not None}
     found |= {name: str(Path(found[name]).absolute()) for name in FILES if name in found}
     return found | {name: rate_text(found[name]) for name in RATES if name in found}

@@ -1,13 +1,12 @@
-"""The callback that tells a collator the epoch, under any of Hugging Face's Trainers."""
+"""The callback that passes the epoch to a collator, under any of Hugging Face's Trainers."""
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
-import numpy as np
-import torch
-
 from corrmask_fast.errors import InputError, import_extra
+from corrmask_fast.training.checkpoint_files import check_random_states, numpy_states
 from corrmask_fast.training.checks import check_model
 from corrmask_fast.training.run_record import RunRecord
 
@@ -17,11 +16,12 @@ __all__ = ["CorrMaskCallback"]
 
 
 class CorrMaskCallback(transformers.TrainerCallback):
-    """Tell a collator the epoch (and the step, where its masker has a schedule); give it to any ``Trainer``.
+    """Pass the epoch to a collator, and the step if its masker has a schedule; works with any ``Trainer``.
 
-    Trainer does not pass the epoch to the collator. With this callback a cell's mask follows from the masker's seed,
-    the epoch and the cell, whatever the number of workers and ranks, and in a resumed run too. Each checkpoint gets a
-    file ``corrmask.json``; resuming with another corpus, graph or seed is refused. Of a stream each pass is an epoch.
+    Trainer does not pass the epoch to the collator. With this callback a cell's mask depends on the masker's seed, the
+    epoch and the cell alone. The number of workers and ranks does not change it, nor does a resume. Each checkpoint
+    gets a file ``corrmask.json``; resuming with another corpus, graph or seed is refused. Each pass over a stream is
+    an epoch.
 
     Parameters
     ----------
@@ -40,31 +40,35 @@ class CorrMaskCallback(transformers.TrainerCallback):
         if not hasattr(collator, "set_epoch"):
             raise InputError(f"CorrMaskCallback needs a DataCollatorForCorrMask; got {type(collator).__name__}")
         self.masker = collator.masker
-        self.listeners = [collator]  # all that want to know the epoch
+        self.listeners = [collator]  # all that get the epoch
         self.resumed_from: str | None = None
+        self.checked: Any = None  # a dataset that was checked already
         self._epoch: int | None = None
-        self._pass = 0  # of a stream, with which the run begins
+        self._pass = 0  # of a stream: the pass in which the run starts
         self._record: RunRecord | None = None
+        self._admitted = ExitStack()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        """Check that model, corpus and masker fit each other, and the checkpoint where there is one."""
+        """Check that model, corpus, masker and checkpoint fit each other."""
         loader, self._epoch, self._pass = kwargs["train_dataloader"], None, 0
-        check_model(kwargs["model"], self.masker, loader.dataset)
+        if self.checked is None or self.checked is not loader.dataset:
+            check_model(kwargs["model"], self.masker, loader.dataset)
         self._record = RunRecord.of(self.masker, loader.dataset, args)
         if state.global_step:
             folder = self.resumed_from or f"{args.output_dir}/checkpoint-{state.global_step}"
             saved = self._record.check_folder(folder)
-            # Without skipping, Trainer reads the stream from its beginning: those cells have had masks of this pass.
+            # Without skipping, Trainer reads the stream from its start: these cells had the masks of this pass before.
             self._pass = (int(state.epoch or 0) if saved is None else saved) + bool(args.ignore_data_skip)
             stops = batches_of(loader) is None and not hasattr(transformers.Trainer, "_run_epoch")  # before 5
             if stops and self._pass and not args.ignore_data_skip:
                 raise InputError(
-                    f"the checkpoint is of pass {self._pass} over a stream, from 0 on: this version of transformers "
-                    "would skip one pass, find no more cells and stop; set ignore_data_skip=True to begin the next pass"
+                    f"the checkpoint is of pass {self._pass} over a stream (the first is 0); this version of "
+                    "transformers would skip one pass, find no more cells and stop; set ignore_data_skip=True to start "
+                    "the next pass"
                 )
-            # transformers 4.46 saves the state of NumPy's generator as arrays, which torch.load refuses since 2.6.
-            arrays: list[Any] = [np.ndarray, np.dtype, type(np.dtype(np.uint32)), np.empty(0).__reduce__()[0]]
-            torch.serialization.add_safe_globals(arrays)
+            check_random_states(folder)
+            if not hasattr(transformers.trainer, "safe_globals"):  # 4.46 saves NumPy's state, and cannot load it
+                self._admitted.enter_context(numpy_states())
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         """Pass the epoch on."""
@@ -79,10 +83,11 @@ class CorrMaskCallback(transformers.TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         """Pass the step on."""
+        self._admitted.close()  # Trainer loads NumPy's state before its first step
         self._pass_step_on(state.global_step)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        """Put the run's record beside the weights."""
+        """Write the run's record into the checkpoint."""
         if state.is_world_process_zero and self._record is not None:
             self._record.write_to(f"{args.output_dir}/checkpoint-{state.global_step}", self._epoch or 0)
 
@@ -93,7 +98,7 @@ class CorrMaskCallback(transformers.TrainerCallback):
 
 
 def batches_of(loader: Any) -> int | None:
-    """Return the number of a loader's batches, None for a stream that does not know."""
+    """Return the number of a loader's batches; None for a stream of unknown length."""
     try:
         return len(loader)
     except (TypeError, AttributeError, NotImplementedError):
@@ -101,9 +106,9 @@ def batches_of(loader: Any) -> int | None:
 
 
 def _updates_an_epoch(loader: Any, args: Any) -> int | None:
-    """Return Trainer's number of optimizer steps an epoch; before 4.49 it left out accumulations cut short."""
+    """Return Trainer's number of optimizer steps in an epoch; before 4.49 it does not count a last, shorter step."""
     batches, together = batches_of(loader), args.gradient_accumulation_steps
-    if not batches:  # Trainer, too, takes 0 for a length that is not known
+    if not batches:  # Trainer takes 0, too, for an unknown length
         return None
     rounds_up = hasattr(transformers.Trainer, "set_initial_training_values")
     return max(-(-batches // together) if rounds_up else batches // together, 1)

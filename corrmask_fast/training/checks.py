@@ -1,4 +1,4 @@
-"""What does not fit is refused before a training run begins: model, masker, vocabulary and cells."""
+"""Checks before a training run: model, masker, vocabulary, cells and arguments must fit each other."""
 
 from __future__ import annotations
 
@@ -9,26 +9,25 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from corrmask_fast.cells.corpus import Corpus
-from corrmask_fast.errors import InputError
+from corrmask_fast.errors import InputError, shown
 from corrmask_fast.masking.schedules import parse_rate, rate_text
-from corrmask_fast.training.run_record import is_stream
-from corrmask_fast.training.sampling import cell_lengths
+from corrmask_fast.training.sampling import cell_lengths, groups_by_length, is_stream
 
 if TYPE_CHECKING:
     from corrmask_fast.cells.vocabulary import Vocabulary
     from corrmask_fast.masking.base import Masker
 
-__all__ = ["check_learning", "check_model", "parameters_of"]
+__all__ = ["check_arguments", "check_learning", "check_model", "parameters_of"]
 
-# Tables of positions by the names that Hugging Face's models give them; tables of distances are others.
+# The names that Hugging Face's models give to tables of positions. Tables of distances have other names.
 POSITIONS = re.compile(r"(^|\.)(position_embeddings?|embed_positions|wpe)$")
 
 
 def check_model(model: Any, masker: Masker, dataset: Any) -> None:
-    """Raise InputError unless a model has a place for every token and cell, and the masker's idea of padding.
+    """Raise InputError unless a model takes every token and cell, and has the masker's padding token.
 
-    What counts is what the model's modules do, not its configuration: a ``pad_token_id`` that nothing reads is no harm.
-    Of cells only those of a CorpusDataset are looked at, and of a ``datasets.Dataset`` with a column ``length``.
+    The model's modules are checked, not its configuration: a ``pad_token_id`` that no module reads does no harm. The
+    lengths of cells are checked in a CorpusDataset, and in a ``datasets.Dataset`` with a column ``length``.
     """
     vocabulary = masker.vocabulary
     embedding = _embedding_of(model)
@@ -39,7 +38,7 @@ def check_model(model: Any, masker: Masker, dataset: Any) -> None:
             f"vocab_size={vocabulary.size}, or resize_token_embeddings({vocabulary.size})"
         )
     _check_padding(embedding, vocabulary)
-    for module in model.modules():  # ESM takes the mask token out of the input, and scales by how many there are
+    for module in model.modules():  # ESM zeroes the embeddings of the mask token, and scales by their number
         mask = getattr(module, "mask_token_id", None)
         if getattr(module, "token_dropout", False) and mask != vocabulary.mask_token_id:
             raise InputError(
@@ -55,7 +54,7 @@ def check_model(model: Any, masker: Masker, dataset: Any) -> None:
 
 
 def _embedding_of(model: Any) -> Any:
-    """Return the embeddings of a model's tokens, None where it does not say which those are."""
+    """Return the embeddings of a model's tokens; None if the model does not say which they are."""
     try:
         return model.get_input_embeddings()
     except (AttributeError, NotImplementedError):
@@ -63,9 +62,9 @@ def _embedding_of(model: Any) -> Any:
 
 
 def _check_padding(embedding: Any, vocabulary: Vocabulary) -> None:
-    """Raise InputError if the embedding of a token other than ``<pad>`` is never trained, as padding is not.
+    """Raise InputError if the model takes another token than ``<pad>`` for padding, and so never trains its embedding.
 
-    RoBERTa's kind also counts positions by this token.
+    Models like RoBERTa also count positions by this token.
     """
     padding = getattr(embedding, "padding_idx", None)
     if padding is not None and padding != vocabulary.pad_token_id and padding < vocabulary.size:
@@ -77,15 +76,15 @@ def _check_padding(embedding: Any, vocabulary: Vocabulary) -> None:
 
 
 def _positions_of(model: Any) -> tuple[int | None, int]:
-    """Return (positions that a cell can have, those lost before the first); None where there is no table of them.
+    """Return (number of positions of a cell, number of unused ones before them); (None, 0) without such a table.
 
-    RoBERTa's kind counts positions from the padding token's number on, which is the table's ``padding_idx``.
+    Models like RoBERTa start to count after the number of the padding token, the table's ``padding_idx``.
     """
     for name, module in model.named_modules():
         if POSITIONS.search(name) and isinstance(module, nn.Embedding):
             owner = model.get_submodule(name.rpartition(".")[0])
             if getattr(owner, "position_embedding_type", None) == "rotary":
-                continue  # ESM has the table all the same, before transformers 5
+                continue  # before transformers 5, ESM has a table that it does not use
             lost = getattr(module, "offset", 0) if module.padding_idx is None else module.padding_idx + 1
             return module.num_embeddings - lost, lost
     return None, 0
@@ -108,7 +107,7 @@ def _check_lengths(dataset: Any, places: int, lost: int) -> None:
 
 
 def parameters_of(model: Any) -> Any:
-    """Return the parameters of a model's forward, if that takes a batch of cells."""
+    """Return the parameters of a model's forward, which must take a batch of cells."""
     parameters = inspect.signature(model.forward).parameters
     open_ended = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
     if not open_ended and not {"input_ids", "attention_mask"} <= set(parameters):
@@ -120,13 +119,31 @@ def parameters_of(model: Any) -> Any:
 
 
 def check_learning(masker: Any, model: Any, masking: str) -> None:
-    """Raise InputError unless a masker that learns can do so here, and be saved in the end."""
+    """Raise InputError unless a masker that learns can be trained with the model, and saved."""
     name = type(masker).__name__
     if masking == "worker":
-        raise InputError(f"{name} masks by the model's embeddings, which workers do not have; use masking='device'")
+        raise InputError(f"{name} needs the model's embeddings, which workers do not have; use masking='device'")
     if model is None:
         raise InputError(f"{name} learns with one model; give model=, in place of model_init")
     for rate in (masker.mlm_probability, masker.structural_ratio):
-        # One that could not be read back with the masker is refused before the training, not behind it.
+        # A rate that a saved masker cannot keep is refused before the training, not after it.
         if parse_rate(str(rate_text(rate))) != rate:
-            raise InputError(f"{rate!r} could not be saved with the masker; use a number, a range, Linear or Cosine")
+            raise InputError(f"{shown(rate)} cannot be saved with the masker; use a number, a range, Linear or Cosine")
+
+
+def check_arguments(args: Any, compute_loss_func: Any, train_dataset: Any) -> None:
+    """Raise InputError if CorrMaskTrainer cannot do what an argument asks for."""
+    if args.label_smoothing_factor or compute_loss_func is not None:
+        raise InputError(
+            "CorrMaskTrainer computes the masked language modelling loss itself; leave out label_smoothing_factor and "
+            "compute_loss_func, or use transformers.Trainer with CorrMaskCallback"
+        )
+    if args.n_gpu > 1:  # DataParallel would split batches after they were counted
+        raise InputError(
+            f"CorrMaskTrainer needs one process for each GPU, and this process has {args.n_gpu}; start it with "
+            "torchrun --nproc-per-node=auto …, or set CUDA_VISIBLE_DEVICES to one GPU"
+        )
+    if groups_by_length(args) and is_stream(train_dataset):
+        raise InputError(
+            "a stream cannot be grouped by length; leave out group_by_length, or give a dataset with a length"
+        )

@@ -1,4 +1,4 @@
-"""Cross-entropy at masked genes, whatever the columns that a model returns logits of."""
+"""Cross-entropy at masked genes, for models with logits at all columns and for models with logits at some."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from torch.nn.functional import cross_entropy
 
 from corrmask_fast.errors import InputError
 
-__all__ = ["logits_of", "summed_by_row", "targets_of"]
+__all__ = ["logits_of", "losses_at_masked", "summed_by_row", "targets_of"]
 
 
-def logits_of(outputs: Any, *, behind_loss: bool = False) -> torch.Tensor:
-    """Return the logits among a model's outputs: by name, the outputs themselves, or the first (the second) of them."""
+def logits_of(outputs: Any) -> torch.Tensor:
+    """Return a model's logits: its output of that name, its only output, or the first of several after the loss."""
     logits = outputs
     if isinstance(outputs, Mapping):
         logits = outputs.get("logits")
     elif isinstance(outputs, list | tuple):
-        logits = outputs[int(behind_loss)] if len(outputs) > behind_loss else None
+        has_loss = len(outputs) > 1 and isinstance(outputs[0], torch.Tensor) and outputs[0].dim() == 0
+        logits = outputs[int(has_loss)] if outputs else None
     if not isinstance(logits, torch.Tensor):
         names = list(outputs) if isinstance(outputs, Mapping) else type(outputs).__name__
         raise InputError(
@@ -31,16 +32,17 @@ def logits_of(outputs: Any, *, behind_loss: bool = False) -> torch.Tensor:
 def targets_of(
     logits: torch.Tensor, labels: torch.Tensor, positions: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the label of each of the logits, −100 where there is none, and the row that it is of.
+    """Return the label and the row of each of the logits; the label is −100 where nothing is to be predicted.
 
     Parameters
     ----------
     logits
-        (rows, columns, tokens); (rows, K, tokens) at ``positions``; or (n, tokens) at the n labels, or at all columns.
+        (rows, columns, tokens); (rows, K, tokens) at ``positions``; (rows · columns, tokens); or (n, tokens) at the n
+        labels.
     labels
         (rows, columns) int64, −100 where nothing is to be predicted.
     positions
-        (rows, K) int64, −1 behind a row's own.
+        (rows, K) int64, −1 after the row's positions.
 
     Returns
     -------
@@ -53,9 +55,7 @@ def targets_of(
     if positions is not None and shape == positions.shape:
         targets = labels.gather(1, positions.clamp(min=0)).masked_fill(positions < 0, -100)
         return targets, every_row.expand_as(positions)
-    if shape == (labels.numel(),):
-        return labels.flatten(), every_row.expand_as(labels).flatten()
-    chosen = labels != -100
+    chosen = torch.ones_like(labels, dtype=torch.bool) if shape == (labels.numel(),) else labels != -100
     targets = labels[chosen]
     if shape != targets.shape:
         raise InputError(
@@ -65,8 +65,17 @@ def targets_of(
     return targets, every_row.expand_as(labels)[chosen]
 
 
+def losses_at_masked(
+    logits: torch.Tensor, targets: torch.Tensor, rows: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return (cross-entropy in nats, row, token) of every masked gene; takes what :func:`targets_of` returns."""
+    chosen = targets != -100  # first: logits of all columns in float32 would be gigabytes
+    targets = targets[chosen]
+    return cross_entropy(logits[chosen].float(), targets, reduction="none"), rows[chosen], targets
+
+
 def summed_by_row(logits: torch.Tensor, targets: torch.Tensor, rows: torch.Tensor, n_rows: int) -> torch.Tensor:
     """Return (n_rows, 2) float32: the summed cross-entropy in nats, and the number of targets, of each row."""
-    losses = cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), ignore_index=-100, reduction="none")
-    both = torch.stack([losses, (targets.flatten() != -100).float()], dim=1)
-    return both.new_zeros(n_rows, 2).index_add_(0, rows.flatten(), both)
+    losses, rows, _ = losses_at_masked(logits, targets, rows)
+    both = torch.stack([losses, torch.ones_like(losses)], dim=1)
+    return both.new_zeros(n_rows, 2).index_add_(0, rows, both)

@@ -1,4 +1,4 @@
-"""A masker that learns, made a part of the model that it learns with: optimised, wrapped by DDP and saved as one."""
+"""Makes a masker that learns a part of its model: both are optimised, wrapped by DDP and saved together."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ __all__ = ["attach", "attached", "detach", "taken_off"]
 
 NAME = "attention_masker"  # of the masker in the model
 FILE = f"{NAME}.safetensors"  # beside a model's weights
-IGNORED = "_ddp_params_and_buffers_to_ignore"  # where DDP looks for what it shall not send about
+IGNORED = "_ddp_params_and_buffers_to_ignore"  # the attribute in which DDP finds what it must not broadcast
 
 
 def attach(masker: MultinomialAttentionMasker, model: nn.Module) -> None:
     """Make a masker a part of a Hugging Face model: ``model.attention_masker``, trained and saved with it.
 
-    From then on a call of the model takes ``latents`` beside ``input_ids``: those that ``masker.draw`` returned, whose
-    context is added to the embeddings. Without ``latents`` it is the model that it was, and :func:`detach` leaves that
-    model alone. The masker moves to the device and the dtype of the model's embeddings.
+    Afterwards the model's forward takes ``latents`` as well as ``input_ids``. These are the latents that
+    ``masker.draw`` returned; their context is added to the embeddings. Without ``latents`` the model computes what it
+    did before. :func:`detach` undoes all this. The masker moves to the device and the dtype of the model's embeddings.
 
     Raises
     ------
     InputError
-        If the model takes no ``inputs_embeds``, is of another width, or has another masker already.
+        If the model takes no ``inputs_embeds``, has another width, or has another masker already.
     """
     if "inputs_embeds" not in inspect.signature(model.forward).parameters:
         raise InputError(
@@ -49,23 +49,23 @@ def attach(masker: MultinomialAttentionMasker, model: nn.Module) -> None:
     if before is masker:
         return
     if before is not None:
-        raise InputError(f"the model learns with another masker; take that off first: {__name__}.detach(model) does")
-    detach(model)  # what ``del model.attention_masker`` has left
+        raise InputError(f"the model learns with another masker; call {__name__}.detach(model) first")
+    detach(model)  # hooks that ``del model.attention_masker`` left
     model.add_module(NAME, masker.to(weight.device, weight.dtype))
     model.register_forward_pre_hook(_add_context, with_kwargs=True)
-    # The same on every rank, and DDP would send them about in each step.
+    # They are the same on every rank; DDP would broadcast them in each step.
     buffers = [f"{NAME}.{name}" for name, _ in masker.named_buffers()]
     _ignore(model, [*getattr(model, IGNORED, ()), *buffers])
 
 
 def attached(model: nn.Module) -> MultinomialAttentionMasker | None:
-    """Return the masker that is a part of a model, if one is."""
+    """Return the masker that is a part of a model; None if there is none."""
     masker: Any = getattr(model, NAME, None)
     return masker
 
 
 def detach(model: nn.Module) -> None:
-    """Undo :func:`attach`: the model is the one that it was before, with what it has learnt; without a masker, as is.
+    """Undo :func:`attach`. The model keeps its weights; a model without a masker stays as it is.
 
     Examples
     --------
@@ -86,7 +86,7 @@ def detach(model: nn.Module) -> None:
 
 
 def _ignore(model: nn.Module, names: list[str]) -> None:
-    """Tell DDP what it shall not send about; it knows of no model's names if there are none."""
+    """Set the names that DDP must not broadcast; without names, remove the attribute."""
     if names:
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)  # noqa: SLF001
     else:
@@ -100,15 +100,15 @@ def _add_context(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
         return None
     masker = attached(model)
     if masker is None:
-        raise InputError(f"latents= needs the masker that drew them, and it is off the model; {__name__}.attach it")
-    if args:  # by the class: what wraps a model's own forward may hide its parameters
+        raise InputError(f"latents= needs the masker that drew them; call {__name__}.attach(masker, model)")
+    if args:  # the class has the names: a wrapper of the model's own forward may hide them
         names = list(inspect.signature(type(model).forward).parameters)[1:]
         kwargs |= dict(zip(names, args, strict=False))
     ids = kwargs.pop("input_ids", None)
     if ids is None or kwargs.get("inputs_embeds") is not None:
         raise InputError(
-            "latents= goes with input_ids, whose embeddings get the context, not with inputs_embeds; add "
-            "masker.context(…) to embeddings of your own and leave latents out"
+            "latents= needs input_ids, and no inputs_embeds; with inputs_embeds, leave latents out and add "
+            "masker.context(…) to them"
         )
     kwargs["inputs_embeds"] = masker.embed(model, ids, kwargs.get("attention_mask"), latents)
     return (), kwargs
@@ -116,9 +116,9 @@ def _add_context(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 
 @contextmanager
 def taken_off(model: nn.Module) -> Iterator[None]:
-    """Leave a model without its masker for a while: to save it as an ordinary one."""
+    """Take the masker off a model inside the block, to save an ordinary model."""
     masker = attached(model)
-    setattr(model, NAME, None)  # and not gone: the order of the model's parameters is the optimiser's
+    setattr(model, NAME, None)  # not deleted: the optimiser needs the order of the model's parameters
     try:
         yield
     finally:

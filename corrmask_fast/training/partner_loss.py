@@ -1,4 +1,4 @@
-"""The loss at masked genes, split by whether a partner of the gene stayed in view: how much a model copies."""
+"""The loss at masked genes, split by whether a partner of the gene is visible: how much a model copies."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch.nn.functional import cross_entropy
 
-from corrmask_fast.training.losses import logits_of, targets_of
+from corrmask_fast.training.losses import logits_of, losses_at_masked, targets_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,21 +16,22 @@ if TYPE_CHECKING:
 
 __all__ = ["PartnerLoss"]
 
-HIDDEN, VISIBLE, ALONE = range(3)  # all partners in the cell are masked too; one is in view; none is in the cell
+# All partners in the cell are masked too; a partner is visible; no partner is in the cell.
+HIDDEN, VISIBLE, ALONE = range(3)
 
 
 class PartnerLoss:
-    """Sums the cross-entropy at masked genes, apart for genes with a partner in view and genes with none.
+    """Sums the cross-entropy at masked genes: of genes with a visible partner, with hidden partners, and with none.
 
     Parameters
     ----------
     graph
-        Whose neighbours count as partners; None: only the sum over all masked genes is kept.
+        Its neighbours are the partners. None: only the sum over all masked genes is kept.
 
     Notes
     -----
-    A gene with a partner in view can be guessed from it; one all of whose partners in the cell are masked cannot. The
-    gap between the two is the shortcut that CorrMask takes away (Hacohen et al. 2026, section 3).
+    A model can guess a gene from a visible partner. It cannot if all partners in the cell are masked. The gap between
+    the two losses is the shortcut that CorrMask takes away (Hacohen et al. 2026, section 3).
     """
 
     def __init__(self, graph: DependencyGraph | None) -> None:
@@ -62,12 +62,12 @@ class PartnerLoss:
         return np.where(in_view[rows, tokens] > 0, VISIBLE, np.where(in_cell[rows, tokens] > 0, HIDDEN, ALONE))
 
     def add_up(self, total_over_processes: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        """Add the sums of all processes to each."""
+        """Replace the sums by those over all processes."""
         sums = total_over_processes(torch.from_numpy(np.concatenate([self.total, self.count])))
         self.total, self.count = np.split(sums.double().cpu().numpy(), 2)
 
     def metrics(self, prefix: str = "eval_") -> dict[str, float]:
-        """Return the mean losses in nats, and the share of masked genes with a partner in view."""
+        """Return the mean losses in nats, and the share of masked genes with a visible partner."""
         result = {f"{prefix}loss": _mean(self.total.sum(), self.count.sum())}
         if self.neighbors is not None:
             result |= {
@@ -82,14 +82,13 @@ class PartnerLoss:
 def masked_losses(model: Any, batch: dict[str, torch.Tensor]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return (cross-entropy in nats, row, token) of every masked gene, row after row.
 
-    Takes models that return logits at all columns, and those that return them at ``masked_positions`` alone.
+    The model may return logits at all columns, or at ``masked_positions`` alone.
     """
     labels = batch["labels"]
     logits = logits_of(model(**{name: value for name, value in batch.items() if name != "labels"}))
     targets, rows = targets_of(logits, labels, batch.get("masked_positions"))
-    chosen = targets != -100
-    losses = cross_entropy(logits[chosen].float(), targets[chosen], reduction="none")
-    return losses.double().cpu().numpy(), rows[chosen].cpu().numpy(), targets[chosen].cpu().numpy()
+    losses, rows, tokens = losses_at_masked(logits, targets, rows)
+    return losses.double().cpu().numpy(), rows.cpu().numpy(), tokens.cpu().numpy()
 
 
 def _mean(total: float, count: float) -> float:

@@ -1,4 +1,4 @@
-"""One pretraining run from a corpus to a checkpoint, with what a user wants to know on the way."""
+"""One pretraining run: from a corpus to a model, with a log and checkpoints."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Subset
 from corrmask_fast.cells.dataset import CorpusDataset
 from corrmask_fast.cells.vocabulary import DICTIONARY_FILE
 from corrmask_fast.errors import InputError
-from corrmask_fast.files import atomic_file, check_output_folder
+from corrmask_fast.files import atomic_file, check_output, check_output_folder
 from corrmask_fast.tables import write_csv
 from corrmask_fast.training.partner_loss import PartnerLoss
 from corrmask_fast.training.run_record import FILE as RECORD
@@ -35,24 +35,24 @@ __all__ = ["PretrainingReport", "pretrain"]
 
 MOST_HELD_OUT = 2000
 LOG, MODEL, PLOT = "log.csv", "model", "loss.png"
-# What a run cannot change on its way; corpus, masks and cells of a step are checked by its record.
+# Settings that a resumed run must keep. Its record checks corpus, masker and cells per step.
 LASTING = ("hidden_size", "layers", "heads", "intermediate_size", "max_length", "held_out", "run_seed")
 
 
 @dataclass(frozen=True)
 class PretrainingReport:
-    """What came out of a run.
+    """The result of a run.
 
     Attributes
     ----------
     folder
         Holds ``model/`` (an ordinary ``BertForMaskedLM``), ``log.csv``, ``settings.toml``, ``loss.png``, checkpoints.
     history
-        What was logged, one dict a time: ``step``, ``loss``, ``tokens_per_second``, ``eval_loss``, …
+        The log, one dict per entry: ``step``, ``loss``, ``tokens_per_second``, ``eval_loss``, …
     masking
-        ``"worker"`` (time spent masking is time waiting for input) or ``"device"``.
+        ``"worker"`` (the time of input includes masking) or ``"device"``.
     main_process
-        Whether this is the process, of several, that writes the run's files.
+        Whether this process writes the files of the run; of several processes one does.
     """
 
     folder: Path
@@ -61,7 +61,7 @@ class PretrainingReport:
     main_process: bool = True
 
     def last(self, name: str) -> float:
-        """Return the last value that was logged under a name; NaN if there is none."""
+        """Return the last value in the log with this name; NaN if there is none."""
         return next((row[name] for row in reversed(self.history) if name in row), math.nan)
 
     def summary(self) -> str:
@@ -102,28 +102,31 @@ def pretrain(
     corpus
         Tokenised cells of the masker's vocabulary.
     masker
-        The masking strategy, on the CPU. One that learns is trained with the model, and saved beside it.
+        The masking strategy, on the CPU. A masker that learns is trained with the model and saved in its folder.
     folder
-        Where checkpoints, log and model go; a new one, unless ``resume``.
+        Folder for checkpoints, log and model. Without ``resume`` it must hold no run.
     settings
         Model and training.
     graph
-        Splits the loss on held-out cells by whether a partner of the masked gene is in view.
+        Splits the loss on held-out cells by whether a partner of the masked gene is visible.
     resume
-        Go on from the last whole checkpoint in ``folder``: the losses are those of a run that was not stopped.
+        Continue from the last complete checkpoint in ``folder``. The losses are those of an uninterrupted run.
     progress
         Show a progress bar.
     masker_options
-        How the masker was made, as options of the command line: written beside the settings.
+        Options of the command line that made the masker; written to ``settings.toml``.
 
     Raises
     ------
     InputError
-        If corpus, masker and settings do not fit each other, or ``folder`` holds a run and ``resume`` is not set.
+        If corpus, masker and settings do not fit each other; if ``folder`` holds a run and ``resume`` is not set; or
+        if a file of the run to resume is damaged or unsafe.
     """
     folder = Path(folder)
     if folder.exists():
         check_output_folder(folder)
+        for name in (SETTINGS, LOG, PLOT):
+            check_output(folder / name)
     checkpoint = _checkpoint(folder, resume)
     if checkpoint is not None:
         _check_lasting(folder / SETTINGS, settings)
@@ -161,7 +164,7 @@ def pretrain(
 
 
 def split_cells(corpus: Corpus, settings: PretrainingSettings) -> tuple[Corpus, Corpus]:
-    """Return (training cells, held-out cells): a split that follows from ``run_seed`` alone."""
+    """Return (training cells, held-out cells); the split depends on ``run_seed`` alone."""
     if corpus.n_cells == 0:
         raise InputError("the corpus has no cells; check the file that it was read from")
     n_held_out = min(round(corpus.n_cells * settings.held_out), MOST_HELD_OUT)
@@ -173,7 +176,7 @@ def split_cells(corpus: Corpus, settings: PretrainingSettings) -> tuple[Corpus, 
 
 
 def make_model(vocab_size: int, pad_token_id: int, settings: PretrainingSettings) -> Any:
-    """Return a BERT for masked language modelling with fresh weights, which follow from ``run_seed``."""
+    """Return a BERT for masked language modelling; its random weights depend on ``run_seed`` alone."""
     config = transformers.BertConfig(
         vocab_size=vocab_size,
         hidden_size=settings.hidden_size,
@@ -198,7 +201,7 @@ def make_model(vocab_size: int, pad_token_id: int, settings: PretrainingSettings
 def training_arguments(
     folder: Path, settings: PretrainingSettings, n_train: int, n_held_out: int, *, progress: bool
 ) -> Any:
-    """Return the settings as Hugging Face's TrainingArguments, whatever the version of transformers."""
+    """Return the settings as TrainingArguments of the installed version of transformers."""
     on_gpu = settings.device != "cpu" and torch.cuda.is_available()
     if settings.device == "cuda" and not on_gpu:
         raise InputError("device='cuda': PyTorch finds no GPU here; use device='auto' or 'cpu'")
@@ -234,7 +237,7 @@ def training_arguments(
         report_to=[],
         **grouping,
     )
-    together = settings.batch_size * settings.gradient_accumulation * arguments.world_size  # known from here on
+    together = settings.batch_size * settings.gradient_accumulation * arguments.world_size  # arguments know it
     steps = settings.max_steps or math.ceil(settings.epochs * n_train / together)
     arguments.warmup_steps = min(settings.warmup_steps, steps // 10)
     return arguments
@@ -243,16 +246,16 @@ def training_arguments(
 def _masking(settings: PretrainingSettings, masker: Masker) -> str:
     if settings.masking != "auto":
         return settings.masking
-    # Workers prepare batches ahead: they know neither the step of a schedule nor the model that a masker learns with.
+    # Workers know neither the step of a schedule nor the model that a masker learns with.
     if masker.has_schedule or masker.needs_model:
         return "device"
     return "device" if settings.device != "cpu" and torch.cuda.is_available() else "worker"
 
 
 def _checkpoint(folder: Path, resume: bool) -> Path | None:
-    """Return the checkpoint to go on from; refuse to write over a run.
+    """Return the checkpoint to resume from; raise InputError if the folder holds a run that is not resumed.
 
-    A checkpoint's record is written last: one without was cut off when the run was killed.
+    A checkpoint's record is written last. A checkpoint without a record is incomplete: the run was killed.
     """
     numbers = [re.fullmatch(r"checkpoint-(\d+)", path.parent.name) for path in folder.glob(f"checkpoint-*/{RECORD}")]
     found = sorted(int(number[1]) for number in numbers if number)
@@ -266,7 +269,7 @@ def _checkpoint(folder: Path, resume: bool) -> Path | None:
 
 
 def _check_lasting(path: Path, settings: PretrainingSettings) -> None:
-    """Raise InputError if the settings of the run to go on with, in ``path``, are other ones than these."""
+    """Raise InputError if the run to resume, with the settings in ``path``, has other lasting settings."""
     if not path.is_file():
         return
     before = PretrainingSettings.read(path)
@@ -277,7 +280,9 @@ def _check_lasting(path: Path, settings: PretrainingSettings) -> None:
 
 
 class RunTrainer(CorrMaskTrainer):
-    """A trainer that measures where the time goes, and splits the loss on held-out cells by partners in view."""
+    """A trainer that measures where the time goes, and splits the loss on held-out cells by visible partners."""
+
+    resumes_whole = True
 
     def __init__(self, *args: Any, partner_graph: DependencyGraph | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -285,7 +290,7 @@ class RunTrainer(CorrMaskTrainer):
         self._clock = StepClock(self.args.device)
 
     def get_batch_samples(self, *args: Any) -> Any:
-        """Return a step's batches; the time until they are there is time waiting for input."""
+        """Return a step's batches; the time for this, without masking, counts as input."""
         began, masking = time.perf_counter(), self._clock.masking_on_cpu
         batches, count = super().get_batch_samples(*args)
         self._clock.input += time.perf_counter() - began - (self._clock.masking_on_cpu - masking)
@@ -300,13 +305,13 @@ class RunTrainer(CorrMaskTrainer):
             return super()._masked(batch, epoch, step)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add tokens a second and shares of the time to what Trainer logs of its training."""
+        """Add tokens per second and shares of the time to the log of training."""
         if "loss" in logs:
             logs |= self._clock.read(self.args.world_size)
         super().log(logs, *args, **kwargs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:  # noqa: ARG002
-        """Return and log the loss on held-out cells, of the model as it is saved; masks are always the same."""
+        """Return and log the loss on held-out cells, of the model as it is saved, with frozen masks."""
         began = time.perf_counter()
         losses, training = PartnerLoss(self._partner_graph), self.model.training
         self.model.eval()
@@ -328,7 +333,7 @@ class RunTrainer(CorrMaskTrainer):
         return metrics
 
     def _held_out_batches(self) -> Iterable[dict[str, torch.Tensor]]:
-        """Return this process' share of the held-out cells; Trainer's own would hand some out twice to fill up."""
+        """Return this process' share of the held-out cells; Trainer's own loader would repeat some to fill up."""
         cells: Any = self.eval_dataset
         if self.args.world_size > 1:
             cells = Subset(cells, range(self.args.process_index, len(cells), self.args.world_size))
@@ -342,13 +347,13 @@ class RunTrainer(CorrMaskTrainer):
 
 
 class _RunFiles(transformers.TrainerCallback):
-    """Writes the settings when a run begins, and keeps its log up to date: one that is watched, or killed, has both."""
+    """Writes the settings when a run begins, and the log whenever it grows: a killed run has both."""
 
     def __init__(self, folder: Path, settings: str) -> None:
         self.folder, self.settings = folder, settings
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        if state.is_world_process_zero:  # the callback before this one has checked what is resumed
+        if state.is_world_process_zero:  # CorrMaskCallback runs earlier, and has checked the checkpoint
             with atomic_file(self.folder / SETTINGS) as temporary:
                 temporary.write_text(self.settings, encoding="utf-8")
 
@@ -358,7 +363,7 @@ class _RunFiles(transformers.TrainerCallback):
 
 
 def _write_log(path: Path, history: list[dict[str, float]]) -> None:
-    """Write what was logged as a table, a row a step; a column that a row lacks stays empty."""
+    """Write the log as a table with one row per step; missing values stay empty."""
     rows: dict[float, dict[str, float]] = {}
     for row in history:
         rows.setdefault(row["step"], {}).update(row)

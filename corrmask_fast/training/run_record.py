@@ -1,4 +1,4 @@
-"""What decides a run's masks and the order of its cells, kept beside each checkpoint."""
+"""What decides a run's masks and the order of its cells, kept in each checkpoint."""
 
 from __future__ import annotations
 
@@ -9,31 +9,32 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch.utils.data import IterableDataset
 
-from corrmask_fast.errors import InputError, readable
+from corrmask_fast.errors import InputError, listed, readable, shown
 from corrmask_fast.files import atomic_file
 from corrmask_fast.masking.schedules import Schedule
+from corrmask_fast.training.sampling import data_seed, groups_by_length, is_stream
 
 if TYPE_CHECKING:
     import os
 
     from corrmask_fast.masking.base import Masker
 
-__all__ = ["RunRecord", "is_stream"]
+__all__ = ["RunRecord"]
 
 FILE = "corrmask.json"
 CELLS_LOOKED_AT = 64
+MOST_EPOCHS = 2**53
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run resumes exactly if all of these are the same; the names are those of the messages."""
+    """A run resumes exactly if all these values are the same. Messages show the names of the fields."""
 
     corpus: str
     cells: int
     vocabulary: str
-    masker: dict[str, Any]  # before the table, which differs with it: the message names the first that differs
+    masker: dict[str, Any]  # before the table, which depends on it: the message names the first that differs
     table: str
     data_seed: int
     cells_a_step: int
@@ -41,9 +42,7 @@ class RunRecord:
 
     @classmethod
     def of(cls, masker: Masker, dataset: Any, args: Any) -> RunRecord:
-        """Return the record of a run that is about to begin."""
-        from corrmask_fast.training.sampling import data_seed, groups_by_length
-
+        """Return the record of a run that begins now."""
         return cls(
             corpus="stream" if is_stream(dataset) else _digest(dataset),
             cells=-1 if is_stream(dataset) else len(dataset),
@@ -56,47 +55,48 @@ class RunRecord:
         )
 
     def write_to(self, folder: str | os.PathLike[str], epoch: int) -> None:
-        """Write the record, and the epoch that the run is in, into a checkpoint's folder, if that is there."""
+        """Write the record and the epoch of the run into a checkpoint's folder, if the folder exists."""
         if Path(folder).is_dir():
             with atomic_file(Path(folder) / FILE) as temporary:
-                temporary.write_text(json.dumps(asdict(self) | {"epoch": epoch}, indent=1) + "\n")
+                temporary.write_text(json.dumps(asdict(self) | {"epoch": epoch}, indent=1) + "\n", encoding="utf-8")
 
     def check_folder(self, folder: str | os.PathLike[str]) -> int | None:
-        """Return the epoch of the checkpoint in ``folder``, None for one without a record.
+        """Return the epoch of the checkpoint in ``folder``; None if it has no record.
 
         Raises
         ------
         InputError
-            If it has another record, or one that cannot be read.
+            If its record differs from this one, or cannot be read.
         """
         path = Path(folder) / FILE
         if not path.is_file():
             return None
         with readable(path, "record of a run (remove it to resume unchecked)"):
-            saved, own = json.loads(path.read_text()), json.loads(json.dumps(asdict(self)))
+            saved, own = json.loads(path.read_text(encoding="utf-8")), json.loads(json.dumps(asdict(self)))
             pairs = [(field.name, saved[field.name], own[field.name]) for field in fields(self)]
             epoch = saved.get("epoch")
             wrong = [name for name, then, now in pairs if type(then) is not type(now)]
-            if wrong or not (epoch is None or (type(epoch) is int and epoch >= 0)):
-                raise TypeError(f"{wrong[0] if wrong else 'epoch'} is of another type")
+            if wrong or not (epoch is None or (type(epoch) is int and 0 <= epoch < MOST_EPOCHS)):
+                raise TypeError(f"{wrong[0] if wrong else 'epoch'} has a wrong value")
         for name, then, now in pairs:
             if then != now:
                 raise InputError(
                     f"{folder} was made with {_said(name, then, now)}, this run has {_said(name, now, then)}; resume "
-                    "with what the first run had, or start a run of its own in another output_dir"
+                    "with what the first run had, or start a new run in another output_dir"
                 )
         return epoch
 
 
 def _said(name: str, value: Any, other: Any) -> str:
-    """Name a value, of a masker's settings those that differ."""
+    """Return a value with its name; of a masker's settings only those that differ."""
     if isinstance(value, dict):
-        return ", ".join(f"{key}={value.get(key)!r}" for key in {**value, **other} if value.get(key) != other.get(key))
+        names = [key for key in {**value, **other} if value.get(key) != other.get(key)]
+        return listed(f"{key}={shown(value.get(key))}" for key in names)
     return f"{name} {str(value)[:12]}"
 
 
 def _settings(masker: Any) -> dict[str, Any]:
-    """Return all that decides a masker's masks but its graph."""
+    """Return what decides a masker's masks, except its graph."""
     from corrmask_fast.masking.base import FIXED
 
     found = {name: getattr(masker, name) for name in (*sorted(FIXED), *masker.own_parameters)}
@@ -104,19 +104,14 @@ def _settings(masker: Any) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Return a setting as JSON keeps it: the same in the process that resumes."""
-    if isinstance(value, Schedule) and type(value).__repr__ is object.__repr__:  # an address in memory
+    """Return a setting as JSON keeps it, the same in every process."""
+    if isinstance(value, Schedule) and type(value).__repr__ is object.__repr__:  # that repr has an address in memory
         return f"{type(value).__qualname__}{tuple(value.values)}"
     return value if isinstance(value, int | float) else repr(value)
 
 
-def is_stream(dataset: Any) -> bool:
-    """Return whether a dataset can only be passed through, as a DataLoader sees it, whatever else it can do."""
-    return isinstance(dataset, IterableDataset) or not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__"))
-
-
 def _digest(dataset: Any) -> str:
-    """Return a hash over a few of a dataset's cells, spread over all of it: no pass over a large corpus."""
+    """Return a hash of at most 64 cells, spread over the dataset: a large corpus is not read as a whole."""
     digest = hashlib.sha256()
     for i in np.unique(np.linspace(0, len(dataset) - 1, min(CELLS_LOOKED_AT, len(dataset))).astype(np.int64)):
         cell = np.asarray(dataset[int(i)]["input_ids"], np.int64)

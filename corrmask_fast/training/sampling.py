@@ -1,32 +1,32 @@
-"""Orders in which a training run meets its cells: each a pure function of a seed and the epoch."""
+"""The order of the cells in a training run: a pure function of a seed and the epoch."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch.utils.data import Sampler
+from torch.utils.data import IterableDataset, Sampler
 
-from corrmask_fast.errors import InputError, check_integer, check_seed, import_extra
+from corrmask_fast.errors import InputError, check_integer, check_seed, import_extra, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["LengthGroupedSampler", "ShuffledSampler", "cell_lengths", "data_seed", "groups_by_length"]
+__all__ = ["LengthGroupedSampler", "ShuffledSampler", "cell_lengths", "data_seed", "groups_by_length", "is_stream"]
 
-# Batches that are sorted by length together: the more, the less padding and the less chance in who meets whom.
+# Batches that are sorted by length together. More of them: less padding, and less random batches.
 BATCHES_TOGETHER = 50
 
 
 class ShuffledSampler(Sampler[int]):
-    """Every cell once an epoch, in an order that follows from (seed, epoch) alone.
+    """Every cell once per epoch, in an order that depends on (seed, epoch) alone.
 
-    Unlike a ``RandomSampler`` it takes nothing from torch's global generator: a run that is resumed, or that has more
-    workers or ranks, meets the same cells. :meth:`set_epoch` is called by accelerate and by our callback.
+    Unlike ``RandomSampler`` it uses nothing of torch's global generator: a resumed run has the same order, and so has a
+    run with other numbers of workers and ranks. accelerate and our callback call :meth:`set_epoch`.
 
-    Under several ranks all must take as many steps, each with a full batch: accelerate fills the last step of an epoch
-    up with the first cells of the same epoch, so that fewer cells than a step has are met twice. With
-    ``dataloader_drop_last=True`` the cells of that last step are left out instead.
+    All ranks must take the same number of steps, each with a full batch. So accelerate fills up the last step of an
+    epoch with the first cells of that epoch: these are seen twice. With ``dataloader_drop_last=True`` the last,
+    incomplete step is left out instead.
 
     Parameters
     ----------
@@ -68,17 +68,18 @@ class ShuffledSampler(Sampler[int]):
 
 
 class LengthGroupedSampler(ShuffledSampler):
-    """Cells of like length in one batch, so that little is padded; otherwise as :class:`ShuffledSampler`.
+    """Cells of similar length in one batch, for less padding; otherwise like :class:`ShuffledSampler`.
 
-    The cells are shuffled, sorted by length within stretches of fifty batches, and the batches shuffled. The batch
-    with the longest cell comes first (memory runs out at once or never), a batch that is not full last.
+    The cells are shuffled, then sorted by length within groups of fifty batches, then the batches are shuffled. The
+    batch with the longest cell comes first: if memory does not suffice, the run fails in its first step. An incomplete
+    batch comes last.
 
     Parameters
     ----------
     lengths
         (n_cells,) integers: see :func:`cell_lengths`.
     batch_size
-        Cells that shall be alike: those of one step, over all ranks and accumulated batches.
+        Number of cells of similar length: those of one step, over all ranks and accumulated batches.
     seed
         Key of the order, in [0, 2**64).
 
@@ -94,7 +95,7 @@ class LengthGroupedSampler(ShuffledSampler):
         self.lengths = np.asarray(lengths)
         if self.lengths.ndim != 1 or (self.lengths.dtype.kind not in "iu" and self.lengths.size):
             raise InputError(
-                f"lengths must be one integer a cell; got shape {self.lengths.shape} of {self.lengths.dtype}"
+                f"lengths must be one integer per cell; got shape {self.lengths.shape} of {self.lengths.dtype}"
             )
         super().__init__(self.lengths.size, seed=seed)
         self.batch_size = check_integer("batch_size", batch_size, 1)
@@ -115,11 +116,16 @@ class LengthGroupedSampler(ShuffledSampler):
         return np.concatenate([batches.ravel(), rest])
 
 
+def is_stream(dataset: Any) -> bool:
+    """Return whether a DataLoader can only iterate over a dataset, without indices."""
+    return isinstance(dataset, IterableDataset) or not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__"))
+
+
 def cell_lengths(dataset: Any, column: str = "length") -> np.ndarray:
     """Return the (n_cells,) int64 lengths of a dataset's cells.
 
-    A :class:`~corrmask_fast.CorpusDataset` knows them. Of a ``datasets.Dataset`` the given column is read, or where
-    there is none, the lengths of ``input_ids``. Of anything else every cell is fetched once.
+    A :class:`~corrmask_fast.CorpusDataset` knows them. In a ``datasets.Dataset`` the given column is read; without it,
+    the lengths of ``input_ids``. From any other dataset every cell is fetched once.
     """
     if (known := getattr(dataset, "lengths", None)) is not None:
         return np.asarray(known, np.int64)
@@ -137,21 +143,21 @@ def cell_lengths(dataset: Any, column: str = "length") -> np.ndarray:
         try:
             lengths[i] = len(cell["input_ids"])
         except (TypeError, KeyError, IndexError) as error:
-            raise InputError(f"grouping by length needs cells with 'input_ids'; cell {i} is {cell!r:.60}") from error
+            raise InputError(f"grouping by length needs cells with 'input_ids'; cell {i} is {shown(cell)}") from error
     return lengths
 
 
 def data_seed(args: Any) -> int:
-    """Return what orders the cells of a run: ``data_seed`` of the training arguments, without one ``seed``."""
+    """Return the seed of the cells' order: ``data_seed`` of the training arguments, or ``seed`` if that is None."""
     return check_seed(args.seed if getattr(args, "data_seed", None) is None else args.data_seed)
 
 
 def groups_by_length(args: Any) -> bool:
-    """Return whether training arguments ask for cells of like length in a batch; transformers 5 names it anew."""
+    """Return whether training arguments group cells by length; the option has a new name in transformers 5."""
     strategy = getattr(args, "train_sampling_strategy", None)
     return strategy == "group_by_length" or bool(getattr(args, "group_by_length", False))
 
 
 def _shuffled(n: int, bits: np.random.Philox) -> np.ndarray:
-    """Return 0 … n − 1 in random order: by raw words, which no version of NumPy changes (permutation() may)."""
+    """Return 0 … n − 1 in random order, from raw words: these are the same in all versions of NumPy."""
     return np.argsort(bits.random_raw(n), kind="stable")

@@ -1,4 +1,4 @@
-"""What a pretraining run is made of: the paper's numbers by default, a TOML file or the command line for others."""
+"""The settings of a pretraining run: defaults from the paper, changed by a TOML file or the command line."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from corrmask_fast.errors import InputError, check_integer, check_number, readable, shown
+from corrmask_fast.errors import InputError, check_integer, check_number, naming, readable, shown
 
 if TYPE_CHECKING:
     import argparse
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PRESETS", "PretrainingSettings"]
 
-SETTINGS = "settings.toml"  # in a run's folder
+SETTINGS = "settings.toml"  # in the folder of a run
 CHOICES = {
     "lr_schedule": ("linear", "cosine", "constant"),
     "precision": ("auto", "float32", "bfloat16"),
@@ -26,7 +26,7 @@ CHOICES = {
     "head": ("masked", "full"),
 }
 
-# What a configuration file may say beside the settings, with the default where it is not the masker's own.
+# Options of the masker in a configuration file; None: the masker's own default.
 MASKER_OPTIONS: dict[str, Any] = {
     "strategy": "corrmask",
     "graph": None,
@@ -41,8 +41,8 @@ MASKER_OPTIONS: dict[str, Any] = {
 }
 
 
-MOST_WEIGHTS = 10**10  # of a model; the largest of single cells have some 10**9
-LONG = 10**9  # more steps than any run has
+MOST_WEIGHTS = 10**10  # of a model; the largest single-cell models have about 10**9
+LONG = 10**9  # steps; no run has more
 
 
 def _number(default: float, low: float, high: float, metavar: str, text: str, *, open_ends: bool = False) -> Any:
@@ -88,21 +88,26 @@ class PretrainingSettings:
     group_by_length: bool = field(default=False, metadata={"help": "batch cells of like length: less padding"})
 
     def __post_init__(self) -> None:
-        for one in fields(self):
-            if "rule" in one.metadata:
-                check: Any = check_integer if isinstance(one.default, int) else check_number
-                check(one.name, getattr(self, one.name), **one.metadata["rule"])
+        self.check_values(asdict(self))
         if self.hidden_size % self.heads:
             raise InputError(f"heads must be a divisor of hidden_size={self.hidden_size}; got {self.heads}")
-        for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise InputError(f"{name} must be one of {', '.join(allowed)}; got {shown(getattr(self, name))}")
-        if not isinstance(self.group_by_length, bool):
-            raise InputError(f"group_by_length must be true or false; got {shown(self.group_by_length)}")
         self.check_size(0)
 
+    @classmethod
+    def check_values(cls, values: Mapping[str, Any]) -> None:
+        """Raise InputError if one of the named values breaks the rule of its setting."""
+        for one in fields(cls):
+            name, value = one.name, values.get(one.name, one.default)
+            if "rule" in one.metadata:
+                check: Any = check_integer if isinstance(one.default, int) else check_number
+                check(name, value, **one.metadata["rule"])
+            elif name in CHOICES and value not in CHOICES[name]:
+                raise InputError(f"{name} must be one of {', '.join(CHOICES[name])}; got {shown(value)}")
+            elif isinstance(one.default, bool) and not isinstance(value, bool):
+                raise InputError(f"{name} must be true or false; got {shown(value)}")
+
     def check_size(self, n_tokens: int) -> None:
-        """Raise InputError if a model over so many tokens has more weights than any machine trains."""
+        """Raise InputError if the model has too many weights with a vocabulary of ``n_tokens``."""
         width = self.hidden_size
         layer = 4 * width**2 + 2 * width * self.intermediate_size
         weights = self.layers * layer + (n_tokens + self.max_length) * width
@@ -115,7 +120,7 @@ class PretrainingSettings:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str] | None, preset: str = "paper", **given: Any) -> PretrainingSettings:
-        """Return a preset's settings, changed by a TOML file, changed by what is given (None: not given).
+        """Return a preset's settings, changed by a TOML file, then by the given values that are not None.
 
         Raises
         ------
@@ -124,9 +129,13 @@ class PretrainingSettings:
         """
         if preset not in PRESETS:
             raise InputError(f"preset must be one of {', '.join(PRESETS)}; got {shown(preset)}")
-        changes = {} if path is None else read_config(path)[0]
-        changes |= {name: value for name, value in given.items() if value is not None}
-        return replace(PRESETS[preset], **changes)
+        given = {name: value for name, value in given.items() if value is not None}
+        if path is None:
+            return replace(PRESETS[preset], **given)
+        found = read_config(path)[0]
+        cls.check_values(given)  # first: these values are not the file's
+        with naming(path):
+            return replace(PRESETS[preset], **(found | given))
 
     def to_toml(self) -> str:
         """Return the settings as a configuration file."""
@@ -139,7 +148,7 @@ def read_config(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str,
     Raises
     ------
     InputError
-        If the file is no such file, or names something else.
+        If the file is not TOML, has an unknown name, or a setting's value breaks its rule.
     """
     with readable(path, "TOML file (lines such as `learning_rate = 1e-3`)"):
         found = tomllib.loads(Path(path).read_text(encoding="utf-8"))
@@ -150,12 +159,14 @@ def read_config(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str,
                 f"{path}: there is no setting {shown(name)}; there are {', '.join(sorted(names.union(MASKER_OPTIONS)))}"
             )
     settings = {name: value for name, value in found.items() if name in names}
+    with naming(path):
+        PretrainingSettings.check_values(settings)
     return settings, {name: value for name, value in found.items() if name not in names}
 
 
 def to_toml(values: Mapping[str, Any]) -> str:
     """Return names and plain values as lines of a configuration file."""
-    # JSON's strings, numbers and truth values are TOML's, as far as they are finite.
+    # Strings, finite numbers and truth values are the same in JSON and TOML.
     return "".join(f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in values.items())
 
 
@@ -176,7 +187,7 @@ PRESETS = {
 
 
 def add_setting_options(parser: argparse.ArgumentParser) -> None:
-    """Add an option for every setting; one that is not given is None, and the file or the preset speaks."""
+    """Add an option for every setting; its default None leaves the value to the file or the preset."""
     for one in fields(PretrainingSettings):
         flag, text = f"--{one.name.replace('_', '-')}", one.metadata["help"]
         if isinstance(one.default, bool):

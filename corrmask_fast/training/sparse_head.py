@@ -19,11 +19,11 @@ __all__ = ["BertForSparseMaskedLM"]
 
 
 class BertForSparseMaskedLM(transformers.BertForMaskedLM):
-    """A ``BertForMaskedLM`` that computes logits at ``masked_positions`` alone, where those are given.
+    """A ``BertForMaskedLM`` that computes logits at ``masked_positions`` alone, if these are given.
 
-    Loss and gradients are those of the full head to float tolerance; at a rate of 15 % there are 85 % fewer logits,
-    which are most of a small model's memory and a good part of its step. Weights, configuration and checkpoints are
-    those of ``BertForMaskedLM``: either loads what the other saved.
+    Loss and gradients are those of the full head to float tolerance. At a rate of 15 % there are 85 % fewer logits.
+    The logits are most of a small model's memory, and a large part of its step. Weights, configuration and checkpoints
+    are those of ``BertForMaskedLM``: each class loads what the other saved.
 
     Examples
     --------
@@ -62,14 +62,15 @@ class BertForSparseMaskedLM(transformers.BertForMaskedLM):
         labels
             (rows, columns) int64: the token to predict, −100 where there is none.
         masked_positions
-            (rows, K) int64: columns to predict, −1 behind a row's own; all that have a label must be among them.
-            ``logits`` is (rows, K, vocabulary) then. None: all columns, as ``BertForMaskedLM`` does it.
+            (rows, K) int64: columns to predict, −1 after the row's positions; all that have a label must be among them.
+            ``logits`` is (rows, K, vocabulary) then. None: all columns, as in ``BertForMaskedLM``.
         num_items_in_batch
-            Divide the summed loss by this, in place of the number of labels: the count over all accumulated batches.
+            The number of labels in all accumulated batches. The summed loss is divided by it; None: by the number of
+            labels in this batch.
 
         Notes
         -----
-        The loss is 0 where no label is (that of ``BertForMaskedLM`` is NaN).
+        The loss is 0 if there is no label (that of ``BertForMaskedLM`` is NaN).
 
         Raises
         ------
@@ -92,7 +93,7 @@ class BertForSparseMaskedLM(transformers.BertForMaskedLM):
         logits = self.cls(hidden)
         loss = None
         if targets is not None:
-            # In float32, whatever the weights: a softmax over a vocabulary loses too much in bfloat16.
+            # In float32 for weights of any dtype: a softmax over a vocabulary loses too much in bfloat16.
             total = cross_entropy(logits.float().flatten(0, -2), targets.flatten(), ignore_index=-100, reduction="sum")
             count = (targets != -100).sum() if num_items_in_batch is None else num_items_in_batch
             loss = total / torch.as_tensor(count, device=total.device).clamp(min=1)
@@ -106,7 +107,7 @@ class BertForSparseMaskedLM(transformers.BertForMaskedLM):
     ) -> Any:
         """Save an ordinary ``BertForMaskedLM`` checkpoint."""
         result = super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
-        # Hugging Face wrote this class's name, which nobody else knows.
+        # Hugging Face wrote the name of this class, which other programs do not know.
         self.config.architectures = ["BertForMaskedLM"]
         if is_main_process:
             self.config.save_pretrained(save_directory)

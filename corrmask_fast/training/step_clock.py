@@ -11,7 +11,7 @@ __all__ = ["StepClock"]
 
 
 class StepClock:
-    """Adds up where the time between two readings went."""
+    """Measures where the time between two readings goes."""
 
     def __init__(self, device: Any) -> None:
         self.device = device
@@ -21,15 +21,15 @@ class StepClock:
         self.began = time.perf_counter()
 
     def masking(self) -> _Timed:
-        """Time what is done in a ``with`` block as masking."""
+        """Return a context manager: the time in its block counts as masking."""
         return _Timed(self)
 
     def pause(self, seconds: float) -> None:
-        """Leave out so many seconds, which no training step took."""
+        """Leave out seconds that were not spent in training steps."""
         self.paused += seconds
 
     def read(self, world_size: int) -> dict[str, float]:
-        """Return what has passed since the last reading, and begin anew."""
+        """Return tokens per second and shares of the time since the last reading, and start again."""
         masking = self.masking_on_cpu
         if self.events:
             torch.cuda.synchronize(self.device)
@@ -46,7 +46,7 @@ class StepClock:
 
 
 class _Timed:
-    """The time of one masking: by the CPU's clock, or on a GPU by events that nobody waits for."""
+    """Times one masking: by the CPU's clock, or on a GPU by events, without waiting."""
 
     def __init__(self, clock: StepClock) -> None:
         self.clock = clock

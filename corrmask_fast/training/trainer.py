@@ -1,7 +1,7 @@
-"""Pretraining with Hugging Face's Trainer: one that knows epochs, freezes held-out masks, and masks on the device.
+"""Pretraining with Hugging Face's Trainer: masks that follow the epoch, frozen held-out masks, masking on the device.
 
-Runs with transformers 4.46 to 5: nothing is imported that one of them lacks, and what they call is overridden with the
-signature left open.
+Runs with transformers 4.46 to 5. Only names that all of these versions have are imported. Overridden methods take
+``*args`` where the signatures differ.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.utils.data import SequentialSampler
 
-from corrmask_fast.errors import InputError, import_extra
+from corrmask_fast.errors import InputError, import_extra, readable, shown
 from corrmask_fast.masking.collator import DataCollatorForCorrMask, PaddingCollator, check_graph_column
 from corrmask_fast.masking.draws import draws_of_tensors
 from corrmask_fast.masking.torch_random import draw_ids_by_values
 from corrmask_fast.training.callback import CorrMaskCallback, batches_of
-from corrmask_fast.training.checks import check_learning, check_model, parameters_of
+from corrmask_fast.training.checkpoint_files import KIND, check_checkpoint
+from corrmask_fast.training.checks import check_arguments, check_learning, check_model, parameters_of
 from corrmask_fast.training.losses import logits_of, summed_by_row, targets_of
-from corrmask_fast.training.run_record import is_stream
+from corrmask_fast.training.run_record import RunRecord
 from corrmask_fast.training.sampling import (
     LengthGroupedSampler,
     ShuffledSampler,
@@ -42,10 +43,10 @@ transformers: Any = import_extra("transformers", "hf")
 
 __all__ = ["EVALUATION_EPOCH", "CorrMaskCallback", "CorrMaskTrainer"]
 
-# The epoch of evaluation masks: no training run gets there, and every evaluation sees the same masks.
+# The epoch of evaluation masks. No training run reaches it, so every evaluation has the same masks.
 EVALUATION_EPOCH = 2**63 - 1
-LAST_STEP = 2**53  # and its schedules, if it has any, are at their ends
-# What collators and masks bring to a batch, whether the model's signature names it or not.
+LAST_STEP = 2**53  # the step of evaluation masks: a masker's schedules are at their ends
+# Columns that collators and maskers add to a batch. They are kept, whether the model's forward names them or not.
 OURS = frozenset(
     {"input_ids", "attention_mask", "labels", "masked_positions", "special_tokens_mask", "graph_ids", "mask_epoch"}
 )
@@ -54,44 +55,47 @@ OURS = frozenset(
 class CorrMaskTrainer(transformers.Trainer):
     """Hugging Face's Trainer for masked language modelling of cells.
 
-    Beside the stock one: knows epochs (:class:`CorrMaskCallback`), masks on the device or in the workers with the
-    same result, freezes the masks of evaluation, orders the cells by a seed and the epoch alone, and takes the mean
-    loss over all masked tokens of a step: accumulated batches and ranks together give the gradient of one large batch
-    (stock 4.46 and 5 sum the means of accumulated batches for BERT).
+    It differs from the stock Trainer in five points. Masks follow the epoch (:class:`CorrMaskCallback`). Masking runs
+    on the device or in the workers, with the same result. Masks of evaluation are frozen. The order of the cells
+    depends on a seed and the epoch alone. The loss is the mean over all masked tokens of a step: accumulated batches
+    and ranks together give the gradient of one large batch (stock 4.46 and 5 sum the means of accumulated batches for
+    BERT).
 
     Parameters
     ----------
     model, args, data_collator, train_dataset, eval_dataset, **kwargs
-        As for ``Trainer``. ``data_collator`` is a :class:`~corrmask_fast.DataCollatorForCorrMask`; with ``masker``
-        and ``masking="device"`` it may be a :class:`~corrmask_fast.PaddingCollator`, which names a ``graph_column``.
+        As for ``Trainer``. ``data_collator`` is a :class:`~corrmask_fast.DataCollatorForCorrMask`. With ``masker``
+        and ``masking="device"`` it may be a :class:`~corrmask_fast.PaddingCollator`, which can have a ``graph_column``.
     masker
-        In place of ``data_collator``: the masking strategy. A :class:`~corrmask_fast.MultinomialAttentionMasker` is
-        trained with the model, as a part of it, and saved in its checkpoints (``training.mam_model``).
+        The masking strategy, instead of ``data_collator``. A :class:`~corrmask_fast.MultinomialAttentionMasker` is
+        trained as a part of the model, and saved in its checkpoints (``training.mam_model``).
     masking
-        ``"worker"``: the collator masks, in worker processes where there are some. ``"device"``: the collator pads,
-        and the step masks on the model's device.
+        ``"worker"``: the collator masks, in worker processes if there are any. ``"device"``: the collator pads, and
+        the step masks on the model's device.
     pad_to_multiple_of
-        With ``masker``: round a batch's width up to a multiple of this.
+        With ``masker``: a batch's width is rounded up to a multiple of this.
 
     Notes
     -----
-    Grouping by length is asked for as usual: ``group_by_length`` in transformers 4, ``train_sampling_strategy`` in 5.
-    A model whose ``forward`` takes ``masked_positions`` gets them; one that projects at labels alone (ModernBERT's
-    ``sparse_prediction``) gets the labels. Each pass over a stream has masks of its own.
+    Cells are grouped by length with ``group_by_length`` (transformers 4) or ``train_sampling_strategy`` (5). A model
+    whose ``forward`` takes ``masked_positions`` gets them. A model that projects at the labels alone (ModernBERT with
+    ``sparse_prediction``) gets the labels. Each pass over a stream has its own masks.
 
-    The loss of an evaluation is the mean over its masked genes, whatever the size of its batches, and
-    ``compute_metrics`` gets the labels of the columns that logits are of. Where the masker learns, evaluation is of the
-    model that :meth:`save_model` writes, without the latents' context, and masks all genes alike: by learned weights,
-    losses of one evaluation would not compare with those of the next.
+    The loss of an evaluation is the mean over its masked genes; the batch size does not change it. ``compute_metrics``
+    gets labels of the shape of the logits. If the masker learns, the model that :meth:`save_model` writes is
+    evaluated, without the context of the latents. Then all genes are masked with the same weight: learned weights
+    change, and the losses of two evaluations could not be compared.
 
-    Under several processes an epoch's last step is filled up with that epoch's first cells; ``dataloader_drop_last``
-    leaves the rest out instead.
+    With several processes the last step of an epoch is filled up with the first cells of that epoch. With
+    ``dataloader_drop_last`` the last, incomplete step is left out instead.
 
     Raises
     ------
     InputError
         If collator, masker, model, corpus and arguments do not fit each other.
     """
+
+    resumes_whole = False  # whether a checkpoint must have an optimizer's state: see check_checkpoint
 
     def __init__(
         self,
@@ -107,7 +111,7 @@ class CorrMaskTrainer(transformers.Trainer):
         **kwargs: Any,
     ) -> None:
         if masking not in {"worker", "device"}:
-            raise InputError(f"masking must be 'worker' or 'device'; got {masking!r}")
+            raise InputError(f"masking must be 'worker' or 'device'; got {shown(masking)}")
         if masker is not None and masker.needs_model:
             check_learning(masker, model, masking)
         collator: Any = _the_collator(data_collator, masker, pad_to_multiple_of, masking)
@@ -117,56 +121,40 @@ class CorrMaskTrainer(transformers.Trainer):
             raise InputError("compat='geneformer' masks in the collator; use masking='worker' with it")
         if masking == "worker" and self.masker.has_schedule:
             raise InputError(
-                "the masker's rates go by the step, and workers prepare batches ahead of it; use masking='device'"
+                "the masker's rates depend on the step, and workers prepare batches ahead of it; use masking='device'"
             )
         super().__init__(model, args, collator, train_dataset, eval_dataset, **kwargs)
-        self._check_arguments()
+        check_arguments(self.args, self.compute_loss_func, train_dataset)
         held_out = eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]
         for dataset in (train_dataset, *held_out):
             check_model(self.model, self.masker, dataset)
-        if self.masker.needs_model:  # behind all checks: a model that is refused is left as it was
+        if self.masker.needs_model:  # after all checks: a refused model is left unchanged
             from corrmask_fast.training.mam_model import attach
 
             attach(self.masker, self.model)  # type: ignore[arg-type]
         parameters = parameters_of(self.model)
         self._takes = {name for name in ("masked_positions", "num_items_in_batch") if name in parameters}
-        # A model that projects at the labels alone (ModernBERT's sparse_prediction) has to see them.
+        # A model that projects at the labels alone (ModernBERT's sparse_prediction) needs them.
         self._projects_at_labels = "labels" in parameters and bool(getattr(self.model, "sparse_prediction", False))
         if self.args.label_names is None:
-            self.label_names = ["labels"]  # those of a second task would be waited for
+            self.label_names = ["labels"]  # Trainer would also require the labels of a second task
         self._set_up_collators(collator)
-        # Trainer shall leave accumulated losses as they are: compute_loss divides by what get_batch_samples counted.
+        # Trainer must not divide the losses: compute_loss divides by the count of get_batch_samples.
         self.model_accepts_loss_kwargs = True
         self._callback = CorrMaskCallback(self)
+        self._callback.checked = train_dataset
         if isinstance(collator, DataCollatorForCorrMask):
             self._callback.listeners.append(collator)
         self.add_callback(self._callback)
         if self.accelerator.dispatch_batches is None and self.args.world_size > 1:
-            # Rank 0 would read a stream for all, and cannot join batches of several widths: each reads it for itself.
+            # Otherwise rank 0 reads a stream for all ranks, and cannot join batches of different widths.
             self.accelerator.dataloader_config.dispatch_batches = False
         self._epoch, self._steps_of_pass = 0, 0
-        self._whole_logits = False  # whether an evaluation hands out logits, or their loss alone
-        self._row_sums, self._targets = torch.zeros(0, 2), torch.zeros(0)  # of the batch that was evaluated last
+        self._kept: frozenset[str] | None = None  # names of the columns that a batch keeps
+        self._whole_logits = False  # whether an evaluation returns logits, not the loss alone
+        self._row_sums, self._targets = torch.zeros(0, 2), torch.zeros(0)  # of the last batch of an evaluation
         self._held_out = torch.zeros(2, dtype=torch.float64)  # summed loss and masked genes of an evaluation
-        self._on_device: Any = None  # the masker there; never part of the model, which DDP wraps and broadcasts
-
-    def _check_arguments(self) -> None:
-        """Refuse what would not do what it says."""
-        if self.args.label_smoothing_factor or self.compute_loss_func is not None:
-            raise InputError(
-                "CorrMaskTrainer computes the masked language modelling loss itself; leave out label_smoothing_factor "
-                "and compute_loss_func, or use transformers.Trainer with CorrMaskCallback"
-            )
-        if self.args.n_gpu > 1:
-            raise InputError(
-                f"{self.args.n_gpu} GPUs in one process would train by DataParallel, which splits batches after they "
-                "were counted; start one process a GPU: torchrun --nproc-per-node=auto …, or set CUDA_VISIBLE_DEVICES"
-            )
-
-        if groups_by_length(self.args) and is_stream(self.train_dataset):
-            raise InputError(
-                "a stream cannot be grouped by length; leave out group_by_length, or give a dataset with a length"
-            )
+        self._on_device: Any = None  # the masker there; not in the model (unless it learns): DDP broadcasts buffers
 
     def _set_up_collators(self, collator: Any) -> None:
         """Choose the collators of training and of evaluation."""
@@ -176,19 +164,19 @@ class CorrMaskTrainer(transformers.Trainer):
             self._eval_collator: Any = self.data_collator
             return
         if "masked_positions" in self._takes and not collator.compat:
-            collator = copy.copy(collator)  # it still hears of the epochs of the one that was given
+            collator = copy.copy(collator)  # it shares the epoch with the collator that was given
             collator.return_masked_positions = True
         self.data_collator = collator
         self._eval_collator = collator.frozen(EVALUATION_EPOCH)
 
     def set_epoch(self, epoch: int) -> None:
-        """Hear of the epoch: the callback calls this."""
+        """Set the epoch (called by the callback)."""
         self._epoch, self._steps_of_pass = epoch, 0
 
     # ---------------------------------------------------------------------------------------------------------- data
 
     def _get_train_sampler(self, *args: Any) -> Sampler[int] | None:
-        """Return our samplers for shuffled cells and for cells grouped by length; else what Trainer takes."""
+        """Return our sampler for shuffled or length-grouped cells; for other strategies, Trainer's."""
         dataset = args[0] if args else self.train_dataset
         strategy = getattr(self.args, "train_sampling_strategy", "random")  # transformers 5
         if dataset is None or not hasattr(dataset, "__len__") or strategy not in {"random", "group_by_length"}:
@@ -196,7 +184,7 @@ class CorrMaskTrainer(transformers.Trainer):
         seed = data_seed(self.args)
         if groups_by_length(self.args):
             together = self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-            # Columns that the model does not take, the lengths among them, are gone from the dataset given.
+            # Trainer has removed unused columns from ``dataset``, the lengths among them.
             lengths = cell_lengths(self.train_dataset, self.args.length_column_name or "length")
             sampler: ShuffledSampler = LengthGroupedSampler(lengths, together, seed=seed)
         else:
@@ -206,18 +194,18 @@ class CorrMaskTrainer(transformers.Trainer):
         return sampler
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int] | None:
-        """Return cells in their order, grouped by length or not."""
+        """Return a sampler that keeps the order of the cells, also if training groups them by length."""
         if eval_dataset is None or not hasattr(eval_dataset, "__len__") or self.args.world_size > 1:
             return None
         return SequentialSampler(eval_dataset)
 
     def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the loader of an evaluation: masks are those of one epoch that training never reaches."""
+        """Return the loader of an evaluation, with frozen masks."""
         with self._held_out_masks():
             return super().get_eval_dataloader(*args, **kwargs)
 
     def get_test_dataloader(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the loader of a prediction: with the masks of an evaluation."""
+        """Return the loader of a prediction, with the masks of an evaluation."""
         with self._held_out_masks():
             return super().get_test_dataloader(*args, **kwargs)
 
@@ -230,7 +218,7 @@ class CorrMaskTrainer(transformers.Trainer):
             self.data_collator = training
 
     def _set_signature_columns_if_needed(self) -> None:
-        """Keep the columns that the collator needs, beside those that the model takes."""
+        """Keep the columns that the collator needs, as well as those that the model takes."""
         super()._set_signature_columns_if_needed()
         column = getattr(self.data_collator, "graph_column", None)
         needed = ["attention_mask", "special_tokens_mask", *([] if column is None else [column])]
@@ -240,9 +228,9 @@ class CorrMaskTrainer(transformers.Trainer):
     # ------------------------------------------------------------------------------------------------------ the step
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, *args: Any) -> tuple[list[Any], Any]:
-        """Return a step's batches, masked, and the number of masked tokens in all of them, over all ranks.
+        """Return a step's masked batches, and the number of masked tokens in them, over all ranks.
 
-        Batches at the end of a stream that are too few for a step are left out: Trainer would add them to the next.
+        An incomplete step at the end of a stream is left out: Trainer would add its gradients to the next step.
         """
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, *args)
         if 0 < len(batches) < num_batches and batches_of(self.callback_handler.train_dataloader) is None:
@@ -262,7 +250,7 @@ class CorrMaskTrainer(transformers.Trainer):
         return batches, count
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
-        """Evaluate or predict; the loss is the mean over all masked genes, whatever the size of the batches."""
+        """Evaluate or predict; the loss is the mean over all masked genes, for any batch size."""
         self._held_out = torch.zeros(2, dtype=torch.float64)
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         if f"{metric_key_prefix}_loss" in output.metrics:
@@ -273,14 +261,14 @@ class CorrMaskTrainer(transformers.Trainer):
     def prediction_step(
         self, model: Any, inputs: Any, prediction_loss_only: bool, *args: Any, **kwargs: Any
     ) -> tuple[Any, Any, Any]:
-        """Evaluate a batch, masked as in :data:`EVALUATION_EPOCH`, at the rates with which schedules end.
+        """Evaluate a batch, masked as in :data:`EVALUATION_EPOCH`, at the last rates of schedules.
 
-        Labels are those of the columns that logits are of: all, or the ``masked_positions``.
+        The labels have the shape of the logits: all columns, or the ``masked_positions``.
         """
         inputs, self._whole_logits = self._prepare_input(inputs), not prediction_loss_only
         inputs = self._masked(inputs, EVALUATION_EPOCH, LAST_STEP)
         loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, *args, **kwargs)
-        # Where ranks fill a last batch up with cells that were there before, those are taken off again.
+        # With several ranks a last batch is filled up with cells that were evaluated already; this drops them.
         sums = self.accelerator.gather_for_metrics(self._row_sums)
         self._held_out += sums.cpu().double().sum(0)
         if isinstance(labels, tuple):
@@ -293,9 +281,10 @@ class CorrMaskTrainer(transformers.Trainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Return the cross-entropy summed over the batch's masked tokens, over ``num_items_in_batch``.
+        """Return the summed cross-entropy of the batch's masked tokens, divided by ``num_items_in_batch``.
 
-        Without a count (and in evaluation) over the batch's own masked tokens; 0 where there are none.
+        Without that count, and in evaluation, it is divided by the number of the batch's masked tokens. The loss is 0
+        if there are none.
         """
         labels, training = inputs["labels"], model.training
         count = num_items_in_batch if training and num_items_in_batch is not None else (labels != -100).sum()
@@ -304,9 +293,9 @@ class CorrMaskTrainer(transformers.Trainer):
             outputs = model(**inputs, num_items_in_batch=count)
             loss = outputs["loss"]
         else:
-            shown = self._projects_at_labels and (training or not self._whole_logits)
-            outputs = model(**(inputs if shown else {name: inputs[name] for name in inputs if name != "labels"}))
-            logits = logits_of(outputs, behind_loss=shown)
+            with_labels = self._projects_at_labels and (training or not self._whole_logits)
+            outputs = model(**{name: inputs[name] for name in inputs if with_labels or name != "labels"})
+            logits = logits_of(outputs)
             targets, rows = targets_of(logits, labels, inputs.get("masked_positions"))
             if training:
                 loss = cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=-100, reduction="sum")
@@ -315,21 +304,23 @@ class CorrMaskTrainer(transformers.Trainer):
                 loss = self._row_sums[:, 0].sum()
             loss = loss / count
         if training:
-            loss = loss * self.args.world_size  # DDP takes the mean over ranks; the count is of all of them
+            loss = loss * self.args.world_size  # DDP takes the mean over ranks, and the count is the sum over ranks
         return (loss, outputs) if return_outputs else loss
 
     def _masked(self, batch: dict[str, Any], epoch: int, step: int) -> dict[str, Any]:
-        """Mask a padded batch where it lies; a batch that comes with labels is left as it is."""
-        if self.args.remove_unused_columns:  # of a CorpusDataset too, whose rows Trainer does not look into
-            self._set_signature_columns_if_needed()
-            batch = {name: value for name, value in batch.items() if name in self._signature_columns or name in OURS}
+        """Mask a padded batch on its device; with ``masking="worker"`` it is masked already."""
+        if self.args.remove_unused_columns:  # Trainer removes them from a datasets.Dataset only
+            if self._kept is None:
+                self._set_signature_columns_if_needed()
+                self._kept = OURS.union(self._signature_columns)
+            batch = {name: value for name, value in batch.items() if name in self._kept}
         if self.masking == "worker":
             if "labels" not in batch:
                 raise InputError(f"a batch came without labels (it has {', '.join(batch)}); was the collator replaced?")
             return batch
-        if self._on_device is None:  # one that learns is a part of the model, and there with it
-            twin = self.masker if self.masker.needs_model else copy.deepcopy(self.masker)
-            self._on_device = twin.to(batch["input_ids"].device)
+        if self._on_device is None:  # a masker that learns is a part of the model, on its device
+            own = self.masker if self.masker.needs_model else copy.deepcopy(self.masker)
+            self._on_device = own.to(batch["input_ids"].device)
         more: dict[str, Any] = {"graph_ids": batch.pop("graph_ids")} if "graph_ids" in batch else {}
         learning = self.masker.needs_model and epoch != EVALUATION_EPOCH
         epoch = batch.pop("mask_epoch")[:1] if "mask_epoch" in batch else epoch  # the dataset's own
@@ -341,8 +332,8 @@ class CorrMaskTrainer(transformers.Trainer):
         self._on_device.set_step(step)
         rows = batch["input_ids"], batch["attention_mask"], batch.pop("special_tokens_mask", None)
         if self.masker.needs_model:
-            # What was learned changes from one evaluation to the next: their masks do not go by it. Nor is there a
-            # context in the model that is saved, and it is that one whose loss is wanted.
+            # Learned weights change between evaluations, so evaluation masks do not use them. The saved model has no
+            # context, so evaluation has none.
             more |= {"embeddings": self.model.get_input_embeddings(), "weighted": learning}
             masked, latents = self._on_device.draw(*rows, **more)
             batch |= {"latents": latents} if learning else {}
@@ -355,11 +346,11 @@ class CorrMaskTrainer(transformers.Trainer):
         return batch
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the model; a masker that is a part of it comes beside it, into ``attention_masker.safetensors``."""
+        """Save the model. A masker that is a part of it goes to ``attention_masker.safetensors`` in the same folder."""
         from corrmask_fast.training.mam_model import FILE, attached, taken_off
 
         masker = attached(self.model)
-        checkpoint = _internal_call and output_dir is not None  # and not push_to_hub: training goes on from it
+        checkpoint = _internal_call and output_dir is not None  # to resume from; push_to_hub gives no output_dir
         if masker is None or checkpoint:
             super().save_model(output_dir, _internal_call)
             return
@@ -367,19 +358,31 @@ class CorrMaskTrainer(transformers.Trainer):
             super().save_model(output_dir, _internal_call=True)
         if self.args.should_save:
             masker.save(Path(output_dir or self.args.output_dir) / FILE)
-        if self.args.push_to_hub and not _internal_call:  # when all is there; it saves into args.output_dir as well
+        if self.args.push_to_hub and not _internal_call:  # after all files are written
             self.push_to_hub(commit_message="Model save")
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """Train; a checkpoint of another corpus, graph or seed is refused."""
-        self._callback.resumed_from = resume_from_checkpoint if isinstance(resume_from_checkpoint, str) else None
+        """Train; a checkpoint of another corpus, graph or seed is refused, and one with damaged or unsafe files."""
+        folder = resume_from_checkpoint
+        if folder is True:
+            folder = transformers.trainer_utils.get_last_checkpoint(self.args.output_dir)
+        self._callback.resumed_from = str(folder) if folder else None
+        if folder:
+            if self.train_dataset is not None:
+                RunRecord.of(self.masker, self.train_dataset, self.args).check_folder(folder)
+            check_checkpoint(folder, self.model, whole=self.resumes_whole)
         return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: Any) -> None:
+        """Load them; states of another optimizer, or with damaged values, are refused."""
+        with readable(f"{checkpoint}: optimizer.pt or scheduler.pt", KIND):
+            super()._load_optimizer_and_scheduler(checkpoint)
 
 
 def _the_collator(
     collator: Any, masker: Any, multiple: int | None, masking: str
 ) -> DataCollatorForCorrMask | PaddingCollator:
-    """Return the collator given, or one over the masker given."""
+    """Return the given collator, or a new one with the given masker."""
     pads = isinstance(collator, PaddingCollator) and masker is not None and masking == "device"
     if (collator is None) == (masker is None) and not pads:
         raise InputError("CorrMaskTrainer needs one of masker and data_collator: masker=CorrMasker(graph)")
@@ -393,5 +396,5 @@ def _the_collator(
     if not pads and not isinstance(collator, DataCollatorForCorrMask):
         raise InputError(f"data_collator must be a DataCollatorForCorrMask; got {type(collator).__name__}")
     if multiple is not None:
-        raise InputError("pad_to_multiple_of goes with masker; give it to the data_collator itself")
+        raise InputError("pad_to_multiple_of goes with masker; set it in the data_collator instead")
     return collator
