@@ -216,3 +216,35 @@ def test_a_value_that_is_none_is_refused():
         hide(PANEL, values.numpy(), epoch=0)
     assert hide(PANEL, torch.empty(0, 40), epoch=0).masked.shape == (0, 40)
     assert hide(torch.empty(2, 0, dtype=torch.int64), torch.empty(2, 0), epoch=0).masked.shape == (2, 0)
+
+
+TEN = Vocabulary(("<pad>", "<mask>", *(f"G{i}" for i in range(10))))
+
+
+@pytest.mark.parametrize(
+    ("mask_value", "dtype"),
+    [(-1, torch.uint8), (-129, torch.int8), (2049, torch.float16), (301, torch.bfloat16), (1.5, torch.int64)]
+    + [(1e6, torch.int16), (70_000, torch.float16), (0, torch.bool), (0, torch.complex64)],
+)
+def test_a_mask_value_that_the_dtype_cannot_hold_is_refused(mask_value, dtype):
+    masker = RandomMasker(TEN, mlm_probability=0.4, mask_replace_prob=1.0, random_replace_prob=0.0)
+    values = torch.ones((2, 10)).to(dtype)
+    with pytest.raises(InputError, match="cannot hold the mask value"):
+        ValueReplacement(masker, mask_value)(torch.arange(2, 12), values, epoch=0)
+
+
+def test_odd_arguments_of_value_masking():
+    masker = RandomMasker(TEN, mlm_probability=0.4, mask_replace_prob=1.0, random_replace_prob=0.0)
+    for bad, message in ((float("nan"), "mask_value must be a number"), ("x", "mask_value must be a number")):
+        with pytest.raises(InputError, match=message):
+            ValueReplacement(masker, bad)
+    with pytest.raises(InputError, match="zero_probability must be below 1"):
+        ValueReplacement(masker, 9, nonzero_only=True, zero_probability=1.0)
+    with pytest.raises(InputError, match="a masker chooses the values"):
+        ValueReplacement(None, -1)
+    values = torch.rand((3, 10), requires_grad=True)
+    fixed = torch.zeros((3, 10), dtype=torch.int64)
+    fixed[:, 2:] = 1
+    for hide in (ValueReplacement(masker, -1), ValueReplacement.scfoundation(masker)):
+        out = hide(torch.arange(2, 12), values, epoch=0, special_tokens_mask=fixed)
+        assert not out.masked[:, 2:].any()

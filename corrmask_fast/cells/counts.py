@@ -121,11 +121,11 @@ class Counts:
         """
         begin = 0
         while begin < self.n_cells:
-            end = self._matrix.end_of_chunk(begin) if self._chunk_cells is None else begin + self._chunk_cells
-            end = min(end, self.n_cells)
-            chosen = None if kept is None or kept[begin:end].all() else kept[begin:end]
             with self._store.reading():  # cells left out too: a damaged file is refused, whatever is asked of it
+                end = self._matrix.end_of_chunk(begin) if self._chunk_cells is None else begin + self._chunk_cells
+                end = min(end, self.n_cells)
                 rows, cells = self._matrix.rows(begin, end), np.arange(begin, end)
+            chosen = None if kept is None or kept[begin:end].all() else kept[begin:end]
             if chosen is None:
                 yield cells, rows
             elif chosen.any():

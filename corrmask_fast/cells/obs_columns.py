@@ -61,8 +61,8 @@ def obs_column(name: str, column: Any) -> ObsColumn:
         values = values.astype(np.float64)
     if values.dtype.kind in "fmM":
         missing = np.isnan(values) if values.dtype.kind == "f" else np.isnat(values)
-    elif values.dtype.kind in "US":
-        values = np.array([_text(value) for value in values.tolist()], object)
+    elif values.dtype.kind in "UST":  # T: NumPy's strings of any length
+        values = np.array([_text(value) for value in values.tolist()], object).reshape(values.shape)
     elif values.dtype == object and values.ndim == 1:
         missing = np.fromiter(map(_is_missing, values), np.bool_, values.size)
         values = _typed(name, values, missing)

@@ -6,13 +6,14 @@ values     4.2   0     1.7   …   →    where it would write <mask>, the value
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 import torch
 from torch import nn
 
-from corrmask_fast.errors import InputError, check_number
+from corrmask_fast.errors import InputError, check_number, shown
 from corrmask_fast.masking.batch_checks import check_batch, check_tensor
 from corrmask_fast.masking.draws import draws_of_tensors
 from corrmask_fast.masking.maskers import RandomMasker
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 __all__ = ["MaskedValues", "ValueReplacement"]
 
 
+DTYPES = (
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
+    *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+)  # of values
 VALUES_A_RANGE = 65_536  # at least: a thread takes half a millisecond for them
 
 
@@ -76,15 +81,20 @@ class ValueReplacement(nn.Module):
         self, masker: Masker, mask_value: float, *, nonzero_only: bool = False, zero_probability: float = 0.0
     ) -> None:
         super().__init__()
+        if not isinstance(masker, nn.Module) or not hasattr(masker, "random_replace_prob"):
+            raise InputError(f"a masker chooses the values, such as RandomMasker(vocabulary); got {shown(masker)}")
+        check_number("mask_value", mask_value, -math.inf, math.inf, open_ends=True)
         if masker.random_replace_prob != 0:
             raise InputError(
                 "a masker of values must have random_replace_prob=0, for a random gene is no value; "
                 f"got {masker.random_replace_prob}; make it with mask_replace_prob=1, random_replace_prob=0"
             )
-        check_number("zero_probability", zero_probability, 0, 1)
+        if check_number("zero_probability", zero_probability, 0, 1) == 1:
+            raise InputError("zero_probability must be below 1, for something must stay in view; got 1")
         if zero_probability > 0 and not nonzero_only:
             raise InputError("zero_probability needs nonzero_only=True: else zeros are masked like every value")
         self.masker, self.mask_value, self.nonzero_only = masker, mask_value, nonzero_only
+        self._dtypes = frozenset(dtype for dtype in DTYPES if _holds(dtype, mask_value))
         self.zero_masker = None
         if zero_probability > 0:
             self.zero_masker = RandomMasker(
@@ -158,9 +168,9 @@ class ValueReplacement(nn.Module):
                 "values must be (rows, columns) and gene_ids the same, or (columns,); "
                 f"got {tuple(values.shape)} and {tuple(gene_ids.shape)}"
             )
-        kind = float if values.dtype.is_floating_point else int
-        if values.dtype == torch.bool or kind(self.mask_value) != self.mask_value:
+        if values.dtype not in self._dtypes:
             raise InputError(f"values of {values.dtype} cannot hold the mask value {self.mask_value}; convert them")
+        kind = float if values.dtype.is_floating_point else int
         check_batch(gene_ids.expand_as(values), attention_mask, None, self.masker.seed_bits.device)
         seen = gene_ids != self.masker.vocabulary.pad_token_id if attention_mask is None else attention_mask != 0
         self._check_no_nan(values, seen)
@@ -169,13 +179,14 @@ class ValueReplacement(nn.Module):
             maskable = maskable_columns(self.masker.vocabulary, gene_ids, seen, None)
             draw_ids, epoch = mix(_content(gene_ids, maskable, relative_columns(seen), values) + draws[0]), None
         gene_ids = gene_ids.expand_as(values).contiguous()
-        zero = (values == 0) if self.nonzero_only else None
+        fixed = more.pop("special_tokens_mask", None)
+        zero = _either(values == 0, fixed) if self.nonzero_only else fixed
         draw = {"draw_ids": draw_ids, "epoch": epoch}
         # A protected column is never chosen, and p is the share of the others.
         chosen = self.masker(gene_ids, attention_mask, zero, marks_only=True, **draw, **more)
         masked, hide = chosen.labels != -100, self._hidden(chosen)
         if self.zero_masker is not None:
-            zeros = self.zero_masker(gene_ids, attention_mask, values != 0, marks_only=True, **draw)
+            zeros = self.zero_masker(gene_ids, attention_mask, _either(values != 0, fixed), marks_only=True, **draw)
             masked = masked | (zeros.labels != -100)
             hide = hide | self._hidden(zeros)
         return MaskedValues(values.masked_fill(hide, kind(self.mask_value)), values, masked)
@@ -198,6 +209,18 @@ class ValueReplacement(nn.Module):
         return (chosen.labels != -100) & (chosen.labels != chosen.input_ids)
 
 
+def _either(mask: torch.Tensor, other: torch.Tensor | None) -> torch.Tensor:
+    return mask if other is None else mask | (other != 0)
+
+
+def _holds(dtype: torch.dtype, value: float) -> bool:
+    """Return whether a dtype holds a number as it is, neither rounded nor wrapped around."""
+    try:
+        return torch.tensor(value, dtype=dtype).item() == value and (dtype.is_floating_point or value == int(value))
+    except (RuntimeError, TypeError, OverflowError):
+        return False
+
+
 def _content(
     gene_ids: torch.Tensor, maskable: torch.Tensor, columns: torch.Tensor, values: torch.Tensor
 ) -> torch.Tensor:
@@ -215,7 +238,7 @@ def _content(
     tokens = gene_ids.to(torch.int64).expand(shape).contiguous().numpy()
     may = maskable.expand(shape).contiguous().view(torch.uint8).numpy()
     first = (-columns.expand(shape)[:, 0]).contiguous().numpy()
-    bits = values.to(torch.float32).contiguous().numpy().view(np.uint32)
+    bits = values.detach().to(torch.float32).contiguous().numpy().view(np.uint32)
 
     def work(begin: int, end: int) -> None:
         value_content(begin, end, tokens, may, first, bits, content.numpy().view(np.uint64))

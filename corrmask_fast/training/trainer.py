@@ -7,6 +7,7 @@ Runs with transformers 4.46 to 5. Only names that all of these versions have are
 from __future__ import annotations
 
 import copy
+import math
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -255,7 +256,7 @@ class CorrMaskTrainer(transformers.Trainer):
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         if f"{metric_key_prefix}_loss" in output.metrics:
             total, count = self._held_out.tolist()
-            output.metrics[f"{metric_key_prefix}_loss"] = total / max(count, 1)
+            output.metrics[f"{metric_key_prefix}_loss"] = total / count if count else math.nan
         return output
 
     def prediction_step(
