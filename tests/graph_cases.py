@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from corrmask_fast import Corpus, Vocabulary, build_dependency_graph, reference
-from corrmask_fast.graph import stages as graph_stages
-from corrmask_fast.graph.products import Cut, Rates
+from corrmask_fast.graph.build import stages_cpu as graph_stages
+from corrmask_fast.graph.build.products import Cut, Rates
 from corrmask_fast.progress import progress_bar
 
 A, B, C, D, E = range(2, 7)

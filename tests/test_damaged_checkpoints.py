@@ -12,9 +12,9 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from corrmask_fast import InputError, build_dependency_graph
-from corrmask_fast.graph import building
-from corrmask_fast.graph.checkpoint import Checkpoint
-from corrmask_fast.graph.memory import Portions
+from corrmask_fast.graph.build import building
+from corrmask_fast.graph.build.checkpoint import Checkpoint
+from corrmask_fast.graph.build.memory import Portions
 from corrmask_fast.tensor_files import METADATA, canonical, hash_tensors
 
 PARAMETERS = {"rho_min": 0.05, "min_cooccurrence": 5, "min_presence": 5, "n_neighbors": 4, "progress": False}
@@ -142,8 +142,8 @@ def test_parts_of_another_build_are_not_used(states, tmp_path, monkeypatch, part
 
 def test_sums_that_no_pass_saves_are_added_up_again(states, tmp_path):
     checkpoint = Checkpoint(tmp_path)
-    from corrmask_fast.graph.streaming import StreamedStages
-    from corrmask_fast.graph.work import Work
+    from corrmask_fast.graph.build.stages_streamed import StreamedStages
+    from corrmask_fast.graph.build.work import Work
 
     _, corpora, _ = states
     stages = StreamedStages(corpora[0], Work(checkpoint=checkpoint), Portions(64, 1_000_000))

@@ -30,9 +30,10 @@ from hypothesis import strategies as st
 
 from corrmask_fast import Corpus, InputError, build_dependency_graph, reference, set_num_threads
 from corrmask_fast.cells.corpus import Segment
-from corrmask_fast.graph import building, stages
-from corrmask_fast.graph.products import DENSE, PANEL, SCATTER, Operands, StrongestPartners, plan_product, select
-from corrmask_fast.graph.stages import GeneColumns
+from corrmask_fast.graph.build import building
+from corrmask_fast.graph.build import stages_cpu as stages
+from corrmask_fast.graph.build.products import DENSE, PANEL, SCATTER, Operands, StrongestPartners, plan_product, select
+from corrmask_fast.graph.build.stages_cpu import GeneColumns
 
 METHODS = dict(zip(CUTS.values(), ({SCATTER}, {PANEL}, {DENSE}, {SCATTER, PANEL, DENSE}), strict=True))
 

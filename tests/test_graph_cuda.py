@@ -10,9 +10,9 @@ import torch
 from graph_cases import BASE, ODD_CELLS, QUIET, A, B, C, D, E, assert_equal_stages, corpus_of, every_stage, on_host
 
 from corrmask_fast import Corpus, InputError, Vocabulary, build_dependency_graph
-from corrmask_fast.graph import building, memory, stages_cuda
-from corrmask_fast.graph import stages as graph_stages
-from corrmask_fast.graph.stages import GeneColumns
+from corrmask_fast.graph.build import building, memory, stages_cuda
+from corrmask_fast.graph.build import stages_cpu as graph_stages
+from corrmask_fast.graph.build.stages_cpu import GeneColumns
 
 FORWARD, REVERSE, RANDOM = range(3)
 

@@ -16,10 +16,11 @@ import torch
 from graph_cases import BASE, A, B, C, assert_equal_stages, corpus_of, every_stage
 
 from corrmask_fast import InputError, MissingExtraError, build_dependency_graph
-from corrmask_fast.graph import building, memory, stages, stages_cuda
-from corrmask_fast.graph import device as graph_device
-from corrmask_fast.graph import work as graph_work
-from corrmask_fast.graph.distributed import Team
+from corrmask_fast.graph.build import building, memory, stages_cuda
+from corrmask_fast.graph.build import cuda_device as graph_device
+from corrmask_fast.graph.build import stages_cpu as stages
+from corrmask_fast.graph.build import work as graph_work
+from corrmask_fast.graph.build.distributed import Team
 
 
 @pytest.fixture(name="pretend")
@@ -116,8 +117,8 @@ def test_auto_does_not_wait_for_torch_where_cupy_is_not_installed():
     code = (
         "import sys, importlib.util as u; find = u.find_spec\n"
         "u.find_spec = lambda name, *rest: None if name == 'cupy' else find(name, *rest)\n"
-        "from corrmask_fast.graph.building import _stages\n"
-        "assert _stages('auto').__name__ == _stages('cpu').__name__ == 'corrmask_fast.graph.stages'\n"
+        "from corrmask_fast.graph.build.building import _stages\n"
+        "assert _stages('auto').__name__ == _stages('cpu').__name__ == 'corrmask_fast.graph.build.stages_cpu'\n"
         "assert 'torch' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -17,9 +17,9 @@ import torch.distributed as dist
 from graph_cases import free_port
 
 from corrmask_fast import build_dependency_graph, write_corpus
-from corrmask_fast.graph import memory as graph_memory
-from corrmask_fast.graph.device import warn_of_idle_devices
-from corrmask_fast.graph.distributed import ProcessGroup, Team
+from corrmask_fast.graph.build import memory as graph_memory
+from corrmask_fast.graph.build.cuda_device import warn_of_idle_devices
+from corrmask_fast.graph.build.distributed import ProcessGroup, Team
 
 PARAMETERS = {"rho_min": 0.05, "min_cooccurrence": 5, "min_presence": 5, "n_neighbors": 4, "progress": False}
 
@@ -27,12 +27,12 @@ RANK = """
     import json, os, sys
     import torch, torch.distributed as dist
     from corrmask_fast import build_dependency_graph
-    from corrmask_fast.graph import building as graph_building
-    from corrmask_fast.graph import device as graph_device
-    from corrmask_fast.graph import memory as graph_memory
-    from corrmask_fast.graph import stages as graph_stages
+    from corrmask_fast.graph.build import building as graph_building
+    from corrmask_fast.graph.build import cuda_device as graph_device
+    from corrmask_fast.graph.build import memory as graph_memory
+    from corrmask_fast.graph.build import stages_cpu as graph_stages
     from corrmask_fast import read_corpus
-    from corrmask_fast.graph import stages_cuda as graph_stages_cuda
+    from corrmask_fast.graph.build import stages_cuda as graph_stages_cuda
 
     folder, cuda_host = sys.argv[1:3]
     parameters = json.load(open(folder + "/parameters.json"))

@@ -9,9 +9,10 @@ import pytest
 from graph_cases import QUIET, cells_of, dense_values, stages_of
 from scipy.stats import spearmanr
 
-from corrmask_fast.graph import memory, stages
-from corrmask_fast.graph.products import Cut, Rates
-from corrmask_fast.graph.stages import GeneColumns
+from corrmask_fast.graph.build import memory
+from corrmask_fast.graph.build import stages_cpu as stages
+from corrmask_fast.graph.build.products import Cut, Rates
+from corrmask_fast.graph.build.stages_cpu import GeneColumns
 
 
 def test_columns_of_many_cells(make_corpus):

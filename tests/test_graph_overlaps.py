@@ -9,8 +9,8 @@ import pytest
 from graph_cases import QUIET
 from llvmlite.binding import llvm_version_info
 
-from corrmask_fast.graph import stages
-from corrmask_fast.graph.stages import GeneColumns, Pairs
+from corrmask_fast.graph.build import stages_cpu as stages
+from corrmask_fast.graph.build.stages_cpu import GeneColumns, Pairs
 from corrmask_fast.kernels import overlap as overlap_kernel
 
 

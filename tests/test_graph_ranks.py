@@ -12,8 +12,8 @@ import textwrap
 from graph_cases import free_port
 
 from corrmask_fast import build_dependency_graph, write_corpus
-from corrmask_fast.graph import building
-from corrmask_fast.graph.memory import Portions
+from corrmask_fast.graph.build import building
+from corrmask_fast.graph.build.memory import Portions
 
 PARAMETERS = {"rho_min": 0.05, "min_cooccurrence": 5, "min_presence": 5, "n_neighbors": 4, "progress": False}
 
@@ -23,7 +23,7 @@ RANK = """
     import json, os, signal, sys, time
     import numpy as np
     from corrmask_fast import InputError, build_dependency_graph, read_corpus
-    from corrmask_fast.graph import building, distributed, memory
+    from corrmask_fast.graph.build import building, distributed, memory
 
     folder, rank = sys.argv[1], int(os.environ["RANK"])
     parameters = json.load(open(folder + "/parameters.json"))

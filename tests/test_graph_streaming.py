@@ -27,14 +27,14 @@ from corrmask_fast import (
     set_num_threads,
 )
 from corrmask_fast.cells.corpus_io import CorpusWriter
-from corrmask_fast.graph import building as graph_building
-from corrmask_fast.graph import memory as graph_memory
-from corrmask_fast.graph import stages as graph_stages
-from corrmask_fast.graph.distributed import Team
-from corrmask_fast.graph.memory import Need, Portions
-from corrmask_fast.graph.products import Cut, plan_product
-from corrmask_fast.graph.streaming import StreamedStages
-from corrmask_fast.graph.work import Work
+from corrmask_fast.graph.build import building as graph_building
+from corrmask_fast.graph.build import memory as graph_memory
+from corrmask_fast.graph.build import stages_cpu as graph_stages
+from corrmask_fast.graph.build.distributed import Team
+from corrmask_fast.graph.build.memory import Need, Portions
+from corrmask_fast.graph.build.products import Cut, plan_product
+from corrmask_fast.graph.build.stages_streamed import StreamedStages
+from corrmask_fast.graph.build.work import Work
 from corrmask_fast.kernels.wide import fold, to_floats
 from corrmask_fast.progress import progress_bar
 

@@ -17,14 +17,14 @@ from graph_cases import free_port
 from safetensors.numpy import load_file
 
 from corrmask_fast import Corpus, InputError, build_dependency_graph, write_corpus
-from corrmask_fast.graph import building as graph_building
-from corrmask_fast.graph import checkpoint as graph_checkpoint
-from corrmask_fast.graph import stages as graph_stages
-from corrmask_fast.graph import streaming as graph_streaming
-from corrmask_fast.graph import work as graph_work
-from corrmask_fast.graph.distributed import Team
-from corrmask_fast.graph.memory import Portions
-from corrmask_fast.graph.products import Cut, Rates, StrongestPartners
+from corrmask_fast.graph.build import building as graph_building
+from corrmask_fast.graph.build import checkpoint as graph_checkpoint
+from corrmask_fast.graph.build import stages_cpu as graph_stages
+from corrmask_fast.graph.build import stages_streamed as graph_streaming
+from corrmask_fast.graph.build import work as graph_work
+from corrmask_fast.graph.build.distributed import Team
+from corrmask_fast.graph.build.memory import Portions
+from corrmask_fast.graph.build.products import Cut, Rates, StrongestPartners
 
 PARAMETERS = {"rho_min": 0.05, "min_cooccurrence": 5, "min_presence": 5, "n_neighbors": 4, "progress": False}
 
@@ -32,14 +32,14 @@ PARAMETERS = {"rho_min": 0.05, "min_cooccurrence": 5, "min_presence": 5, "n_neig
 PRELUDE = """
     import os, signal, sys, json, time
     from corrmask_fast import read_corpus, build_dependency_graph, InputError, set_num_threads
-    from corrmask_fast.graph import building as graph_building
-    from corrmask_fast.graph import checkpoint as graph_checkpoint
-    from corrmask_fast.graph import distributed as graph_distributed
-    from corrmask_fast.graph import memory as graph_memory
-    from corrmask_fast.graph import stages as graph_stages
-    from corrmask_fast.graph import streaming as graph_streaming
-    from corrmask_fast.graph import work as graph_work
-    from corrmask_fast.graph.products import Cut
+    from corrmask_fast.graph.build import building as graph_building
+    from corrmask_fast.graph.build import checkpoint as graph_checkpoint
+    from corrmask_fast.graph.build import distributed as graph_distributed
+    from corrmask_fast.graph.build import memory as graph_memory
+    from corrmask_fast.graph.build import stages_cpu as graph_stages
+    from corrmask_fast.graph.build import stages_streamed as graph_streaming
+    from corrmask_fast.graph.build import work as graph_work
+    from corrmask_fast.graph.build.products import Cut
     set_num_threads(1)
     graph_stages.Cut = lambda: Cut(tile_genes=5)
     graph_stages.LEAST_WORK = 2000

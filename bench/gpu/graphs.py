@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from corrmask_fast import build_dependency_graph
-from corrmask_fast.graph import building
+from corrmask_fast.graph.build import building
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

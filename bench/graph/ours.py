@@ -16,9 +16,10 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from corrmask_fast import Corpus, DependencyGraph, build_dependency_graph, read_corpus, reference, set_num_threads
-from corrmask_fast.graph import building, stages
-from corrmask_fast.graph.memory import Portions
-from corrmask_fast.graph.products import DENSE, PANEL, SCATTER, Cut, Operands, Rates, plan_product
+from corrmask_fast.graph.build import building
+from corrmask_fast.graph.build import stages_cpu as stages
+from corrmask_fast.graph.build.memory import Portions
+from corrmask_fast.graph.build.products import DENSE, PANEL, SCATTER, Cut, Operands, Rates, plan_product
 from graph import overlaps, shapes
 from graph.peers import peak_gib
 from graph.stages import QUIET

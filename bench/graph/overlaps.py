@@ -14,7 +14,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from corrmask_fast import set_num_threads
-from corrmask_fast.graph import stages
+from corrmask_fast.graph.build import stages_cpu as stages
 from corrmask_fast.threads import one_blas_thread
 from graph import shapes
 from graph.stages import QUIET, rank_genes, read_columns
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from corrmask_fast import Corpus
-    from corrmask_fast.graph.stages import GeneColumns, Pairs
+    from corrmask_fast.graph.build.stages_cpu import GeneColumns, Pairs
 
 N_NEIGHBORS, RHO_MIN = 50, 0.2  # the defaults of build_dependency_graph
 WEAKEST = 0.05

@@ -13,7 +13,7 @@ from corrmask_fast import Corpus, read_corpus, write_corpus
 from graph.peers import MOST_CHECKED
 
 if TYPE_CHECKING:
-    from corrmask_fast.graph.stages import GeneColumns, Ranks
+    from corrmask_fast.graph.build.stages_cpu import GeneColumns, Ranks
 
 MIN_PRESENCE = 50  # the default of build_dependency_graph
 

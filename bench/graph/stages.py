@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from corrmask_fast.graph import stages
-from corrmask_fast.graph.stages import rank_genes
+from corrmask_fast.graph.build import stages_cpu as stages
+from corrmask_fast.graph.build.stages_cpu import rank_genes
 from corrmask_fast.progress import progress_bar
 
 if TYPE_CHECKING:
     from corrmask_fast import Corpus
-    from corrmask_fast.graph.stages import GeneColumns
+    from corrmask_fast.graph.build.stages_cpu import GeneColumns
 
 __all__ = ["QUIET", "rank_genes", "read_columns"]
 

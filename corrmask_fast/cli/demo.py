@@ -249,7 +249,7 @@ def _tokenize(journal: Journal, path: Path, vocabulary: Vocabulary, medians: Any
 def _build_graph(journal: Journal, corpus: Corpus, modules: np.ndarray | None) -> DependencyGraph:
     """Build and save the graph, with thresholds that few cells can still meet; say what it found."""
     from corrmask_fast.cli.graph import partner_table, summary_table
-    from corrmask_fast.graph.building import build_dependency_graph
+    from corrmask_fast.graph.build.building import build_dependency_graph
     from corrmask_fast.graph.genesets import ribosomal_genes, set_cohesion
 
     with journal.step("Build the dependency graph"):

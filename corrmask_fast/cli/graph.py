@@ -129,8 +129,8 @@ def _cells(text: str) -> int | None:
 
 
 def _graph_build(arguments: argparse.Namespace) -> None:
-    from corrmask_fast.graph.building import build_dependency_graph
-    from corrmask_fast.graph.distributed import ProcessGroup
+    from corrmask_fast.graph.build.building import build_dependency_graph
+    from corrmask_fast.graph.build.distributed import ProcessGroup
 
     parameters = {name: getattr(arguments, name) for name in BUILD_OPTIONS}
     if arguments.by is not None:
@@ -146,7 +146,7 @@ def _graph_build(arguments: argparse.Namespace) -> None:
 
 
 def _build_by(arguments: argparse.Namespace, parameters: dict[str, Any]) -> None:
-    from corrmask_fast.graph.distributed import ProcessGroup
+    from corrmask_fast.graph.build.distributed import ProcessGroup
     from corrmask_fast.graph.groups import check_graph_folder, iter_graphs_by, save_graphs
 
     if arguments.checkpoint is not None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from corrmask_fast.errors import InputError, check_integer
 from corrmask_fast.files import check_output_folder
-from corrmask_fast.graph.building import build_dependency_graph
+from corrmask_fast.graph.build.building import build_dependency_graph
 from corrmask_fast.tables import write_csv
 
 if TYPE_CHECKING:

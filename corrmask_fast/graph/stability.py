@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from corrmask_fast.errors import InputError, check_integer, check_number, check_seed
-from corrmask_fast.graph.building import GraphParameters, build_dependency_graph
+from corrmask_fast.graph.build.building import GraphParameters, build_dependency_graph
 from corrmask_fast.graph.dependency_graph import DependencyGraph, graph_of_pairs
 from corrmask_fast.graph.export import NAMES, edge_rows
 from corrmask_fast.tables import align, write_csv

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from corrmask_fast.cuda import kernel_source
-from corrmask_fast.graph import stages_cuda
-from corrmask_fast.graph.device import GraphDevice
+from corrmask_fast.graph.build import stages_cuda
+from corrmask_fast.graph.build.cuda_device import GraphDevice
 
 
 class EmulatedDevice(GraphDevice):

@@ -20,17 +20,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from corrmask_fast.errors import InputError
-from corrmask_fast.graph.device import GraphDevice, as_tensor, memory_errors_named
-from corrmask_fast.graph.products import StrongestPartners
-from corrmask_fast.graph.stages import GeneColumns, Overlaps, Pairs, Ranks, Sample, overlap_tasks, read_sample
-from corrmask_fast.graph.work import Work
+from corrmask_fast.graph.build.cuda_device import GraphDevice, as_tensor, memory_errors_named
+from corrmask_fast.graph.build.products import StrongestPartners
+from corrmask_fast.graph.build.stages_cpu import GeneColumns, Overlaps, Pairs, Ranks, Sample, overlap_tasks, read_sample
+from corrmask_fast.graph.build.work import Work
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     import torch
 
-    from corrmask_fast.graph.stages import Bar
+    from corrmask_fast.graph.build.stages_cpu import Bar
 
 __all__ = ["correlate_pairs", "make_columns", "rank_genes", "read_sample", "strongest_pairs"]
 

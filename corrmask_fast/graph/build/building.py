@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from corrmask_fast.errors import InputError, check_integer, check_number, check_seed
-from corrmask_fast.graph.checkpoint import Checkpoint, fingerprint_corpus
+from corrmask_fast.graph.build.checkpoint import Checkpoint, fingerprint_corpus
+from corrmask_fast.graph.build.distributed import current_team
+from corrmask_fast.graph.build.memory import MOST_CELLS, MOST_CELLS_OF_64_BITS, RHO_ERROR, check_memory, find_portions
+from corrmask_fast.graph.build.work import Work
 from corrmask_fast.graph.dependency_graph import DependencyGraph, graph_of_pairs
-from corrmask_fast.graph.distributed import current_team
-from corrmask_fast.graph.memory import MOST_CELLS, MOST_CELLS_OF_64_BITS, RHO_ERROR, check_memory, find_portions
-from corrmask_fast.graph.work import Work
 from corrmask_fast.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
     from corrmask_fast.cells.corpus import Corpus
     from corrmask_fast.cells.vocabulary import Vocabulary
-    from corrmask_fast.graph.distributed import Team
-    from corrmask_fast.graph.memory import Portions
-    from corrmask_fast.graph.stages import Bar, GeneColumns, Pairs, Sample
+    from corrmask_fast.graph.build.distributed import Team
+    from corrmask_fast.graph.build.memory import Portions
+    from corrmask_fast.graph.build.stages_cpu import Bar, GeneColumns, Pairs, Sample
 
 __all__ = ["build_dependency_graph"]
 
@@ -229,7 +229,7 @@ def _agree_on_device(team: Team, stages: ModuleType) -> None:
         "give every rank device='cpu', or device='cuda' where each has a GPU and CuPy",
     )
     if stages.KIND == "cuda":
-        from corrmask_fast.graph.device import warn_of_idle_devices
+        from corrmask_fast.graph.build.cuda_device import warn_of_idle_devices
 
         warn_of_idle_devices(team, stages.open_device())
 
@@ -254,17 +254,17 @@ def _begin_work(
 
 def _stages(device: str) -> ModuleType:
     """Return the module whose functions are the stages, for a device."""
-    from corrmask_fast.graph.device import can_use_cuda, check_cuda
+    from corrmask_fast.graph.build.cuda_device import can_use_cuda, check_cuda
 
     if device not in {"auto", "cpu", "cuda"}:
         raise InputError(f"device must be 'auto', 'cpu' or 'cuda'; got {device!r}")
     if device == "cuda":
         check_cuda()
     if device == "cuda" or (device == "auto" and can_use_cuda()):
-        from corrmask_fast.graph import stages_cuda
+        from corrmask_fast.graph.build import stages_cuda
 
         return stages_cuda
-    from corrmask_fast.graph import stages
+    from corrmask_fast.graph.build import stages_cpu as stages
 
     return stages
 
@@ -281,7 +281,7 @@ def _streamed(corpus: Corpus, work: Work, portions: Portions, device: str) -> An
             "device='cuda' holds all sampled cells in memory, and these do not fit; lower n_cells, raise memory_limit, "
             "or use device='cpu', which reads them in chunks"
         )
-    from corrmask_fast.graph.streaming import StreamedStages
+    from corrmask_fast.graph.build.stages_streamed import StreamedStages
 
     return StreamedStages(corpus, work, portions)
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from corrmask_fast.cells.corpus import Corpus
-    from corrmask_fast.graph.distributed import Team
+    from corrmask_fast.graph.build.distributed import Team
 
 MOST_CELLS = 2**31 - 1  # ranks are kept in 32 bits
 MOST_CELLS_OF_64_BITS = 1_905_000  # 4/3 · cells³ < 2**63: every sum of ranks fits int64

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from corrmask_fast.cells.corpus import rows_between
-from corrmask_fast.graph.checkpoint import Expected, check_arrays
-from corrmask_fast.graph.products import RHO_RANGE, Cut, Operands, StrongestPartners, plan_product, run_tasks
-from corrmask_fast.graph.work import Work
+from corrmask_fast.graph.build.checkpoint import Expected, check_arrays
+from corrmask_fast.graph.build.products import RHO_RANGE, Cut, Operands, StrongestPartners, plan_product, run_tasks
+from corrmask_fast.graph.build.work import Work
 from corrmask_fast.kernels.overlap import correlate_overlaps
 from corrmask_fast.kernels.ranks import count_genes, fill_columns, rank_columns
 from corrmask_fast.threads import map_tasks, run_ranges

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from corrmask_fast.cells.corpus import Corpus
-    from corrmask_fast.graph.stages import Bar
+    from corrmask_fast.graph.build.stages_cpu import Bar
 
 FORMAT, VERSION = "corrmask-fast checkpoint of a graph", 3
 SUFFIX = ".safetensors"

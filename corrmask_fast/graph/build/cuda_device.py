@@ -1,6 +1,6 @@
 """The GPU that builds a graph: memory and sums are torch's, kernels are those of ``kernels/*.cu``.
 
-All that :mod:`corrmask_fast.graph.stages_cuda` asks of a device goes through :class:`GraphDevice`; tests put the
+All that :mod:`corrmask_fast.graph.build.stages_cuda` asks of a device goes through :class:`GraphDevice`; tests put the
 emulated kernels, on tensors in host memory, in its place.
 """
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from corrmask_fast.graph.distributed import Team
+    from corrmask_fast.graph.build.distributed import Team
 
 __all__ = ["GraphDevice", "can_use_cuda", "check_cuda", "warn_of_idle_devices"]
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from corrmask_fast.graph.checkpoint import Expected, check_arrays
+from corrmask_fast.graph.build.checkpoint import Expected, check_arrays
 from corrmask_fast.kernels.correlation import (
     add_exact,
     keep_strongest,
@@ -39,7 +39,7 @@ from corrmask_fast.threads import map_tasks, one_blas_thread, run_ranges
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from corrmask_fast.graph.stages import GeneColumns, Ranks
+    from corrmask_fast.graph.build.stages_cpu import GeneColumns, Ranks
 
     Found = tuple[np.ndarray, np.ndarray, np.ndarray]  # u, v, rho of pairs
 

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from corrmask_fast.errors import InputError
-from corrmask_fast.graph.checkpoint import Checkpoint, Expected, check_arrays
-from corrmask_fast.graph.distributed import Team
+from corrmask_fast.graph.build.checkpoint import Checkpoint, Expected, check_arrays
+from corrmask_fast.graph.build.distributed import Team
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

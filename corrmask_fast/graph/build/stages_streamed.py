@@ -27,10 +27,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from corrmask_fast.errors import InputError
-from corrmask_fast.graph import stages
-from corrmask_fast.graph.checkpoint import Expected, check_arrays
-from corrmask_fast.graph.products import Operands, StrongestPartners, plan_product, select
-from corrmask_fast.graph.stages import CHUNK_CELLS, Overlaps, Pairs, Ranks
+from corrmask_fast.graph.build import stages_cpu as stages
+from corrmask_fast.graph.build.checkpoint import Expected, check_arrays
+from corrmask_fast.graph.build.products import Operands, StrongestPartners, plan_product, select
+from corrmask_fast.graph.build.stages_cpu import CHUNK_CELLS, Overlaps, Pairs, Ranks
 from corrmask_fast.kernels.streaming import (
     add_rank_products,
     count_levels,
@@ -47,10 +47,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from corrmask_fast.cells.corpus import Corpus
-    from corrmask_fast.graph.memory import Portions
-    from corrmask_fast.graph.products import ProductPlan, Task
-    from corrmask_fast.graph.stages import Bar, GeneColumns
-    from corrmask_fast.graph.work import Work
+    from corrmask_fast.graph.build.memory import Portions
+    from corrmask_fast.graph.build.products import ProductPlan, Task
+    from corrmask_fast.graph.build.stages_cpu import Bar, GeneColumns
+    from corrmask_fast.graph.build.work import Work
 
     Sums = list[tuple[np.ndarray, np.ndarray | None]]  # low and high words, of each task of a band
 
