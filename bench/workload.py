@@ -28,6 +28,7 @@ MAKERS = (
         "cells/medians",
         "graph/build/building",
         "graph/build/stages_cpu",
+        "graph/build/overlaps",
         "graph/build/products",
         "graph/dependency_graph",
     ),

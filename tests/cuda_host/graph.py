@@ -88,9 +88,9 @@ def changed(source, *replacements):
 
 @contextmanager
 def in_place(device, **constants):
-    """Let the stages run on ``device``, with other constants of their module."""
+    """Let the stages run on ``device``, with other constants of their module; yield their class."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages_cuda, "open_device", lambda: device)
+        patch.setattr(stages_cuda, "GraphDevice", lambda: device)
         for name, value in constants.items():
             patch.setattr(stages_cuda, name, value)
-        yield stages_cuda
+        yield stages_cuda.CudaStages

@@ -10,27 +10,26 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from corrmask_fast.errors import InputError, check_integer, check_number, check_seed
-from corrmask_fast.graph.build.checkpoint import Checkpoint, fingerprint_corpus
+from corrmask_fast.graph.build.checkpoint import Checkpoint, fingerprint_cells
 from corrmask_fast.graph.build.distributed import current_team
-from corrmask_fast.graph.build.memory import MOST_CELLS, MOST_CELLS_OF_64_BITS, RHO_ERROR, check_memory, find_portions
+from corrmask_fast.graph.build.memory import MAX_CELLS, MAX_CELLS_OF_64_BITS, check_memory, plan_chunks
+from corrmask_fast.graph.build.records import Cells
 from corrmask_fast.graph.build.work import Work
 from corrmask_fast.graph.dependency_graph import DependencyGraph, graph_of_pairs
 from corrmask_fast.progress import progress_bar
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
-    from types import ModuleType
 
     from corrmask_fast.cells.corpus import Corpus
     from corrmask_fast.cells.vocabulary import Vocabulary
     from corrmask_fast.graph.build.distributed import Team
-    from corrmask_fast.graph.build.memory import Portions
-    from corrmask_fast.graph.build.stages_cpu import Bar, GeneColumns, Pairs, Sample
+    from corrmask_fast.graph.build.records import GeneColumns, Pairs, Sample, Stages
+    from corrmask_fast.progress import Bar
 
 __all__ = ["build_dependency_graph"]
 
-LONGEST_CELL = 65_535  # levels are kept in 16 bits
+MAX_LENGTH = 65_535  # levels are kept in 16 bits
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class GraphParameters:
         """Return parameters of which each is in its range, or raise InputError."""
         return cls(
             n_cells=None if given["n_cells"] is None else check_integer("n_cells", given["n_cells"], 1),
-            max_length=check_integer("max_length", given["max_length"], 1, LONGEST_CELL),
+            max_length=check_integer("max_length", given["max_length"], 1, MAX_LENGTH),
             n_neighbors=check_integer("n_neighbors", given["n_neighbors"], 1),
             rho_min=check_number("rho_min", given["rho_min"], 0, 1),
             min_cooccurrence=check_integer("min_cooccurrence", given["min_cooccurrence"], 0),
@@ -60,20 +59,21 @@ class GraphParameters:
             seed=check_seed(given["seed"]),
         )
 
-    def rows(self, corpus: Corpus) -> Sequence[int] | np.ndarray:
-        """Return the indices of the cells sampled from a corpus, ascending; InputError if they can give no graph."""
+    def sample(self, corpus: Corpus) -> Cells:
+        """Return the cells sampled from a corpus; InputError if they can give no graph."""
         if corpus.n_cells == 0:
             raise InputError("the corpus has no cells, and a graph needs some; check the file that it was read from")
         n_cells = corpus.n_cells if self.n_cells is None else min(self.n_cells, corpus.n_cells)
-        if n_cells > MOST_CELLS:
-            raise InputError(f"a graph is built from at most {MOST_CELLS} cells; got {n_cells}; lower n_cells")
+        if n_cells > MAX_CELLS:
+            raise InputError(f"a graph is built from at most {MAX_CELLS} cells; got {n_cells}; lower n_cells")
         for name in ("min_cooccurrence", "min_presence"):
             if getattr(self, name) > n_cells:
                 raise InputError(
                     f"{name} must be at most the number of cells that the graph is built from, here {n_cells}; "
                     f"got {getattr(self, name)}; lower it, or bring more cells"
                 )
-        return range(n_cells) if n_cells == corpus.n_cells else corpus.sample_rows(n_cells, self.seed)
+        rows = range(n_cells) if n_cells == corpus.n_cells else corpus.sample_rows(n_cells, self.seed)
+        return Cells(corpus, rows, self.max_length)
 
 
 def build_dependency_graph(
@@ -184,24 +184,23 @@ def build_dependency_graph(
             seed=seed,
         )
         limit = check_memory(memory_limit)
-        stages = _stages(device)
-        rows = parameters.rows(corpus)
-        _agree_on_device(team, stages)
-        bar = partial(progress_bar, shown=progress and team.rank == 0)
-        work = _begin_work(team, checkpoint, corpus, rows, parameters, bar)
-        portions = find_portions(corpus, rows, parameters.max_length, limit, team)
-        if portions is not None:
-            stages = _streamed(corpus, work, portions, device)
+        kind = _kind_of_device(device)
+        cells = parameters.sample(corpus)
+        _agree_on_device(team, kind)
+        work = _begin_work(
+            team, checkpoint, cells, parameters, partial(progress_bar, shown=progress and team.rank == 0)
+        )
+        stages = _choose_stages(kind, cells, limit, work, asked_for_cuda=device == "cuda")
 
-        sample = stages.read_sample(corpus, rows, parameters.max_length, bar)
+        sample = stages.read_sample(cells)
         corpus.tell_repeats()
         work.confirm(sample.presence.sum(axis=0), sample.value_sum)
-        columns = stages.make_columns(sample, _kept_genes(sample, corpus.vocabulary, parameters), parameters.max_length)
+        columns = stages.make_columns(sample, _kept_genes(sample, corpus.vocabulary, parameters))
         del sample  # its tokens are not needed again
         ranks = stages.rank_genes(columns)
-        pairs = stages.strongest_pairs(columns, ranks, parameters.n_neighbors, parameters.rho_min, bar, work=work)
+        pairs = stages.strongest_pairs(columns, ranks, parameters.n_neighbors, parameters.rho_min)
         del ranks
-        overlap, rho = stages.correlate_pairs(columns, pairs, parameters.min_cooccurrence, bar, work=work)
+        overlap, rho = stages.correlate_pairs(columns, pairs, parameters.min_cooccurrence)
     kept = overlap >= parameters.min_cooccurrence
     if not kept.any() and team.rank == 0:
         warnings.warn(_why_empty(columns, pairs, overlap, parameters), UserWarning, stacklevel=2)
@@ -214,76 +213,71 @@ def build_dependency_graph(
             **asdict(parameters),
             "n_cells_used": columns.n_cells,
             "n_genes_used": columns.genes.size,
-            **({"rho_error": RHO_ERROR} if portions is not None and portions.wide else {}),
+            **({} if stages.rho_error is None else {"rho_error": stages.rho_error}),
         },
         pairs.rho[kept],
     )
 
 
-def _agree_on_device(team: Team, stages: ModuleType) -> None:
-    """Make sure that all ranks build on the same kind of device; warn if several take one GPU and leave others idle."""
-    if team.size == 1:
-        return
-    team.agree(
-        {"the kind of device": stages.KIND},
-        "give every rank device='cpu', or device='cuda' where each has a GPU and CuPy",
-    )
-    if stages.KIND == "cuda":
-        from corrmask_fast.graph.build.cuda_device import warn_of_idle_devices
-
-        warn_of_idle_devices(team, stages.open_device())
-
-
-def _begin_work(
-    team: Team,
-    checkpoint: str | os.PathLike[str] | None,
-    corpus: Corpus,
-    rows: Sequence[int] | np.ndarray,
-    parameters: GraphParameters,
-    bar: Bar,
-) -> Work:
-    """Make sure that all ranks, and the checkpoint where there is one, are about the same graph."""
-    if team.size == 1 and checkpoint is None:
-        return Work()
-    settings = {**asdict(parameters), "corpus (its fingerprint)": fingerprint_corpus(corpus, rows, bar)}
-    team.agree({**settings, "whether there is a checkpoint": checkpoint is not None})
-    work = Work(team, Checkpoint(checkpoint, team.rank))
-    work.checkpoint.open(settings)
-    return work
-
-
-def _stages(device: str) -> ModuleType:
-    """Return the module whose functions are the stages, for a device."""
+def _kind_of_device(device: str) -> str:
+    """Return "cpu" or "cuda" for a device as it was given."""
     from corrmask_fast.graph.build.cuda_device import can_use_cuda, check_cuda
 
     if device not in {"auto", "cpu", "cuda"}:
         raise InputError(f"device must be 'auto', 'cpu' or 'cuda'; got {device!r}")
     if device == "cuda":
         check_cuda()
-    if device == "cuda" or (device == "auto" and can_use_cuda()):
-        from corrmask_fast.graph.build import stages_cuda
-
-        return stages_cuda
-    from corrmask_fast.graph.build import stages_cpu as stages
-
-    return stages
+    return "cuda" if device == "cuda" or (device == "auto" and can_use_cuda()) else "cpu"
 
 
-def _streamed(corpus: Corpus, work: Work, portions: Portions, device: str) -> Any:
-    """Return the stages for cells that do not fit memory."""
-    if device == "cuda" and portions.wide:
+def _agree_on_device(team: Team, kind: str) -> None:
+    """Make sure that all ranks build on the same kind of device; warn if several take one GPU and leave others idle."""
+    if team.size == 1:
+        return
+    fix = "give every rank device='cpu', or device='cuda' where each has a GPU and CuPy"
+    team.agree({"the kind of device": kind}, fix)
+    if kind == "cuda":
+        from corrmask_fast.graph.build.cuda_device import warn_of_idle_devices
+
+        warn_of_idle_devices(team)
+
+
+def _begin_work(
+    team: Team, checkpoint: str | os.PathLike[str] | None, cells: Cells, parameters: GraphParameters, bar: Bar
+) -> Work:
+    """Make sure that all ranks, and the checkpoint where there is one, are about the same graph."""
+    work = Work(team, Checkpoint(checkpoint, team.rank), bar)
+    if team.size > 1 or work.checkpoint:
+        settings = {**asdict(parameters), "corpus (its fingerprint)": fingerprint_cells(cells, bar)}
+        team.agree({**settings, "whether there is a checkpoint": checkpoint is not None})
+        work.checkpoint.open(settings)
+    return work
+
+
+def _choose_stages(kind: str, cells: Cells, limit: int | None, work: Work, *, asked_for_cuda: bool) -> Stages:
+    """Return the stages for a kind of device: over cells in memory, or in chunks where they do not fit."""
+    chunks = plan_chunks(cells, limit, work.team)
+    if chunks is None and kind == "cuda":
+        from corrmask_fast.graph.build.stages_cuda import CudaStages
+
+        return CudaStages(work)
+    if chunks is None:
+        from corrmask_fast.graph.build.stages_cpu import CpuStages
+
+        return CpuStages(work)
+    if asked_for_cuda and chunks.wide:
         raise InputError(
-            f"device='cuda' adds ranks up in 64 bits, which hold the sums of at most {MOST_CELLS_OF_64_BITS} cells; "
+            f"device='cuda' adds ranks up in 64 bits, which hold the sums of at most {MAX_CELLS_OF_64_BITS} cells; "
             "lower n_cells, or use device='cpu'"
         )
-    if device == "cuda":
+    if asked_for_cuda:
         raise InputError(
             "device='cuda' holds all sampled cells in memory, and these do not fit; lower n_cells, raise memory_limit, "
             "or use device='cpu', which reads them in chunks"
         )
     from corrmask_fast.graph.build.stages_streamed import StreamedStages
 
-    return StreamedStages(corpus, work, portions)
+    return StreamedStages(work, chunks)
 
 
 def _kept_genes(sample: Sample, vocabulary: Vocabulary, parameters: GraphParameters) -> np.ndarray:

@@ -116,9 +116,12 @@ def _argument(value: Any) -> Any:
     return np.int64(value) if isinstance(value, int) else value
 
 
-def warn_of_idle_devices(team: Team, device: GraphDevice) -> None:
-    """Warn, once in a team, where several ranks take one GPU and leave another of their machine without work."""
-    whereabouts = np.frombuffer(json.dumps(device.whereabouts()).encode(), np.uint8)
+def warn_of_idle_devices(team: Team, device: GraphDevice | None = None) -> None:
+    """Warn, once in a team, where several ranks take one GPU and leave another of their machine without work.
+
+    ``device`` is the one of this rank; None: torch's current one.
+    """
+    whereabouts = np.frombuffer(json.dumps((device or GraphDevice()).whereabouts()).encode(), np.uint8)
     everybody = [json.loads(arrays["text"].tobytes()) for arrays in team.gather({"text": whereabouts})]
     for machine in sorted({host for host, _, _ in everybody}) if team.rank == 0 else ():
         gpus = [gpu for host, gpu, _ in everybody if host == machine]
@@ -157,7 +160,7 @@ def can_use_cuda() -> bool:
 
 
 def check_cuda() -> None:
-    """Raise, naming cause and cure, unless a graph can be built on a GPU here.
+    """Raise, naming cause and fix, unless a graph can be built on a GPU here.
 
     Raises
     ------

@@ -1,10 +1,10 @@
 """The long stages of a build as lists of tasks: divided among the ranks of a team, saved now and then.
 
-share = work.divide("pairs", layout, costs, state)     state takes up what an earlier run had done
-for task in share.tasks:                               this rank's tasks, those that are left
+shard = work.divide("pairs", layout, costs, state)     state takes up what an earlier run had done
+for task in shard.tasks:                               this rank's tasks, those that are left
     …                                                  results go into state
-    share.done(task)                                   saves state, every SAVE_SECONDS
-share.finish()                                         state holds the results of all ranks, on all ranks
+    shard.done(task)                                   saves state, every SAVE_SECONDS
+shard.finish()                                         state holds the results of all ranks, on all ranks
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from corrmask_fast.errors import InputError
-from corrmask_fast.graph.build.checkpoint import Checkpoint, Expected, check_arrays
+from corrmask_fast.graph.build.checkpoint import Checkpoint
 from corrmask_fast.graph.build.distributed import Team
+from corrmask_fast.graph.build.records import Expected, check_arrays
+from corrmask_fast.progress import Bar, silent_bar
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -44,10 +46,14 @@ class State(Protocol):
 
 @dataclass(frozen=True)
 class Work:
-    """Who works on a build, and where it is saved; by default this process alone, and nowhere."""
+    """Who works on a build, where it is saved, and how its progress is shown.
+
+    By default this process works alone, and nothing is saved or shown.
+    """
 
     team: Team = field(default_factory=Team)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    bar: Bar = silent_bar
 
     def confirm(self, *counts: np.ndarray) -> None:
         """Raise InputError unless all ranks, and the run that was saved, counted the same in the corpus."""
@@ -62,7 +68,7 @@ class Work:
                 )
         self.checkpoint.save("counts", COUNTS, {"sha256": np.frombuffer(digest.encode(), np.uint8)})
 
-    def divide(self, name: str, layout: Any, costs: Sequence[float] | np.ndarray, state: State) -> Share:
+    def divide(self, name: str, layout: Any, costs: Sequence[float] | np.ndarray, state: State) -> TaskShard:
         """Begin a stage: take up what is saved of it, and share out what is left.
 
         Parameters
@@ -76,10 +82,10 @@ class Work:
         state
             Empty; filled with what is saved.
         """
-        return Share(self, name, hashlib.sha256(repr(layout).encode()).hexdigest(), np.asarray(costs), state)
+        return TaskShard(self, name, hashlib.sha256(repr(layout).encode()).hexdigest(), np.asarray(costs), state)
 
 
-class Share:
+class TaskShard:
     """One rank's tasks of a stage."""
 
     def __init__(self, work: Work, name: str, layout: str, costs: np.ndarray, state: State) -> None:
