@@ -26,14 +26,6 @@ if TYPE_CHECKING:
 BUILD_OPTIONS = ("n_cells", "max_length", "n_neighbors", "rho_min", "min_cooccurrence", "min_presence", "max_genes",
                  "seed", "device", "memory_limit", "progress")  # fmt: skip
 
-# What the two kinds of rho of a summary are.
-LABELS = {
-    "rho_quantiles": "rho, cells with both",
-    "rho_negative_share": "  of these negative",
-    "rho_global_quantiles": "rho, all cells",
-    "rho_global_negative_share": "  of those negative",
-}
-
 
 def add_graph(commands: Any) -> None:
     """Add ``graph build``, ``graph show``, ``graph info`` and what there is in :mod:`corrmask_fast.cli.graph_uses`."""
@@ -131,13 +123,14 @@ def _cells(text: str) -> int | None:
 def _graph_build(arguments: argparse.Namespace) -> None:
     from corrmask_fast.graph.build.building import build_dependency_graph
     from corrmask_fast.graph.build.distributed import ProcessGroup
+    from corrmask_fast.graph.reports import summary_table
 
     parameters = {name: getattr(arguments, name) for name in BUILD_OPTIONS}
     if arguments.by is not None:
         _build_by(arguments, parameters)
         return
     with ProcessGroup(arguments.device, arguments.threads) as group:
-        check_tensors_file(arguments, "a graph file")  # before the work, not behind it
+        check_tensors_file(arguments, "a graph file")  # before the work, not after it
         graph = build_dependency_graph(open_corpus(arguments), checkpoint=arguments.checkpoint, **parameters)
         if group.rank == 0:
             graph.save(arguments.output)
@@ -170,6 +163,7 @@ def _told(graphs: Iterator[tuple[str, DependencyGraph]]) -> Iterator[tuple[str, 
 
 def _graph_show(arguments: argparse.Namespace) -> None:
     from corrmask_fast.errors import check_integer
+    from corrmask_fast.graph.reports import partner_table
 
     graph = load_graph(arguments.graph)
     limit = check_integer("-n", arguments.n, 0) or None
@@ -180,55 +174,11 @@ def _graph_show(arguments: argparse.Namespace) -> None:
     except InputError as error:
         if graph.vocabulary.symbols:
             raise
-        cure = "this graph has no symbols: build it with --vocabulary and --symbols, or tokenize with --symbols"
-        raise InputError(f"{error}; {cure}") from error
+        fix = "this graph has no symbols: build it with --vocabulary and --symbols, or tokenize with --symbols"
+        raise InputError(f"{error}; {fix}") from error
 
 
 def _graph_info(arguments: argparse.Namespace) -> None:
+    from corrmask_fast.graph.reports import summary_table
+
     print(summary_table(load_graph(arguments.graph)))
-
-
-def summary_table(graph: DependencyGraph) -> str:
-    """Return what a graph is, a line for each fact."""
-
-    def text(value: Any) -> str:
-        if isinstance(value, list):
-            return "  ".join(f"{quantile:+.3f}" for quantile in value) + "  (minimum, quartiles, maximum)"
-        return f"{value:,}" if isinstance(value, int) else f"{value:.3g}" if isinstance(value, float) else str(value)
-
-    facts = {LABELS.get(name, name): value for name, value in graph.summary().items()}
-    parameters = facts.pop("params")
-    if "n_genes_used" in parameters:
-        used = {"genes": facts.pop("genes"), "genes it was built over": parameters["n_genes_used"]}
-        facts = used | facts
-    facts["built with"] = (
-        ", ".join(f"{name}={value}" for name, value in sorted(parameters.items())) or "no stated parameters"
-    )
-    width = max(map(len, facts))
-    return "\n".join(f"{name.replace('_', ' ').ljust(width)}  {text(value)}" for name, value in facts.items())
-
-
-def partner_table(graph: DependencyGraph, gene: str | int, limit: int | None = None) -> str:
-    """Return a gene's partners, strongest first, as an aligned table of at most ``limit`` lines."""
-    from corrmask_fast.tables import align
-
-    def label(token: int) -> str:
-        name, symbol = vocabulary.names[token], vocabulary.name_of(token)
-        return name if name == symbol else f"{symbol} ({name})"
-
-    vocabulary = graph.vocabulary
-    token = vocabulary.id_of(gene)
-    ids, rho = graph.neighbors(token)
-    title = f"{label(token)}, token {token}: {ids.size} partner{'' if ids.size == 1 else 's'}"
-    if ids.size == 0:
-        return f"{title}; no other gene passed the thresholds of this graph"
-    overall: dict[int, float] = {}
-    if graph.rho_global is not None:
-        row = slice(graph.indptr[token], graph.indptr[token + 1])
-        overall = dict(zip(graph.indices[row].tolist(), graph.rho_global[row].tolist(), strict=True))
-    rows = [["partner", "token", "rho", "rho, all cells"]]
-    for other, value in zip(ids.tolist()[:limit], rho.tolist(), strict=False):
-        text = f"{overall[other]:+.3f}" if overall else "-"
-        rows.append([label(other), str(other), f"{value:+.3f}", text])
-    rest = ids.size - (len(rows) - 1)
-    return "\n".join([title, *align(rows), *([f"... and {rest} more"] if rest else [])])

@@ -89,8 +89,8 @@ def _add_merge(group: Any) -> None:
 
 
 def _merge(arguments: argparse.Namespace) -> None:
-    from corrmask_fast.cli.graph import summary_table
     from corrmask_fast.graph.compare import merge_graphs
+    from corrmask_fast.graph.reports import summary_table
 
     check_tensors_file(arguments, "a graph file")
     keep = int(arguments.keep) if arguments.keep.isdecimal() else arguments.keep
