@@ -61,7 +61,7 @@ RANK = """
                 except ConnectionError as error:
                     said["inside"] = str(error)
                 try:
-                    distributed.current_team()
+                    distributed.current_team().__enter__()
                 except ConnectionError as error:
                     said["next"] = str(error)
             raise InputError("told to nobody")

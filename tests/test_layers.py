@@ -44,7 +44,7 @@ SHARED = {
 
 
 def imported(path):
-    """What a file imports of the package, wherever in it, for type checking too: ``cells.corpus``, also for ``Corpus``."""
+    """Modules that a file imports of the package, wherever in it, for type checking too: ``cells.corpus.Corpus``."""
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from corrmask_fast.cuda import kernel_source
-from corrmask_fast.graph.build import stages_cuda
+from corrmask_fast.graph.build import cuda_device, stages_cuda
 from corrmask_fast.graph.build.cuda_device import GraphDevice
 
 
@@ -90,7 +90,8 @@ def changed(source, *replacements):
 def in_place(device, **constants):
     """Let the stages run on ``device``, with other constants of their module; yield their class."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages_cuda, "GraphDevice", lambda: device)
+        for module in (stages_cuda, cuda_device):
+            patch.setattr(module, "GraphDevice", lambda: device)
         for name, value in constants.items():
             patch.setattr(stages_cuda, name, value)
         yield stages_cuda.CudaStages

@@ -162,6 +162,8 @@ def build_dependency_graph(
 
     Inside an initialised ``torch.distributed`` process group all ranks must call this, with the same arguments: they
     divide the pairs of genes among each other, and each returns the whole graph, the same to the bit as one process.
+    They wait at most ``CORRMASK_JOIN_SECONDS`` (environment, 300) for all to start and call, and at most
+    ``CORRMASK_WAIT_SECONDS`` (21 600) for one that is still computing; a rank that dies is noticed at once.
 
     Examples
     --------
