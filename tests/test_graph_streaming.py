@@ -65,7 +65,7 @@ def assert_equal(graph, expected):
 
 
 # Cells of a chunk, bytes of a band: one chunk and band, tiny odd ones, one task or pair at a time.
-PORTIONS = ((10**6, 2**40), (13, 5000), (50, 1))
+CHUNK_PLANS = ((10**6, 2**40), (13, 5000), (50, 1))
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_the_same_bits_as_in_memory(make_corpus, parameters):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         expected = build_dependency_graph(corpus, progress=False, **parameters)
-    for (chunk_cells, band_bytes), wide in itertools.product(PORTIONS, (False, True)):
+    for (chunk_cells, band_bytes), wide in itertools.product(CHUNK_PLANS, (False, True)):
         graph = streamed(corpus, chunk_cells, band_bytes, wide=wide, tile_genes=5, **parameters)
         assert_equal(graph, expected)
         assert graph.params.get("rho_error") == (5 * 2.0**-53 if wide else None)

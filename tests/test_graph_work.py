@@ -136,9 +136,9 @@ def test_a_killed_build_goes_on_and_gives_the_same_file(folder, corpus, tmp_path
 
 
 def test_a_killed_build_of_chunks_goes_on_and_gives_the_same_file(folder, corpus, tmp_path):
-    state, portions = tmp_path / "state", (64, 1_000_000)
+    state, plan = tmp_path / "state", (64, 1_000_000)
     for place in (("levels", 1, "after"), ("sums", 2, "after"), ("sums", 1, "after"), ("overlaps", 2, "after")):
-        process = start(program(KILL), folder, *place, state, *portions)
+        process = start(program(KILL), folder, *place, state, *plan)
         _, err = process.communicate(timeout=60)
         assert process.returncode == -signal.SIGKILL, err
         if place[0] == "sums":  # of four chunks, two were added; then, from there on, the third
@@ -147,7 +147,7 @@ def test_a_killed_build_of_chunks_goes_on_and_gives_the_same_file(folder, corpus
     assert done_in(state, "pairs").all()
     assert 2 <= done_in(state, "overlaps").sum() < done_in(state, "overlaps").size
     with small_tasks(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(graph_building, "plan_chunks", lambda *_: ChunkPlan(*portions))
+        patch.setattr(graph_building, "plan_chunks", lambda *_: ChunkPlan(*plan))
         patch.setattr(graph_streamed, "count_levels", None)  # the levels were saved
         graph = build_dependency_graph(corpus, checkpoint=state, **PARAMETERS)
     assert saved(graph, tmp_path / "graph.safetensors") == (folder / "graph.safetensors").read_bytes()

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["build_graphs_by", "iter_graphs_by", "rows_by_group", "save_graphs"]
 
 INDEX = "groups.csv"
-MOST_NAMED = 10  # groups that a message names
-LONGEST_NAME = 80  # of a file, in characters
+MAX_NAMED = 10  # groups that a message names
+MAX_NAME_LENGTH = 80  # of a file, in characters
 
 
 def build_graphs_by(
@@ -188,7 +188,7 @@ def save_graphs(graphs: Iterable[tuple[str, DependencyGraph]], folder: str | os.
 
 
 def check_graph_folder(folder: str | os.PathLike[str]) -> Path:
-    """Return where to save graphs, or raise InputError: to be asked before the work, not behind it."""
+    """Return where to save graphs, or raise InputError: to be asked before the work, not after it."""
     folder = check_output_folder(folder)
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder} exists already and is no empty folder; remove it, or choose another name")
@@ -197,7 +197,7 @@ def check_graph_folder(folder: str | os.PathLike[str]) -> Path:
 
 def _file_name(group: str, taken: set[str]) -> str:
     """Return a name for a group's file that every file system takes, unlike those ``taken`` (in lower case)."""
-    plain = re.sub(r"[^A-Za-z0-9._-]+", "_", group)[:LONGEST_NAME].strip("._") or "group"
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "_", group)[:MAX_NAME_LENGTH].strip("._") or "group"
     name, number = plain, 1
     while name.lower() in taken:
         number += 1
@@ -206,5 +206,5 @@ def _file_name(group: str, taken: set[str]) -> str:
 
 
 def _some(names: list[str]) -> str:
-    more = len(names) - MOST_NAMED
-    return ", ".join(names[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+    more = len(names) - MAX_NAMED
+    return ", ".join(names[:MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
