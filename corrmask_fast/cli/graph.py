@@ -38,19 +38,21 @@ def add_graph(commands: Any) -> None:
         "show",
         _graph_show,
         summary="a gene's partners",
-        text="List the partners of a gene, strongest first, with rho over the cells that hold both, and over all.",
+        text="List the partners of a gene, strongest first, with rho over the cells that hold both genes and over all.",
         example="graph show graph.safetensors RPL3 -n 10",
         computes=False,
     )
     show.add_argument("graph", metavar="GRAPH", help="graph file")
     show.add_argument("gene", metavar="GENE", help="symbol, gene id or token id")
-    show.add_argument("-n", type=int, default=20, metavar="N", help="show so many (default: %(default)s; 0: all)")
+    show.add_argument(
+        "-n", type=int, default=20, metavar="N", help="number of partners shown (default: %(default)s; 0: all)"
+    )
     info = command(
         group,
         "info",
         _graph_info,
         summary="size, degrees and parameters of a graph",
-        text="Describe a graph file: genes, edges, degrees, rho, and the parameters it was built with.",
+        text="Describe a graph file: genes, edges, degrees, rho, and the parameters of its build.",
         example="graph info graph.safetensors",
         computes=False,
     )
@@ -64,10 +66,10 @@ def _add_graph_build(commands: Any) -> None:
         "build",
         _graph_build,
         summary="build a graph from a corpus (Algorithm 1)",
-        text="Find each gene's strongest Spearman partners among all others, keep the pairs that share enough cells, "
-        "and score them over those cells. The same bits on every machine.",
-        notes="Under torchrun the processes build one graph together, the same to the bit, each on a GPU of\n"
-        "its own where there are some:\n"
+        text="Find the genes of largest absolute Spearman correlation to each gene, keep the pairs that occur together "
+        "in enough cells, and correlate these over those cells. The graph is bit-identical on every machine.",
+        notes="Under torchrun, the processes build one graph together, with the same bits. Where there are GPUs, each\n"
+        "process takes its own:\n"
         "  torchrun --nproc-per-node 2 -m corrmask_fast graph build cells.dataset -o graph.safetensors",
         example="graph build cells.dataset -o graph.safetensors --n-cells 100000\n"
         "  corrmask-fast graph build cells.dataset -o graphs --by tissue",
@@ -77,7 +79,9 @@ def _add_graph_build(commands: Any) -> None:
         "-o", "--output", required=True, metavar="GRAPH", help="file to write (.safetensors); with --by, folder"
     )
     parser.add_argument(
-        "--by", metavar="COLUMN", help="a graph for each value of this obs column (tissue, donor, ...), in folder GRAPH"
+        "--by",
+        metavar="COLUMN",
+        help="build a graph for each value of this obs column (tissue, donor, ...), in folder GRAPH",
     )
     parser.add_argument(
         "--n-cells",
@@ -86,28 +90,33 @@ def _add_graph_build(commands: Any) -> None:
         metavar="N",
         help="cells sampled, or 'all' (default: %(default)s)",
     )
-    setting(parser, "--max-length", 2048, "N", "genes read of a cell")
-    setting(parser, "--n-neighbors", 50, "N", "partners sought for each gene")
-    setting(parser, "--rho-min", 0.2, "X", "least |rho| of a pair, over all cells sampled (absent genes rank last)")
-    setting(parser, "--min-cooccurrence", 200, "N", "cells that a pair must share")
-    setting(parser, "--min-presence", 50, "N", "cells that a gene must stand in")
-    parser.add_argument("--max-genes", type=int, metavar="N", help="only so many genes, highest first (default: all)")
-    setting(parser, "--seed", 0, "N", "of the sample of cells")
+    setting(parser, "--max-length", 2048, "N", "number of genes read of each cell")
+    setting(parser, "--n-neighbors", 50, "N", "number of partners that each gene proposes")
+    setting(parser, "--rho-min", 0.2, "X", "smallest |rho| of a pair over all sampled cells (absent genes rank last)")
+    setting(parser, "--min-cooccurrence", 200, "N", "smallest number of cells that hold both genes")
+    setting(parser, "--min-presence", 50, "N", "smallest number of cells that hold a gene")
     parser.add_argument(
-        "--device", default="auto", help="auto (a GPU where there is one), cpu or cuda (default: %(default)s)"
+        "--max-genes",
+        type=int,
+        metavar="N",
+        help="number of genes kept, those with the largest sum of values (default: all)",
+    )
+    setting(parser, "--seed", 0, "N", "seed of the sample of cells")
+    parser.add_argument(
+        "--device", default="auto", help="auto (a GPU if there is one), cpu or cuda (default: %(default)s)"
     )
     parser.add_argument(
         "--memory",
         "--memory-limit",
         dest="memory_limit",
         metavar="SIZE",
-        help="memory that each process may take, such as 8GB; cells that do not fit are read several times, with the "
-        "same result (default: 80%% of what is free, shared by the processes of a machine)",
+        help="memory that each process may take, such as 8GB; cells that do not fit are read in several passes, with "
+        "the same result (default: 80%% of the free memory, divided by the processes on a machine)",
     )
     parser.add_argument(
         "--checkpoint",
         metavar="FOLDER",
-        help="save what is done here now and then; the same command goes on from there (remove it afterwards)",
+        help="save the state of the build here; the same command resumes it (remove the folder afterwards)",
     )
 
 
@@ -143,7 +152,7 @@ def _build_by(arguments: argparse.Namespace, parameters: dict[str, Any]) -> None
     from corrmask_fast.graph.groups import check_graph_folder, iter_graphs_by, save_graphs
 
     if arguments.checkpoint is not None:
-        raise InputError("--checkpoint is of one graph, and --by builds several; leave one of them out")
+        raise InputError("--checkpoint is for one graph, and --by builds several; leave one of them out")
     with ProcessGroup(arguments.device, arguments.threads) as group:
         folder = check_graph_folder(arguments.output)
         graphs = iter_graphs_by(open_corpus(arguments), arguments.by, **parameters)
@@ -155,7 +164,7 @@ def _build_by(arguments: argparse.Namespace, parameters: dict[str, Any]) -> None
 
 
 def _told(graphs: Iterator[tuple[str, DependencyGraph]]) -> Iterator[tuple[str, DependencyGraph]]:
-    """Print each group's graph as it comes."""
+    """Print each group's graph as soon as it is built."""
     for group, graph in graphs:
         print(f"{group}: {graph}, from {graph.params['n_cells_used']:,} cells", flush=True)
         yield group, graph

@@ -47,16 +47,17 @@ def merge_graphs(
     graphs
         Two or more.
     keep
-        Which edges stay: those of any graph (``"union"``), of all (``"intersection"``), or of at least so many.
+        Which edges stay: those of any graph (``"union"``), of all graphs (``"intersection"``), or of at least ``keep``
+        graphs.
     combine
-        The rho of an edge, from the graphs that have it: their ``"mean"`` (float64, rounded once), or the
-        ``"strongest"``: of largest absolute value, of two such the positive one. ``rho_global`` likewise, if all
-        graphs know it.
+        The rho of an edge, over the graphs that have it: the ``"mean"`` (in float64, rounded once), or the
+        ``"strongest"``, the one of largest absolute value (of two equal ones, the positive). ``rho_global`` likewise,
+        if all graphs have it.
 
     Returns
     -------
     DependencyGraph
-        The same whatever the order of the graphs. Its ``params`` say how it was merged, and from which graphs (by
+        It does not depend on the order of the graphs. Its ``params`` say how it was merged, and from which graphs (by
         fingerprint).
 
     Raises
@@ -117,11 +118,11 @@ class GraphComparison:
     Attributes
     ----------
     names
-        Of the first and the second graph.
+        Names of the first and the second graph.
     edges_a, edges_b, shared
-        Edges of each, and of both.
+        Number of edges of each graph, and of edges that both have.
     expected_shared
-        Shared edges of two random graphs with the same degrees, on average.
+        Mean number of edges shared by two random graphs with the same degrees.
     tokens
         (genes,) int64: genes with a neighbour in at least one of the graphs; the next arrays are in their order.
     degree_a, degree_b, shared_of_gene
@@ -208,7 +209,9 @@ class GraphComparison:
 def compare_graphs(
     a: DependencyGraph, b: DependencyGraph, *, names: tuple[str, str] = ("first", "second")
 ) -> GraphComparison:
-    """Compare two graphs over one vocabulary: which edges both have, and how many that would be by chance.
+    """Compare two graphs over one vocabulary: how many edges they share, and how many they would share by chance.
+
+    Chance is two random graphs in which each gene has as many partners as here; see :mod:`corrmask_fast.graph.chance`.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Known gene sets against a graph: whether the genes of a set partner among themselves more than by chance."""
+"""Known gene sets in a graph: whether genes of a set are partners of each other more often than by chance."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ _RIBOSOMAL = re.compile(r"RP[LS](A|P\d|\d+(A|AL|X|Y\d|L\d?)?)", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class SetCohesion:
-    """How a set's genes partner among themselves, pooled over their edges."""
+    """How often the partners of a set's genes are in the set, over all their edges."""
 
     genes: int
-    """Genes of the set that have a partner."""
+    """Number of genes of the set that have a partner."""
     partners: int
-    """Their partners, counted once for each gene."""
+    """Number of their partners; one that several genes have counts several times."""
     share: float
-    """Of those, the share that lies in the set."""
+    """Share of these partners that are in the set."""
     chance: float
-    """The same share expected in a random graph with the same degrees."""
+    """Expected share in a random graph with the same degrees; see :mod:`corrmask_fast.graph.chance`."""
 
     @property
     def enrichment(self) -> float:

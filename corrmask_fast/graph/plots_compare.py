@@ -1,4 +1,4 @@
-"""Pictures of several graphs: how much two share, and how well a graph's edges hold up."""
+"""Pictures of comparisons: edges that graphs share, and how often a graph's edges come back."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STRENGTHS = 12  # groups of edges of equal size, by strength
 def plot_comparison(
     comparisons: GraphComparison | Sequence[GraphComparison], path: str | os.PathLike[str] | None = None
 ) -> Any:
-    """Draw a comparison of two graphs, or of every pair of several as a matrix of Jaccard indices.
+    """Draw a comparison of two graphs, or a matrix of Jaccard indices for the pairs of several graphs.
 
     Parameters
     ----------

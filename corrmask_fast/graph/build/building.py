@@ -34,7 +34,7 @@ MAX_LENGTH = 65_535  # levels are kept in 16 bits
 
 @dataclass(frozen=True)
 class GraphParameters:
-    """What a graph depends on besides its corpus; see :func:`build_dependency_graph`."""
+    """The parameters that decide a graph, besides its corpus; see :func:`build_dependency_graph`."""
 
     n_cells: int | None
     max_length: int
@@ -47,7 +47,7 @@ class GraphParameters:
 
     @classmethod
     def checked(cls, **given: Any) -> GraphParameters:
-        """Return parameters of which each is in its range, or raise InputError."""
+        """Return the parameters, each checked; InputError if one is out of its range."""
         return cls(
             n_cells=None if given["n_cells"] is None else check_integer("n_cells", given["n_cells"], 1),
             max_length=check_integer("max_length", given["max_length"], 1, MAX_LENGTH),
@@ -101,14 +101,14 @@ def build_dependency_graph(
     Parameters
     ----------
     corpus
-        Tokenised cells, in memory or on disk; no more of it is held in memory than ``memory_limit`` allows.
+        Tokenised cells, in memory or on disk. A corpus on disk may be larger than the memory.
     n_cells
-        Cells sampled without replacement (N_sub); all, if the corpus has no more, or with None.
+        Number of cells sampled without replacement (N_sub). None, or a smaller corpus: all cells.
     max_length
-        Cells are cut to their first so many genes (L_max, at most 65 535); None: the corpus's ``max_length``.
+        Number of genes read of each cell, from its first on (L_max, at most 65 535). None: the corpus's ``max_length``.
     n_neighbors
-        Strongest partners, by absolute rho over all cells, that each gene proposes (N_neigh). Edges are the union of
-        what both sides propose, so a gene may have more neighbours.
+        Number of partners that each gene proposes (N_neigh): those of largest absolute rho over all cells. A pair is
+        kept if either gene proposes it, so a gene may have more neighbours.
     rho_min
         Smallest absolute rho over all cells, in [0, 1].
     min_cooccurrence
@@ -116,54 +116,57 @@ def build_dependency_graph(
     min_presence
         Smallest number of sampled cells that hold a gene.
     max_genes
-        Keep only so many genes, those with the largest sum of values; None: all.
+        Number of genes kept: those with the largest sum of values. None: all.
     seed
-        Which cells are sampled; in [0, 2**64).
+        Seed of the sample of cells, in [0, 2**64).
     device
-        ``"cpu"``; ``"cuda"``: torch's current CUDA device, through CuPy; ``"auto"``: that, where there is one with
-        CuPy installed, else the CPU. The same bits on each. The product is one of float64, in which gaming cards are
-        weak: many cores may be faster than those.
+        ``"cpu"``; ``"cuda"``: torch's current CUDA device, which needs CuPy; ``"auto"``: ``"cuda"`` where a device and
+        CuPy are found, else ``"cpu"``. All give the same bits. The work is a float64 matrix product. Consumer GPUs are
+        slow at float64: a CPU with many cores may be faster.
     memory_limit
-        Bytes, or text such as ``"8GB"``, that this process may take for the build (on top of the program and its
-        libraries, some 0.3 GB). Sampled cells that do not fit are read again and again, chunk by chunk, as often as
-        need be: slower, the same bits. None: 80 % of the memory that is free now, shared by the ranks of a machine.
+        Memory that this process may take for the build, in bytes or as text such as ``"8GB"``. The program and its
+        libraries take some 0.3 GB more. If the sampled cells do not fit, they are read in chunks, in several passes:
+        this is slower, with the same bits. None: 80 % of the memory that is free now, divided by the number of ranks on
+        this machine.
     checkpoint
-        A folder in which the state of a build is saved after each stage, and every minute of the long ones; a build
-        that was ended goes on from there, and gives the same graph. It belongs to one set of parameters and one
-        corpus, all of whose sampled cells are hashed first; remove it when the graph is saved.
+        Folder in which the state of the build is saved: after each stage, and every minute of a long stage. Call with
+        the same folder again to resume an interrupted build; the graph is the same. A folder belongs to one set of
+        parameters and one corpus, which is checked by a hash of all sampled cells. Remove it when the graph is saved.
     progress
         Show progress bars on standard error.
 
     Returns
     -------
     DependencyGraph
-        ``rho`` is Spearman's rho over the cells that hold both genes (0 where one is constant there), ``rho_global``
-        the one over all cells. A graph without edges comes with a warning that says which step dropped them.
+        ``rho`` is Spearman's rho over the cells that hold both genes (0 where one of them is constant there).
+        ``rho_global`` is Spearman's rho over all cells. If the graph has no edges, a warning names the step that
+        dropped them.
 
     Raises
     ------
     InputError
-        If a parameter is out of range, the corpus has no cells, or fewer than ``min_cooccurrence`` or
+        If a parameter is out of range; if the corpus has no cells, or fewer than ``min_cooccurrence`` or
         ``min_presence``; if a cell holds a token outside the vocabulary; if the checkpoint is of another build; if
-        ``memory_limit`` is too little (says what is needed); if ``device="cuda"`` has no CUDA device, or too little
-        memory on it; on all ranks, if ranks disagree.
+        ``memory_limit`` is too little (the message says what is needed); if ``device="cuda"`` finds no CUDA device, or
+        too little memory on it; on all ranks, if they were called with different arguments.
     MissingExtraError
         If ``device="cuda"`` lacks CuPy.
     ConnectionError
-        On the other ranks, if one of several stops or dies.
+        On every other rank, if one rank stops or dies.
 
     Notes
     -----
-    Hacohen et al. 2026, Algorithm 1. Time and memory follow the tokens: no genes by genes matrix is ever held.
+    Hacohen et al. 2026, Algorithm 1. Time and memory grow with the number of tokens: no genes by genes matrix is held.
 
-    All sums are exact integers, and each is rounded to float64 once, so that rho before its own rounding to float32 has
-    an error of at most 5 · 2**-53. Up to 1.9 million cells they fit 64 bits; beyond, cells pass in chunks and sums take
-    128 bits: somewhat slower, with the same bound, which the graph's params then state as ``rho_error``.
+    All sums are exact integers, and each is rounded to float64 once. So rho, before it is rounded to float32, has a
+    relative error of at most 5 · 2**-53. Up to 1.9 million cells the sums fit 64 bits. Beyond, cells pass in chunks and
+    sums take up to 128 bits. This is somewhat slower, with the same bound; the graph's params state it (``rho_error``).
 
-    Inside an initialised ``torch.distributed`` process group all ranks must call this, with the same arguments: they
-    divide the pairs of genes among each other, and each returns the whole graph, the same to the bit as one process.
-    They wait at most ``CORRMASK_JOIN_SECONDS`` (environment, 300) for all to start and call, and at most
-    ``CORRMASK_WAIT_SECONDS`` (21 600) for one that is still computing; a rank that dies is noticed at once.
+    Inside an initialised ``torch.distributed`` process group all ranks must call this, with the same arguments. They
+    divide the pairs of genes among each other, and each returns the whole graph, with the bits of a single process.
+    Two environment variables limit how long ranks wait for each other, in seconds: ``CORRMASK_JOIN_SECONDS`` (300)
+    until all ranks have started and called, and ``CORRMASK_WAIT_SECONDS`` (21 600) while another rank still computes.
+    If a rank dies, the ranks that wait for it stop at once.
 
     Examples
     --------
@@ -233,7 +236,7 @@ def _kind_of_device(device: str) -> str:
 
 
 def _agree_on_device(team: Team, kind: str) -> None:
-    """Make sure that all ranks build on the same kind of device; warn if several take one GPU and leave others idle."""
+    """Raise unless all ranks build on the same kind of device; warn if ranks share a GPU while others are idle."""
     if team.size == 1:
         return
     fix = "give every rank device='cpu', or device='cuda' where each has a GPU and CuPy"
@@ -247,7 +250,7 @@ def _agree_on_device(team: Team, kind: str) -> None:
 def _begin_work(
     team: Team, checkpoint: str | os.PathLike[str] | None, cells: Cells, parameters: GraphParameters, bar: Bar
 ) -> Work:
-    """Make sure that all ranks, and the checkpoint where there is one, are about the same graph."""
+    """Raise unless all ranks, and the checkpoint if there is one, build the same graph."""
     work = Work(team, Checkpoint(checkpoint, team.rank), bar)
     if team.size > 1 or work.checkpoint:
         settings = {**asdict(parameters), "corpus (its fingerprint)": fingerprint_cells(cells, bar)}

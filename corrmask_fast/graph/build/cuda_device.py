@@ -1,7 +1,7 @@
 """The GPU that builds a graph: memory and sums are torch's, kernels are those of ``kernels/*.cu``.
 
-All that :mod:`corrmask_fast.graph.build.stages_cuda` asks of a device goes through :class:`GraphDevice`; tests put the
-emulated kernels, on tensors in host memory, in its place.
+The stages reach the device through :class:`GraphDevice` alone. Tests replace it by one that runs emulated kernels on
+tensors in host memory.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ class GraphDevice:
     device
         Where tensors lie.
     shared_limit
-        Bytes of shared memory that one block can have.
+        Bytes of shared memory that a block can have.
     processors
         Multiprocessors.
     threads
-        Of a block, where a kernel does not ask for others.
+        Threads of a block, unless a kernel asks for another number.
     """
 
     threads = THREADS
@@ -95,7 +95,7 @@ class GraphDevice:
         return socket.gethostname(), name, torch.cuda.device_count()
 
     def free_bytes(self) -> int:
-        """Return how much memory can still be had."""
+        """Return how much memory is free."""
         import torch
 
         cached = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
@@ -137,7 +137,7 @@ def warn_of_idle_devices(team: Team, device: GraphDevice | None = None) -> None:
 
 @contextmanager
 def memory_errors_named() -> Iterator[None]:
-    """Say what a graph's user can do where the device's memory does not suffice."""
+    """Turn torch's out-of-memory error into one that says what a user can do."""
     import torch
 
     try:

@@ -1,4 +1,4 @@
-"""How much memory a build takes, whether its cells fit, and how they pass in chunks if they do not."""
+"""How much memory a build takes, whether its cells fit, and how large chunks are if they do not."""
 
 from __future__ import annotations
 
@@ -82,18 +82,18 @@ def _lines(path: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Need:
-    """What a build of sampled cells takes, in bytes."""
+    """The memory that a build takes, in bytes."""
 
     n_cells: int
     n_tokens: int
-    longest: float  # mean length of the cells of the block where it is largest
+    longest: float  # mean length of a block of cells, of the block where it is largest
     vocabulary_size: int
     max_length: int
     sampled: bool = False  # whether the indices of the cells are held, too
 
     @classmethod
     def of(cls, cells: Cells) -> Need:
-        """Look at the lengths of the sampled cells; their tokens are not read."""
+        """Return the needs of sampled cells, from their lengths; no token is read."""
         corpus, rows, max_length = cells
         total, longest = 0, 0.0
         cut = min(max_length, corpus.max_length)
@@ -105,28 +105,28 @@ class Need:
         return cls(len(rows), total, longest, corpus.vocabulary.size, max_length, not isinstance(rows, range))
 
     def _working(self, n_cells: int) -> float:
-        """Bytes beside tokens for so many cells at once."""
+        """Bytes for ``n_cells`` at once, besides their tokens."""
         threads = get_num_threads()
         blocks = self.vocabulary_size / 512 + 1
         return threads * (BYTES_A_THREAD + n_cells * BYTES_A_PANEL_CELL) + 4 * n_cells * blocks + SMALL
 
     @property
     def in_memory(self) -> float:
-        """With all cells in memory."""
+        """Bytes with all cells in memory."""
         return BYTES_A_TOKEN * self.n_tokens + self._working(self.n_cells)
 
     @property
     def tables(self) -> float:
-        """Counts, then ranks, of every level of every gene; and the sample, where it is one."""
+        """Bytes of the counts, then ranks, of every level of every gene, and of the indices of sampled cells."""
         return 4.0 * self.vocabulary_size * (self.max_length + 1) + 8.0 * self.n_cells * self.sampled
 
     def chunk(self, n_cells: int) -> float:
-        """With a chunk of cells in memory, apart from the tables and the sums of a pass."""
+        """Bytes with a chunk of ``n_cells`` in memory, besides the tables and the sums of a pass."""
         return BYTES_A_TOKEN * self.longest * n_cells + self._working(n_cells)
 
     @property
     def minimum(self) -> float:
-        """With the smallest chunks, and few sums in a pass."""
+        """Bytes with the smallest chunks, and the fewest sums in a pass."""
         return self.tables + self.chunk(min(MIN_CHUNK_CELLS, self.n_cells)) + self.min_band
 
     @property

@@ -22,7 +22,7 @@ class OverlapPlan(NamedTuple):
 
     common: np.ndarray  # (pairs,) int64: the gene in more cells
     partner: np.ndarray  # (pairs,) int64: the gene in fewer
-    back: np.ndarray  # (pairs,) int64: where each pair as it was given stands now
+    back: np.ndarray  # (pairs,) int64: place of each pair that was given
     ranges: list[tuple[int, int]]
     costs: np.ndarray  # of the ranges
 
@@ -32,7 +32,7 @@ class OverlapPlan(NamedTuple):
         return self.common[begin:end], self.partner[begin:end]
 
     def places_of(self, tasks: np.ndarray) -> np.ndarray:
-        """Return where the pairs of tasks stand, one task after the other."""
+        """Return the places of the tasks' pairs, one task after the other."""
         return np.concatenate([np.empty(0, np.int64), *(np.arange(*self.ranges[task]) for task in tasks)])
 
     def ends_of(self, tasks: np.ndarray) -> np.ndarray:
@@ -64,14 +64,14 @@ def even_ranges(work: np.ndarray) -> tuple[list[tuple[int, int]], np.ndarray]:
 
 
 class Overlaps:
-    """Overlap and rho of pairs, as far as they are known; no overlap exceeds ``n_cells``."""
+    """Overlap and rho of pairs, as far as they are known. No overlap exceeds ``n_cells``."""
 
     def __init__(self, n_pairs: int, n_cells: int) -> None:
         self.n_cells = n_cells
         self.overlap, self.rho = np.full(n_pairs, -1, np.int64), np.zeros(n_pairs, np.float64)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Return both, with -1 as overlap where they are not known."""
+        """Return both; an overlap of -1 means that they are not known."""
         return {"overlap": self.overlap, "rho": self.rho}
 
     def check(self, arrays: Mapping[str, np.ndarray]) -> None:

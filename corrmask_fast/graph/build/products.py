@@ -8,10 +8,10 @@ Genes are ordered by presence and cut into blocks; a task is a rectangle of pair
           2                 P   P
           3                     D
 
-A task knows its pairs and its cost before a cell is read, adds up any number of chunks of cells, and turns its sums
-into pairs only at the end. In memory there is one chunk, and each task is added and selected at once. A streamed
-corpus keeps the sums of some tasks while its chunks pass; several machines share the tasks by their costs. Which method
-adds a task's products, in which order and on which machine changes no sum: all are 64-bit integers.
+A task knows its pairs and its cost before a cell is read. It adds up any number of chunks of cells, and turns its sums
+into pairs at the end. Cells in memory are one chunk: each task is added up and selected at once. Cells that do not fit
+pass in chunks, while the sums of some tasks are kept. Several machines divide the tasks by their costs. All sums are
+64-bit integers, so neither the method, nor the order, nor the machine changes a bit.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ DENSE_CELLS = 2048  # cells of a dense tile that are written out at a time; 8 Mi
 class Rates(NamedTuple):
     """Products a second of each method on one core, as ``bench/graph`` measures them (AMD Zen 4, AVX-512, OpenBLAS).
 
-    They are constants, not measured before each build: machines that share a product have to cut it alike. Other
-    processors have other rates but similar ratios, and the choice matters little where two methods are about as fast.
+    They are constants: machines that divide a product have to cut it alike, so rates cannot be measured on each. Other
+    processors have other rates but similar ratios. Where two methods are about as fast, the choice matters little.
     """
 
     scatter: float = 1.0e9  # of two nonzeros
@@ -61,7 +61,7 @@ class Rates(NamedTuple):
 
 @dataclass(frozen=True)
 class Cut:
-    """How the product of all genes is cut into tasks: worth time, but no result depends on it."""
+    """How the product of all genes is cut into tasks. It decides the time, and no result."""
 
     tile_genes: int = 512  # genes in a block; the sums of two take 2 MiB
     chunk_cells: int = 1024  # rows of a panel that stay in the L2 cache while columns pass

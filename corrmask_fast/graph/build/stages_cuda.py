@@ -8,8 +8,8 @@ The product of all genes is a dense float64 matrix product, strip by strip and c
     chunks of cells →      c0   c1   c2
     strip of genes   u  [ dense rows u ] · [ dense rows 0 … u ]ᵀ   added up over chunks  →  sums (strip, genes)
 
-It is exact while every partial sum is an integer below 2^53, which holds up to 131 072 cells in one go; beyond, chunks
-are so short that it holds for each, and are added up as int64.
+The product is exact while every partial sum is an integer below 2^53. This holds for up to 131 072 cells at once. With
+more cells, chunks are short enough for it to hold in each, and are added up as int64.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ EXACT = 2.0**53
 
 @dataclass(frozen=True)
 class Cut:
-    """How the product of all genes is cut: worth time and memory, but no result depends on it."""
+    """How the product of all genes is cut. It decides time and memory, and no result."""
 
     genes: int  # of a strip
     cells: int  # of a chunk
@@ -54,12 +54,12 @@ class Cut:
 
     @classmethod
     def fitting(cls, n_genes: int, n_cells: int, exact_cells: int, free_bytes: int) -> Cut:
-        """Return strips and chunks as large as is useful and as the free memory allows.
+        """Return strips and chunks as large as is useful, within the free memory.
 
         Raises
         ------
         InputError
-            If not even the smallest fit.
+            If the smallest do not fit.
         """
         fitting = min(BLOCK_BYTES, int(FREE_SHARE * free_bytes)) // (8 * n_genes)
         if fitting < 16:
@@ -247,7 +247,7 @@ def _launch_with_bins(gpu: GraphDevice, file: str, name: str, blocks: int, args:
 
 
 class DevicePartners:
-    """Each gene's list of its ``k`` strongest partners so far, on the device; what others found, on the host."""
+    """Each gene's list of its ``k`` strongest partners so far, on the device; those that others found, on the host."""
 
     def __init__(self, gpu: GraphDevice, n_genes: int, k: int, rho_min: float) -> None:
         import torch

@@ -1,19 +1,19 @@
-"""The stages of building a graph from a corpus that passes in chunks of cells, as often as memory asks for.
+"""The stages of a build on the CPU, over cells that pass in chunks, in as many passes as the memory requires.
 
 The results are those of stages_cpu.py, to the bit, whatever the chunks:
 
-    pass           kept while chunks pass                         from it
+    pass           what is kept                                   what comes of it
     1              counts[gene, level]                            presence, ranks of all levels
     2 … b          sums of e_u·e_v, of a band of tasks            strongest pairs of these tasks
     then two for   counts[pair, side, level] over the overlap,    overlap, ranks over it,
     some pairs     sums of d_u·d_v                                rho over it
 
-Several machines divide the cells of the first pass, and the tasks and pairs of the others.
+Several machines divide the cells of the first pass, and the tasks and pairs of the other passes.
 
-Up to 1 905 000 cells the sums of e_u·e_v fit 64 bits; beyond, they are kept in 96 (kernels/wide.py), and a chunk is
-small enough for its own sums to fit 64. So all sums are exact for any number of cells below 2**31, and each is rounded
-to float64 once. With u = 2**-53, rho = P / sqrt(S·T) then has a relative error of u for each of P, the root and the
-division, and of half of u for each of S, T and their product: below 5 u at every number of cells (RHO_ERROR).
+Up to 1 905 000 cells the sums of e_u·e_v fit 64 bits. With more cells they are kept in 96 bits (kernels/wide.py), and
+chunks are small enough for their own sums to fit 64. So all sums are exact for any number of cells below 2**31, and
+each is rounded to float64 once. With u = 2**-53, rho = P / sqrt(S·T) then has a relative error of u for each of P, the
+root and the division, and of half of u for each of S, T and their product: below 5 u in all (RHO_ERROR).
 """
 
 from __future__ import annotations
@@ -116,31 +116,23 @@ class StreamedStages:
 
     def read_sample(self, cells: Cells) -> StreamedSample:
         """Count how often each gene has each level: one pass, divided among the ranks."""
-        counts = np.zeros((cells.corpus.vocabulary.size, cells.max_length + 1), np.uint32)
-        layout, work = f"{counts.shape} {len(cells.rows)}", self._work
-        check = partial(_check_levels, shape=counts.shape, n_cells=len(cells.rows))
-        saved = next((part["counts"] for part in work.checkpoint.parts("levels", layout, check)), None)
-        if work.team.any(saved is None):
-            saved = None
-            self._count(cells, counts)
-        if saved is None:
-            if work.team.rank == 0:
-                work.checkpoint.save("levels", layout, {"counts": counts})
-        else:
-            counts = saved
+        shape, n_cells = (cells.corpus.vocabulary.size, cells.max_length + 1), len(cells.rows)
+        check = partial(_check_levels, shape=shape, n_cells=n_cells)
+        counts = self._work.recall("levels", f"{shape} {n_cells}", check, lambda: self._count(cells, shape))["counts"]
         presence = counts.sum(axis=1, dtype=np.int64)
         values = np.maximum(np.arange(-1, cells.max_length, dtype=np.int64), 0)  # of the levels
         value_sum = np.array([row @ values for row in counts], np.int64)
         return StreamedSample(cells, counts, presence[None], value_sum)
 
-    def _count(self, cells: Cells, counts: np.ndarray) -> None:
-        tokens, n_cells = np.arange(counts.shape[0]), len(cells.rows)
+    def _count(self, cells: Cells, shape: tuple[int, int]) -> dict[str, np.ndarray]:
+        counts, tokens, n_cells = np.zeros(shape, np.uint32), np.arange(shape[0]), len(cells.rows)
         with self._work.bar("counting levels (pass over the corpus)", n_cells, "cell") as progress:
             for columns in self._read(cells, tokens, self._chunks.chunk_cells, of_this_rank=True):
                 run_ranges(partial(count_levels, columns.indptr, columns.levels, counts), tokens.size, 64)
                 progress.update(columns.n_cells * self._work.team.size)
             progress.update(n_cells - progress.n)
         self._work.team.sum(counts)
+        return {"counts": counts}
 
     def make_columns(self, sample: StreamedSample, genes: np.ndarray) -> StreamedColumns:
         """Keep the counts of ``genes`` (tokens, ascending), in the memory of those of all."""
@@ -187,7 +179,7 @@ class StreamedStages:
         tasks = [plan.tasks[number] for number in numbers]
         wide = self._chunks.wide
         sums = [(low, np.zeros(low.shape, np.uint32) if wide else None) for low in (task.zeros() for task in tasks)]
-        # Numbers alone would do for sums of another plan's tasks, as of another version.
+        # The plan too: another version may give the same numbers to other tasks.
         layout = sha256(f"{wide} {numbers.tolist()} {plan.layout}".encode()).hexdigest()
         cells = self._saved_sums(layout, sums, columns.n_cells)
         update(cells)
