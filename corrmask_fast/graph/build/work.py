@@ -75,7 +75,7 @@ class Work:
     ) -> Mapping[str, np.ndarray]:
         """Return what is saved of a stage if all ranks have it; else let all ranks compute it, and save it.
 
-        ``check`` raises InputError for arrays that the stage cannot have saved; ``compute`` gives the same on all ranks.
+        ``check`` raises InputError for arrays that the stage cannot have saved. ``compute`` gives all ranks the same.
         """
         saved = next(self.checkpoint.parts(name, layout, check), None)
         if not self.team.any(saved is None):
