@@ -46,7 +46,7 @@ _ROOMS = {
     "annotate_cells": "evaluation.cell_annotation",
     "audit_all_strategies": "audit.all_strategies",
     "audit_masking": "audit.masks",
-    "build_dependency_graph": "graph.building",
+    "build_dependency_graph": "graph.build.building",
     "build_graphs_by": "graph.groups",
     "classify_genes": "evaluation.gene_classification",
     "compare_graphs": "graph.compare",

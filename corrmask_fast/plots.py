@@ -33,7 +33,7 @@ def new_figure(size: tuple[float, float]) -> Any:
     return import_extra("matplotlib.figure", "plot").Figure(figsize=size, layout="constrained")
 
 
-def dress(axis: Any, *, title: str, x: str, y: str = "") -> None:
+def style_axis(axis: Any, *, title: str, x: str, y: str = "") -> None:
     """Title, axis labels, and no more frame than needed."""
     axis.set_title(title, loc="left", fontsize=10)
     axis.set_xlabel(x, fontsize=9)

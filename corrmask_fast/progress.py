@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
+
+Bar = Callable[[str, int, str], Any]  # (what, total, unit) -> a progress bar as tqdm makes it
 
 
 def progress_bar(what: str, total: int | None, unit: str, *, shown: bool) -> Any:
@@ -11,3 +14,8 @@ def progress_bar(what: str, total: int | None, unit: str, *, shown: bool) -> Any
     from tqdm import tqdm
 
     return tqdm(desc=what, total=total, unit=unit, unit_scale=True, disable=not shown, file=sys.stderr, mininterval=0.5)
+
+
+def silent_bar(what: str, total: int | None, unit: str) -> Any:
+    """Return a :func:`progress_bar` that shows nothing."""
+    return progress_bar(what, total, unit, shown=False)

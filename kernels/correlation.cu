@@ -49,7 +49,7 @@ struct Found {
   u32 n, unused;
 };
 
-static_assert(sizeof(Found) == 16392, "corrmask_fast/graph/stages_cuda.py counts on it");
+static_assert(sizeof(Found) == 16392, "corrmask_fast/graph/build/stages_cuda.py counts on it");
 
 struct List {
   int* gene;    // (room,) the strongest partner first

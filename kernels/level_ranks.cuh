@@ -15,7 +15,7 @@ struct BlockSums {
   u32 narrow[MAX_WARPS];
 };
 
-static_assert(sizeof(BlockSums) == 384, "corrmask_fast/graph/stages_cuda.py counts on it");
+static_assert(sizeof(BlockSums) == 384, "corrmask_fast/graph/build/stages_cuda.py counts on it");
 
 __device__ __forceinline__ void clear_bins(u32* bins, u32 n_bins) {
   for (u32 i = threadIdx.x; i < n_bins; i += blockDim.x) bins[i] = 0;

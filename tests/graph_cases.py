@@ -6,20 +6,19 @@ import itertools
 import math
 import socket
 import warnings
-from functools import partial
 
 import numpy as np
 import pytest
 
 from corrmask_fast import Corpus, Vocabulary, build_dependency_graph, reference
-from corrmask_fast.graph import stages as graph_stages
-from corrmask_fast.graph.products import Cut, Rates
-from corrmask_fast.progress import progress_bar
+from corrmask_fast.graph.build import products
+from corrmask_fast.graph.build.products import Cut, Rates
+from corrmask_fast.graph.build.records import Cells
+from corrmask_fast.graph.build.stages_cpu import CpuStages
 
 A, B, C, D, E = range(2, 7)
 LETTERS = Vocabulary(("<pad>", "<mask>", *"ABCDE"))
 LOOSE = {"rho_min": 0.0, "min_cooccurrence": 0, "min_presence": 1}
-QUIET = partial(progress_bar, shown=False)
 ODD_CELLS = [
     [[], [], [A, B]],
     [[A]],
@@ -60,10 +59,10 @@ def build(corpus, *, cut=None, chunk_cells=None, **parameters):
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         if cut is not None:
-            patch.setattr(graph_stages, "Cut", lambda: cut)
+            patch.setattr(products, "Cut", lambda: cut)
         if chunk_cells is not None:
-            read = graph_stages.read_sample
-            patch.setattr(graph_stages, "read_sample", lambda *args: read(*args, chunk_cells=chunk_cells))
+            read = CpuStages.read_sample
+            patch.setattr(CpuStages, "read_sample", lambda self, cells: read(self, cells, chunk_cells=chunk_cells))
         return build_dependency_graph(corpus, progress=False, **parameters)
 
 
@@ -89,11 +88,14 @@ def check(corpus, *, chunk_cells=None, **parameters):
     return expected
 
 
+def columns_of(stages, corpus, min_presence, max_length=2048, **how):
+    sample = CpuStages().read_sample(Cells(corpus, range(corpus.n_cells), max_length), **how)
+    return stages.make_columns(sample, np.flatnonzero(sample.presence.sum(axis=0) >= min_presence))
+
+
 def stages_of(corpus, min_presence, max_length=2048):
-    sample = graph_stages.read_sample(corpus, np.arange(corpus.n_cells), max_length, QUIET)
-    genes = np.flatnonzero(sample.presence.sum(axis=0) >= min_presence)
-    columns = graph_stages.make_columns(sample, genes, max_length)
-    return columns, graph_stages.rank_genes(columns)
+    columns = columns_of(CpuStages(), corpus, min_presence, max_length)
+    return columns, CpuStages().rank_genes(columns)
 
 
 def dense_values(columns):
@@ -108,13 +110,12 @@ def dense_values(columns):
 def every_stage(
     stages, corpus, *, max_length, min_presence, n_neighbors, rho_min, min_cooccurrence, cut=None, work=None
 ):
-    """All that the stages hand on, as NumPy arrays."""
-    sample = stages.read_sample(corpus, np.arange(corpus.n_cells), max_length, QUIET, chunk_cells=13)
-    genes = np.flatnonzero(sample.presence.sum(axis=0) >= min_presence)
-    columns = stages.make_columns(sample, genes, max_length)
+    """All that the stages of a class hand on, as NumPy arrays."""
+    stages = stages(work, cut)
+    columns = columns_of(stages, corpus, min_presence, max_length, chunk_cells=13)
     ranks = stages.rank_genes(columns)
-    pairs = stages.strongest_pairs(columns, ranks, n_neighbors, rho_min, QUIET, cut=cut, work=work)
-    overlaps = stages.correlate_pairs(columns, pairs, min_cooccurrence, QUIET, work=work)
+    pairs = stages.strongest_pairs(columns, ranks, n_neighbors, rho_min)
+    overlaps = stages.correlate_pairs(columns, pairs, min_cooccurrence)
     return {
         "indptr": columns.indptr, "cells": on_host(columns.cells), "levels": on_host(columns.levels, np.uint16),
         "e": on_host(ranks.e, np.uint32), "n_positive": ranks.n_positive, "sum_squares": ranks.sum_squares,

@@ -12,9 +12,9 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from corrmask_fast import InputError, build_dependency_graph
-from corrmask_fast.graph import building
-from corrmask_fast.graph.checkpoint import Checkpoint
-from corrmask_fast.graph.memory import Portions
+from corrmask_fast.graph.build import building
+from corrmask_fast.graph.build.checkpoint import Checkpoint
+from corrmask_fast.graph.build.memory import ChunkPlan
 from corrmask_fast.tensor_files import METADATA, canonical, hash_tensors
 
 PARAMETERS = {"rho_min": 0.05, "min_cooccurrence": 5, "min_presence": 5, "n_neighbors": 4, "progress": False}
@@ -99,7 +99,7 @@ def states(tmp_path_factory, make_corpus):
     corpora = [make_corpus(200, 60, seed=seed) for seed in (4, 5)]
     graphs = [build(corpus, folder / f"{i}")[0] for i, corpus in enumerate(corpora)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(building, "find_portions", lambda *_: Portions(64, 1_000_000))
+        patch.setattr(building, "plan_chunks", lambda *_: ChunkPlan(64, 1_000_000))
         for i, corpus in enumerate(corpora):
             build(corpus, folder / f"{i}-chunks")
     return folder, corpora, graphs
@@ -115,7 +115,7 @@ def test_arrays_that_no_stage_saves_are_computed_again(states, tmp_path, monkeyp
     chunks = part == "levels"
     shutil.copytree(folder / ("0-chunks" if chunks else "0"), tmp_path / "state")
     if chunks:
-        monkeypatch.setattr(building, "find_portions", lambda *_: Portions(64, 1_000_000))
+        monkeypatch.setattr(building, "plan_chunks", lambda *_: ChunkPlan(64, 1_000_000))
     rewrite(tmp_path / "state" / f"{part}-0.safetensors", change)
     graph, said = build(corpora[0], tmp_path / "state")
     assert same(graph, graphs[0])
@@ -132,7 +132,7 @@ def test_parts_of_another_build_are_not_used(states, tmp_path, monkeypatch, part
     folder, corpora, graphs = states
     kind = "-chunks" if part == "levels" else ""
     if kind:
-        monkeypatch.setattr(building, "find_portions", lambda *_: Portions(64, 1_000_000))
+        monkeypatch.setattr(building, "plan_chunks", lambda *_: ChunkPlan(64, 1_000_000))
     shutil.copytree(folder / f"0{kind}", tmp_path / "state")
     shutil.copy(folder / f"1{kind}" / f"{part}-0.safetensors", tmp_path / "state")
     graph, said = build(corpora[0], tmp_path / "state")
@@ -140,13 +140,12 @@ def test_parts_of_another_build_are_not_used(states, tmp_path, monkeypatch, part
     assert any(f"{part}-0.safetensors is not used: it belongs to another build" in message for message in said)
 
 
-def test_sums_that_no_pass_saves_are_added_up_again(states, tmp_path):
+def test_sums_that_no_pass_saves_are_added_up_again(tmp_path):
     checkpoint = Checkpoint(tmp_path)
-    from corrmask_fast.graph.streaming import StreamedStages
-    from corrmask_fast.graph.work import Work
+    from corrmask_fast.graph.build.stages_streamed import StreamedStages
+    from corrmask_fast.graph.build.work import Work
 
-    _, corpora, _ = states
-    stages = StreamedStages(corpora[0], Work(checkpoint=checkpoint), Portions(64, 1_000_000))
+    stages = StreamedStages(Work(checkpoint=checkpoint), ChunkPlan(64, 1_000_000))
     good = {"low 0": np.full((2, 3), 7, np.uint64), "cells": np.array([128])}
     for changes in (
         {"cells": np.array([201])}, {"cells": np.array([-1])}, {"cells": np.array([128.0])},

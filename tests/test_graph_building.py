@@ -12,7 +12,6 @@ from graph_cases import (
     LETTERS,
     LOOSE,
     ODD_CELLS,
-    QUIET,
     A,
     B,
     C,
@@ -30,9 +29,10 @@ from hypothesis import strategies as st
 
 from corrmask_fast import Corpus, InputError, build_dependency_graph, reference, set_num_threads
 from corrmask_fast.cells.corpus import Segment
-from corrmask_fast.graph import building, stages
-from corrmask_fast.graph.products import DENSE, PANEL, SCATTER, Operands, StrongestPartners, plan_product, select
-from corrmask_fast.graph.stages import GeneColumns
+from corrmask_fast.graph.build import building
+from corrmask_fast.graph.build.products import DENSE, PANEL, SCATTER, Operands, StrongestPartners, plan_product, select
+from corrmask_fast.graph.build.records import GeneColumns
+from corrmask_fast.graph.build.stages_cpu import CpuStages
 
 METHODS = dict(zip(CUTS.values(), ({SCATTER}, {PANEL}, {DENSE}, {SCATTER, PANEL, DENSE}), strict=True))
 
@@ -128,8 +128,8 @@ def test_tasks_add_up_over_chunks_of_cells_in_any_order(make_corpus, cut):
         sums = task.zeros()
         for begin, end in ((120, 200), (0, 1), (1, 120)):
             Operands(plan, *cells_between(columns, ranks.e, begin, end), [task]).add(task, sums)
-        strongest.offer(select(plan, task, sums, ranks, columns.n_cells, strongest.reach))
-    whole = stages.strongest_pairs(columns, ranks, 5, 0.1, QUIET)
+        strongest.offer(select(plan, task, sums, ranks, columns.n_cells, strongest.threshold))
+    whole = CpuStages().strongest_pairs(columns, ranks, 5, 0.1)
     for found, expected in zip(strongest.pairs(), whole, strict=True):
         np.testing.assert_array_equal(found, expected)
 
@@ -206,7 +206,7 @@ def test_an_empty_corpus():
 
 
 def test_more_cells_than_ranks_hold(make_corpus, monkeypatch):
-    monkeypatch.setattr(building, "MOST_CELLS", 99)
+    monkeypatch.setattr(building, "MAX_CELLS", 99)
     with pytest.raises(InputError, match=r"built from at most 99 cells; got 100; lower n_cells"):
         build_dependency_graph(make_corpus(100, 5), progress=False, min_cooccurrence=1)
 

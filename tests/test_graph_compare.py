@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from corrmask_fast import DependencyGraph, InputError, Vocabulary, compare_graphs, merge_graphs
-from corrmask_fast.graph.compare import _multipliers, compare_all, comparison_table, save_comparisons_csv
+from corrmask_fast.graph.chance import fit_multipliers
+from corrmask_fast.graph.compare import compare_all, comparison_table, save_comparisons_csv
 from corrmask_fast.testing import make_graph, make_vocabulary
 
 LETTERS = Vocabulary(("<pad>", "<mask>", *"ABCDEFG"), {"A": "Alpha"})
@@ -129,7 +130,7 @@ def test_a_graph_is_equal_to_itself():
 
 def test_random_graphs_keep_the_degrees():
     degrees = make_graph(make_vocabulary(200), degree=12).degrees
-    x = _multipliers(degrees)
+    x = fit_multipliers(degrees)
     linked = np.outer(x, x) / (1 + np.outer(x, x))
     np.fill_diagonal(linked, 0)
     assert degrees.max() > 150

@@ -16,10 +16,11 @@ import torch
 from graph_cases import BASE, A, B, C, assert_equal_stages, corpus_of, every_stage
 
 from corrmask_fast import InputError, MissingExtraError, build_dependency_graph
-from corrmask_fast.graph import building, memory, stages, stages_cuda
-from corrmask_fast.graph import device as graph_device
-from corrmask_fast.graph import work as graph_work
-from corrmask_fast.graph.distributed import Team
+from corrmask_fast.graph.build import building, memory, overlaps, stages_cuda
+from corrmask_fast.graph.build import cuda_device as graph_device
+from corrmask_fast.graph.build import work as graph_work
+from corrmask_fast.graph.build.distributed import Team
+from corrmask_fast.graph.build.stages_cpu import CpuStages
 
 
 @pytest.fixture(name="pretend")
@@ -99,12 +100,12 @@ def test_an_explicit_request_is_obeyed_or_refused(make_corpus, monkeypatch):
 def test_auto_takes_a_device_where_cupy_and_torch_see_one(monkeypatch, has_cupy, has_device):
     monkeypatch.setattr(graph_device.importlib.util, "find_spec", lambda _: object() if has_cupy else None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_device)
-    assert building._stages("auto") is (stages_cuda if has_cupy and has_device else stages)
-    assert building._stages("cpu") is stages
+    assert building._kind_of_device("auto") == ("cuda" if has_cupy and has_device else "cpu")
+    assert building._kind_of_device("cpu") == "cpu"
 
 
 def test_cells_beyond_the_memory_of_the_host_are_refused(pretend, make_corpus, monkeypatch):
-    monkeypatch.setattr(building, "find_portions", lambda *_: memory.Portions(16, 1 << 20))
+    monkeypatch.setattr(building, "plan_chunks", lambda *_: memory.ChunkPlan(16, 1 << 20))
     build = partial(build_dependency_graph, make_corpus(60, 9), min_cooccurrence=1, min_presence=1, progress=False)
     with pytest.raises(InputError, match=r"device='cuda' holds all sampled cells in memory.*or use device='cpu'"):
         build(device="cuda")
@@ -116,8 +117,8 @@ def test_auto_does_not_wait_for_torch_where_cupy_is_not_installed():
     code = (
         "import sys, importlib.util as u; find = u.find_spec\n"
         "u.find_spec = lambda name, *rest: None if name == 'cupy' else find(name, *rest)\n"
-        "from corrmask_fast.graph.building import _stages\n"
-        "assert _stages('auto').__name__ == _stages('cpu').__name__ == 'corrmask_fast.graph.stages'\n"
+        "from corrmask_fast.graph.build.building import _kind_of_device\n"
+        "assert _kind_of_device('auto') == _kind_of_device('cpu') == 'cpu'\n"
         "assert 'torch' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
@@ -150,8 +151,8 @@ class RankOfTwo(Team):
 
 def test_ranks_divide_the_tasks(cuda_host, make_corpus, monkeypatch):
     corpus = make_corpus(80, 40, seed=7)
-    expected = every_stage(stages, corpus, **BASE)
-    monkeypatch.setattr(stages, "LEAST_WORK", 300)  # several tasks of overlaps, too
+    expected = every_stage(CpuStages, corpus, **BASE)
+    monkeypatch.setattr(overlaps, "MIN_WORK", 300)  # several tasks of overlaps, too
     device, meet, given = cuda_host.graph.EmulatedDevice(threads=32), threading.Barrier(2), [{}, {}]
     launch, one_at_a_time, launches = device.launch, threading.Lock(), []
 
@@ -164,7 +165,7 @@ def test_ranks_divide_the_tasks(cuda_host, make_corpus, monkeypatch):
 
     def run(rank):
         work = graph_work.Work(RankOfTwo(rank, meet, given))
-        return every_stage(stages_cuda, corpus, cut=stages_cuda.Cut(9, 33, 4), work=work, **BASE)
+        return every_stage(stages_cuda.CudaStages, corpus, cut=stages_cuda.Cut(9, 33, 4), work=work, **BASE)
 
     with cuda_host.graph.in_place(device), ThreadPoolExecutor(2) as pool:
         for got in pool.map(run, range(2)):

@@ -17,9 +17,10 @@ import torch.distributed as dist
 from graph_cases import free_port
 
 from corrmask_fast import build_dependency_graph, write_corpus
-from corrmask_fast.graph import memory as graph_memory
-from corrmask_fast.graph.device import warn_of_idle_devices
-from corrmask_fast.graph.distributed import ProcessGroup, Team
+from corrmask_fast.graph.build import memory as graph_memory
+from corrmask_fast.graph.build.cuda_device import warn_of_idle_devices
+from corrmask_fast.graph.build.distributed import ProcessGroup, Team
+from corrmask_fast.graph.build.records import Cells
 
 PARAMETERS = {"rho_min": 0.05, "min_cooccurrence": 5, "min_presence": 5, "n_neighbors": 4, "progress": False}
 
@@ -27,12 +28,12 @@ RANK = """
     import json, os, sys
     import torch, torch.distributed as dist
     from corrmask_fast import build_dependency_graph
-    from corrmask_fast.graph import building as graph_building
-    from corrmask_fast.graph import device as graph_device
-    from corrmask_fast.graph import memory as graph_memory
-    from corrmask_fast.graph import stages as graph_stages
+    from corrmask_fast.graph.build import building as graph_building
+    from corrmask_fast.graph.build import cuda_device as graph_device
+    from corrmask_fast.graph.build import memory as graph_memory
+    from corrmask_fast.graph.build import overlaps as graph_overlaps
     from corrmask_fast import read_corpus
-    from corrmask_fast.graph import stages_cuda as graph_stages_cuda
+    from corrmask_fast.graph.build import stages_cuda as graph_stages_cuda
 
     folder, cuda_host = sys.argv[1:3]
     parameters = json.load(open(folder + "/parameters.json"))
@@ -53,17 +54,17 @@ RANK = """
             said[name] = f"{type(error).__name__}: {error}"
 
     attempt("cpu")
-    find = graph_building.find_portions
-    graph_building.find_portions = lambda *_: graph_memory.Portions(64, 2_000_000)
+    find = graph_building.plan_chunks
+    graph_building.plan_chunks = lambda *_: graph_memory.ChunkPlan(64, 2_000_000)
     attempt("streamed")
-    graph_building.find_portions = find
+    graph_building.plan_chunks = find
 
     if cuda_host:
         sys.path.insert(0, cuda_host)
         import graph
         device = graph.EmulatedDevice(threads=32)
         cut = graph_stages_cuda.Cut(7, 48, 7)  # work for both
-        graph_stages_cuda.Cut.fitting, graph_stages.LEAST_WORK = lambda *_: cut, 2000
+        graph_stages_cuda.Cut.fitting, graph_overlaps.MIN_WORK = lambda *_: cut, 2000
         graph_device.check_cuda = lambda: None
         with graph.in_place(device):
             attempt("cuda", device="cuda")
@@ -158,9 +159,9 @@ def test_ranks_that_leave_gpus_idle_are_told():
 
 def test_ranks_of_a_machine_share_what_memory_is_free(make_corpus, monkeypatch):
     corpus, team = make_corpus(200, 60, seed=4), Team()
-    need = graph_memory.Need.of(corpus, range(200), 2048)
+    need = graph_memory.Need.of(Cells(corpus, range(200), 2048))
     monkeypatch.setattr(graph_memory, "free_memory", lambda: 2 * need.in_memory)  # of which 80 % may be taken
-    assert graph_memory.find_portions(corpus, range(200), 2048, None, team) is None
+    assert graph_memory.plan_chunks(Cells(corpus, range(200), 2048), None, team) is None
     team.local_size = 2
     with pytest.raises(graph_memory.InputError, match=r"or start fewer processes \(now 2 on this machine\)$"):
-        graph_memory.find_portions(corpus, range(200), 2048, None, team)
+        graph_memory.plan_chunks(Cells(corpus, range(200), 2048), None, team)

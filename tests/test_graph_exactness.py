@@ -6,12 +6,13 @@ import math
 
 import numpy as np
 import pytest
-from graph_cases import QUIET, cells_of, dense_values, stages_of
+from graph_cases import cells_of, dense_values, stages_of
 from scipy.stats import spearmanr
 
-from corrmask_fast.graph import memory, stages
-from corrmask_fast.graph.products import Cut, Rates
-from corrmask_fast.graph.stages import GeneColumns
+from corrmask_fast.graph.build import memory
+from corrmask_fast.graph.build.products import Cut, Rates
+from corrmask_fast.graph.build.records import GeneColumns
+from corrmask_fast.graph.build.stages_cpu import CpuStages
 
 
 def test_columns_of_many_cells(make_corpus):
@@ -26,10 +27,10 @@ def test_columns_of_many_cells(make_corpus):
 
 def assert_agrees_with_scipy(columns, ranks, *, at_most):
     X, present = dense_values(columns)
-    pairs = stages.strongest_pairs(columns, ranks, 10**6, 0.0, QUIET)
+    pairs = CpuStages().strongest_pairs(columns, ranks, 10**6, 0.0)
     everywhere = spearmanr(X).statistic
     np.testing.assert_allclose(pairs.rho, everywhere[pairs.u, pairs.v], rtol=0, atol=1e-12)
-    overlap, rho = stages.correlate_pairs(columns, pairs, 2, QUIET)
+    overlap, rho = CpuStages().correlate_pairs(columns, pairs, 2)
     compared = 0
     for k in range(0, pairs.u.size, max(1, pairs.u.size // at_most)):
         both = present[:, pairs.u[k]] & present[:, pairs.v[k]]
@@ -48,7 +49,7 @@ def test_scipy_agrees_before_rounding(make_corpus, max_length):
     assert_agrees_with_scipy(*stages_of(make_corpus(700, 70, seed=8), 20, max_length), at_most=150)
 
 
-@pytest.mark.parametrize("n_cells", [131_072, memory.MOST_CELLS_OF_64_BITS])
+@pytest.mark.parametrize("n_cells", [131_072, memory.MAX_CELLS_OF_64_BITS])
 def test_sums_are_exact_at_the_limits(n_cells):
     """Columns whose sums come as close to the limit as they can: no ties to speak of, every cell full."""
     rng = np.random.default_rng(0)
@@ -58,7 +59,7 @@ def test_sums_are_exact_at_the_limits(n_cells):
     indptr = np.arange(G + 1) * n_cells
     cells = np.tile(np.arange(n_cells, dtype=np.int32), G)
     columns = GeneColumns(np.arange(2, 2 + G), n_cells, 65_535, indptr, cells, levels.reshape(-1))
-    ranks = stages.rank_genes(columns)
+    ranks = CpuStages().rank_genes(columns)
     below = [np.concatenate([[0], np.cumsum(np.bincount(row, minlength=65_536))]) for row in levels]
     d = [below[g][levels[g]] + below[g][levels[g].astype(np.int64) + 1] - n_cells for g in range(G)]
 
@@ -72,16 +73,16 @@ def test_sums_are_exact_at_the_limits(n_cells):
         for u, v in ((0, 1), (0, 2), (1, 2))
     ]
     for rates in (Rates(scatter=math.inf), Rates(panel=math.inf), Rates(dense=math.inf)):
-        pairs = stages.strongest_pairs(columns, ranks, 5, 0.0, QUIET, cut=Cut(rates=rates))
+        pairs = CpuStages(cut=Cut(rates=rates)).strongest_pairs(columns, ranks, 5, 0.0)
         assert pairs.rho.tolist() == exact
-    overlap, rho = stages.correlate_pairs(columns, pairs, 1, QUIET)
+    overlap, rho = CpuStages().correlate_pairs(columns, pairs, 1)
     assert overlap.tolist() == [n_cells] * 3
     assert rho.tolist() == exact  # every cell holds both
     assert exact[0] < -0.99
 
 
 def test_the_limit_is_the_limit_of_int64():
-    most = memory.MOST_CELLS_OF_64_BITS
+    most = memory.MAX_CELLS_OF_64_BITS
     assert 4 * most**3 // 3 < 2**63 <= 4 * (most + 1000) ** 3 // 3
 
 

@@ -6,11 +6,10 @@ import math
 
 import numpy as np
 import pytest
-from graph_cases import QUIET
 from llvmlite.binding import llvm_version_info
 
-from corrmask_fast.graph import stages
-from corrmask_fast.graph.stages import GeneColumns, Pairs
+from corrmask_fast.graph.build.records import GeneColumns, Pairs
+from corrmask_fast.graph.build.stages_cpu import CpuStages
 from corrmask_fast.kernels import overlap as overlap_kernel
 
 
@@ -47,7 +46,7 @@ def test_overlaps_of_every_size(overlap):
             np.arange(2, 6), n_cells, max_length, indptr, np.concatenate(parts).astype(np.int32), flat
         )
         u, v = np.triu_indices(4, 1)
-        got, rho = stages.correlate_pairs(columns, Pairs(u, v, np.zeros(u.size)), 1, QUIET)
+        got, rho = CpuStages().correlate_pairs(columns, Pairs(u, v, np.zeros(u.size)), 1)
         for k in range(u.size):
             both = np.intersect1d(parts[u[k]], parts[v[k]]).tolist()
             assert got[k] == len(both)

@@ -12,8 +12,8 @@ import textwrap
 from graph_cases import free_port
 
 from corrmask_fast import build_dependency_graph, write_corpus
-from corrmask_fast.graph import building
-from corrmask_fast.graph.memory import Portions
+from corrmask_fast.graph.build import building
+from corrmask_fast.graph.build.memory import ChunkPlan
 
 PARAMETERS = {"rho_min": 0.05, "min_cooccurrence": 5, "min_presence": 5, "n_neighbors": 4, "progress": False}
 
@@ -23,24 +23,25 @@ RANK = """
     import json, os, signal, sys, time
     import numpy as np
     from corrmask_fast import InputError, build_dependency_graph, read_corpus
-    from corrmask_fast.graph import building, distributed, memory
+    from corrmask_fast.graph.build import building, distributed, memory
+    from corrmask_fast.graph.build.records import Cells
 
     folder, rank = sys.argv[1], int(os.environ["RANK"])
     parameters = json.load(open(folder + "/parameters.json"))
     corpus = read_corpus(folder + "/cells.npz")
-    memory.LEAST_CELLS = 8
+    memory.MIN_CHUNK_CELLS = 8
     memory.Need.in_memory = property(lambda need: float("inf"))  # cells pass in chunks, however few there are
-    find, said = building.find_portions, {}
+    find, said = building.plan_chunks, {}
 
     def found(*given):
-        portions = find(*given)
-        said.setdefault("chunk_cells", []).append(portions.chunk_cells)
-        return portions
+        plan = find(*given)
+        said.setdefault("chunk_cells", []).append(plan.chunk_cells)
+        return plan
 
-    building.find_portions = found
+    building.plan_chunks = found
 
     def build(name, chunk_cells):
-        need = memory.Need.of(corpus, range(200), corpus.max_length)
+        need = memory.Need.of(Cells(corpus, range(200), corpus.max_length))
         a_cell = need.chunk(1) - need.chunk(0)
         free = (need.tables + need.chunk(0) + 3 * a_cell * (chunk_cells + 0.5)) * 2 / memory.SHARE_OF_FREE
         memory.free_memory = lambda: int(free) if chunk_cells < 200 else None
@@ -60,7 +61,7 @@ RANK = """
                 except ConnectionError as error:
                     said["inside"] = str(error)
                 try:
-                    distributed.current_team()
+                    distributed.current_team().__enter__()
                 except ConnectionError as error:
                     said["next"] = str(error)
             raise InputError("told to nobody")
@@ -79,7 +80,7 @@ def test_ranks_of_unequal_memory_and_one_that_takes_the_store_with_it(make_corpu
     whole = build_dependency_graph(corpus, **PARAMETERS, max_length=corpus.max_length)
     assert whole.n_edges > 50
     whole.save(tmp_path / "whole.safetensors")
-    monkeypatch.setattr(building, "find_portions", lambda *_: Portions(64, 2_000_000))
+    monkeypatch.setattr(building, "plan_chunks", lambda *_: ChunkPlan(64, 2_000_000))
     build_dependency_graph(corpus, **PARAMETERS, max_length=corpus.max_length).save(tmp_path / "one.safetensors")
     assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}

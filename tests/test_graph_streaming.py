@@ -11,7 +11,6 @@ import sys
 import textwrap
 import warnings
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,18 +26,17 @@ from corrmask_fast import (
     set_num_threads,
 )
 from corrmask_fast.cells.corpus_io import CorpusWriter
-from corrmask_fast.graph import building as graph_building
-from corrmask_fast.graph import memory as graph_memory
-from corrmask_fast.graph import stages as graph_stages
-from corrmask_fast.graph.distributed import Team
-from corrmask_fast.graph.memory import Need, Portions
-from corrmask_fast.graph.products import Cut, plan_product
-from corrmask_fast.graph.streaming import StreamedStages
-from corrmask_fast.graph.work import Work
+from corrmask_fast.graph.build import building as graph_building
+from corrmask_fast.graph.build import memory as graph_memory
+from corrmask_fast.graph.build import products as graph_products
+from corrmask_fast.graph.build.distributed import Team
+from corrmask_fast.graph.build.memory import ChunkPlan, Need
+from corrmask_fast.graph.build.products import Cut, plan_product
+from corrmask_fast.graph.build.records import Cells
+from corrmask_fast.graph.build.stages_streamed import StreamedStages
+from corrmask_fast.graph.build.work import Work
 from corrmask_fast.kernels.wide import fold, to_floats
-from corrmask_fast.progress import progress_bar
 
-no_bar = partial(progress_bar, shown=False)
 LOOSE = {"rho_min": 0.0, "min_cooccurrence": 0, "min_presence": 1}
 
 
@@ -52,9 +50,9 @@ def streamed(corpus, chunk_cells, band_bytes, *, wide=False, tile_genes=512, **p
     """The graph from chunks and bands of the given sizes."""
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        portions = Portions(chunk_cells, band_bytes, wide)
-        patch.setattr(graph_building, "find_portions", lambda *_: portions)
-        patch.setattr(graph_stages, "Cut", lambda: Cut(tile_genes=tile_genes))
+        plan = ChunkPlan(chunk_cells, band_bytes, wide)
+        patch.setattr(graph_building, "plan_chunks", lambda *_: plan)
+        patch.setattr(graph_products, "Cut", lambda: Cut(tile_genes=tile_genes))
         return build_dependency_graph(corpus, **{"progress": False, **parameters})
 
 
@@ -67,7 +65,7 @@ def assert_equal(graph, expected):
 
 
 # Cells of a chunk, bytes of a band: one chunk and band, tiny odd ones, one task or pair at a time.
-PORTIONS = ((10**6, 2**40), (13, 5000), (50, 1))
+CHUNK_PLANS = ((10**6, 2**40), (13, 5000), (50, 1))
 
 
 @pytest.mark.parametrize(
@@ -89,7 +87,7 @@ def test_the_same_bits_as_in_memory(make_corpus, parameters):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         expected = build_dependency_graph(corpus, progress=False, **parameters)
-    for (chunk_cells, band_bytes), wide in itertools.product(PORTIONS, (False, True)):
+    for (chunk_cells, band_bytes), wide in itertools.product(CHUNK_PLANS, (False, True)):
         graph = streamed(corpus, chunk_cells, band_bytes, wide=wide, tile_genes=5, **parameters)
         assert_equal(graph, expected)
         assert graph.params.get("rho_error") == (5 * 2.0**-53 if wide else None)
@@ -190,10 +188,10 @@ def test_more_cells_than_64_bits_hold():
 
 
 def wide_pairs(corpus, max_length):
-    stages = StreamedStages(corpus, Work(), Portions(100_000, 2**40, wide=True))
-    sample = stages.read_sample(corpus, range(corpus.n_cells), max_length, no_bar)
-    columns = stages.make_columns(sample, np.array([2, 3, 4]), max_length)
-    return stages.strongest_pairs(columns, stages.rank_genes(columns), 2, 0.0, no_bar, work=Work())
+    stages = StreamedStages(Work(), ChunkPlan(100_000, 2**40, wide=True))
+    sample = stages.read_sample(Cells(corpus, range(corpus.n_cells), max_length))
+    columns = stages.make_columns(sample, np.array([2, 3, 4]))
+    return stages.strongest_pairs(columns, stages.rank_genes(columns), 2, 0.0)
 
 
 def test_the_product_of_many_cells_leaves_blas_out():
@@ -232,32 +230,32 @@ def test_too_little_memory_says_what_is_needed(make_corpus):
     )
     build_dependency_graph(corpus, memory_limit=message[1], progress=False, **LOOSE)  # what it says is enough
 
-    many = replace(Need.of(corpus, range(200), 2048), n_cells=10**6, n_tokens=10**9)
+    many = replace(Need.of(Cells(corpus, range(200), 2048)), n_cells=10**6, n_tokens=10**9)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Need, "of", lambda *_: many)
         with pytest.raises(
             InputError, match=r"lower max_length \(ranks of 2048 places for 62 tokens take 0.51MB\) or "
         ):
-            graph_memory.find_portions(corpus, range(200), 2048, 10**6, Team())
+            graph_memory.plan_chunks(Cells(corpus, range(200), 2048), 10**6, Team())
 
 
 def test_what_fits_is_held_and_what_does_not_passes(make_corpus):
     corpus, team = make_corpus(200, 60, seed=4), Team()
-    need = Need.of(corpus, range(200), 2048)
+    need = Need.of(Cells(corpus, range(200), 2048))
     assert need.n_tokens == corpus.nnz
-    assert graph_memory.find_portions(corpus, range(200), 2048, math.ceil(need.in_memory), team) is None
+    assert graph_memory.plan_chunks(Cells(corpus, range(200), 2048), math.ceil(need.in_memory), team) is None
     many = replace(need, n_cells=10**7, n_tokens=10**10, longest=1000.0, vocabulary_size=25_000)
     with pytest.MonkeyPatch.context() as patch:
         fits = replace(many, n_cells=10**5, n_tokens=10**8)
         patch.setattr(Need, "of", lambda *_: fits)
         for more, whole in ((0, True), (-1, False)):
-            found = graph_memory.find_portions(corpus, range(1), 2048, math.ceil(fits.in_memory) + more, team)
+            found = graph_memory.plan_chunks(Cells(corpus, range(1), 2048), math.ceil(fits.in_memory) + more, team)
             assert (found is None) == whole
         assert not found.wide
         patch.setattr(Need, "of", lambda *_: many)
         for limit in ("1GB", "4GB", "50GB"):
             size = graph_memory.check_memory(limit)
-            found = graph_memory.find_portions(corpus, range(1), 2048, size, team)
+            found = graph_memory.plan_chunks(Cells(corpus, range(1), 2048), size, team)
             assert found.wide
             assert many.tables + many.chunk(found.chunk_cells) + found.band_bytes <= size
 
@@ -304,15 +302,17 @@ def test_memory_stays_within_its_limit(tmp_path):
             cells = np.argpartition(noise, length, axis=1)[:, :length] + 2
             writer.write(np.arange(0, 1000 * length + 1, length), cells.reshape(-1))
     limit = 90_000_000
-    assert Need.of(read_corpus(tmp_path / "cells"), range(n_cells), 512).in_memory > 2.5 * limit
+    assert Need.of(Cells(read_corpus(tmp_path / "cells"), range(n_cells), 512)).in_memory > 2.5 * limit
     command = [sys.executable, "-c", textwrap.dedent(PEAK), tmp_path / "cells", str(limit), tmp_path / "graph"]
     run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=80)
     assert run.returncode == 0, run.stderr
     assert 0.2 * limit < int(run.stdout) < limit
 
 
-def test_cells_beyond_64_bits_are_refused_on_a_gpu(make_corpus):
-    corpus = make_corpus(20, 5)
+def test_cells_beyond_64_bits_are_refused_on_a_gpu(make_corpus, monkeypatch):
+    cells = Cells(make_corpus(20, 5), range(20), 8)
     for wide, message in ((True, "hold the sums of at most 1905000 cells; lower n_cells"), (False, "these do not fit")):
+        chunks = ChunkPlan(8, 100, wide)
+        monkeypatch.setattr(graph_building, "plan_chunks", lambda *_, chunks=chunks: chunks)
         with pytest.raises(InputError, match=message):
-            graph_building._streamed(corpus, Work(), Portions(8, 100, wide), "cuda")
+            graph_building._choose_stages("cuda", cells, None, Work(), asked_for_cuda=True)

@@ -223,8 +223,10 @@ TEN = Vocabulary(("<pad>", "<mask>", *(f"G{i}" for i in range(10))))
 
 @pytest.mark.parametrize(
     ("mask_value", "dtype"),
-    [(-1, torch.uint8), (-129, torch.int8), (2049, torch.float16), (301, torch.bfloat16), (1.5, torch.int64)]
-    + [(1e6, torch.int16), (70_000, torch.float16), (0, torch.bool), (0, torch.complex64)],
+    [
+        *[(-1, torch.uint8), (-129, torch.int8), (2049, torch.float16), (301, torch.bfloat16), (1.5, torch.int64)],
+        *[(1e6, torch.int16), (70_000, torch.float16), (0, torch.bool), (0, torch.complex64)],
+    ],
 )
 def test_a_mask_value_that_the_dtype_cannot_hold_is_refused(mask_value, dtype):
     masker = RandomMasker(TEN, mlm_probability=0.4, mask_replace_prob=1.0, random_replace_prob=0.0)

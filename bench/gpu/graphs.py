@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from corrmask_fast import build_dependency_graph
-from corrmask_fast.graph import building
+from corrmask_fast.graph.build import building
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,7 +23,7 @@ TOTAL = "end to end"
 
 
 class TimedStages:
-    """A module of stages, its functions timed; the device is waited for before and after each."""
+    """The stages of a build, each timed; the device is waited for before and after each."""
 
     def __init__(self, stages: Any, device: torch.device) -> None:
         self._stages, self._device = stages, device
@@ -52,17 +52,17 @@ class TimedStages:
 @contextmanager
 def timed_stages(device: torch.device) -> Iterator[list[TimedStages]]:
     """Let ``build_dependency_graph`` take timed stages; the list holds those of each build."""
-    given, used = building._stages, []
+    given, used = building._choose_stages, []
 
     def stages(*arguments: Any, **keywords: Any) -> TimedStages:
         used.append(TimedStages(given(*arguments, **keywords), device))
         return used[-1]
 
-    building._stages = stages
+    building._choose_stages = stages
     try:
         yield used
     finally:
-        building._stages = given
+        building._choose_stages = given
 
 
 def build_timed(corpus: Corpus, device: torch.device, **parameters: Any) -> tuple[DependencyGraph, dict[str, float]]:

@@ -85,7 +85,7 @@ def draw_masking(rows: Sequence[records.Row], folder: Path) -> Path | None:
         axis.annotate(SHOWN[name], (batches[-1], each[-1]), (6, 0), **plots.TEXT, color=color, va="center")
     axis.set_xscale("log")
     axis.set_yscale("log")
-    plots.dress(axis, title="Masking on the device", x="rows of a batch", y="microseconds a row (median)")
+    plots.style_axis(axis, title="Masking on the device", x="rows of a batch", y="microseconds a row (median)")
     axis.margins(x=0.1)
     path = folder / "gpu-masking.png"
     plots.save_figure(figure, path)
@@ -113,7 +113,7 @@ def draw_graphs(rows: Sequence[records.Row], folder: Path) -> Path | None:
         left = {label: left[label] + width for label, width in zip(found, widths, strict=True)}
     axis.invert_yaxis()
     axis.legend(fontsize=8, frameon=False, ncols=2)
-    plots.dress(axis, title="Building a dependency graph", x="seconds (median)")
+    plots.style_axis(axis, title="Building a dependency graph", x="seconds (median)")
     path = folder / "gpu-graph.png"
     plots.save_figure(figure, path)
     return path

@@ -16,23 +16,23 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from corrmask_fast import Corpus, DependencyGraph, build_dependency_graph, read_corpus, reference, set_num_threads
-from corrmask_fast.graph import building, stages
-from corrmask_fast.graph.memory import Portions
-from corrmask_fast.graph.products import DENSE, PANEL, SCATTER, Cut, Operands, Rates, plan_product
+from corrmask_fast.graph.build import building
+from corrmask_fast.graph.build.memory import ChunkPlan
+from corrmask_fast.graph.build.products import DENSE, PANEL, SCATTER, Cut, Operands, Rates, plan_product
 from graph import overlaps, shapes
 from graph.peers import peak_gib
-from graph.stages import QUIET
+from graph.stages import STAGES
 
 
-def check(corpus: Corpus, portions: Portions | None = None) -> float:
+def check(corpus: Corpus, chunks: ChunkPlan | None = None) -> float:
     """Hold a graph of a few cells and genes to the oracle, bit by bit; return the seconds of this first build.
 
-    ``portions`` says how the cells pass; None: all at once.
+    ``chunks`` says how the cells pass; None: all at once.
     """
     small = shapes.part_of(corpus, 150, 40)
     parameters = {"min_presence": 5, "min_cooccurrence": 5, "rho_min": 0.05, "n_neighbors": 6}
     began = time.perf_counter()
-    with patch.object(building, "find_portions", lambda *_: portions):
+    with patch.object(building, "plan_chunks", lambda *_: chunks):
         graph = build_dependency_graph(small, progress=False, **parameters)
     seconds = time.perf_counter() - began
     cells = [small.tokens[small.indptr[i] : small.indptr[i + 1]].tolist() for i in range(small.n_cells)]
@@ -81,7 +81,7 @@ def largest_error(corpus: Corpus) -> float:
         columns.cells[few],
         columns.levels[few],
     )
-    pairs = stages.strongest_pairs(part, stages.rank_genes(part), n, 0.0, QUIET)
+    pairs = STAGES.strongest_pairs(part, STAGES.rank_genes(part), n, 0.0)
     return float(np.abs(pairs.rho - exact[pairs.u, pairs.v]).max())
 
 
@@ -100,7 +100,7 @@ def run_streamed_check(what: dict) -> dict:
     """Hold graphs of cells that pass in chunks to the oracle, with sums of 64 and of more bits."""
     corpus = read_corpus(what["corpus"]).take(np.arange(2_000))
     for wide in (False, True):
-        check(corpus, Portions(64, 100_000, wide))
+        check(corpus, ChunkPlan(64, 100_000, wide))
     return {}
 
 

@@ -14,16 +14,16 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from corrmask_fast import set_num_threads
-from corrmask_fast.graph import stages
+from corrmask_fast.graph.build.records import Pairs
 from corrmask_fast.threads import one_blas_thread
 from graph import shapes
-from graph.stages import QUIET, rank_genes, read_columns
+from graph.stages import STAGES, read_columns
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from corrmask_fast import Corpus
-    from corrmask_fast.graph.stages import GeneColumns, Pairs
+    from corrmask_fast.graph.build.records import GeneColumns
 
 N_NEIGHBORS, RHO_MIN = 50, 0.2  # the defaults of build_dependency_graph
 WEAKEST = 0.05
@@ -41,11 +41,11 @@ def measure(corpus: Corpus, path: Path, what: dict) -> list[dict]:
     for case, some in cases.items():
         if some.size == 0:
             continue
-        chosen = stages.Pairs(pairs.u[some], pairs.v[some], pairs.rho[some])
+        chosen = Pairs(pairs.u[some], pairs.v[some], pairs.rho[some])
         seconds = []
         for _ in range(what["repeats"]):
             began = time.perf_counter()
-            _, rho = stages.correlate_pairs(columns, chosen, 1, QUIET)
+            _, rho = STAGES.correlate_pairs(columns, chosen, 1)
             seconds.append(time.perf_counter() - began)
         of = (
             f"{some.size} pairs of {np.unique(common[some]).size} common genes, mean overlap {overlap[some].mean():.0f}"
@@ -60,11 +60,11 @@ def measure(corpus: Corpus, path: Path, what: dict) -> list[dict]:
 def compared_pairs(columns: GeneColumns, kept: Path) -> tuple[Pairs, np.ndarray]:
     """Return the pairs that a build compares, and their overlaps: found once, then read."""
     if not kept.exists():
-        pairs = stages.strongest_pairs(columns, rank_genes(columns), N_NEIGHBORS, WEAKEST, QUIET)
-        overlap, _ = stages.correlate_pairs(columns, pairs, 1, QUIET)
+        pairs = STAGES.strongest_pairs(columns, STAGES.rank_genes(columns), N_NEIGHBORS, WEAKEST)
+        overlap, _ = STAGES.correlate_pairs(columns, pairs, 1)
         np.savez(kept, u=pairs.u, v=pairs.v, rho=pairs.rho, overlap=overlap)
     with np.load(kept) as file:
-        return stages.Pairs(file["u"], file["v"], file["rho"]), file["overlap"]
+        return Pairs(file["u"], file["v"], file["rho"]), file["overlap"]
 
 
 def near(common: np.ndarray, overlap: np.ndarray, size: int, least: int) -> np.ndarray:

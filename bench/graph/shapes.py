@@ -13,7 +13,7 @@ from corrmask_fast import Corpus, read_corpus, write_corpus
 from graph.peers import MOST_CHECKED
 
 if TYPE_CHECKING:
-    from corrmask_fast.graph.stages import GeneColumns, Ranks
+    from corrmask_fast.graph.build.records import GeneColumns, Ranks
 
 MIN_PRESENCE = 50  # the default of build_dependency_graph
 
@@ -76,10 +76,10 @@ def _of_genes(corpus: Corpus, n_cells: int, genes: np.ndarray) -> Corpus:
 
 def columns_of(corpus: Corpus) -> tuple[GeneColumns, Ranks]:
     """Return the columns and ranks of all genes that a graph would be built over."""
-    from graph.stages import rank_genes, read_columns
+    from graph.stages import STAGES, read_columns
 
     columns = read_columns(corpus, MIN_PRESENCE)
-    return columns, rank_genes(columns)
+    return columns, STAGES.rank_genes(columns)
 
 
 def exact_rho(columns: GeneColumns, ranks: Ranks, n: int = MOST_CHECKED) -> np.ndarray:

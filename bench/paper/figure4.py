@@ -30,7 +30,7 @@ from experiment import conclude, options, save_table
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-from corrmask_fast.plots import COLORS, GREY, dress, new_figure, save_figure
+from corrmask_fast.plots import COLORS, GREY, new_figure, save_figure, style_axis
 
 N_SAMPLES, N_TRAIN, N_TEST, N_GENES, N_MODULES = 1500, 800, 500, 60, 3
 CLS, MASK = N_GENES, N_GENES + 1
@@ -161,13 +161,13 @@ def draw(path, rows, gammas):
     left.annotate("chance", (gammas[-1], 100 / N_MODULES), (0, 3), textcoords="offset points", fontsize=8, ha="right",
                   color=GREY)  # fmt: skip
     left.legend(frameon=False, fontsize=8)
-    dress(left, title="Which module was active, from [CLS]", x="modularity", y="accuracy (%)")
+    style_axis(left, title="Which module was active, from [CLS]", x="modularity", y="accuracy (%)")
     gaps = [mean_and_error(np.subtract(*(accuracies(rows, g, s) for s in STRATEGIES[::-1]))) for g in gammas]
     right.errorbar(gammas, *zip(*gaps, strict=True), color=COLORS[1], marker="o", capsize=3)
     right.axhline(0, color=GREY, linewidth=0.8)
     right.plot([1.0], [10.0], "*", color="black", markersize=9)
     right.annotate("paper", (1.0, 10.0), (-6, 0), textcoords="offset points", fontsize=8, ha="right", va="center")
-    dress(right, title="Correlation minus random (± standard error)", x="modularity", y="percentage points")
+    style_axis(right, title="Correlation minus random (± standard error)", x="modularity", y="percentage points")
     save_figure(figure, path)
     return dict(zip(gammas, gaps, strict=True))
 

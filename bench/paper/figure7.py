@@ -16,7 +16,7 @@ from real_cells import CELLS, data_folder, read_cells
 from corrmask_fast import CorrMasker, build_dependency_graph
 from corrmask_fast.audit.masks import audit_strategies, masks_of
 from corrmask_fast.audit.plots import SEEN_AT_LEAST
-from corrmask_fast.plots import COLORS, dress, new_figure, save_figure
+from corrmask_fast.plots import COLORS, new_figure, save_figure, style_axis
 
 LAMBDAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 PAPER = "macro-F1 is best at lambda = 0.5 (a picture; models, not masks)"
@@ -53,7 +53,7 @@ def draw(path, rows):
                       label=CELLS[name])  # fmt: skip
         axis.set_xticks(LAMBDAS)
         axis.set_ylim(bottom=0)
-        dress(axis, title=title, x="lambda", y=label)
+        style_axis(axis, title=title, x="lambda", y=label)
         if field == PANELS[0][0]:
             axis.legend(frameon=False, fontsize=8)
     save_figure(figure, path)

@@ -18,7 +18,7 @@ from real_cells import CELLS, data_folder, read_cells
 from corrmask_fast import PMITable, audit_all_strategies, build_dependency_graph, rewired
 from corrmask_fast.audit.all_strategies import ALL_CONTROL, ALL_REWIRED
 from corrmask_fast.audit.rank_windows import RANKED, REWIRED, SHUFFLED, windows_beside_controls, windows_table
-from corrmask_fast.plots import COLORS, GREY, dress, new_figure, save_figure
+from corrmask_fast.plots import COLORS, GREY, new_figure, save_figure, style_axis
 
 RATES = (0.15, 0.075)
 PAPER_3 = {ALL_CONTROL: (1.08, 1.93), "PMI": (1.08, 1.95), "CorrMask": (1.65, 9.32)}  # mean span, hit rate in %
@@ -63,7 +63,7 @@ def draw(path, audits, windows):
                 axis.legend(frameon=False, fontsize=7, loc="lower right")
             else:
                 axis.set_yticklabels([])
-            dress(axis, title=title, x=label)
+            style_axis(axis, title=title, x=label)
         draw_windows(line[3], [row for row in windows if row["cells"] == name])
     save_figure(figure, path)
 
@@ -77,7 +77,7 @@ def draw_windows(axis, shares):
     axis.invert_yaxis()
     axis.legend(frameon=False, fontsize=7)
     axis.margins(y=0.3)
-    dress(axis, title="Correlated genes close in rank", x="share (%)")
+    style_axis(axis, title="Correlated genes close in rank", x="share (%)")
 
 
 def say(audits, windows):

@@ -38,7 +38,7 @@ from corrmask_fast import (
     read_corpus,
     tokenize,
 )
-from corrmask_fast.plots import COLORS, dress, new_figure, save_figure
+from corrmask_fast.plots import COLORS, new_figure, save_figure, style_axis
 from corrmask_fast.tables import align, write_csv
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
@@ -192,7 +192,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         axis.set_xscale("log")
         axis.set_xticks(sorted(cells.values()), [f"{n:,}" for n in sorted(cells.values())])
         axis.minorticks_off()
-        dress(axis, title=title, x="cells pretrained on", y="macro-F1, fine-tuned")
+        style_axis(axis, title=title, x="cells pretrained on", y="macro-F1, fine-tuned")
     axis.legend(frameon=False, fontsize=8)
     save_figure(figure, path)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from corrmask_fast.audit.report import NOTE
-from corrmask_fast.plots import COLORS, GREY, TEXT, dress, new_figure, save_figure
+from corrmask_fast.plots import COLORS, GREY, TEXT, new_figure, save_figure, style_axis
 
 if TYPE_CHECKING:
     import os
@@ -62,7 +62,7 @@ def plot_audit(report: AuditReport, path: str | os.PathLike[str] | None = None) 
     for axis, (name, title, label, percent) in zip(axes.flat, _PANELS, strict=False):
         values = np.array([getattr(strategy, name) for strategy in strategies]) * (100 if percent else 1)
         _bars(axis, values, colors, percent)
-        dress(axis, title=title, x=label)
+        style_axis(axis, title=title, x=label)
         first_column = axis in axes[:, 0]
         axis.set_yticks(range(rows), [s.name if first_column else "" for s in strategies], fontsize=9)
     _coverage(axes[1, 2], strategies, colors)
@@ -104,4 +104,4 @@ def _coverage(axis: Any, strategies: Sequence[StrategyAudit], colors: list[str])
         axis.annotate(strategy.name, (1, 1), (0, -12 * row), **TEXT, **_INSIDE, color=color)
     seen = f"{np.count_nonzero(genes):,} genes seen\n{least} times or more"
     axis.annotate(seen, (1, 1), (0, -12 * len(strategies)), **TEXT, **_INSIDE, color="#404040")
-    dress(axis, title="How evenly genes are masked", x="times masked / times present (%)", y="genes")
+    style_axis(axis, title="How evenly genes are masked", x="times masked / times present (%)", y="genes")

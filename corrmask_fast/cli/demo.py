@@ -248,9 +248,9 @@ def _tokenize(journal: Journal, path: Path, vocabulary: Vocabulary, medians: Any
 
 def _build_graph(journal: Journal, corpus: Corpus, modules: np.ndarray | None) -> DependencyGraph:
     """Build and save the graph, with thresholds that few cells can still meet; say what it found."""
-    from corrmask_fast.cli.graph import partner_table, summary_table
-    from corrmask_fast.graph.building import build_dependency_graph
+    from corrmask_fast.graph.build.building import build_dependency_graph
     from corrmask_fast.graph.genesets import ribosomal_genes, set_cohesion
+    from corrmask_fast.graph.reports import partner_table, summary_table
 
     with journal.step("Build the dependency graph"):
         graph = build_dependency_graph(

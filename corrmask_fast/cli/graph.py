@@ -26,14 +26,6 @@ if TYPE_CHECKING:
 BUILD_OPTIONS = ("n_cells", "max_length", "n_neighbors", "rho_min", "min_cooccurrence", "min_presence", "max_genes",
                  "seed", "device", "memory_limit", "progress")  # fmt: skip
 
-# What the two kinds of rho of a summary are.
-LABELS = {
-    "rho_quantiles": "rho, cells with both",
-    "rho_negative_share": "  of these negative",
-    "rho_global_quantiles": "rho, all cells",
-    "rho_global_negative_share": "  of those negative",
-}
-
 
 def add_graph(commands: Any) -> None:
     """Add ``graph build``, ``graph show``, ``graph info`` and what there is in :mod:`corrmask_fast.cli.graph_uses`."""
@@ -46,19 +38,21 @@ def add_graph(commands: Any) -> None:
         "show",
         _graph_show,
         summary="a gene's partners",
-        text="List the partners of a gene, strongest first, with rho over the cells that hold both, and over all.",
+        text="List the partners of a gene, strongest first, with rho over the cells that hold both genes and over all.",
         example="graph show graph.safetensors RPL3 -n 10",
         computes=False,
     )
     show.add_argument("graph", metavar="GRAPH", help="graph file")
     show.add_argument("gene", metavar="GENE", help="symbol, gene id or token id")
-    show.add_argument("-n", type=int, default=20, metavar="N", help="show so many (default: %(default)s; 0: all)")
+    show.add_argument(
+        "-n", type=int, default=20, metavar="N", help="number of partners shown (default: %(default)s; 0: all)"
+    )
     info = command(
         group,
         "info",
         _graph_info,
         summary="size, degrees and parameters of a graph",
-        text="Describe a graph file: genes, edges, degrees, rho, and the parameters it was built with.",
+        text="Describe a graph file: genes, edges, degrees, rho, and the parameters of its build.",
         example="graph info graph.safetensors",
         computes=False,
     )
@@ -72,10 +66,10 @@ def _add_graph_build(commands: Any) -> None:
         "build",
         _graph_build,
         summary="build a graph from a corpus (Algorithm 1)",
-        text="Find each gene's strongest Spearman partners among all others, keep the pairs that share enough cells, "
-        "and score them over those cells. The same bits on every machine.",
-        notes="Under torchrun the processes build one graph together, the same to the bit, each on a GPU of\n"
-        "its own where there are some:\n"
+        text="Find the genes of largest absolute Spearman correlation to each gene, keep the pairs that occur together "
+        "in enough cells, and correlate these over those cells. The graph is bit-identical on every machine.",
+        notes="Under torchrun, the processes build one graph together, with the same bits. Where there are GPUs, each\n"
+        "process takes its own:\n"
         "  torchrun --nproc-per-node 2 -m corrmask_fast graph build cells.dataset -o graph.safetensors",
         example="graph build cells.dataset -o graph.safetensors --n-cells 100000\n"
         "  corrmask-fast graph build cells.dataset -o graphs --by tissue",
@@ -85,7 +79,9 @@ def _add_graph_build(commands: Any) -> None:
         "-o", "--output", required=True, metavar="GRAPH", help="file to write (.safetensors); with --by, folder"
     )
     parser.add_argument(
-        "--by", metavar="COLUMN", help="a graph for each value of this obs column (tissue, donor, ...), in folder GRAPH"
+        "--by",
+        metavar="COLUMN",
+        help="build a graph for each value of this obs column (tissue, donor, ...), in folder GRAPH",
     )
     parser.add_argument(
         "--n-cells",
@@ -94,28 +90,33 @@ def _add_graph_build(commands: Any) -> None:
         metavar="N",
         help="cells sampled, or 'all' (default: %(default)s)",
     )
-    setting(parser, "--max-length", 2048, "N", "genes read of a cell")
-    setting(parser, "--n-neighbors", 50, "N", "partners sought for each gene")
-    setting(parser, "--rho-min", 0.2, "X", "least |rho| of a pair, over all cells sampled (absent genes rank last)")
-    setting(parser, "--min-cooccurrence", 200, "N", "cells that a pair must share")
-    setting(parser, "--min-presence", 50, "N", "cells that a gene must stand in")
-    parser.add_argument("--max-genes", type=int, metavar="N", help="only so many genes, highest first (default: all)")
-    setting(parser, "--seed", 0, "N", "of the sample of cells")
+    setting(parser, "--max-length", 2048, "N", "number of genes read of each cell")
+    setting(parser, "--n-neighbors", 50, "N", "number of partners that each gene proposes")
+    setting(parser, "--rho-min", 0.2, "X", "smallest |rho| of a pair over all sampled cells (absent genes rank last)")
+    setting(parser, "--min-cooccurrence", 200, "N", "smallest number of cells that hold both genes")
+    setting(parser, "--min-presence", 50, "N", "smallest number of cells that hold a gene")
     parser.add_argument(
-        "--device", default="auto", help="auto (a GPU where there is one), cpu or cuda (default: %(default)s)"
+        "--max-genes",
+        type=int,
+        metavar="N",
+        help="number of genes kept, those with the largest sum of values (default: all)",
+    )
+    setting(parser, "--seed", 0, "N", "seed of the sample of cells")
+    parser.add_argument(
+        "--device", default="auto", help="auto (a GPU if there is one), cpu or cuda (default: %(default)s)"
     )
     parser.add_argument(
         "--memory",
         "--memory-limit",
         dest="memory_limit",
         metavar="SIZE",
-        help="memory that each process may take, such as 8GB; cells that do not fit are read several times, with the "
-        "same result (default: 80%% of what is free, shared by the processes of a machine)",
+        help="memory that each process may take, such as 8GB; cells that do not fit are read in several passes, with "
+        "the same result (default: 80%% of the free memory, divided by the processes on a machine)",
     )
     parser.add_argument(
         "--checkpoint",
         metavar="FOLDER",
-        help="save what is done here now and then; the same command goes on from there (remove it afterwards)",
+        help="save the state of the build here; the same command resumes it (remove the folder afterwards)",
     )
 
 
@@ -129,15 +130,16 @@ def _cells(text: str) -> int | None:
 
 
 def _graph_build(arguments: argparse.Namespace) -> None:
-    from corrmask_fast.graph.building import build_dependency_graph
-    from corrmask_fast.graph.distributed import ProcessGroup
+    from corrmask_fast.graph.build.building import build_dependency_graph
+    from corrmask_fast.graph.build.distributed import ProcessGroup
+    from corrmask_fast.graph.reports import summary_table
 
     parameters = {name: getattr(arguments, name) for name in BUILD_OPTIONS}
     if arguments.by is not None:
         _build_by(arguments, parameters)
         return
     with ProcessGroup(arguments.device, arguments.threads) as group:
-        check_tensors_file(arguments, "a graph file")  # before the work, not behind it
+        check_tensors_file(arguments, "a graph file")  # before the work, not after it
         graph = build_dependency_graph(open_corpus(arguments), checkpoint=arguments.checkpoint, **parameters)
         if group.rank == 0:
             graph.save(arguments.output)
@@ -146,7 +148,7 @@ def _graph_build(arguments: argparse.Namespace) -> None:
 
 
 def _build_by(arguments: argparse.Namespace, parameters: dict[str, Any]) -> None:
-    from corrmask_fast.graph.distributed import ProcessGroup
+    from corrmask_fast.graph.build.distributed import ProcessGroup
     from corrmask_fast.graph.groups import check_graph_folder, iter_graphs_by, save_graphs
 
     if arguments.checkpoint is not None:
@@ -162,7 +164,7 @@ def _build_by(arguments: argparse.Namespace, parameters: dict[str, Any]) -> None
 
 
 def _told(graphs: Iterator[tuple[str, DependencyGraph]]) -> Iterator[tuple[str, DependencyGraph]]:
-    """Print each group's graph as it comes."""
+    """Print each group's graph as soon as it is built."""
     for group, graph in graphs:
         print(f"{group}: {graph}, from {graph.params['n_cells_used']:,} cells", flush=True)
         yield group, graph
@@ -170,6 +172,7 @@ def _told(graphs: Iterator[tuple[str, DependencyGraph]]) -> Iterator[tuple[str, 
 
 def _graph_show(arguments: argparse.Namespace) -> None:
     from corrmask_fast.errors import check_integer
+    from corrmask_fast.graph.reports import partner_table
 
     graph = load_graph(arguments.graph)
     limit = check_integer("-n", arguments.n, 0) or None
@@ -180,55 +183,11 @@ def _graph_show(arguments: argparse.Namespace) -> None:
     except InputError as error:
         if graph.vocabulary.symbols:
             raise
-        cure = "this graph has no symbols: build it with --vocabulary and --symbols, or tokenize with --symbols"
-        raise InputError(f"{error}; {cure}") from error
+        fix = "this graph has no symbols: build it with --vocabulary and --symbols, or tokenize with --symbols"
+        raise InputError(f"{error}; {fix}") from error
 
 
 def _graph_info(arguments: argparse.Namespace) -> None:
+    from corrmask_fast.graph.reports import summary_table
+
     print(summary_table(load_graph(arguments.graph)))
-
-
-def summary_table(graph: DependencyGraph) -> str:
-    """Return what a graph is, a line for each fact."""
-
-    def text(value: Any) -> str:
-        if isinstance(value, list):
-            return "  ".join(f"{quantile:+.3f}" for quantile in value) + "  (minimum, quartiles, maximum)"
-        return f"{value:,}" if isinstance(value, int) else f"{value:.3g}" if isinstance(value, float) else str(value)
-
-    facts = {LABELS.get(name, name): value for name, value in graph.summary().items()}
-    parameters = facts.pop("params")
-    if "n_genes_used" in parameters:
-        used = {"genes": facts.pop("genes"), "genes it was built over": parameters["n_genes_used"]}
-        facts = used | facts
-    facts["built with"] = (
-        ", ".join(f"{name}={value}" for name, value in sorted(parameters.items())) or "no stated parameters"
-    )
-    width = max(map(len, facts))
-    return "\n".join(f"{name.replace('_', ' ').ljust(width)}  {text(value)}" for name, value in facts.items())
-
-
-def partner_table(graph: DependencyGraph, gene: str | int, limit: int | None = None) -> str:
-    """Return a gene's partners, strongest first, as an aligned table of at most ``limit`` lines."""
-    from corrmask_fast.tables import align
-
-    def label(token: int) -> str:
-        name, symbol = vocabulary.names[token], vocabulary.name_of(token)
-        return name if name == symbol else f"{symbol} ({name})"
-
-    vocabulary = graph.vocabulary
-    token = vocabulary.id_of(gene)
-    ids, rho = graph.neighbors(token)
-    title = f"{label(token)}, token {token}: {ids.size} partner{'' if ids.size == 1 else 's'}"
-    if ids.size == 0:
-        return f"{title}; no other gene passed the thresholds of this graph"
-    overall: dict[int, float] = {}
-    if graph.rho_global is not None:
-        row = slice(graph.indptr[token], graph.indptr[token + 1])
-        overall = dict(zip(graph.indices[row].tolist(), graph.rho_global[row].tolist(), strict=True))
-    rows = [["partner", "token", "rho", "rho, all cells"]]
-    for other, value in zip(ids.tolist()[:limit], rho.tolist(), strict=False):
-        text = f"{overall[other]:+.3f}" if overall else "-"
-        rows.append([label(other), str(other), f"{value:+.3f}", text])
-    rest = ids.size - (len(rows) - 1)
-    return "\n".join([title, *align(rows), *([f"... and {rest} more"] if rest else [])])

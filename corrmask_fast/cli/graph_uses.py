@@ -1,4 +1,4 @@
-"""``corrmask-fast graph merge | compare | stability | export | plot``: what to do with graphs once they are built."""
+"""``corrmask-fast graph plot | merge | compare | stability | export``: uses of a graph that is built."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _add_plot(group: Any) -> None:
     parser.add_argument("graph", metavar="GRAPH", help="graph file")
     parser.add_argument("output", metavar="OUT", help="picture to write (.png, .pdf or .svg)")
     parser.add_argument("--kind", default="all", metavar="KIND", help="degree, rho, modules or all (default: all)")
-    parser.add_argument("--n-genes", type=int, metavar="N", help="genes of the heat map, with --kind modules")
+    parser.add_argument("--n-genes", type=int, metavar="N", help="number of genes of the heat map, with --kind modules")
 
 
 def _plot(arguments: argparse.Namespace) -> None:
@@ -74,9 +74,9 @@ def _add_merge(group: Any) -> None:
         group,
         "merge",
         _merge,
-        summary="one graph of several",
-        text="Merge graphs over one vocabulary: the edges of any of them, of all, or of at least so many. rho is the "
-        "mean over the graphs that have the edge, or the strongest.",
+        summary="merge graphs into one",
+        text="Merge graphs over one vocabulary: keep the edges of any graph, of all, or of at least N graphs. rho is "
+        "the mean over the graphs that have the edge, or the strongest.",
         example="graph merge lung.safetensors skin.safetensors liver.safetensors -o common.safetensors --keep 2",
         computes=False,
     )
@@ -89,8 +89,8 @@ def _add_merge(group: Any) -> None:
 
 
 def _merge(arguments: argparse.Namespace) -> None:
-    from corrmask_fast.cli.graph import summary_table
     from corrmask_fast.graph.compare import merge_graphs
+    from corrmask_fast.graph.reports import summary_table
 
     check_tensors_file(arguments, "a graph file")
     keep = int(arguments.keep) if arguments.keep.isdecimal() else arguments.keep
@@ -104,10 +104,10 @@ def _merge(arguments: argparse.Namespace) -> None:
 
 
 COMPARE_COLUMNS = """columns:
-  shared       edges that both graphs have; by chance: that two random graphs share in which every gene has as many
-               partners as here; fold: how many times more
-  Jaccard      shared edges of all edges; by chance: the same of the random graphs; median gene: of the partners of a
-               gene in either graph, the share that it has in both, median over genes with partners in both
+  shared       number of edges that both graphs have; by chance: number that two random graphs share, in which each
+               gene has as many partners as here; fold: the first divided by the second
+  Jaccard      shared edges divided by all edges; by chance: the same for the random graphs; median gene: the Jaccard
+               index of a gene's partners, median over genes with partners in both graphs
   r of rho     Pearson's correlation of rho over the shared edges
   same sign    share of the shared edges whose rho has one sign in both"""
 
@@ -117,7 +117,7 @@ def _add_compare(group: Any) -> None:
         group,
         "compare",
         _compare,
-        summary="which edges graphs share, beside chance",
+        summary="which edges graphs share, and how many by chance",
         text="Compare graphs over one vocabulary, each pair of them: shared edges, Jaccard index, rho.",
         notes=COMPARE_COLUMNS,
         example="graph compare lung.safetensors skin.safetensors --genes-csv genes.csv --plot compare.png",
@@ -168,20 +168,22 @@ def _add_stability(group: Any) -> None:
         group,
         "stability",
         _stability,
-        summary="how often edges come back from parts of the cells",
-        text="Build a graph again and again, as it was built, from parts of its cells, and count in how many repeats "
-        "each edge occurs. Numbers of cells among the thresholds shrink with the cells.",
+        summary="how often edges come back in parts of the cells",
+        text="Build a graph several times from parts of its cells, with its own parameters, and count in how many "
+        "repeats each edge occurs. --min-cooccurrence and --min-presence shrink with the number of cells.",
         example="graph stability cells.dataset graph.safetensors -o stable.safetensors --min-frequency 0.8",
     )
     add_corpus(parser, "the cells that the graph was built from")
     parser.add_argument("graph", metavar="GRAPH", help="graph file, of 'graph build'")
-    parser.add_argument("--where", metavar="COLUMN=VALUE", help="of a graph made with --by: its group, as tissue=lung")
-    setting(parser, "--n-repeats", 10, "N", "graphs to build")
+    parser.add_argument(
+        "--where", metavar="COLUMN=VALUE", help="group of a graph that was built with --by, as tissue=lung"
+    )
+    setting(parser, "--n-repeats", 10, "N", "number of graphs to build")
     setting(parser, "--fraction", 0.5, "X", "share of the cells in each")
-    parser.add_argument("--seed", type=int, metavar="N", help="of the parts (default: the graph's)")
+    parser.add_argument("--seed", type=int, metavar="N", help="seed of the parts (default: the graph's)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
     parser.add_argument("-o", "--output", metavar="GRAPH", help="save the graph of the edges that come back")
-    setting(parser, "--min-frequency", 0.8, "X", "with -o: share of repeats that an edge must occur in")
+    setting(parser, "--min-frequency", 0.8, "X", "with -o: smallest share of repeats in which an edge occurs")
     parser.add_argument("--csv", metavar="FILE", help="save a line for each edge")
     parser.add_argument("--plot", metavar="FILE", help="save a picture (.png, .pdf or .svg)")
 
@@ -236,7 +238,7 @@ def _add_export(group: Any) -> None:
         group,
         "export",
         _export,
-        summary="a graph for Scanpy, Cytoscape, a table",
+        summary="export a graph to Scanpy, Cytoscape, a table",
         text="Write a graph as an edge list (.csv), for Cytoscape, Gephi or igraph (.graphml), or as AnnData (.h5ad, "
         "varp corrmask_rho and corrmask_rho_global): a new file, or a copy of one of yours.",
         example="graph export graph.safetensors cells_with_graph.h5ad --into cells.h5ad",
@@ -244,8 +246,10 @@ def _add_export(group: Any) -> None:
     )
     parser.add_argument("graph", metavar="GRAPH", help="graph file")
     parser.add_argument("output", metavar="OUT", help="file to write: .csv, .graphml or .h5ad")
-    parser.add_argument("--into", metavar="FILE.h5ad", help="AnnData file whose genes to lay the graph on")
-    parser.add_argument("--gene-column", metavar="COLUMN", help="its var column with the gene ids (default: found)")
+    parser.add_argument("--into", metavar="FILE.h5ad", help="AnnData file, to a copy of which the graph is added")
+    parser.add_argument(
+        "--gene-column", metavar="COLUMN", help="its var column with gene ids or symbols (default: the best match)"
+    )
 
 
 def _export(arguments: argparse.Namespace) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from corrmask_fast.errors import import_extra
-from corrmask_fast.plots import COLORS, GREY, dress, new_figure, save_figure
+from corrmask_fast.plots import COLORS, GREY, new_figure, save_figure, style_axis
 
 if TYPE_CHECKING:
     import os
@@ -46,7 +46,7 @@ def plot_cell_annotation(report: CellAnnotation, path: str | os.PathLike[str] | 
     axis.invert_yaxis()
     axis.set_xlim(0, 1)
     title = f"Cell types named (orange: the rarest {report.n_rare}, mean F1 {tail:.3f})\n"
-    dress(axis, title=title, x="F1 on cells held out")
+    style_axis(axis, title=title, x="F1 on cells held out")
     return save_figure(figure, path)
 
 
@@ -76,7 +76,7 @@ def plot_gene_classification(report: GeneClassification, path: str | os.PathLike
     label = f"AUC {report.auc.mean():.3f}{spread}\n{report.auc.size} folds, mean in bold"
     axis.annotate(label, (0.98, 0.04), ha="right", fontsize=9, color=COLORS[0])
     axis.set_aspect("equal")
-    dress(
+    style_axis(
         axis,
         title=f"{report.classes[1]} against {report.classes[0]}, genes held out",
         x="false positive rate",

@@ -1,9 +1,4 @@
-"""Several graphs at once: merged into one, or compared edge by edge beside what chance gives.
-
-Chance is two random graphs in which every gene keeps the degree it has (on average): the graph of largest entropy with
-these degrees, where genes u and v are linked with probability x_u x_v / (1 + x_u x_v). Hubs share many edges by chance
-alone, and no probability passes 1 however many partners two hubs have (Park and Newman 2004).
-"""
+"""Several graphs at once: merged into one, or compared edge by edge beside what chance with the same degrees gives."""
 
 from __future__ import annotations
 
@@ -15,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from corrmask_fast.errors import InputError, as_integer
+from corrmask_fast.graph.chance import expected_neighbors
 from corrmask_fast.graph.dependency_graph import DependencyGraph, graph_of_pairs
 from corrmask_fast.tables import align, write_csv
 
@@ -23,9 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 __all__ = ["GraphComparison", "compare_all", "compare_graphs", "comparison_table", "merge_graphs"]
-
-BLOCK = 4_000_000  # pairs of degrees looked at together
-MOST_ROUNDS, CLOSE = 2000, 1e-4  # of fitting degrees: until none is off by more than this share
 
 COLUMNS: dict[str, tuple[str, str]] = {  # field: heading, format
     "edges_a": ("edges of first", ",d"),
@@ -54,16 +47,17 @@ def merge_graphs(
     graphs
         Two or more.
     keep
-        Which edges stay: those of any graph (``"union"``), of all (``"intersection"``), or of at least so many.
+        Which edges stay: those of any graph (``"union"``), of all graphs (``"intersection"``), or of at least ``keep``
+        graphs.
     combine
-        The rho of an edge, from the graphs that have it: their ``"mean"`` (float64, rounded once), or the
-        ``"strongest"``: of largest absolute value, of two such the positive one. ``rho_global`` likewise, if all
-        graphs know it.
+        The rho of an edge, over the graphs that have it: the ``"mean"`` (in float64, rounded once), or the
+        ``"strongest"``, the one of largest absolute value (of two equal ones, the positive). ``rho_global`` likewise,
+        if all graphs have it.
 
     Returns
     -------
     DependencyGraph
-        The same whatever the order of the graphs. Its ``params`` say how it was merged, and from which graphs (by
+        It does not depend on the order of the graphs. Its ``params`` say how it was merged, and from which graphs (by
         fingerprint).
 
     Raises
@@ -124,11 +118,11 @@ class GraphComparison:
     Attributes
     ----------
     names
-        Of the first and the second graph.
+        Names of the first and the second graph.
     edges_a, edges_b, shared
-        Edges of each, and of both.
+        Number of edges of each graph, and of edges that both have.
     expected_shared
-        Shared edges of two random graphs with the same degrees, on average.
+        Mean number of edges shared by two random graphs with the same degrees.
     tokens
         (genes,) int64: genes with a neighbour in at least one of the graphs; the next arrays are in their order.
     degree_a, degree_b, shared_of_gene
@@ -215,7 +209,9 @@ class GraphComparison:
 def compare_graphs(
     a: DependencyGraph, b: DependencyGraph, *, names: tuple[str, str] = ("first", "second")
 ) -> GraphComparison:
-    """Compare two graphs over one vocabulary: which edges both have, and how many that would be by chance.
+    """Compare two graphs over one vocabulary: how many edges they share, and how many they would share by chance.
+
+    Chance is two random graphs in which each gene has as many partners as here; see :mod:`corrmask_fast.graph.chance`.
 
     Raises
     ------
@@ -240,7 +236,7 @@ def compare_graphs(
     )
     tokens = np.flatnonzero(a.degrees + b.degrees)
     degree_a, degree_b = a.degrees[tokens], b.degrees[tokens]
-    expected = _expected_shared(degree_a, degree_b)
+    expected = expected_neighbors([degree_a, degree_b])
     return GraphComparison(
         names=names,
         edges_a=a.n_edges,
@@ -278,45 +274,6 @@ def save_comparisons_csv(comparisons: Sequence[GraphComparison], path: str | os.
     """Write a line for each comparison."""
     rows = [comparison.to_dict() for comparison in comparisons]
     write_csv(path, list(rows[0]), [list(row.values()) for row in rows])
-
-
-# -------------------------------------------------------------------------------------------------------------- chance
-
-
-def _expected_shared(degree_a: np.ndarray, degree_b: np.ndarray) -> np.ndarray:
-    """Return each gene's shared neighbours in two random graphs of these degrees, on average."""
-    x_a, x_b = _multipliers(degree_a), _multipliers(degree_b)
-    # Genes of equal degrees are alike.
-    kinds, kind, times = np.unique(np.stack([degree_a, degree_b]), axis=1, return_inverse=True, return_counts=True)
-    first = np.unique(kind, return_index=True)[1]
-    x_a, x_b = x_a[first], x_b[first]
-    expected = np.empty(kinds.shape[1])
-    step = max(1, BLOCK // max(times.size, 1))
-    for begin in range(0, times.size, step):
-        mine = slice(begin, begin + step)
-        both = _linked(np.outer(x_a[mine], x_a)) * _linked(np.outer(x_b[mine], x_b))
-        itself = _linked(x_a[mine] ** 2) * _linked(x_b[mine] ** 2)  # no gene is its own neighbour
-        expected[mine] = both @ times - itself
-    return expected[kind]
-
-
-def _multipliers(degrees: np.ndarray) -> np.ndarray:
-    """Return x with sum over v of x_u x_v / (1 + x_u x_v) = degree of u, by iteration over the degrees there are."""
-    d, kind, times = np.unique(degrees, return_inverse=True, return_counts=True)
-    d = d.astype(np.float64)
-    x = d / math.sqrt(max(float(d @ times), 1.0))
-    for _ in range(MOST_ROUNDS):
-        # x_u = d_u / sum over v of x_v / (1 + x_u x_v), v other than u
-        weights = x / (1 + np.outer(x, x))
-        total = weights @ times - x / (1 + x * x)
-        if np.all(np.abs(x * total - d) <= CLOSE * d):
-            break
-        x = np.divide(d, total, out=np.zeros_like(d), where=total > 0)
-    return x[kind]
-
-
-def _linked(products: np.ndarray) -> np.ndarray:
-    return products / (1 + products)
 
 
 def _ratio(part: float, whole: float) -> float:

@@ -47,7 +47,7 @@ class DependencyGraph:
     vocabulary
         Which id is which gene; its size is V.
     params
-        How the graph was made: names and plain JSON values.
+        How the graph was made: names, and values that JSON can hold.
     rho_global
         (2 · n_edges,) float32: Spearman's rho over all cells, where known.
 
@@ -215,7 +215,7 @@ class DependencyGraph:
         unknown
             What to do with genes outside the vocabulary: ``"error"``, or ``"skip"`` their pairs.
         params
-            What to note about the graph's origin.
+            The graph's origin, as ``params`` of the graph.
 
         Raises
         ------

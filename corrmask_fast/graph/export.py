@@ -1,4 +1,4 @@
-"""A graph for other tools: edge list (CSV), GraphML (Cytoscape, Gephi, igraph), AnnData (Scanpy)."""
+"""Export a graph to other tools: edge list (CSV), GraphML (Cytoscape, Gephi, igraph), AnnData (Scanpy)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ KEY = "corrmask"
 
 
 class Exported(NamedTuple):
-    """What was written: all of the graph, or as much as the genes of an ``.h5ad`` file allow."""
+    """What was written: the whole graph, or its part over the genes of an ``.h5ad`` file."""
 
     path: Path
     genes: int
@@ -42,7 +42,7 @@ def export_graph(
     into: str | os.PathLike[str] | None = None,
     gene_column: str | None = None,
 ) -> Exported:
-    """Write a graph for other tools, in the format that the file's name ends in.
+    """Write a graph to a file; the ending of its name decides the format.
 
     - ``.csv``: a line for each edge, with names and symbols of both genes, ``rho`` and ``rho_global``.
     - ``.graphml``: genes that have a neighbour as nodes (``symbol``, ``token``), edges with ``rho`` and ``rho_global``.
@@ -54,16 +54,17 @@ def export_graph(
     graph
         The graph.
     path
-        Where to write; replaced if it is there.
+        File to write. A file that is there is replaced.
     into
-        An ``.h5ad`` file whose genes the graph shall be laid on; it may be ``path`` itself.
+        An ``.h5ad`` file, to a copy of which the graph is added; it may be ``path`` itself.
     gene_column
-        Column of its ``var`` with gene ids or symbols, ``"index"`` for its index; None: whichever matches best.
+        Column of its ``var`` with gene ids or symbols; ``"index"``: its index; None: the column that matches best.
 
     Raises
     ------
     InputError
-        If the name ends otherwise, ``into`` is given for another format, or none of its genes is in the vocabulary.
+        If the name has another ending, if ``into`` is given for another format than ``.h5ad``, or if none of its genes
+        is in the vocabulary.
     MissingExtraError
         Without networkx (``.graphml``), or anndata (``.h5ad``).
 
@@ -102,7 +103,7 @@ def export_graph(
 
 
 def check_export(path: str | os.PathLike[str]) -> Path:
-    """Return where to export to, or raise InputError."""
+    """Return the file to export to, or raise InputError."""
     path = check_output(path)
     if path.suffix.lower() not in KINDS:
         raise InputError(f"a graph is exported to a file ending in .csv, .graphml or .h5ad; got {path}")
@@ -161,10 +162,10 @@ def add_to_h5ad(
     *,
     gene_column: str | None = None,
 ) -> Exported:
-    """Write ``source`` with the graph in its ``varp`` to ``path``; counts are copied, never loaded.
+    """Write a copy of ``source``, with the graph in its ``varp``, to ``path``; counts are not loaded.
 
-    Rows and columns of ``varp`` are the file's genes. Where several of them are one gene of the vocabulary, the first
-    gets its edges. Edges of genes that the file lacks are left out.
+    Rows and columns of ``varp`` are the file's genes. If several of them are the same gene of the vocabulary, the first
+    gets its edges. Edges of genes that the file does not have are left out.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Known gene sets against a graph: whether the genes of a set partner among themselves more than by chance."""
+"""Known gene sets in a graph: whether genes of a set are partners of each other more often than by chance."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from corrmask_fast.errors import InputError
+from corrmask_fast.graph.chance import expected_neighbors
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -26,16 +27,16 @@ _RIBOSOMAL = re.compile(r"RP[LS](A|P\d|\d+(A|AL|X|Y\d|L\d?)?)", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class SetCohesion:
-    """How a set's genes partner among themselves, pooled over their edges."""
+    """How often the partners of a set's genes are in the set, over all their edges."""
 
     genes: int
-    """Genes of the set that have a partner."""
+    """Number of genes of the set that have a partner."""
     partners: int
-    """Their partners, counted once for each gene."""
+    """Number of their partners; one that several genes have counts several times."""
     share: float
-    """Of those, the share that lies in the set."""
+    """Share of these partners that are in the set."""
     chance: float
-    """The same share expected in a random graph with the same degrees."""
+    """Expected share in a random graph with the same degrees; see :mod:`corrmask_fast.graph.chance`."""
 
     @property
     def enrichment(self) -> float:
@@ -66,10 +67,7 @@ def ribosomal_genes(vocabulary: Vocabulary) -> np.ndarray:
 
 
 def set_cohesion(graph: DependencyGraph, genes: Iterable[int | str]) -> SetCohesion:
-    """Compare the partners of a set's genes with a random graph that keeps every gene's degree.
-
-    In that graph (the configuration model) a partner of gene u lies in the set with probability
-    (D_set - d_u) / (D - d_u), where d is a degree and D a sum of degrees: what chance gives, degrees matched.
+    """Compare the partners of a set's genes with chance: a random graph that keeps every gene's degree.
 
     Parameters
     ----------
@@ -86,7 +84,7 @@ def set_cohesion(graph: DependencyGraph, genes: Iterable[int | str]) -> SetCohes
     members = np.unique([graph.vocabulary.id_of(gene) for gene in genes]).astype(np.int64)
     if members.size == 0:
         raise InputError("the gene set is empty; give at least one gene")
-    degrees = np.diff(graph.indptr)
+    degrees = graph.degrees
     inside = np.zeros(degrees.size, np.bool_)
     inside[members] = True
     own = degrees[members]
@@ -95,6 +93,5 @@ def set_cohesion(graph: DependencyGraph, genes: Iterable[int | str]) -> SetCohes
         return SetCohesion(0, 0, math.nan, math.nan)
     source = np.repeat(np.arange(degrees.size), degrees)
     within = int(np.count_nonzero(inside[source] & inside[graph.indices]))
-    others = np.maximum(degrees.sum() - own, 1)
-    chance = float((own * (partners - own) / others).sum() / partners)
+    chance = float(expected_neighbors([degrees], inside)[members].sum() / partners)
     return SetCohesion(int(np.count_nonzero(own)), partners, within / partners, chance)

@@ -10,7 +10,7 @@ import numpy as np
 
 from corrmask_fast.errors import InputError, check_integer
 from corrmask_fast.files import check_output_folder
-from corrmask_fast.graph.building import build_dependency_graph
+from corrmask_fast.graph.build.building import build_dependency_graph
 from corrmask_fast.tables import write_csv
 
 if TYPE_CHECKING:
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["build_graphs_by", "iter_graphs_by", "rows_by_group", "save_graphs"]
 
 INDEX = "groups.csv"
-MOST_NAMED = 10  # groups that a message names
-LONGEST_NAME = 80  # of a file, in characters
+MAX_NAMED = 10  # groups that a message names
+MAX_NAME_LENGTH = 80  # of a file, in characters
 
 
 def build_graphs_by(
@@ -33,9 +33,9 @@ def build_graphs_by(
 ) -> dict[str, DependencyGraph]:
     """Build a graph from each group of cells.
 
-    A group's graph is, to the bit, the one that its cells alone give, in the order of the corpus: the sample of
-    ``n_cells`` cells is drawn from the group, a cell's index being its place among the group's cells. Each cell of
-    the corpus is read once at most, and the cells of one group are in memory at a time.
+    A group's graph has the bits of a graph that is built from the group's cells alone, in the order of the corpus. The
+    sample of ``n_cells`` cells is drawn from the group: a cell's index is its place among the group's cells. Groups are
+    built one after the other, with the cells of one group in memory.
 
     Parameters
     ----------
@@ -61,9 +61,9 @@ def build_graphs_by(
 
     Notes
     -----
-    Of n cells in which two genes have nothing to do with each other, rho has a standard deviation of 1 / sqrt(n - 1):
-    0.07 for 200 cells, where a ``rho_min`` of 0.2 lets through one pair of genes in 200 by chance. Groups of few
-    hundred cells want a larger ``rho_min``, and :func:`corrmask_fast.edge_stability`.
+    For two independent genes and n cells, rho has a standard deviation of 1 / sqrt(n - 1). For 200 cells this is 0.07:
+    a ``rho_min`` of 0.2 then lets through one pair in 200 by chance. So for groups of a few hundred cells take a larger
+    ``rho_min``, and look at :func:`corrmask_fast.edge_stability`.
 
     Examples
     --------
@@ -110,7 +110,7 @@ def iter_graphs_by(
 
 
 def _build_one(corpus: Corpus, column: str, name: str, rows: np.ndarray, parameters: dict[str, Any]) -> DependencyGraph:
-    """Build a group's graph; what goes wrong or is worth a warning is said with its name."""
+    """Build a group's graph; errors and warnings name the group."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
@@ -136,7 +136,7 @@ def rows_by_group(corpus: Corpus, column: str) -> dict[str, np.ndarray]:
             f"the corpus has no obs column {column!r}; it has {known}. Columns travel with the cells if they are "
             "named when tokenising (obs=, or --obs at the command line)"
         )
-    # Values are told apart first and turned into text then: of millions of cells few have a value of their own.
+    # Millions of cells have few different values, so only these become text.
     number: dict[Any, int] = {}
     column_values = np.asarray(corpus.obs[column]).tolist()
     group = np.fromiter((number.setdefault(v, len(number)) for v in column_values), np.int64, len(column_values))
@@ -152,8 +152,8 @@ def rows_by_group(corpus: Corpus, column: str) -> dict[str, np.ndarray]:
 def save_graphs(graphs: Iterable[tuple[str, DependencyGraph]], folder: str | os.PathLike[str]) -> dict[str, Path]:
     """Write a graph file for each group, and ``groups.csv`` that says which file is whose.
 
-    Each graph is written when it comes, so that a run that is broken off leaves those it had finished, whole and in
-    the table. File names are made of letters, digits, ``.``, ``_`` and ``-``, and differ in more than case.
+    Each graph is written as soon as it is built. A run that is interrupted leaves the graphs that were finished, and a
+    table of them. File names are made of letters, digits, ``.``, ``_`` and ``-``, and differ in more than case.
 
     Parameters
     ----------
@@ -170,7 +170,7 @@ def save_graphs(graphs: Iterable[tuple[str, DependencyGraph]], folder: str | os.
     Raises
     ------
     InputError
-        If the folder holds something already, or the one around it does not exist.
+        If the folder is not empty, or its parent does not exist.
     """
     folder = check_graph_folder(folder)
     written: dict[str, Path] = {}
@@ -188,7 +188,7 @@ def save_graphs(graphs: Iterable[tuple[str, DependencyGraph]], folder: str | os.
 
 
 def check_graph_folder(folder: str | os.PathLike[str]) -> Path:
-    """Return where to save graphs, or raise InputError: to be asked before the work, not behind it."""
+    """Return the folder to save graphs in, or raise InputError; call it before the work, not after it."""
     folder = check_output_folder(folder)
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder} exists already and is no empty folder; remove it, or choose another name")
@@ -197,7 +197,7 @@ def check_graph_folder(folder: str | os.PathLike[str]) -> Path:
 
 def _file_name(group: str, taken: set[str]) -> str:
     """Return a name for a group's file that every file system takes, unlike those ``taken`` (in lower case)."""
-    plain = re.sub(r"[^A-Za-z0-9._-]+", "_", group)[:LONGEST_NAME].strip("._") or "group"
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "_", group)[:MAX_NAME_LENGTH].strip("._") or "group"
     name, number = plain, 1
     while name.lower() in taken:
         number += 1
@@ -206,5 +206,5 @@ def _file_name(group: str, taken: set[str]) -> str:
 
 
 def _some(names: list[str]) -> str:
-    more = len(names) - MOST_NAMED
-    return ", ".join(names[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+    more = len(names) - MAX_NAMED
+    return ", ".join(names[:MAX_NAMED]) + (f" and {more} more" if more > 0 else "")

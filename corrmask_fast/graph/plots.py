@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from corrmask_fast.errors import InputError, check_integer
-from corrmask_fast.plots import COLORS, GREY, dress, edges_bar, new_figure, save_figure
+from corrmask_fast.plots import COLORS, GREY, edges_bar, new_figure, save_figure, style_axis
 
 if TYPE_CHECKING:
     import os
@@ -20,9 +20,9 @@ __all__ = ["KINDS", "plot_graph", "plot_modules"]
 KINDS = ("degree", "rho", "modules", "all")
 DIVERGING = "RdBu_r"  # blue below 0, white at 0, red above
 MODULE_GENES = 60  # as many symbols as stay legible on a page
-BROAD = 3000  # strongest genes that modules are looked for in
-MEAN_RHO = 0.1  # of a module's genes, at least, pairs without an edge counted as 0
-MOST_MODULES, FEWEST_GENES = 9, 4
+BROAD = 3000  # strongest genes among which modules are searched
+MEAN_RHO = 0.1  # smallest mean rho between a module's genes, where a pair without an edge counts as 0
+MAX_MODULES, MIN_GENES = 9, 4
 HUBS = 5
 ALL_CELLS, OVERLAP = "over all cells", "over cells with both genes"
 
@@ -134,7 +134,7 @@ def _draw_degrees(axis: Any, graph: DependencyGraph) -> None:
     axis.annotate(
         "\n".join(["most partners:", *named]), (0.04, 0.05), xycoords="axes fraction", fontsize=8, va="bottom"
     )
-    dress(axis, title="How many partners genes have", x="partners", y="genes with at least so many")
+    style_axis(axis, title="How many partners genes have", x="partners", y="genes with at least so many")
     axis.set_xlim(0.9, max(values[-1] * 1.2, 2))
     axis.set_ylim(0.9, linked.size * 1.3)
 
@@ -158,7 +158,7 @@ def _draw_rho(axis: Any, graph: DependencyGraph) -> None:
     axis.margins(x=0)
     axis.locator_params(axis="x", nbins=5)
     axis.set_ylim(0, axis.get_ylim()[1] * 1.12)
-    dress(axis, title="How strong edges are", x="Spearman's rho", y="edges")
+    style_axis(axis, title="How strong edges are", x="Spearman's rho", y="edges")
 
 
 def _draw_rho_pair(axis: Any, graph: DependencyGraph) -> None:
@@ -176,7 +176,7 @@ def _draw_rho_pair(axis: Any, graph: DependencyGraph) -> None:
     axis.set_ylim(-limit, limit)
     axis.set_aspect("equal")
     axis.locator_params(nbins=5)
-    dress(axis, title="The same edges, both ways", x=f"rho, {ALL_CELLS}", y=f"rho, {OVERLAP}")
+    style_axis(axis, title="The same edges, both ways", x=f"rho, {ALL_CELLS}", y=f"rho, {OVERLAP}")
 
 
 # ------------------------------------------------------------------------------------------------------------- modules
@@ -242,8 +242,8 @@ def _module_genes(graph: DependencyGraph, n_genes: int) -> tuple[np.ndarray, np.
     np.fill_diagonal(matrix, 1)
     module = hierarchy.fcluster(_cluster(matrix), 1 - MEAN_RHO, "distance") - 1
     sizes = np.bincount(module)
-    largest = np.argsort(-sizes, kind="stable")[:MOST_MODULES]
-    chosen = largest[sizes[largest] >= FEWEST_GENES]
+    largest = np.argsort(-sizes, kind="stable")[:MAX_MODULES]
+    chosen = largest[sizes[largest] >= MIN_GENES]
     if chosen.size == 0:  # too loose for modules: the strongest genes, as one
         kept = np.arange(min(n_genes, tokens.size))
         return matrix[np.ix_(kept, kept)], tokens[kept], np.zeros(kept.size, np.int64), np.array([kept.size])

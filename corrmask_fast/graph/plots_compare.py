@@ -1,4 +1,4 @@
-"""Pictures of several graphs: how much two share, and how well a graph's edges hold up."""
+"""Pictures of comparisons: edges that graphs share, and how often a graph's edges come back."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from corrmask_fast.errors import InputError
-from corrmask_fast.plots import COLORS, GREY, dress, edges_bar, new_figure, save_figure
+from corrmask_fast.plots import COLORS, GREY, edges_bar, new_figure, save_figure, style_axis
 
 if TYPE_CHECKING:
     import os
@@ -25,7 +25,7 @@ STRENGTHS = 12  # groups of edges of equal size, by strength
 def plot_comparison(
     comparisons: GraphComparison | Sequence[GraphComparison], path: str | os.PathLike[str] | None = None
 ) -> Any:
-    """Draw a comparison of two graphs, or of every pair of several as a matrix of Jaccard indices.
+    """Draw a comparison of two graphs, or a matrix of Jaccard indices for the pairs of several graphs.
 
     Parameters
     ----------
@@ -103,7 +103,7 @@ def plot_stability(stability: EdgeStability, path: str | os.PathLike[str] | None
                         color=color, **TEXT)  # fmt: skip
     counts.set_ylim(0, 1.18 * top)
     counts.xaxis.get_major_locator().set_params(integer=True)
-    dress(counts, title="How often edges come back", x=f"repeats with the edge, of {n}", y="edges")
+    style_axis(counts, title="How often edges come back", x=f"repeats with the edge, of {n}", y="edges")
     _draw_strength(strength, stability)
     figure.suptitle(f"Stability of edges: {n} graphs of {stability.cells_per_repeat:,} cells each", x=0.01, ha="left",
                     fontsize=11)  # fmt: skip
@@ -125,7 +125,7 @@ def _draw_strength(axis: Any, stability: EdgeStability) -> None:
     note = "line: mean; band: middle half of edges"
     axis.annotate(note, (1, 0), (-4, 4), xycoords="axes fraction", ha="right", color="#404040", **TEXT)
     axis.set_ylim(0, 104)
-    dress(axis, title="Frequency by strength", x=f"|rho| {what}", y="repeats with the edge (%)")
+    style_axis(axis, title="Frequency by strength", x=f"|rho| {what}", y="repeats with the edge (%)")
 
 
 def _draw_counts(axis: Any, comparison: GraphComparison) -> None:
@@ -142,7 +142,7 @@ def _draw_counts(axis: Any, comparison: GraphComparison) -> None:
     axis.set_yticks(range(3), names, fontsize=8)
     axis.invert_yaxis()
     axis.set_xlim(0, 1.2 * max(*values, 1))
-    dress(axis, title="Edges", x="edges")
+    style_axis(axis, title="Edges", x="edges")
 
 
 def _draw_gene_jaccard(axis: Any, comparison: GraphComparison) -> None:
@@ -159,7 +159,7 @@ def _draw_gene_jaccard(axis: Any, comparison: GraphComparison) -> None:
         axis.annotate(label, (1, 1), (-4, -2 - 11 * row), xycoords="axes fraction", ha="right", va="top", color=color,
                       **TEXT)  # fmt: skip
     title = f"Partners of the {np.count_nonzero(both):,} genes in both graphs"
-    dress(axis, title=title, x="Jaccard index of a gene's partners", y="genes")
+    style_axis(axis, title=title, x="Jaccard index of a gene's partners", y="genes")
 
 
 def _draw_rho(axis: Any, comparison: GraphComparison) -> None:
@@ -175,7 +175,7 @@ def _draw_rho(axis: Any, comparison: GraphComparison) -> None:
     axis.locator_params(nbins=5)
     axis.annotate(f"r = {comparison.rho_correlation:.2f}", (0, 1), (4, -4), xycoords="axes fraction", va="top", **TEXT)
     x, y = (f"rho in {name}" for name in comparison.names)
-    dress(axis, title="Shared edges", x=x, y=y)
+    style_axis(axis, title="Shared edges", x=x, y=y)
 
 
 def _matrix(comparisons: Sequence[GraphComparison]) -> Any:

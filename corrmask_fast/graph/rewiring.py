@@ -1,4 +1,4 @@
-"""A graph's degrees without its structure: what a graph is compared with, to see what its edges say beyond its hubs."""
+"""Random graphs with the degrees of a graph: a control that keeps the hubs and loses which genes are partners."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 __all__ = ["rewired"]
 
 PROPOSALS = 1 << 20  # drawn at a time
-TRIES = 10  # proposals for each swap wanted, at most: in a full graph hardly any swap is possible
+MAX_TRIES = 10  # for each swap wanted: in a full graph hardly any swap is possible
 
 
 def rewired(graph: DependencyGraph, seed: int = 0, *, swaps_per_edge: float = 10) -> DependencyGraph:
     """Return a random graph in which every gene keeps its number of neighbours.
 
-    Two edges (a, b), (c, d) drawn at random become (a, d), (c, b) or (a, c), (b, d), unless that would be a loop or an
-    edge twice; again and again (Maslov and Sneppen 2002). Each edge keeps its rho wherever it goes, so that the
-    weights are the same too, in another order.
+    Two edges (a, b), (c, d) are drawn at random and become (a, d), (c, b) or (a, c), (b, d), unless that makes a loop
+    or an edge twice. This is repeated many times (Maslov and Sneppen 2002). Each edge keeps its rho, so the weights are
+    the same, in another order.
 
     Parameters
     ----------
@@ -32,14 +32,13 @@ def rewired(graph: DependencyGraph, seed: int = 0, *, swaps_per_edge: float = 10
     seed
         In [0, 2**64): the same seed gives the same graph.
     swaps_per_edge
-        Swaps made, for each edge. Edges are forgotten after a few; the default leaves a wide margin. Proposals end at
-        ten for each swap wanted, should the graph be so full that few are possible.
+        Number of swaps for each edge. A few are enough to lose the edges of the graph; the default leaves a wide
+        margin. At most ten swaps are tried for each one wanted: in a nearly full graph, few are possible.
 
     Returns
     -------
     DependencyGraph
-        Its ``params`` say from which graph (by fingerprint), with which seed and after how many swaps. It has no
-        ``rho_global``.
+        Its ``params`` name the graph (by fingerprint), the seed and the number of swaps. It has no ``rho_global``.
 
     Raises
     ------
@@ -63,7 +62,7 @@ def rewired(graph: DependencyGraph, seed: int = 0, *, swaps_per_edge: float = 10
     wanted = round(check_number("swaps_per_edge", swaps_per_edge, 0, 1e6) * n)
     table = np.full(1 << max(4, (4 * n - 1).bit_length()), EMPTY, np.int64)
     insert_edges(u, v, size, table)
-    made, left = 0, TRIES * wanted if n > 1 else 0
+    made, left = 0, MAX_TRIES * wanted if n > 1 else 0
     while made < wanted and left > 0:
         some = min(left, PROPOSALS)
         first, second = rng.integers(0, n, (2, some))

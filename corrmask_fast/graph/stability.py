@@ -1,4 +1,4 @@
-"""How well the edges of a graph hold up when it is built again from parts of the cells."""
+"""How often the edges of a graph come back when it is built again from parts of the cells."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from corrmask_fast.errors import InputError, check_integer, check_number, check_seed
-from corrmask_fast.graph.building import GraphParameters, build_dependency_graph
+from corrmask_fast.graph.build.building import GraphParameters, build_dependency_graph
 from corrmask_fast.graph.dependency_graph import DependencyGraph, graph_of_pairs
 from corrmask_fast.graph.export import NAMES, edge_rows
 from corrmask_fast.tables import align, write_csv
@@ -34,11 +34,11 @@ class EdgeStability:
     graph
         The graph.
     n_repeats, cells_per_repeat
-        How often it was built again, and from how many cells.
+        Number of graphs built again, and number of cells of each.
     times
         (n_edges,) int64: repeats with the edge, in order of ``graph.edges()``.
     other_u, other_v, other_times
-        (others,) int64: pairs of tokens that are edges in a repeat but not in the graph, and in how many.
+        (others,) int64: pairs of tokens that are edges of a repeat but not of the graph, and the number of repeats.
     """
 
     graph: DependencyGraph
@@ -104,23 +104,24 @@ def edge_stability(
 ) -> EdgeStability:
     """Build a graph again and again from parts of the cells, and count how often each edge comes back.
 
-    Repeat r (from 1) is :func:`corrmask_fast.build_dependency_graph` with the graph's own parameters but ``seed + r``
-    and ``fraction`` of the cells the graph was built from; ``min_cooccurrence`` and ``min_presence``, which are numbers
-    of cells, shrink by the same fraction (rounded up), so that an edge is not lost for want of cells alone.
+    Repeat r (from 1) calls :func:`corrmask_fast.build_dependency_graph` with the graph's parameters, except for three:
+    the seed is ``seed + r``; the number of cells is ``fraction`` of the graph's; and ``min_cooccurrence`` and
+    ``min_presence``, which count cells, shrink by the same fraction (rounded up). Otherwise edges would be lost because
+    there are fewer cells.
 
     Parameters
     ----------
     corpus
         The cells that the graph was built from.
     graph
-        Of :func:`corrmask_fast.build_dependency_graph`: its ``params`` say how.
+        A graph of :func:`corrmask_fast.build_dependency_graph`, which notes its parameters in ``params``.
     n_repeats
-        How many graphs to build; a repeat takes about ``fraction`` of the time of the first.
+        Number of graphs to build. Each takes about ``fraction`` of the time of the first one.
     fraction
-        Share of the cells of each repeat, drawn anew without replacement, in (0, 1]; with 1 and a corpus no larger
-        than the sample all repeats are equal.
+        Share of the cells of each repeat, in (0, 1]; each repeat draws its own, without replacement. With 1, and a
+        corpus no larger than the sample, all repeats are equal.
     seed
-        Of the samples; None: the graph's.
+        Seed of the samples; None: the graph's.
     device, progress
         As for :func:`corrmask_fast.build_dependency_graph`.
 
@@ -131,7 +132,7 @@ def edge_stability(
 
     Notes
     -----
-    Subsampling at one half is that of stability selection (Meinshausen and Buehlmann 2010).
+    Half of the cells is the fraction of stability selection (Meinshausen and Buehlmann 2010).
 
     Examples
     --------

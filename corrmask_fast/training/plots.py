@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from corrmask_fast.errors import check_integer
-from corrmask_fast.plots import COLORS, GREY, TEXT, dress, new_figure, save_figure
+from corrmask_fast.plots import COLORS, GREY, TEXT, new_figure, save_figure, style_axis
 
 if TYPE_CHECKING:
     import os
@@ -61,7 +61,7 @@ def plot_loss(
     if chance is not None:
         axis.axhline(chance, color=GREY, linewidth=1, linestyle="--")
         axis.annotate("uniform\nguess", (steps[-1], chance), (6, 0), **TEXT, color=GREY, va="center")
-    dress(axis, title=title, x="training step", y="loss at masked genes (nats)")
+    style_axis(axis, title=title, x="training step", y="loss at masked genes (nats)")
     axis.set_xlim(0, values.size + 0.5)
     return save_figure(figure, path)
 
@@ -89,7 +89,7 @@ def plot_pretraining(report: PretrainingReport, path: str | os.PathLike[str] | N
         if points.size:
             marker = "o" if name != "loss" else ""
             axis.plot(*points.T, style, marker=marker, markersize=3, color=color, linewidth=width, label=label)
-    dress(axis, title="Learning to name masked genes", x="training step", y="loss at masked genes (nats)")
+    style_axis(axis, title="Learning to name masked genes", x="training step", y="loss at masked genes (nats)")
     axis.xaxis.get_major_locator().set_params(integer=True)
     if axis.lines:
         axis.legend(frameon=False, fontsize=8)

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from corrmask_fast.cuda import kernel_source
-from corrmask_fast.graph import stages_cuda
-from corrmask_fast.graph.device import GraphDevice
+from corrmask_fast.graph.build import cuda_device, stages_cuda
+from corrmask_fast.graph.build.cuda_device import GraphDevice
 
 
 class EmulatedDevice(GraphDevice):
@@ -88,9 +88,10 @@ def changed(source, *replacements):
 
 @contextmanager
 def in_place(device, **constants):
-    """Let the stages run on ``device``, with other constants of their module."""
+    """Let the stages run on ``device``, with other constants of their module; yield their class."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages_cuda, "open_device", lambda: device)
+        for module in (stages_cuda, cuda_device):
+            patch.setattr(module, "GraphDevice", lambda: device)
         for name, value in constants.items():
             patch.setattr(stages_cuda, name, value)
-        yield stages_cuda
+        yield stages_cuda.CudaStages

@@ -6,20 +6,26 @@
         team.sum(histogram)              added up over ranks, where it lies
         team.gather(arrays)              every rank's arrays, on every rank
 
-A rank that raises tells the others, and one that dies falls silent: either ends the whole team with an error, soon. For
-that, ranks meet in the process group's key-value store before they exchange anything, and a thread of each leaves signs
-of life there. So no limit is set to how long a rank may compute, and none waits for a rank that is gone. What is
-exchanged is small (histograms, lists of partners) and goes over gloo, whichever backend trains on the group.
+Arrays go over gloo, whichever backend trains on the group; they are small (histograms, lists of partners). Before each
+exchange the ranks meet in gloo's monitored barrier. A rank that dies closes its connections: the ranks that wait for it
+see that at once. A rank that raises first says why, in the process group's key-value store.
+
+No wait is without a limit:
+
+    CORRMASK_JOIN_SECONDS   300      until all ranks are started, and until all call
+    CORRMASK_WAIT_SECONDS   21 600   for a rank that is still computing; reached only where it hangs or is cut off
+    TRANSFER_SECONDS        120      for one array, once all ranks are there
+    TELL_SECONDS            5        for the others to hear why a rank stops
 """
 
 from __future__ import annotations
 
 import heapq
 import json
+import math
 import os
 import socket
 import sys
-import threading
 import time
 from contextlib import suppress
 from datetime import timedelta
@@ -34,14 +40,27 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 SAME_START = "start every rank with the same options and corpus"
-JOIN_SECONDS = 300.0  # for all ranks to call
-LOST_SECONDS = 60.0  # without a sign of life
-BEAT_SECONDS = 0.5
-TELL_SECONDS = 5.0
-TRANSFER_SECONDS = 600.0  # for one array, once all ranks are there
+TRANSFER_SECONDS, TELL_SECONDS, CHECK_SECONDS = 120.0, 5.0, 1.0
 TOLD = "_told_to_team"  # attribute of an error that all ranks know of
 
 _teams = 0  # made by this process: equal on all ranks, so that no team reads what an earlier one wrote
+
+
+def limit_of(name: str, default: float) -> float:
+    """Return a limit in seconds from the environment, as ``CORRMASK_JOIN_SECONDS``."""
+    text = os.environ.get(name, "")
+    try:
+        seconds = float(text or default)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise InputError(f"{name} must be a number of seconds above 0; got {text!r}; correct or unset it")
+    return seconds
+
+
+def join_seconds() -> float:
+    """Return how long ranks wait for each other to start, and to call."""
+    return limit_of("CORRMASK_JOIN_SECONDS", 300.0)
 
 
 def current_team() -> Team:
@@ -69,7 +88,7 @@ class Team:
     def check(self) -> None:
         """Raise if another rank has failed; cheap enough for every task."""
 
-    def agree(self, settings: Mapping[str, Any], cure: str = SAME_START) -> None:
+    def agree(self, settings: Mapping[str, Any], fix: str = SAME_START) -> None:
         """Raise InputError on all ranks, naming what differs, unless all give equal ``settings`` (JSON values)."""
 
     def sum(self, array: np.ndarray) -> None:
@@ -106,32 +125,15 @@ class TorchTeam(Team):
 
     def __init__(self) -> None:
         import torch.distributed as dist
+        from torch.distributed.distributed_c10d import _get_default_store
 
         global _teams  # noqa: PLW0603
         _teams += 1
         self._dist, self.rank, self.size = dist, dist.get_rank(), dist.get_world_size()
-        self._store = dist.PrefixStore(f"corrmask_fast/{_teams}", self._connection())
+        self._store = dist.PrefixStore(f"corrmask_fast/{_teams}", _get_default_store())
         self._group: Any = None
-        self._steps = 0
-        self._failure: Exception | None = None
-        self._left = threading.Event()
-        self._beats = threading.Thread(target=self._beat, name="corrmask-team", daemon=True)
-
-    def _connection(self) -> Any:
-        """Return a connection of this team's own to the group's store; ConnectionError if the store is gone."""
-        from torch.distributed.distributed_c10d import _get_default_store
-
-        store = _get_default_store()
-        if not hasattr(store, "clone"):
-            return store
-        try:
-            store.check(["joined"])  # a clone connects anew, and goes on trying for minutes where nobody listens
-            return store.clone()
-        except RuntimeError as error:
-            raise self._lost(error) from error
-
-    def _lost(self, error: Exception) -> ConnectionError:
-        return ConnectionError(f"rank {self.rank} lost contact with the other ranks: {error}")
+        self._wait = timedelta(seconds=limit_of("CORRMASK_WAIT_SECONDS", 6 * 3600.0))
+        self._looked = time.monotonic()
 
     # ------------------------------------------------------------------------------------------- coming and going
 
@@ -140,73 +142,61 @@ class TorchTeam(Team):
             self._store.set(f"joined/{self.rank}", socket.gethostname())
             self._await_joined()
             machines = [self._store.get(f"joined/{rank}") for rank in range(self.size)]
-            self.local_size = machines.count(machines[self.rank])
-        except RuntimeError as error:  # the store went with its rank
+            self._group = self._dist.new_group(backend="gloo", timeout=timedelta(seconds=TRANSFER_SECONDS))
+        except RuntimeError as error:  # a rank that joined is gone already, or the store went with its rank
             raise self._lost(error) from error
-        self._beats.start()
-        try:
-            limit = timedelta(seconds=TRANSFER_SECONDS)
-            self._group = self._dist.new_group(backend="gloo", timeout=limit)
-        except BaseException as error:
-            self.__exit__(type(error), error, error.__traceback__)
-            if isinstance(error, RuntimeError):  # a rank that joined is gone already, or the store with it
-                raise self._lost(error) from error
-            raise
+        self.local_size = machines.count(machines[self.rank])
         return self
+
+    def _await_joined(self) -> None:
+        seconds = join_seconds()
+        limit, missing = time.monotonic() + seconds, list(range(self.size))
+        while missing := [rank for rank in missing if not self._store.check([f"joined/{rank}"])]:
+            if failure := self._failure():
+                raise failure
+            if time.monotonic() > limit:
+                raise ConnectionError(
+                    f"rank {self.rank} waits for {_ranks(missing)} since {seconds:.0f} s: inside a process group of "
+                    "several ranks all of them build the graph together; call build_dependency_graph on every rank"
+                )
+            time.sleep(0.02)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None:
-            self.tell(error)
-        self._left.set()
-        if self._beats.ident is not None:
-            self._beats.join(timeout=2 * BEAT_SECONDS)
-        if error is None and self._group is not None:
-            self._dist.destroy_process_group(self._group)
+            self._report(error)
+        if self._group is not None:
+            group, self._group = self._group, None
+            self._dist.destroy_process_group(group)  # closes the connections: who waits for this rank sees it
+        if error is not None:
+            self._await_heard()
 
     def tell(self, error: BaseException) -> None:
-        """Say why this rank stops, or does not join; the others have a moment to hear it before its process ends."""
-        if self._failure is not None or _is_told(error):
+        """Say why this rank will not join; the others have a moment to hear it before its process ends."""
+        self._report(error)
+        self._await_heard()
+
+    def _report(self, error: BaseException) -> None:
+        if _is_told(error):
             return
         setattr(error, TOLD, True)
         report = {"rank": self.rank, "input": isinstance(error, InputError), "text": str(error) or repr(error)}
         report["text"] = report["text"] if report["input"] else f"{type(error).__name__}: {report['text']}"
-        with suppress(Exception):  # a store that is gone: the others notice that
+        with suppress(RuntimeError):  # the store is gone: the others notice that
             self._store.compare_set("failed", "", json.dumps(report))
-            limit = time.monotonic() + TELL_SECONDS
+
+    def _await_heard(self) -> None:
+        """Return when all ranks know why the team ends, or after TELL_SECONDS: the store may end with this process."""
+        limit = time.monotonic() + TELL_SECONDS
+        with suppress(RuntimeError):
             while self._store.add("heard", 0) < self.size - 1 and time.monotonic() < limit:
                 time.sleep(0.02)
 
-    def _await_joined(self) -> None:
-        limit = time.monotonic() + JOIN_SECONDS
-        missing = list(range(self.size))
-        while missing := [rank for rank in missing if not self._store.check([f"joined/{rank}"])]:
-            if failure := self._failed_rank():
-                raise failure
-            if time.monotonic() > limit:
-                raise ConnectionError(
-                    f"rank {self.rank} waits for {_ranks(missing)} since {JOIN_SECONDS:.0f} s: inside a process group "
-                    "of several ranks all of them build the graph together; call build_dependency_graph on every rank"
-                )
-            time.sleep(0.02)
-
     # ----------------------------------------------------------------------------------------- how the others are
 
-    def _beat(self) -> None:
-        heard = dict.fromkeys((rank for rank in range(self.size) if rank != self.rank), (b"", time.monotonic()))
-        count = 0
-        while not self._left.wait(BEAT_SECONDS if count else 0):
-            count += 1
-            try:
-                self._store.set(f"beat/{self.rank}", str(count))
-                self._failure = self._failure or self._failed_rank() or self._silent_rank(heard)
-            except Exception as error:  # noqa: BLE001 (the store's errors are of many types)
-                if not self._left.is_set():
-                    self._failure = self._failure or ConnectionError(f"lost contact with the other ranks: {error}")
-                return
-
-    def _failed_rank(self) -> Exception | None:
+    def _failure(self) -> Exception | None:
+        """Return what another rank's failure means for this one, if one has told of its own."""
         if not self._store.check(["failed"]):
             return None
         report = json.loads(self._store.get("failed"))
@@ -218,40 +208,36 @@ class TorchTeam(Team):
         setattr(failure, TOLD, True)
         return failure
 
-    def _silent_rank(self, heard: dict[int, tuple[bytes, float]]) -> Exception | None:
-        now = time.monotonic()
-        for rank, (last, since) in heard.items():
-            beat = self._store.get(f"beat/{rank}") if self._store.check([f"beat/{rank}"]) else b""
-            if beat != last:
-                heard[rank] = (beat, now)
-            elif now - since > LOST_SECONDS:
-                return ConnectionError(
-                    f"rank {rank} gave no sign of life for {LOST_SECONDS:.0f} s, so the others stop; "
-                    "see what ended it (memory?), and start again with the same checkpoint folder"
-                )
-        return None
+    def _lost(self, error: RuntimeError) -> Exception:
+        """Return what it means that a connection closed: a rank that told why, or one that is gone."""
+        error.with_traceback(None)  # its frames hold the group, whose connections shall close
+        with suppress(RuntimeError):
+            if failure := self._failure():
+                return failure
+        return ConnectionError(
+            f"rank {self.rank} lost contact with the other ranks: {str(error).splitlines()[0]}; see what ended one of "
+            "them (memory?), and start again with the same checkpoint folder"
+        )
 
     def check(self) -> None:
-        """Raise what another rank's failure, or silence, means for this one."""
-        if self._failure is not None:
-            raise self._failure
+        """Raise if another rank has told of a failure; looked up once in CHECK_SECONDS."""
+        if time.monotonic() - self._looked < CHECK_SECONDS:
+            return
+        self._looked = time.monotonic()
+        try:
+            failure = self._failure()
+        except RuntimeError as error:  # the store went with its rank
+            raise self._lost(error) from error
+        if failure is not None:
+            raise failure
 
     def _meet(self) -> None:
         """Return when all ranks have come to this point."""
-        self._steps += 1
-        key, pause = f"step/{self._steps}", 0.0005
-        try:
-            self._store.add(key, 1)
-            while self._store.add(key, 0) < self.size:
-                self.check()
-                time.sleep(pause)
-                pause = min(2 * pause, 0.05)
-        except RuntimeError as error:  # the store went with its rank
-            raise self._lost(error) from error
+        self._exchange(self._dist.monitored_barrier, timeout=self._wait)
 
     # ------------------------------------------------------------------------------------------------- exchanging
 
-    def agree(self, settings: Mapping[str, Any], cure: str = SAME_START) -> None:
+    def agree(self, settings: Mapping[str, Any], fix: str = SAME_START) -> None:
         """Raise InputError on all ranks unless all give equal ``settings``."""
         text = np.frombuffer(json.dumps(dict(settings)).encode(), np.uint8)
         given = [json.loads(arrays["settings"].tobytes()) for arrays in self.gather({"settings": text})]
@@ -260,7 +246,7 @@ class TorchTeam(Team):
                 if other.get(name) != given[0].get(name):
                     raise InputError(
                         f"{name} must be the same on all ranks; got {given[0].get(name)!r} on rank 0 and "
-                        f"{other.get(name)!r} on rank {rank}; {cure}"
+                        f"{other.get(name)!r} on rank {rank}; {fix}"
                     )
 
     def sum(self, array: np.ndarray) -> None:
@@ -278,31 +264,17 @@ class TorchTeam(Team):
 
         self._meet()
         # Copies: the caller may change its own while it takes up those of the first ranks.
-        arrays = {name: np.array(array, order="C") for name, array in arrays.items()}
-        shapes = {name: (array.dtype.str, array.shape) for name, array in arrays.items()}
-        header = np.frombuffer(json.dumps(shapes).encode(), np.uint8).copy()
-        sizes = torch.zeros(self.size, dtype=torch.int64)
-        sizes[self.rank] = header.size
-        self._exchange(self._dist.all_reduce, sizes)
+        mine = {name: np.array(array, order="C") for name, array in arrays.items()}
         for rank in range(self.size):
-            mine = rank == self.rank
-            text = torch.from_numpy(header) if mine else torch.empty(int(sizes[rank]), dtype=torch.uint8)
-            self._exchange(self._dist.broadcast, text, src=rank)
-            out = {}
-            for name, (dtype, shape) in json.loads(text.numpy().tobytes()).items():
-                array = arrays[name] if mine else np.empty(shape, dtype)
-                if array.size:
-                    self._exchange(self._dist.broadcast, torch.from_numpy(array.reshape(-1).view(np.uint8)), src=rank)
-                out[name] = array
-            yield out
+            box = [mine if rank == self.rank else None]
+            self._exchange(self._dist.broadcast_object_list, box, src=rank, device=torch.device("cpu"))
+            yield box[0] or {}
 
-    def _exchange(self, operation: Any, tensor: Any, **options: Any) -> None:
+    def _exchange(self, operation: Any, *tensors: Any, **options: Any) -> None:
         try:
-            operation(tensor, group=self._group, **options)
-        except RuntimeError as error:  # a connection closed: its rank is gone, or says why in a moment
-            time.sleep(2 * BEAT_SECONDS)
-            self.check()
-            raise ConnectionError(f"rank {self.rank} lost another rank: {error}") from error
+            operation(*tensors, group=self._group, **options)
+        except RuntimeError as error:
+            raise self._lost(error) from error
 
 
 def _is_told(error: BaseException) -> bool:
@@ -345,12 +317,13 @@ class ProcessGroup:
                 torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
             # NCCL connects when it is first asked to send something.
             backend = "cpu:gloo,cuda:nccl" if on_cuda and dist.is_nccl_available() else "gloo"
+            seconds = join_seconds()
             try:
-                dist.init_process_group(backend, timeout=timedelta(seconds=JOIN_SECONDS))
+                dist.init_process_group(backend, timeout=timedelta(seconds=seconds))
             except RuntimeError as error:
                 raise ConnectionError(
                     f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} did not find all others within "
-                    f"{JOIN_SECONDS:.0f} s ({' '.join(str(error).split())}); see what the others say, and that "
+                    f"{seconds:.0f} s ({' '.join(str(error).split())}); see what the others say, and that "
                     "MASTER_ADDR and MASTER_PORT are reached from all of them"
                 ) from error
             self.rank, self._made = dist.get_rank(), True

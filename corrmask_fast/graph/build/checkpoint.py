@@ -1,11 +1,11 @@
-"""Checkpoints of a build: what is done of each stage, in a folder, so that a killed build goes on where it was.
+"""Checkpoints of a build: a folder that holds what is done of each stage, so that a killed build can be resumed.
 
     FOLDER/build.json                what is built: parameters, and a fingerprint of all cells sampled
     FOLDER/pairs-0.safetensors       a part: what rank 0 has done of a stage, with a hash over it
 
-A part appears whole or not at all. It names its build, and the layout of the tasks it speaks of: parts of another build
-or layout (of another version, say) are not used, and neither are damaged ones, nor those whose arrays have other types,
-shapes or ranges than the stage gives; what they held is computed again. Nothing here can run code.
+A part is written whole or not at all. It names its build, and the layout of its tasks. A part is not used if it is
+damaged, if it belongs to another build or layout (of another version, for instance), or if its arrays have other types,
+shapes or ranges than the stage gives. What it held is computed again. No file here can run code.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import hashlib
 import json
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,41 +26,18 @@ from corrmask_fast.threads import map_tasks
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping
 
-    from corrmask_fast.cells.corpus import Corpus
-    from corrmask_fast.graph.stages import Bar
+    from corrmask_fast.graph.build.records import Cells
+    from corrmask_fast.progress import Bar
 
 FORMAT, VERSION = "corrmask-fast checkpoint of a graph", 3
 SUFFIX = ".safetensors"
 FINGERPRINT_CELLS = 4096  # of a piece: pieces are read and hashed side by side
 
 
-class Expected(NamedTuple):
-    """What an array of a part must be; NaN lies in no range."""
-
-    dtype: Any
-    shape: tuple[int, ...]
-    low: float
-    high: float
-
-
-def check_arrays(arrays: Mapping[str, np.ndarray], expected: Mapping[str, Expected]) -> None:
-    """Raise InputError unless ``arrays`` are those ``expected``: kernels take their numbers as places in memory."""
-    if arrays.keys() != expected.keys():
-        raise InputError(
-            f"it must hold {', '.join(sorted(expected))}; it holds {', '.join(sorted(arrays)) or 'nothing'}"
-        )
-    for name, (dtype, shape, low, high) in expected.items():
-        array = arrays[name]
-        if array.dtype != dtype or array.shape != shape:
-            raise InputError(f"{name} must be {np.dtype(dtype)} {shape}; it is {array.dtype} {array.shape}")
-        if array.size and not (array.min() >= low and array.max() <= high):
-            raise InputError(f"{name} must lie in [{low}, {high}]; it does not")
-
-
 class Checkpoint:
-    """The folder of a build's checkpoint; without a folder nothing is saved, and nothing found."""
+    """The folder of a build's checkpoint. Without a folder, nothing is saved and nothing is found."""
 
     def __init__(self, folder: str | os.PathLike[str] | None = None, rank: int = 0) -> None:
         self.folder = None if folder is None else Path(folder)
@@ -71,7 +48,7 @@ class Checkpoint:
         return self.folder is not None
 
     def open(self, settings: Mapping[str, Any]) -> None:
-        """Make the folder, or make sure that what it holds belongs to a build of ``settings`` (JSON values)."""
+        """Make the folder; InputError if it is there and of another build than ``settings`` (JSON values) say."""
         if self.folder is None:
             return
         settings = json.loads(json.dumps(dict(settings)))
@@ -106,7 +83,7 @@ class Checkpoint:
         raise InputError(f"{file} is no description of a build: {why}; delete {self.folder}, or give another folder")
 
     def save(self, name: str, layout: str, arrays: Mapping[str, np.ndarray]) -> None:
-        """Write this rank's part ``name``, in place of an earlier one; warn if the disk does not take it."""
+        """Write this rank's part ``name`` and replace an earlier one; warn if it cannot be written."""
         if self.folder is None:
             return
         from safetensors.numpy import save_file
@@ -129,7 +106,7 @@ class Checkpoint:
     def parts(
         self, name: str, layout: str, check: Callable[[Mapping[str, np.ndarray]], None], *, own: bool = False
     ) -> Iterator[dict[str, np.ndarray]]:
-        """Yield the parts ``name`` of all ranks, or this one's, that speak of this layout; warn of damaged ones.
+        """Yield the parts ``name`` of this layout, of all ranks or of this one; warn of each part that is damaged.
 
         ``check`` raises InputError for arrays that the stage cannot have saved.
         """
@@ -153,17 +130,18 @@ class Checkpoint:
                 yield arrays
 
     def drop(self, name: str) -> None:
-        """Remove this rank's part ``name``, which is of no more use."""
+        """Remove this rank's part ``name``, which is no longer needed."""
         if self.folder is not None:
             (self.folder / f"{name}-{self.rank}{SUFFIX}").unlink(missing_ok=True)
 
 
-def fingerprint_corpus(corpus: Corpus, rows: Sequence[int] | np.ndarray, bar: Bar) -> str:
-    """Return a hash over vocabulary and cells ``rows`` of a corpus: every token of every cell, in order.
+def fingerprint_cells(cells: Cells, bar: Bar) -> str:
+    """Return a hash over the vocabulary and the sampled cells: every token of every cell, in order.
 
-    Tokens pass at more than 1 GB/s where the processor has instructions for SHA-256: a hundred thousand cells of 2 000
-    genes in a fraction of a second, far below a hundredth of what the build takes.
+    A processor with instructions for SHA-256 hashes more than 1 GB/s: a hundred thousand cells of 2 000 genes take a
+    fraction of a second, far below a hundredth of the build.
     """
+    corpus, rows, _ = cells
 
     def digest(begin: int) -> tuple[bytes, int]:
         corpus.check_files()

@@ -1,10 +1,10 @@
-"""The long stages of a build as lists of tasks: divided among the ranks of a team, saved now and then.
+"""The long stages of a build as lists of tasks, which the ranks of a team divide, and which are saved now and then.
 
-share = work.divide("pairs", layout, costs, state)     state takes up what an earlier run had done
-for task in share.tasks:                               this rank's tasks, those that are left
+shard = work.divide("pairs", layout, costs, state)     state takes up what an earlier run had done
+for task in shard.tasks:                               this rank's tasks, those that are left
     …                                                  results go into state
-    share.done(task)                                   saves state, every SAVE_SECONDS
-share.finish()                                         state holds the results of all ranks, on all ranks
+    shard.done(task)                                   saves state, every SAVE_SECONDS
+shard.finish()                                         state holds the results of all ranks, on all ranks
 """
 
 from __future__ import annotations
@@ -18,11 +18,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from corrmask_fast.errors import InputError
-from corrmask_fast.graph.checkpoint import Checkpoint, Expected, check_arrays
-from corrmask_fast.graph.distributed import Team
+from corrmask_fast.graph.build.checkpoint import Checkpoint
+from corrmask_fast.graph.build.distributed import Team
+from corrmask_fast.graph.build.records import Expected, check_arrays
+from corrmask_fast.progress import Bar, silent_bar
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+
+    Check = Callable[[Mapping[str, np.ndarray]], None]
 
 SAVE_SECONDS = 60.0
 COUNTS = "SHA-256 of presence and sums of values"
@@ -44,10 +48,14 @@ class State(Protocol):
 
 @dataclass(frozen=True)
 class Work:
-    """Who works on a build, and where it is saved; by default this process alone, and nowhere."""
+    """Who works on a build, where it is saved, and how its progress is shown.
+
+    By default this process works alone, and nothing is saved or shown.
+    """
 
     team: Team = field(default_factory=Team)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    bar: Bar = silent_bar
 
     def confirm(self, *counts: np.ndarray) -> None:
         """Raise InputError unless all ranks, and the run that was saved, counted the same in the corpus."""
@@ -62,24 +70,39 @@ class Work:
                 )
         self.checkpoint.save("counts", COUNTS, {"sha256": np.frombuffer(digest.encode(), np.uint8)})
 
-    def divide(self, name: str, layout: Any, costs: Sequence[float] | np.ndarray, state: State) -> Share:
-        """Begin a stage: take up what is saved of it, and share out what is left.
+    def recall(
+        self, name: str, layout: str, check: Check, compute: Callable[[], dict[str, np.ndarray]]
+    ) -> Mapping[str, np.ndarray]:
+        """Return what is saved of a stage if all ranks have it; else let all ranks compute it, and save it.
+
+        ``check`` raises InputError for arrays that the stage cannot have saved. ``compute`` gives all ranks the same.
+        """
+        saved = next(self.checkpoint.parts(name, layout, check), None)
+        if not self.team.any(saved is None):
+            return saved or {}
+        arrays = compute()
+        if self.team.rank == 0:
+            self.checkpoint.save(name, layout, arrays)
+        return arrays
+
+    def divide(self, name: str, layout: Any, costs: Sequence[float] | np.ndarray, state: State) -> TaskShard:
+        """Begin a stage: load what is saved of it into ``state``, and divide the other tasks among the ranks.
 
         Parameters
         ----------
         name
-            Of the stage, and of its parts in the checkpoint.
+            Name of the stage, and of its parts in the checkpoint.
         layout
-            What the tasks are, as text or as anything whose repr says so; equal on all ranks.
+            What the tasks are: any value whose repr describes them. It must be equal on all ranks.
         costs
             Estimated cost of each task, in any unit.
         state
-            Empty; filled with what is saved.
+            Holds the results; empty at first.
         """
-        return Share(self, name, hashlib.sha256(repr(layout).encode()).hexdigest(), np.asarray(costs), state)
+        return TaskShard(self, name, hashlib.sha256(repr(layout).encode()).hexdigest(), np.asarray(costs), state)
 
 
-class Share:
+class TaskShard:
     """One rank's tasks of a stage."""
 
     def __init__(self, work: Work, name: str, layout: str, costs: np.ndarray, state: State) -> None:
@@ -90,14 +113,14 @@ class Share:
         if self._checkpoint:
             for part in self._checkpoint.parts(name, layout, self._check):
                 self._take(part)
-            # Folders on disks of their own hold different parts; and nobody may write before all have read.
+            # Ranks may have folders of their own, with different parts; and no rank may write before all have read.
             self._exchange()
         left = np.flatnonzero(~self._done)
         self.tasks = left[self._team.share(costs[left])]
         self._saved = time.monotonic()
 
     def done(self, tasks: Any) -> None:
-        """Count one task or several as done; ``state`` holds their results. Raises if another rank has failed."""
+        """Note that tasks are done and that ``state`` holds their results. Raises if another rank has failed."""
         self._done[tasks] = True
         self._team.check()
         if self._checkpoint and time.monotonic() - self._saved >= SAVE_SECONDS:
@@ -109,7 +132,7 @@ class Share:
         self._saved = time.monotonic()
 
     def finish(self) -> None:
-        """Bring the results of all ranks together, and save them."""
+        """Merge the results of all ranks into ``state`` on every rank, and save them."""
         if self.tasks.size and self._checkpoint:
             self.save()
         self._exchange()

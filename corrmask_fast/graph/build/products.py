@@ -8,10 +8,10 @@ Genes are ordered by presence and cut into blocks; a task is a rectangle of pair
           2                 P   P
           3                     D
 
-A task knows its pairs and its cost before a cell is read, adds up any number of chunks of cells, and turns its sums
-into pairs only at the end. In memory there is one chunk, and each task is added and selected at once. A streamed
-corpus keeps the sums of some tasks while its chunks pass; several machines share the tasks by their costs. Which method
-adds a task's products, in which order and on which machine changes no sum: all are 64-bit integers.
+A task knows its pairs and its cost before a cell is read. It adds up any number of chunks of cells, and turns its sums
+into pairs at the end. Cells in memory are one chunk: each task is added up and selected at once. Cells that do not fit
+pass in chunks, while the sums of some tasks are kept. Several machines divide the tasks by their costs. All sums are
+64-bit integers, so neither the method, nor the order, nor the machine changes a bit.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from corrmask_fast.graph.checkpoint import Expected, check_arrays
+from corrmask_fast.graph.build.records import RHO_RANGE, Expected, check_arrays
 from corrmask_fast.kernels.correlation import (
     add_exact,
     keep_strongest,
@@ -39,20 +39,19 @@ from corrmask_fast.threads import map_tasks, one_blas_thread, run_ranges
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from corrmask_fast.graph.stages import GeneColumns, Ranks
+    from corrmask_fast.graph.build.records import GeneColumns, Ranks
 
     Found = tuple[np.ndarray, np.ndarray, np.ndarray]  # u, v, rho of pairs
 
 SCATTER, PANEL, DENSE = "scatter", "panel", "dense"
-RHO_RANGE = (-1 - 1e-9, 1 + 1e-9)  # rounding may pass 1 by a bit
 DENSE_CELLS = 2048  # cells of a dense tile that are written out at a time; 8 MiB for a block of 512 genes
 
 
 class Rates(NamedTuple):
     """Products a second of each method on one core, as ``bench/graph`` measures them (AMD Zen 4, AVX-512, OpenBLAS).
 
-    They are constants, not measured before each build: machines that share a product have to cut it alike. Other
-    processors have other rates but similar ratios, and the choice matters little where two methods are about as fast.
+    They are constants: machines that divide a product have to cut it alike, so rates cannot be measured on each. Other
+    processors have other rates but similar ratios. Where two methods are about as fast, the choice matters little.
     """
 
     scatter: float = 1.0e9  # of two nonzeros
@@ -62,7 +61,7 @@ class Rates(NamedTuple):
 
 @dataclass(frozen=True)
 class Cut:
-    """How the product of all genes is cut into tasks: worth time, but no result depends on it."""
+    """How the product of all genes is cut into tasks. It decides the time, and no result."""
 
     tile_genes: int = 512  # genes in a block; the sums of two take 2 MiB
     chunk_cells: int = 1024  # rows of a panel that stay in the L2 cache while columns pass
@@ -80,7 +79,7 @@ class Task(NamedTuple):
 
     @property
     def ahead(self) -> int:
-        """How far v begins behind u: of the places (a, b) in the sums, those with a < b + ahead count."""
+        """How far v begins after u: of the places (a, b) in the sums, those with a < b + ahead count."""
         return self.v.start - self.u.start
 
     @property
@@ -107,9 +106,18 @@ class ProductPlan:
         return [(task.method, task.u, task.v) for task in self.tasks]
 
     @property
+    def costs(self) -> list[float]:
+        """Estimated cost of each task."""
+        return [task.cost for task in self.tasks]
+
+    @property
     def n_pairs(self) -> int:
         """Pairs of all tasks."""
         return self.order.size * (self.order.size - 1) // 2
+
+    def list_length(self, n_neighbors: int) -> int:
+        """Return how many partners a gene's list has to hold."""
+        return max(1, min(n_neighbors, self.order.size - 1))
 
 
 def plan_product(presence: np.ndarray, sum_squares: np.ndarray, n_cells: int, cut: Cut | None = None) -> ProductPlan:
@@ -240,13 +248,13 @@ class Operands:
                 add_exact(products, sums)
 
 
-def select(plan: ProductPlan, task: Task, sums: np.ndarray, ranks: Ranks, n_cells: int, reach: np.ndarray) -> Found:
-    """Return (u, v, rho) of a task's pairs whose abs(rho) is at least ``reach`` of u or of v (both (G,) float64).
+def select(plan: ProductPlan, task: Task, sums: np.ndarray, ranks: Ranks, n_cells: int, threshold: np.ndarray) -> Found:
+    """Return (u, v, rho) of a task's pairs whose abs(rho) is at least ``threshold`` of u or of v (both (G,) float64).
 
     ``sums`` are complete: ``n_cells`` and the sums in ``ranks`` are those of all chunks.
     """
     of_u, of_v = plan.order[task.u.start : task.u.stop], plan.order[task.v.start : task.v.stop]
-    return select_pairs(sums, of_u, of_v, task.ahead, n_cells, ranks.n_positive, ranks.sum_squares, reach)
+    return select_pairs(sums, of_u, of_v, task.ahead, n_cells, ranks.n_positive, ranks.sum_squares, threshold)
 
 
 class StrongestPartners:
@@ -255,12 +263,12 @@ class StrongestPartners:
     def __init__(self, n_genes: int, k: int, rho_min: float) -> None:
         self.n_kept = np.zeros(n_genes, np.int64)
         self.gene, self.rho = np.empty((n_genes, k), np.int32), np.empty((n_genes, k), np.float64)
-        # What abs(rho) has to reach to enter a gene's list. It rises as results come in; tasks may read an older value.
-        self.reach = np.full(n_genes, rho_min)
+        # The abs(rho) that a pair needs to enter a gene's list. It rises with the results; tasks may read an older one.
+        self.threshold = np.full(n_genes, rho_min)
 
     def offer(self, found: Found) -> None:
         """Offer pairs to both genes' lists; pairs may come in any order, each once."""
-        keep_strongest(found, self.n_kept, self.gene, self.rho, self.reach)
+        keep_strongest(found, self.n_kept, self.gene, self.rho, self.threshold)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return the lists, as :meth:`merge` takes them."""
@@ -278,7 +286,7 @@ class StrongestPartners:
 
     def merge(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Take up the lists of others, which may hold the same pairs."""
-        merge_lists(arrays["n_kept"], arrays["gene"], arrays["rho"], self.n_kept, self.gene, self.rho, self.reach)
+        merge_lists(arrays["n_kept"], arrays["gene"], arrays["rho"], self.n_kept, self.gene, self.rho, self.threshold)
 
     def pairs(self) -> Found:
         """Return the pairs that stand in a list, u < v, each once, in order of (u, v)."""
@@ -298,7 +306,7 @@ def run_tasks(
         task = plan.tasks[number]
         sums = task.zeros()
         operands.add(task, sums)
-        return number, select(plan, task, sums, ranks, operands.columns.n_cells, strongest.reach)
+        return number, select(plan, task, sums, ranks, operands.columns.n_cells, strongest.threshold)
 
     for number, found in map_tasks(run, tasks.tolist()):
         strongest.offer(found)

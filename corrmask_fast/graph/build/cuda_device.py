@@ -1,7 +1,7 @@
 """The GPU that builds a graph: memory and sums are torch's, kernels are those of ``kernels/*.cu``.
 
-All that :mod:`corrmask_fast.graph.stages_cuda` asks of a device goes through :class:`GraphDevice`; tests put the
-emulated kernels, on tensors in host memory, in its place.
+The stages reach the device through :class:`GraphDevice` alone. Tests replace it by one that runs emulated kernels on
+tensors in host memory.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from corrmask_fast.graph.distributed import Team
+    from corrmask_fast.graph.build.distributed import Team
 
 __all__ = ["GraphDevice", "can_use_cuda", "check_cuda", "warn_of_idle_devices"]
 
@@ -38,11 +38,11 @@ class GraphDevice:
     device
         Where tensors lie.
     shared_limit
-        Bytes of shared memory that one block can have.
+        Bytes of shared memory that a block can have.
     processors
         Multiprocessors.
     threads
-        Of a block, where a kernel does not ask for others.
+        Threads of a block, unless a kernel asks for another number.
     """
 
     threads = THREADS
@@ -95,7 +95,7 @@ class GraphDevice:
         return socket.gethostname(), name, torch.cuda.device_count()
 
     def free_bytes(self) -> int:
-        """Return how much memory can still be had."""
+        """Return how much memory is free."""
         import torch
 
         cached = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
@@ -116,9 +116,12 @@ def _argument(value: Any) -> Any:
     return np.int64(value) if isinstance(value, int) else value
 
 
-def warn_of_idle_devices(team: Team, device: GraphDevice) -> None:
-    """Warn, once in a team, where several ranks take one GPU and leave another of their machine without work."""
-    whereabouts = np.frombuffer(json.dumps(device.whereabouts()).encode(), np.uint8)
+def warn_of_idle_devices(team: Team, device: GraphDevice | None = None) -> None:
+    """Warn, once in a team, where several ranks take one GPU and leave another of their machine without work.
+
+    ``device`` is the one of this rank; None: torch's current one.
+    """
+    whereabouts = np.frombuffer(json.dumps((device or GraphDevice()).whereabouts()).encode(), np.uint8)
     everybody = [json.loads(arrays["text"].tobytes()) for arrays in team.gather({"text": whereabouts})]
     for machine in sorted({host for host, _, _ in everybody}) if team.rank == 0 else ():
         gpus = [gpu for host, gpu, _ in everybody if host == machine]
@@ -134,7 +137,7 @@ def warn_of_idle_devices(team: Team, device: GraphDevice) -> None:
 
 @contextmanager
 def memory_errors_named() -> Iterator[None]:
-    """Say what a graph's user can do where the device's memory does not suffice."""
+    """Turn torch's out-of-memory error into one that says what a user can do."""
     import torch
 
     try:
@@ -157,7 +160,7 @@ def can_use_cuda() -> bool:
 
 
 def check_cuda() -> None:
-    """Raise, naming cause and cure, unless a graph can be built on a GPU here.
+    """Raise, naming cause and fix, unless a graph can be built on a GPU here.
 
     Raises
     ------

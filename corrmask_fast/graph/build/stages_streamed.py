@@ -1,19 +1,19 @@
-"""The stages of building a graph from a corpus that passes in chunks of cells, as often as memory asks for.
+"""The stages of a build on the CPU, over cells that pass in chunks, in as many passes as the memory requires.
 
-The same functions as in stages.py, with the same results to the bit, whatever the chunks:
+The results are those of stages_cpu.py, to the bit, whatever the chunks:
 
-    pass           kept while chunks pass                         from it
+    pass           what is kept                                   what comes of it
     1              counts[gene, level]                            presence, ranks of all levels
     2 … b          sums of e_u·e_v, of a band of tasks            strongest pairs of these tasks
     then two for   counts[pair, side, level] over the overlap,    overlap, ranks over it,
     some pairs     sums of d_u·d_v                                rho over it
 
-Several machines divide the cells of the first pass, and the tasks and pairs of the others.
+Several machines divide the cells of the first pass, and the tasks and pairs of the other passes.
 
-Up to 1 905 000 cells the sums of e_u·e_v fit 64 bits; beyond, they are kept in 96 (kernels/wide.py), and a chunk is
-small enough for its own sums to fit 64. So all sums are exact for any number of cells below 2**31, and each is rounded
-to float64 once. With u = 2**-53, rho = P / sqrt(S·T) then has a relative error of u for each of P, the root and the
-division, and of half of u for each of S, T and their product: below 5 u at every number of cells (RHO_ERROR).
+Up to 1 905 000 cells the sums of e_u·e_v fit 64 bits. With more cells they are kept in 96 bits (kernels/wide.py), and
+chunks are small enough for their own sums to fit 64. So all sums are exact for any number of cells below 2**31, and
+each is rounded to float64 once. With u = 2**-53, rho = P / sqrt(S·T) then has a relative error of u for each of P, the
+root and the division, and of half of u for each of S, T and their product: below 5 u in all (RHO_ERROR).
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from corrmask_fast.errors import InputError
-from corrmask_fast.graph import stages
-from corrmask_fast.graph.checkpoint import Expected, check_arrays
-from corrmask_fast.graph.products import Operands, StrongestPartners, plan_product, select
-from corrmask_fast.graph.stages import CHUNK_CELLS, Overlaps, Pairs, Ranks
+from corrmask_fast.graph.build.memory import RHO_ERROR
+from corrmask_fast.graph.build.overlaps import Overlaps, plan_overlaps
+from corrmask_fast.graph.build.products import Operands, StrongestPartners, plan_product, select
+from corrmask_fast.graph.build.records import Expected, Pairs, Ranks, check_arrays
+from corrmask_fast.graph.build.stages_cpu import CHUNK_CELLS, CpuStages
 from corrmask_fast.kernels.streaming import (
     add_rank_products,
     count_levels,
@@ -40,28 +41,27 @@ from corrmask_fast.kernels.streaming import (
     rank_overlaps,
 )
 from corrmask_fast.kernels.wide import centre_sums, fold, to_floats
-from corrmask_fast.progress import progress_bar
 from corrmask_fast.threads import get_num_threads, map_tasks, run_ranges
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping
 
-    from corrmask_fast.cells.corpus import Corpus
-    from corrmask_fast.graph.memory import Portions
-    from corrmask_fast.graph.products import ProductPlan, Task
-    from corrmask_fast.graph.stages import Bar, GeneColumns
-    from corrmask_fast.graph.work import Work
+    from corrmask_fast.graph.build.memory import ChunkPlan
+    from corrmask_fast.graph.build.products import ProductPlan, Task
+    from corrmask_fast.graph.build.records import Cells, GeneColumns
+    from corrmask_fast.graph.build.work import Work
 
     Sums = list[tuple[np.ndarray, np.ndarray | None]]  # low and high words, of each task of a band
 
 
-LEAST_PIECE = 256  # cells of a chunk that a thread reads at a time
+MIN_PIECE = 256  # cells of a chunk that a thread reads at a time, at least
 SUMS_SECONDS = 300.0  # between two times that sums, which may take gigabytes, are saved
 
 
 class StreamedSample(NamedTuple):
     """What is counted in the sampled cells."""
 
+    cells: Cells
     counts: np.ndarray  # (V, max_length + 1) uint32: cells in which a gene has a level
     presence: np.ndarray  # (1, V) int64
     value_sum: np.ndarray  # (V,) int64
@@ -71,82 +71,75 @@ class StreamedSample(NamedTuple):
 class StreamedColumns:
     """The columns of the kept genes, which pass in chunks."""
 
+    cells: Cells
     genes: np.ndarray  # (G,) int64: token of each column
-    n_cells: int
-    max_length: int
     presence: np.ndarray  # (G,) int64
     counts: np.ndarray  # (G, max_length + 1) uint32
 
+    @property
+    def n_cells(self) -> int:
+        """Cells of all chunks."""
+        return len(self.cells.rows)
+
+    @property
+    def max_length(self) -> int:
+        """Genes read of a cell."""
+        return self.cells.max_length
+
 
 class StreamedStages:
-    """The five stages over the cells ``rows`` of a corpus.
+    """The stages over cells that pass in chunks; see :class:`corrmask_fast.graph.build.records.Stages`.
 
     Parameters
     ----------
-    corpus
-        Tokenised cells; nothing of it is held but a chunk.
     work
-        Who divides it; the first stage is saved here.
-    portions
+        Who divides the build, and where it is saved.
+    chunks
         Cells of a chunk, and bytes of sums in a pass.
     """
 
-    def __init__(self, corpus: Corpus, work: Work, portions: Portions) -> None:
-        self._corpus, self._work, self._portions = corpus, work, portions
-        self._rows: Sequence[int] | np.ndarray = ()
-        self._max_length = 0
+    def __init__(self, work: Work, chunks: ChunkPlan) -> None:
+        self._work, self._chunks = work, chunks
+        self.rho_error = RHO_ERROR if chunks.wide else None
 
-    def _chunks(
-        self, genes: np.ndarray, chunk_cells: int, *, first: int = 0, of_this_rank: bool = False
+    def _read(
+        self, cells: Cells, genes: np.ndarray, chunk_cells: int, *, first: int = 0, of_this_rank: bool = False
     ) -> Iterator[GeneColumns]:
         """Read all cells from ``first`` on, or those of this rank, chunk by chunk, as columns of ``genes``."""
-        team = self._work.team
-        begins = range(first, len(self._rows), chunk_cells)
+        team, reader = self._work.team, CpuStages()  # which shows no bar: the pass has one
+        begins = range(first, len(cells.rows), chunk_cells)
         for begin in begins[team.rank :: team.size] if of_this_rank else begins:
             team.check()
-            rows = self._rows[begin : begin + chunk_cells]
-            bar = partial(progress_bar, shown=False)  # the pass has one
-            piece_cells = min(CHUNK_CELLS, max(LEAST_PIECE, -(-len(rows) // (2 * get_num_threads()))))
-            sample = stages.read_sample(self._corpus, rows, self._max_length, bar, chunk_cells=piece_cells)
-            yield stages.make_columns(sample, genes, self._max_length)
+            rows = cells.rows[begin : begin + chunk_cells]
+            piece_cells = min(CHUNK_CELLS, max(MIN_PIECE, -(-len(rows) // (2 * get_num_threads()))))
+            yield reader.make_columns(reader.read_sample(cells._replace(rows=rows), chunk_cells=piece_cells), genes)
 
-    def read_sample(
-        self, corpus: Corpus, rows: Sequence[int] | np.ndarray, max_length: int, bar: Bar
-    ) -> StreamedSample:
+    def read_sample(self, cells: Cells) -> StreamedSample:
         """Count how often each gene has each level: one pass, divided among the ranks."""
-        self._rows, self._max_length = rows, max_length
-        counts = np.zeros((corpus.vocabulary.size, max_length + 1), np.uint32)
-        layout, work = f"{counts.shape} {len(rows)}", self._work
-        check = partial(_check_levels, shape=counts.shape, n_cells=len(rows))
-        saved = next((part["counts"] for part in work.checkpoint.parts("levels", layout, check)), None)
-        if work.team.any(saved is None):
-            saved = None
-            self._count(counts, bar)
-        if saved is None:
-            if work.team.rank == 0:
-                work.checkpoint.save("levels", layout, {"counts": counts})
-        else:
-            counts = saved
+        shape, n_cells = (cells.corpus.vocabulary.size, cells.max_length + 1), len(cells.rows)
+        check = partial(_check_levels, shape=shape, n_cells=n_cells)
+        counts = self._work.recall("levels", f"{shape} {n_cells}", check, lambda: self._count(cells, shape))["counts"]
         presence = counts.sum(axis=1, dtype=np.int64)
-        values = np.maximum(np.arange(-1, max_length, dtype=np.int64), 0)  # of the levels
+        values = np.maximum(np.arange(-1, cells.max_length, dtype=np.int64), 0)  # of the levels
         value_sum = np.array([row @ values for row in counts], np.int64)
-        return StreamedSample(counts, presence[None], value_sum)
+        return StreamedSample(cells, counts, presence[None], value_sum)
 
-    def _count(self, counts: np.ndarray, bar: Bar) -> None:
-        tokens = np.arange(counts.shape[0])
-        with bar("counting levels (pass over the corpus)", len(self._rows), "cell") as progress:
-            for columns in self._chunks(tokens, self._portions.chunk_cells, of_this_rank=True):
+    def _count(self, cells: Cells, shape: tuple[int, int]) -> dict[str, np.ndarray]:
+        counts, tokens, n_cells = np.zeros(shape, np.uint32), np.arange(shape[0]), len(cells.rows)
+        with self._work.bar("counting levels (pass over the corpus)", n_cells, "cell") as progress:
+            for columns in self._read(cells, tokens, self._chunks.chunk_cells, of_this_rank=True):
                 run_ranges(partial(count_levels, columns.indptr, columns.levels, counts), tokens.size, 64)
                 progress.update(columns.n_cells * self._work.team.size)
-            progress.update(len(self._rows) - progress.n)
+            progress.update(n_cells - progress.n)
         self._work.team.sum(counts)
+        return {"counts": counts}
 
-    def make_columns(self, sample: StreamedSample, genes: np.ndarray, max_length: int) -> StreamedColumns:
+    def make_columns(self, sample: StreamedSample, genes: np.ndarray) -> StreamedColumns:
         """Keep the counts of ``genes`` (tokens, ascending), in the memory of those of all."""
         counts = sample.counts[: genes.size]
         for column, gene in enumerate(genes.tolist()):
             counts[column] = sample.counts[gene]
-        return StreamedColumns(genes, len(self._rows), max_length, sample.presence[0, genes], counts)
+        return StreamedColumns(sample.cells, genes, sample.presence[0, genes], counts)
 
     def rank_genes(self, columns: StreamedColumns) -> Ranks:
         """Rank all levels of every column exactly: ``e`` (G, max_length + 1), in the memory of their counts."""
@@ -157,30 +150,20 @@ class StreamedStages:
 
     # ----------------------------------------------------------------------------------------------- strongest pairs
 
-    def strongest_pairs(
-        self,
-        columns: StreamedColumns,
-        ranks: Ranks,
-        n_neighbors: int,
-        rho_min: float,
-        bar: Bar,
-        *,
-        work: Work,
-    ) -> Pairs:
-        """Return what the stage of this name in stages.py returns, in as few passes as the memory allows."""
-        plan = plan_product(columns.presence, ranks.sum_squares, columns.n_cells, stages.Cut())
-        k = max(1, min(n_neighbors, plan.order.size - 1))
-        strongest = StrongestPartners(columns.genes.size, k, rho_min)
-        share = work.divide("pairs", plan.layout, [task.cost for task in plan.tasks], strongest)
-        wide = self._portions.wide
-        sizes = np.array([plan.tasks[i].zeros().size * (12 if wide else 8) for i in share.tasks], np.int64)
-        bands = _bands(sizes, self._portions.band_bytes)
+    def strongest_pairs(self, columns: StreamedColumns, ranks: Ranks, n_neighbors: int, rho_min: float) -> Pairs:
+        """Add up the product of all genes, in as few passes as the memory allows."""
+        plan = plan_product(columns.presence, ranks.sum_squares, columns.n_cells)
+        strongest = StrongestPartners(columns.genes.size, plan.list_length(n_neighbors), rho_min)
+        shard = self._work.divide("pairs", plan.layout, plan.costs, strongest)
+        bytes_a_sum = 12 if self._chunks.wide else 8
+        sizes = np.array([plan.tasks[i].zeros().size * bytes_a_sum for i in shard.tasks], np.int64)
+        bands = _bands(sizes, self._chunks.band_bytes)
         for number, band in enumerate(bands):
             title = f"correlating genes (pass {number + 1} of {len(bands)})"
-            with bar(title, columns.n_cells, "cell") as progress:
-                self._add_band(plan, columns, ranks, share.tasks[band], strongest, progress.update)
-            share.done(share.tasks[band])
-        share.finish()
+            with self._work.bar(title, columns.n_cells, "cell") as progress:
+                self._add_band(plan, columns, ranks, shard.tasks[band], strongest, progress.update)
+            shard.done(shard.tasks[band])
+        shard.finish()
         return Pairs(*strongest.pairs())
 
     def _add_band(
@@ -194,17 +177,17 @@ class StreamedStages:
     ) -> None:
         """Add up the tasks ``numbers`` while all chunks pass, and offer their pairs."""
         tasks = [plan.tasks[number] for number in numbers]
-        wide = self._portions.wide
+        wide = self._chunks.wide
         sums = [(low, np.zeros(low.shape, np.uint32) if wide else None) for low in (task.zeros() for task in tasks)]
-        # Numbers alone would do for sums of another plan's tasks, as of another version.
+        # The plan too: another version may give the same numbers to other tasks.
         layout = sha256(f"{wide} {numbers.tolist()} {plan.layout}".encode()).hexdigest()
         cells = self._saved_sums(layout, sums, columns.n_cells)
         update(cells)
         saved = time.monotonic()
-        chunk_cells = self._portions.chunk_cells
+        chunk_cells = self._chunks.chunk_cells
         if wide:
             chunk_cells = max(1, min(chunk_cells, (2**64 - 1) // max(1, int(ranks.e.max(initial=0))) ** 2))
-        for chunk in self._chunks(columns.genes, chunk_cells, first=cells):
+        for chunk in self._read(columns.cells, columns.genes, chunk_cells, first=cells):
             e = np.empty(chunk.levels.size, np.uint32)
             run_ranges(partial(look_up_ranks, chunk.indptr, chunk.levels, ranks.e, e), columns.genes.size, 16)
             operands = Operands(plan, chunk, e, tasks)
@@ -227,7 +210,7 @@ class StreamedStages:
         def found(place: int) -> Any:
             task, (low, high) = tasks[place], sums[place]
             return select(plan, task, low if high is None else _centred(plan, task, low, high, ranks, columns.n_cells),
-                          ranks, columns.n_cells, strongest.reach)  # fmt: skip
+                          ranks, columns.n_cells, strongest.threshold)  # fmt: skip
 
         for pairs in map_tasks(found, range(len(tasks))):
             strongest.offer(pairs)
@@ -259,24 +242,24 @@ class StreamedStages:
     # ------------------------------------------------------------------------------------------------------- overlaps
 
     def correlate_pairs(
-        self, columns: StreamedColumns, pairs: Pairs, min_cooccurrence: int, bar: Bar, *, work: Work
+        self, columns: StreamedColumns, pairs: Pairs, min_cooccurrence: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return what the stage of this name in stages.py returns; two passes for as many pairs as fit memory."""
-        common, partner, back, ranges, costs = stages.overlap_tasks(columns, pairs)
-        results = Overlaps(common.size, columns.n_cells)
-        share = work.divide("overlaps", ranges, costs, results)
-        mine = np.concatenate([np.empty(0, np.int64), *(np.arange(*ranges[i]) for i in share.tasks)])
-        last = np.cumsum([ranges[i][1] - ranges[i][0] for i in share.tasks])  # behind the pairs of each task
-        bands = _bands(np.full(mine.size, 8 * (columns.max_length + 1) + 64), self._portions.band_bytes)
+        """Correlate each pair over the cells that hold both genes: two passes for as many pairs as fit memory."""
+        plan = plan_overlaps(columns, pairs)
+        results = Overlaps(pairs.u.size, columns.n_cells)
+        shard = self._work.divide("overlaps", plan.ranges, plan.costs, results)
+        mine, ends = plan.places_of(shard.tasks), plan.ends_of(shard.tasks)
+        bands = _bands(np.full(mine.size, 8 * (columns.max_length + 1) + 64), self._chunks.band_bytes)
         for number, band in enumerate(bands):
             these = mine[band]
             title = f"comparing overlaps (passes {2 * number + 1} and {2 * number + 2} of {2 * len(bands)})"
-            with bar(title, 2 * columns.n_cells, "cell") as progress:
-                overlap, rho = self._compare(columns, common[these], partner[these], min_cooccurrence, progress.update)
+            with self._work.bar(title, 2 * columns.n_cells, "cell") as progress:
+                genes = plan.common[these], plan.partner[these]
+                overlap, rho = self._compare(columns, *genes, min_cooccurrence, progress.update)
             results.overlap[these], results.rho[these] = overlap, rho
-            share.done(share.tasks[last <= band.stop])
-        share.finish()
-        return results.overlap[back], results.rho[back]
+            shard.done(shard.tasks[ends <= band.stop])
+        shard.finish()
+        return results.overlap[plan.back], results.rho[plan.back]
 
     def _compare(
         self,
@@ -286,11 +269,11 @@ class StreamedStages:
         min_cooccurrence: int,
         update: Callable[[int], Any],
     ) -> tuple[np.ndarray, np.ndarray]:
-        n, chunk_cells = common.size, self._portions.chunk_cells
-        if self._portions.wide:
+        n, chunk_cells = common.size, self._chunks.chunk_cells
+        if self._chunks.wide:
             chunk_cells = max(1, min(chunk_cells, (2**63 - 1) // columns.n_cells**2))
         table = np.zeros((n, 2, columns.max_length + 1), np.uint32)
-        for chunk in self._chunks(columns.genes, chunk_cells):
+        for chunk in self._read(columns.cells, columns.genes, chunk_cells):
             data = (chunk.indptr, chunk.cells, chunk.levels, chunk.n_cells)
             run_ranges(partial(count_overlaps, common, partner, *data, table), n, 16)
             update(chunk.n_cells)
@@ -299,7 +282,7 @@ class StreamedStages:
         ranks = table.view(np.int32)
         wanted = (overlap >= min_cooccurrence) & (squares > 0).all(axis=1)
         low, high = np.zeros(n, np.uint64), np.zeros(n, np.int64)
-        for chunk in self._chunks(columns.genes, chunk_cells):
+        for chunk in self._read(columns.cells, columns.genes, chunk_cells):
             data = (chunk.indptr, chunk.cells, chunk.levels, chunk.n_cells)
             run_ranges(partial(add_rank_products, common, partner, *data, ranks, wanted, low, high), n, 16)
             update(chunk.n_cells)

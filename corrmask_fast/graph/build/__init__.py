@@ -1,0 +1,1 @@
+"""The engine that builds a dependency graph from a corpus."""
