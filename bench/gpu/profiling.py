@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from timing import Contestant
+from harness.timing import Contestant
 
 from corrmask_fast import CorrMasker, cuda
 from corrmask_fast.masking import rows_cuda
@@ -18,7 +18,7 @@ from corrmask_fast.masking import rows_cuda
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from workload import Workload
+    from harness.workload import Workload
 
 BLOCKS = (64, 128, 192, 256, 320, 384, 512, 768, 1024)  # threads that are tried
 

@@ -40,10 +40,12 @@ import subprocess
 import time
 from typing import NamedTuple
 
-from gpu import devices, results
+from harness import records
+
+from gpu import devices
 from gpu.pages import write_report
 
-BENCH = "bench/gpu/run.py"
+BENCH, RESULTS = "bench/gpu/run.py", records.RESULTS / "gpu.csv"
 
 
 class Step(NamedTuple):
@@ -150,7 +152,7 @@ def main() -> int:
     if "report" in asked:
         told = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
         told.sort(key=lambda one: list(steps).index(one["step"]) if one["step"] in steps else len(steps))
-        rows = results.newest() if results.RESULTS.exists() and not arguments.smoke else []
+        rows = records.newest(records.read(RESULTS)) if RESULTS.exists() and not arguments.smoke else []
         for path in write_report(rows, told, folder if arguments.smoke else arguments.out):
             print(f"written: {path}")
     failed = [str(one["step"]) for one in outcomes if one["status"] == "failed"]
@@ -173,7 +175,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=steps, help=f"any of {','.join(STEPS)},report (default: all)")
     parser.add_argument("--smoke", action="store_true", help="on the CPU, what can be tried there; records nothing")
     parser.add_argument("--keep", type=Path, default=KEPT, help="where each step's output is kept")
-    parser.add_argument("--out", type=Path, default=results.RESULTS.parent, help="where the report is written")
+    parser.add_argument("--out", type=Path, default=RESULTS.parent, help="where the report is written")
     return parser.parse_args()
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from records import Row
+    from harness.records import Row
 
 
 class Fit(NamedTuple):

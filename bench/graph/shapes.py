@@ -6,8 +6,8 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import atlas
 import numpy as np
+from harness import atlas
 
 from corrmask_fast import Corpus, read_corpus, write_corpus
 from graph.peers import MOST_CHECKED

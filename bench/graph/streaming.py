@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import atlas
+from harness import atlas
 
 from corrmask_fast.cells.corpus_io import CorpusWriter
 
