@@ -1,4 +1,4 @@
-"""Masking and its input: who runs against whom, today's way first and ours last, and by how much ours shall win."""
+"""Masking and its input: contestants (today's way first, ours last) and goals."""
 
 from __future__ import annotations
 

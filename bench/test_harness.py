@@ -11,7 +11,7 @@ from harness.timing import Contestant, Timing, race
 
 
 def made_up_run(name, *, masker_us, cases=None):
-    """A row for everybody in every race at batch 64, or 256 for threads: 100 µs, our masker's own, floors of 2."""
+    """Rows of every race at batch 64, or 256 for threads: floors take 2 µs, our masker what is given, others 100."""
     described = {"columns": 8, "vocabulary": 10, "with_neighbors": 0.5, "mean_degree": 2.0, "present_share": 0.25}
     shared = records.conditions(7, {"first_call_s": 0.5, **described}) | {"run": name}
     rows = []
@@ -24,7 +24,7 @@ def made_up_run(name, *, masker_us, cases=None):
     return rows
 
 
-def said(rows):
+def printed(rows):
     return table(rows, GOALS, FLOORS)
 
 
@@ -34,17 +34,17 @@ def test_a_run_goes_through_the_file_into_the_readme(tmp_path):
     for rows in (first, second, made_up_run("third", masker_us=1.0, cases=["masking"])):
         records.append(rows, path)
     found = run.last_run(path)
-    assert said(found) == said(second) != said(first)
-    (line,) = [line for line in said(found).splitlines() if "mask a padded tensor " in line and TORCH_MASK in line]
+    assert printed(found) == printed(second) != printed(first)
+    (line,) = [line for line in printed(found).splitlines() if "mask a padded tensor " in line and TORCH_MASK in line]
     cells = [cell.strip() for cell in line.split("|")[3:-1]]
     assert cells == ["64", "100.0 µs", "10.0 µs", "10x", "2.5", "≥ 8x", "met"]
 
-    readme.write_text(f"before {run.BEGIN} of yore {run.END} behind")
+    readme.write_text(f"before {run.BEGIN} old figures {run.END} after")
     run.write_readme(found, readme)
     text = readme.read_text()
     assert text.startswith(f"before {run.BEGIN}\n\n| what")
-    assert text.endswith(f"{run.END} behind")
-    assert "of yore" not in text
+    assert text.endswith(f"{run.END} after")
+    assert "old figures" not in text
     assert "10.0x (10.0 µs)" in text
     assert "Medians of 7 rounds" in text
 

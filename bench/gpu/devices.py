@@ -20,7 +20,7 @@ CUPY = ("cupy-cuda13x", "cupy-cuda12x", "cupy")  # the names that CuPy is instal
 
 
 def why_not() -> str:
-    """Say why nothing can be measured here; empty where something can."""
+    """Return why nothing can be measured here; empty where something can."""
     if not torch.cuda.is_available():
         return "PyTorch finds no CUDA device here" + (
             "" if torch.version.cuda else " (this build of it knows the CPU alone)"
@@ -91,10 +91,10 @@ def described(device: torch.device, shared: records.Row) -> records.Row:
 
 
 def _driver() -> str:
-    """Return the driver's version, as ``/proc`` or nvidia-smi tells it."""
-    told = Path("/proc/driver/nvidia/version")
-    if told.exists():
-        words = told.read_text().splitlines()[0].split()
+    """Return the driver's version, from ``/proc`` or nvidia-smi."""
+    version = Path("/proc/driver/nvidia/version")
+    if version.exists():
+        words = version.read_text().splitlines()[0].split()
         return next((word for word in words if word[0].isdigit() and "." in word), "")
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:

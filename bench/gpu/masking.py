@@ -83,7 +83,7 @@ def torch_mask_tokens(
 
 
 def masking_race(workload: Workload, batch: int, device: torch.device) -> list[Contestant]:
-    """Everybody masks the same padded batch; only what starts on the host says so."""
+    """All contestants mask the same padded batch; those that start on the host have it in their names."""
     on_host = torch.from_numpy(workload.rows(batch))
     ids, vocabulary = on_host.to(device), workload.graph.vocabulary
     masker, host_masker = CorrMasker(workload.graph).to(device), CorrMasker(workload.graph)

@@ -1,4 +1,4 @@
-"""The report of a GPU run: a Markdown page and pictures, made from rows and from what each step said."""
+"""The report of a GPU run: a Markdown page and pictures, made from rows and from how each step ended."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def rows_table(rows: Sequence[Row]) -> str:
 
 
 def run_masking(bench: GpuBench) -> None:
-    """Masks are the CPU's and the oracle's; then everybody masks."""
+    """Check that masks are the CPU's and the oracle's; then time all contestants."""
     if bench.device.type == "cuda":
         print(f"parity: {check_cases(bench.device)} results of the tests' cases are the CPU's", flush=True)
     else:

@@ -1,4 +1,4 @@
-"""The benches of a device as far as the CPU can try them: rivals mask rightly, goals are judged, failures are said."""
+"""The benches of a device as far as the CPU can try them: contestants mask correctly, goals are judged, failures are reported."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_the_atlas_is_the_same_for_any_number_of_threads():
 
 
 def rows_of_run(path, run_name, us, case="masking"):
-    """Rows as a run on a device would have them: everybody at the largest batch, in so many microseconds."""
+    """Rows as a run on a device would have them: all contestants at the largest batch, in so many microseconds."""
     shared = devices.described(CPU, records.conditions(3, {"columns": 2048}, devices.PACKAGES)) | {"run": run_name}
     timings = {name: Timing(value, value, value) for name, value in us.items()}
     rows = records.rows_of(case, masking.LARGE[0], timings, {}, {"bytes": 0, "detail": "", **shared})
@@ -159,10 +159,10 @@ def test_a_smoke_run_goes_on_after_a_case_that_fails(monkeypatch, capsys, tmp_pa
         sys, "argv", ["run.py", "--smoke", "--cases", "masking", "profile", "--results", str(tmp_path / "gpu.csv")]
     )
     assert run.main() == 1
-    told = capsys.readouterr()
-    assert "planted" in told.err
-    assert "FAILED: masking" in told.err
-    assert "all (five partners)" in told.out
+    printed = capsys.readouterr()
+    assert "planted" in printed.err
+    assert "FAILED: masking" in printed.err
+    assert "all (five partners)" in printed.out
     assert not (tmp_path / "gpu.csv").exists()  # a smoke run records nothing
 
 
@@ -213,9 +213,9 @@ def test_steps_go_on_after_a_failure_and_keep_what_was_said(tmp_path, monkeypatc
     monkeypatch.setattr(report, "RESULTS", tmp_path / "gpu.csv")
     monkeypatch.setattr(sys, "argv", ["report.py", *where])
     assert report.main() == 1
-    told = capsys.readouterr()
-    assert "FAILED: fails, slow" in told.err
-    assert "half way" in told.out
+    printed = capsys.readouterr()
+    assert "FAILED: fails, slow" in printed.err
+    assert "half way" in printed.out
     assert "mode plain" in (tmp_path / "keep" / "fine.log").read_text()
     page = (tmp_path / "out" / "gpu.md").read_text()
     for line in ("failed: exit code 3", "failed: took longer than 1 s", "left out: no-such-tool is not on", "| ok |"):

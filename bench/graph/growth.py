@@ -23,7 +23,7 @@ class Fit(NamedTuple):
     genes_power: float
 
     def seconds(self, cells: float, genes: np.ndarray) -> np.ndarray:
-        """Seconds that the fit says."""
+        """Seconds by the fit."""
         return self.scale * cells**self.cells_power * genes**self.genes_power
 
 

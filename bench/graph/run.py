@@ -98,13 +98,13 @@ class GraphBench(Bench):
     def peer(self, name: str, path: Path, *, all_genes: bool) -> dict[str, Any]:
         """Measure a peer: in this environment, or in the other one if this lacks it."""
         python = self.python if missing(name) else sys.executable
-        what = {"peer": name, "input": path, "all_genes": all_genes, "most_genes": None}
+        what = {"peer": name, "input": path, "all_genes": all_genes, "max_genes": None}
         while True:
             found = measure("peers.py", python, threads=self.threads, limit_s=self.limit_s, **what)
             smaller = [size for size in SIZES if size < found.get("n_genes", 0)]
             if all_genes or not smaller or "too_long" not in found:
                 return found
-            what["most_genes"] = smaller[-1]  # it was estimated to fit, and did not
+            what["max_genes"] = smaller[-1]  # it was estimated to fit, and did not
 
     def peer_input(self, shape: Shape) -> Path:
         """Return the file that peers read a corpus from, made where it is not kept yet."""
@@ -264,7 +264,7 @@ def _arguments() -> argparse.Namespace:
     parser = parser_of(__doc__, "graph.csv", CASES)
     parser.add_argument("--sizes", nargs="+", choices=list(shapes.SHAPES), default=list(shapes.SHAPES))
     parser.add_argument("--minute", type=float, default=60.0, help="seconds that a peer may take (default: 60)")
-    parser.add_argument("--threads", type=int, default=2, help="of everybody (default: 2)")
+    parser.add_argument("--threads", type=int, default=2, help="of ours and of the peers (default: 2)")
     parser.add_argument("--peers-python", default=sys.executable, help="interpreter that runs the peers")
     arguments = parser.parse_args()
     if arguments.smoke:

@@ -88,7 +88,7 @@ def test_products_of_a_gram_matrix_are_correlations():
 
 def test_a_peer_that_takes_too_long_ends_and_says_so(tmp_path, monkeypatch):
     np.savez(tmp_path / "cells.npz", **peer_arrays())
-    what = {"input": tmp_path / "cells.npz", "all_genes": True, "most_genes": None, "threads": 1}
+    what = {"input": tmp_path / "cells.npz", "all_genes": True, "max_genes": None, "threads": 1}
     found = child.measure("peers.py", peer="NumPy corrcoef of ranks", limit_s=20, **what)
     assert found["n_genes"] == 5
     assert found["note"].startswith(f"numpy {np.__version__}, scipy ")
@@ -101,9 +101,9 @@ def test_a_peer_that_takes_too_long_ends_and_says_so(tmp_path, monkeypatch):
 def test_a_smoke_run(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(sys, "argv", ["run.py", "--smoke", "--keep", str(tmp_path)])
     run.main()
-    said = capsys.readouterr().out
-    assert "4 000 genes × 20 000 cells" in said
-    assert "time grows as" in said
-    assert "NumPy corrcoef of ranks" in said
-    assert "nothing is recorded" in said
+    out = capsys.readouterr().out
+    assert "4 000 genes × 20 000 cells" in out
+    assert "time grows as" in out
+    assert "NumPy corrcoef of ranks" in out
+    assert "nothing is recorded" in out
     assert (tmp_path / "graph_growth.png").stat().st_size > 10_000

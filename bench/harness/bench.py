@@ -41,7 +41,7 @@ class Bench:
     goals, floors
         What the rows are judged by at the end; contestants that nothing can beat.
     described
-        What the bench says of its input: columns of every row.
+        Columns that describe the input; they stand in every row.
     how
         How it was measured, as the conditions begin.
     """

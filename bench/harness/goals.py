@@ -1,4 +1,4 @@
-"""What is compared with what, by how much it shall win, and the tables that say whether it did."""
+"""Goals: what is compared with what, the ratio to reach, and tables that show whether it was reached."""
 
 from __future__ import annotations
 

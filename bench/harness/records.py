@@ -35,7 +35,7 @@ Row = dict[str, Any]
 
 
 def conditions(rounds: int, described: Row, packages: Sequence[str] = PACKAGES) -> Row:
-    """Return what the figures of a run were measured with; ``described``: what else the bench says of its input."""
+    """Return what the figures of a run were measured with; ``described``: columns that describe its input."""
     versions = {name.replace("-", "_"): version_of(name) for name in packages}
     return {
         "run": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),

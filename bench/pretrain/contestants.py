@@ -1,4 +1,4 @@
-"""Pretraining: who runs against whom, what ours shall reach, and the checks that come before any clock."""
+"""Pretraining: contestants, goals, and the checks before any clock."""
 
 from __future__ import annotations
 

@@ -137,7 +137,7 @@ def _graph_build(arguments: argparse.Namespace) -> None:
         _build_by(arguments, parameters)
         return
     with ProcessGroup(arguments.device, arguments.threads) as group:
-        check_tensors_file(arguments, "a graph file")  # before the work, not behind it
+        check_tensors_file(arguments, "a graph file")  # before the work
         graph = build_dependency_graph(open_corpus(arguments), checkpoint=arguments.checkpoint, **parameters)
         if group.rank == 0:
             graph.save(arguments.output)
@@ -180,8 +180,8 @@ def _graph_show(arguments: argparse.Namespace) -> None:
     except InputError as error:
         if graph.vocabulary.symbols:
             raise
-        cure = "this graph has no symbols: build it with --vocabulary and --symbols, or tokenize with --symbols"
-        raise InputError(f"{error}; {cure}") from error
+        fix = "this graph has no symbols: build it with --vocabulary and --symbols, or tokenize with --symbols"
+        raise InputError(f"{error}; {fix}") from error
 
 
 def _graph_info(arguments: argparse.Namespace) -> None:
