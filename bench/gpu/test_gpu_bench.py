@@ -1,4 +1,4 @@
-"""The benches of a device as far as the CPU can try them: contestants mask correctly, goals are judged, failures are reported."""
+"""The benches of a device as far as the CPU can try them: contestants mask right, goals and failures are reported."""
 
 from __future__ import annotations
 
