@@ -9,18 +9,16 @@ import pytest
 
 
 @pytest.fixture(scope="session")
-def workload(request, tmp_path_factory):
-    """Full size with --benchmark-enable, tiny without."""
+def workload(tmp_path_factory):
+    """Tiny cells and their graph, one thread."""
     import torch
-    from harness.workload import SMOKE, Size, make_workload
+    from harness.workload import SMOKE, make_workload
 
     from corrmask_fast import get_num_threads, set_num_threads
 
     threads = torch.get_num_threads(), get_num_threads()
     torch.set_num_threads(1)
     set_num_threads(1)
-    full = request.config.getoption("benchmark_enable")
-    folder = Path(__file__).parents[1] / "build" / "bench" if full else tmp_path_factory.mktemp("bench")
-    yield make_workload(Size() if full else SMOKE, folder)
+    yield make_workload(SMOKE, tmp_path_factory.mktemp("bench"))
     torch.set_num_threads(threads[0])
     set_num_threads(threads[1])

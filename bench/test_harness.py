@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import run
 from contestants import COPY, FLOORS, GOALS, MASKER, PHILOX, TORCH_MASK
 from harness import records
 from harness.goals import table
+from harness.parity import check_masker
 from harness.timing import Contestant, Timing, race
+
+from corrmask_fast import CorrMasker
 
 
 def made_up_run(name, *, masker_us, cases=None):
@@ -47,6 +52,28 @@ def test_a_run_goes_through_the_file_into_the_readme(tmp_path):
     assert "old figures" not in text
     assert "10.0x (10.0 µs)" in text
     assert "Medians of 7 rounds" in text
+
+
+def test_a_smoke_run_checks_and_times_every_case(workload, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["run.py", "--smoke", "--results", str(tmp_path / "masking.csv")])
+    monkeypatch.setattr(run, "make_workload", lambda *_: workload)
+    run.main()
+    out = capsys.readouterr().out
+    lines = [line for line in out.splitlines() if line.rstrip(" |").endswith(("met", "short"))]
+    assert {line.split("|")[1].strip() for line in lines} == {goal.what for goal in GOALS}
+    assert "nothing is recorded" in out
+    assert not (tmp_path / "masking.csv").exists()
+
+
+def test_a_damaged_mask_is_not_timed(workload, monkeypatch):
+    def shifted(self, *arguments, **keywords):
+        masked = forward(self, *arguments, **keywords)
+        return masked._replace(labels=masked.labels.roll(1, 1))
+
+    forward = CorrMasker.forward
+    monkeypatch.setattr(CorrMasker, "forward", shifted)
+    with pytest.raises(AssertionError, match="labels"):
+        check_masker(workload, 4)
 
 
 def test_other_columns_are_refused(tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.goals import table
-from harness.records import PACKAGES, RESULTS, ROOT, Row, append, conditions, conditions_text, rows_of
+from harness.records import PACKAGES, RESULTS, ROOT, Row, append, check_columns, conditions, conditions_text, rows_of
 from harness.timing import Timing, race
 
 if TYPE_CHECKING:
@@ -86,10 +86,9 @@ class Bench:
         print(f"{case}, batch {batch:,}: checked and timed", flush=True)
 
     def record(self) -> None:
-        """Append the rows since the last call, unless this is a smoke run or a dry one."""
-        if not (self.smoke or self.dry) and self.rows[self.recorded :]:
-            append(self.rows[self.recorded :], self.path)
-        self.recorded = len(self.rows)
+        """Append the rows since the last call; a smoke run and a dry one only check that they could be."""
+        rows, self.recorded = self.rows[self.recorded :], len(self.rows)
+        (check_columns if self.smoke or self.dry or not rows else append)(rows, self.path)
 
     def finish(self) -> None:
         """Print goals and conditions, and record."""

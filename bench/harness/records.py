@@ -77,13 +77,18 @@ def rows_of(case: str, batch: int, timings: dict[str, Timing], threads: dict[str
     ]
 
 
-def append(rows: Sequence[Row], path: Path) -> None:
-    """Append rows to a CSV file; its columns are those of its first row."""
-    path.parent.mkdir(exist_ok=True)
-    fresh = not path.exists()
-    if not fresh:
+def check_columns(rows: Sequence[Row], path: Path) -> None:
+    """Refuse rows with other columns than the file has, if there is one."""
+    if rows and path.exists():
         with path.open(newline="") as file:
             assert next(csv.reader(file)) == list(rows[0]), f"{path} has other columns; begin a new file"
+
+
+def append(rows: Sequence[Row], path: Path) -> None:
+    """Append rows to a CSV file; its columns are those of its first row."""
+    check_columns(rows, path)
+    path.parent.mkdir(exist_ok=True)
+    fresh = not path.exists()
     with path.open("a", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         if fresh:
