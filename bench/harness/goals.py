@@ -70,16 +70,12 @@ def compare(rows: Iterable[Row], goals: Sequence[Goal], floors: Sequence[str] = 
         low, high = goal.batches
         batches = sorted({batch for case, _, batch in found if case == goal.case and low <= batch <= high})
         for batch in batches or [None]:
-
-            def measured(name: str, goal: Goal = goal, batch: int | None = batch) -> float | None:
-                return _measured(found.get((goal.case, name, batch)), goal.unit) if name else 0.0
-
-            floor = sum(measured(name) or 0.0 for name in floors)
-            ours, minus = measured(goal.ours), measured(goal.minus)
+            names = (goal.ours, goal.minus, *goal.theirs, *floors)
+            of = {name: _measured(found.get((goal.case, name, batch)), goal.unit) for name in names}
+            minus, floor = of[goal.minus] if goal.minus else 0.0, sum(of[name] or 0.0 for name in floors)
             for name in goal.theirs:
                 note = str(found.get((goal.case, name, batch), {}).get("note", ""))
-                theirs = measured(name) if name else None
-                compared.append(Comparison(goal, name, batch, theirs, ours, minus, floor, note))
+                compared.append(Comparison(goal, name, batch, of[name], of[goal.ours], minus, floor, note))
     return compared
 
 
