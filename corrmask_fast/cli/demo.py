@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import corrmask_fast as cf
+import corrmask_fast
 from corrmask_fast.errors import InputError, MissingExtraError, import_extra
 from corrmask_fast.files import atomic_file, check_output_folder
 
@@ -81,8 +81,8 @@ class Journal:
         """Write the report, with the conditions of the run."""
         seconds, report = time.perf_counter() - self.began, self.folder / "report.md"
         conditions = (
-            f"corrmask-fast {cf.__version__}, PyTorch {importlib.metadata.version('torch')}, Python "
-            f"{platform.python_version()}, {platform.system()} {platform.machine()}, {cf.get_num_threads()} threads"
+            f"corrmask-fast {corrmask_fast.__version__}, PyTorch {importlib.metadata.version('torch')}, Python "
+            f"{platform.python_version()}, {platform.system()} {platform.machine()}, {corrmask_fast.get_num_threads()} threads"
         )
         with atomic_file(report) as temporary:
             head = [f"# {title}", f"{conditions}. All of it took {seconds:.0f} s."]
@@ -125,10 +125,10 @@ def run_demo(
     corpus_path = journal.folder / ("cells.dataset" if importlib.util.find_spec("datasets") else "cells.npz")
     with journal.step(f"Tokenise {source.name}"):
         vocabulary = _vocabulary(journal, source, tokens, symbols, roles or {})
-        journal.show(str(cf.tokenize(source, corpus_path, vocabulary, medians, progress=progress)))
-    corpus = cf.read_corpus(corpus_path)
+        journal.show(str(corrmask_fast.tokenize(source, corpus_path, vocabulary, medians, progress=progress)))
+    corpus = corrmask_fast.read_corpus(corpus_path)
     graph = _build_graph(journal, corpus, modules, progress)
-    masker = cf.CorrMasker(graph)
+    masker = corrmask_fast.CorrMasker(graph)
     _mask_an_epoch(journal, corpus, masker)
     _audit(journal, corpus, masker, graph, progress)
     try:
@@ -197,7 +197,7 @@ def _build_graph(journal: Journal, corpus: Any, modules: np.ndarray | None, prog
     n = corpus.n_cells
     least = {"min_cooccurrence": max(1, min(200, n // 10)), "min_presence": max(1, min(50, n // 40))}
     with journal.step("Build the dependency graph"):
-        graph = cf.build_dependency_graph(corpus, progress=progress, **least)
+        graph = corrmask_fast.build_dependency_graph(corpus, progress=progress, **least)
         graph.save(journal.folder / "graph.safetensors")
         journal.show(summary_table(graph))
         if modules is not None:
@@ -238,7 +238,7 @@ def _loader(cells: Any, collator: Any, *, shuffle: bool = True) -> Any:
 
 def _mask_an_epoch(journal: Journal, corpus: Any, masker: Any) -> None:
     """Mask every cell once through a DataLoader, and check the rate of every row."""
-    dataset, collator = cf.CorpusDataset(corpus), cf.DataCollatorForCorrMask(masker)
+    dataset, collator = corrmask_fast.CorpusDataset(corpus), corrmask_fast.DataCollatorForCorrMask(masker)
     collator.set_epoch(0)
     with journal.step("Mask an epoch"):
         began = time.perf_counter()
@@ -263,7 +263,7 @@ def _audit(journal: Journal, corpus: Any, masker: Any, graph: Any, progress: boo
     from corrmask_fast.audit.plots import plot_audit
 
     with journal.step("Audit what masking hides"):
-        report = cf.audit_masking(masker, corpus, graph, progress=progress)
+        report = corrmask_fast.audit_masking(masker, corpus, graph, progress=progress)
         journal.show(report.table())
         ours, control = report["CorrMask"].hit_rate, report[CONTROL].hit_rate
         if control > 0:  # few cells may hold no masked pair at all
@@ -281,13 +281,13 @@ def _one_thread() -> Iterator[None]:
     """Let PyTorch and our kernels use one thread each: a fair race, and quicker for a model this small."""
     import torch
 
-    threads, torch_threads = cf.get_num_threads(), torch.get_num_threads()
-    cf.set_num_threads(1)
+    threads, torch_threads = corrmask_fast.get_num_threads(), torch.get_num_threads()
+    corrmask_fast.set_num_threads(1)
     torch.set_num_threads(1)
     try:
         yield
     finally:
-        cf.set_num_threads(threads)
+        corrmask_fast.set_num_threads(threads)
         torch.set_num_threads(torch_threads)
 
 
@@ -296,7 +296,7 @@ def _compare_speed(journal: Journal, corpus: Any, lists: Any, masker: Any, secon
     from corrmask_fast.masking.stock import stock_collator
     from corrmask_fast.tables import align
 
-    ours, rates = cf.DataCollatorForCorrMask(masker), {}
+    ours, rates = corrmask_fast.DataCollatorForCorrMask(masker), {}
     with journal.step("Compare with Hugging Face's collator"):
         for name, loader in (
             (
@@ -304,7 +304,7 @@ def _compare_speed(journal: Journal, corpus: Any, lists: Any, masker: Any, secon
                 _loader(lists, stock_collator(corpus.vocabulary)),
             ),
             ("datasets folder, our collator", _loader(lists, ours)),
-            ("CorpusDataset, our collator", _loader(cf.CorpusDataset(corpus), ours)),
+            ("CorpusDataset, our collator", _loader(corrmask_fast.CorpusDataset(corpus), ours)),
         ):
             batches, cells, passed = chain.from_iterable(repeat(loader)), 0, 0.0
             next(batches)
