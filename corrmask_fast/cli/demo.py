@@ -82,7 +82,8 @@ class Journal:
         seconds, report = time.perf_counter() - self.began, self.folder / "report.md"
         conditions = (
             f"corrmask-fast {corrmask_fast.__version__}, PyTorch {importlib.metadata.version('torch')}, Python "
-            f"{platform.python_version()}, {platform.system()} {platform.machine()}, {corrmask_fast.get_num_threads()} threads"
+            f"{platform.python_version()}, {platform.system()} {platform.machine()}, "
+            f"{corrmask_fast.get_num_threads()} threads"
         )
         with atomic_file(report) as temporary:
             head = [f"# {title}", f"{conditions}. All of it took {seconds:.0f} s."]
