@@ -52,7 +52,7 @@ bench-smoke: $(READY)
 	$(BIN)/python bench/run.py --smoke --keep build/bench-smoke
 	$(BIN)/python bench/gpu/run.py --smoke
 
-# The Python that has PyTorch for CUDA and CuPy, in whatever environment that is; without a GPU it says so and ends with 2.
+# The Python that has PyTorch for CUDA and CuPy, in any environment; without a GPU the report prints why it cannot run, and ends with 2.
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
 gpu-report:
 	$(GPU_PYTHON) bench/gpu/report.py $(if $(STEPS),--steps $(STEPS)) $(REPORT_OPTIONS)

@@ -10,9 +10,9 @@ import pytest
 
 @pytest.fixture(scope="session")
 def workload(request, tmp_path_factory):
-    """Full size with --benchmark-enable, tiny without."""
+    """Cells and their graph, one thread: full size with --benchmark-enable, tiny without."""
     import torch
-    from workload import SMOKE, Size, make_workload
+    from harness.workload import SMOKE, Size, make_workload
 
     from corrmask_fast import get_num_threads, set_num_threads
 

@@ -1,17 +1,17 @@
-"""Who runs against whom. Every function returns the contestants of one race, today's way first and ours last."""
+"""Masking and its input: contestants (today's way first, ours last) and goals."""
 
 from __future__ import annotations
 
 from itertools import chain, repeat
 from typing import TYPE_CHECKING, Any
 
-import goals
 import numpy as np
 import torch
 import transformers
 from datasets import load_from_disk
-from floors import copy_collated, copy_masked, philox_words
-from timing import Contestant
+from harness.floors import copy_collated, copy_masked, philox_words
+from harness.goals import Goal
+from harness.timing import Contestant
 from torch.utils.data import DataLoader
 
 from corrmask_fast import CorpusDataset, CorrMasker, DataCollatorForCorrMask, set_num_threads
@@ -19,9 +19,41 @@ from corrmask_fast.masking.stock import stock_collator
 from corrmask_fast.testing import Case
 
 if TYPE_CHECKING:
-    from workload import Workload
+    from harness.workload import Workload
 
     from corrmask_fast import Vocabulary
+
+# The contestants' names, as they stand in the results.
+STOCK = "datasets folder, Geneformer-style collator"
+NEWEST = "datasets folder, newest collator with a fast tokenizer"
+LISTS = "datasets folder, our collator"
+OURS = "CorpusDataset, our collator"
+TORCH_MASK = "torch_mask_tokens (random masks)"
+REFERENCE = "pure-Python reference"
+MASKER = "CorrMasker"
+MASKER_EPOCH = "CorrMasker, draws from the epoch"
+COPY = "floor: copy of the same bytes"
+PHILOX = "floor: Philox words of all columns"
+FLOORS = (COPY, PHILOX)
+
+
+def with_threads(name: str, threads: int) -> str:
+    """Name a contestant that runs with so many threads."""
+    return f"{name}, {threads} thread{'s' * (threads > 1)}"
+
+
+GOALS = (
+    Goal("fetch and collate: our dataset and collator", "input", OURS, (STOCK, NEWEST), 60),
+    Goal("fetch and collate: our collator on their folder", "input", LISTS, (STOCK, NEWEST), 8),
+    Goal("mask a padded tensor", "masking", MASKER, (TORCH_MASK,), 8),
+    Goal("mask a padded tensor, draws from the epoch", "masking", MASKER_EPOCH, (TORCH_MASK,), 8),
+    Goal("mask a padded tensor", "reference", MASKER, (REFERENCE,), 1_000),
+    *(
+        Goal(what, f"threads: {name}", with_threads(name, 2), (with_threads(name, 1),), at_least, batches=batches)
+        for what, name in (("mask with 2 threads", MASKER), ("fetch and collate with 2 threads", OURS))
+        for at_least, batches in ((1.0, (0, 12)), (1.8, (256, 1_000_000)))
+    ),
+)
 
 
 def newest_collator(vocabulary: Vocabulary) -> Any:
@@ -42,10 +74,10 @@ def pipelines(workload: Workload) -> list[tuple[str, Any, Any]]:
     lists = load_from_disk(str(workload.folder)).select_columns(["input_ids"])
     ours = DataCollatorForCorrMask(CorrMasker(workload.graph))
     return [
-        (goals.STOCK, lists, stock_collator(vocabulary)),
-        (goals.NEWEST, lists, newest_collator(vocabulary)),
-        (goals.LISTS, lists, ours),
-        (goals.OURS, CorpusDataset(workload.corpus), ours),
+        (STOCK, lists, stock_collator(vocabulary)),
+        (NEWEST, lists, newest_collator(vocabulary)),
+        (LISTS, lists, ours),
+        (OURS, CorpusDataset(workload.corpus), ours),
     ]
 
 
@@ -57,8 +89,8 @@ def input_race(workload: Workload, batch: int) -> list[Contestant]:
         entries.append(Contestant(name, chain.from_iterable(repeat(loader)).__next__, batch))
     shape = batch, workload.size.length
     return [
-        Contestant(goals.COPY, copy_collated(*shape), batch),
-        Contestant(goals.PHILOX, philox_words(*shape), batch),
+        Contestant(COPY, copy_collated(*shape), batch),
+        Contestant(PHILOX, philox_words(*shape), batch),
         *entries,
     ]
 
@@ -72,11 +104,11 @@ def masking_race(workload: Workload, batch: int) -> list[Contestant]:
     theirs, special = rows.clone(), torch.zeros(rows.shape, dtype=torch.bool)
     shape = batch, workload.size.length
     return [
-        Contestant(goals.COPY, copy_masked(*shape), batch),
-        Contestant(goals.PHILOX, philox_words(*shape), batch),
-        Contestant(goals.TORCH_MASK, lambda: stock.torch_mask_tokens(theirs, special_tokens_mask=special), batch),
-        Contestant(goals.MASKER_EPOCH, lambda: masker(rows, epoch=1), batch),
-        Contestant(goals.MASKER, lambda: masker(rows), batch),
+        Contestant(COPY, copy_masked(*shape), batch),
+        Contestant(PHILOX, philox_words(*shape), batch),
+        Contestant(TORCH_MASK, lambda: stock.torch_mask_tokens(theirs, special_tokens_mask=special), batch),
+        Contestant(MASKER_EPOCH, lambda: masker(rows, epoch=1), batch),
+        Contestant(MASKER, lambda: masker(rows), batch),
     ]
 
 
@@ -86,8 +118,8 @@ def reference_race(workload: Workload, batch: int) -> list[Contestant]:
     masker = CorrMasker(workload.graph)
     few = Case("bench", workload.graph, workload.rows(2))
     return [
-        Contestant(goals.REFERENCE, lambda: few.expected(draw_ids=np.arange(few.rows)), few.rows),
-        Contestant(goals.MASKER, lambda: masker(rows), batch),
+        Contestant(REFERENCE, lambda: few.expected(draw_ids=np.arange(few.rows)), few.rows),
+        Contestant(MASKER, lambda: masker(rows), batch),
     ]
 
 
@@ -97,8 +129,8 @@ def thread_race(workload: Workload, batch: int, *, ragged: bool) -> list[Contest
     if ragged:
         dataset, collator = CorpusDataset(workload.corpus), DataCollatorForCorrMask(masker)
         cells = (np.arange(batch) % len(dataset)).tolist()
-        name, run = goals.OURS, lambda: collator(dataset.__getitems__(cells))
+        name, run = OURS, lambda: collator(dataset.__getitems__(cells))
     else:
         rows = torch.from_numpy(workload.rows(batch))
-        name, run = goals.MASKER, lambda: masker(rows)
-    return [Contestant(goals.with_threads(name, n), run, batch, n, lambda n=n: set_num_threads(n)) for n in (1, 2)]
+        name, run = MASKER, lambda: masker(rows)
+    return [Contestant(with_threads(name, n), run, batch, n, lambda n=n: set_num_threads(n)) for n in (1, 2)]

@@ -6,57 +6,47 @@ that look for Hugging Face's package of that name.
 
 from __future__ import annotations
 
-import argparse
 import time
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-import records
 import torch
-from contestants import input_race, masking_race, reference_race, thread_race
-from goals import MASKER, OURS
-from parity import check_masker, check_pipelines
-from timing import race
-from workload import SMOKE, Size, Workload, make_workload
+from contestants import FLOORS, GOALS, MASKER, OURS, input_race, masking_race, pipelines, reference_race, thread_race
+from harness import records
+from harness.bench import Bench, parser_of
+from harness.goals import headlines
+from harness.parity import check_masker, check_pipelines
+from harness.workload import SMOKE, Size, Workload, make_workload
 
 from corrmask_fast import CorrMasker, set_num_threads
 
-ROOT = Path(__file__).resolve().parents[1]
+if TYPE_CHECKING:
+    from pathlib import Path
+
 CASES = ("input", "masking", "reference", "threads")
+RESULTS, README = records.RESULTS / "masking.csv", records.ROOT / "README.md"
+BEGIN = "<!-- figures: written by bench/run.py --readme from the last rows of bench/results/masking.csv -->"
+END = "<!-- end of figures -->"
+HOW = "Medians of {rounds} rounds in turns, one thread against one thread unless said,"
 
 
 def main() -> None:
     """Run what the arguments ask for."""
-    arguments = _arguments()
+    parser = parser_of(__doc__, RESULTS.name, CASES, rounds=40)
+    parser.add_argument("--readme", action="store_true", help="only: put the last recorded run into README.md")
+    arguments = parser.parse_args()
     if arguments.readme:
-        records.write_readme(records.last_run())
+        write_readme(last_run(), README)
         return
     torch.set_num_threads(1)
     set_num_threads(1)
-    size, rounds = (SMOKE, 3) if arguments.smoke else (Size(), arguments.rounds)
-    workload = make_workload(size, arguments.keep)
-    first_call = _first_call(workload)
-    shared = records.conditions(workload.describe(), rounds, first_call)
+    workload = make_workload(SMOKE if arguments.smoke else Size(), arguments.keep)
+    first_call = round(_first_call(workload), 2)
     print(f"first call of the masker, compiled or loaded from Numba's cache: {first_call:.2f} s", flush=True)
-    rows = []
+    described = {"first_call_s": first_call, **workload.describe()}
+    bench = Bench(arguments, GOALS, described, floors=FLOORS, how=HOW)
     for case in arguments.cases:
-        rows += _measure(case, workload, rounds, shared)
-    print(f"\n{records.table(rows)}\n\n{records.said_conditions(rows)}")
-    if arguments.smoke:
-        print("\nA smoke run: nothing is recorded, and the figures mean nothing.")
-    elif not arguments.dry:
-        records.append(rows)
-        print(f"\n{len(rows)} rows appended to {records.RESULTS.relative_to(ROOT)}")
-
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES, help="default: all")
-    parser.add_argument("--rounds", type=int, default=40, help="samples of each contestant (default: %(default)s)")
-    parser.add_argument("--dry", action="store_true", help="print, but record nothing")
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes: does everything run, and agree?")
-    parser.add_argument("--readme", action="store_true", help="only: put the last recorded run into README.md")
-    parser.add_argument("--keep", type=Path, default=ROOT / "build" / "bench", help="where cells and graph are kept")
-    return parser.parse_args()
+        measure(bench, case, workload)
+    bench.finish()
 
 
 def _first_call(workload: Workload) -> float:
@@ -67,24 +57,36 @@ def _first_call(workload: Workload) -> float:
     return time.perf_counter() - began
 
 
-def _measure(case: str, workload: Workload, rounds: int, shared: records.Row) -> list[records.Row]:
+def measure(bench: Bench, case: str, workload: Workload) -> None:
     """Check and time a case at every batch size."""
-    rows = []
     for batch in workload.size.thread_batches if case == "threads" else workload.size.batches:
         check_masker(workload, batch)
         if case == "threads":
             for name in (MASKER, OURS):
-                contestants = thread_race(workload, batch, ragged=name == OURS)
-                timings = race(contestants, rounds=rounds)
-                rows += records.rows_of_race(f"threads: {name}", batch, contestants, timings, shared)
+                bench.race(f"threads: {name}", batch, thread_race(workload, batch, ragged=name == OURS))
             set_num_threads(1)
             continue
         if case == "input":
-            check_pipelines(workload, batch)
-        entrants = {"input": input_race, "masking": masking_race, "reference": reference_race}[case](workload, batch)
-        rows += records.rows_of_race(case, batch, entrants, race(entrants, rounds=rounds), shared)
-        print(f"{case}, batch {batch}: checked and timed", flush=True)
-    return rows
+            check_pipelines(workload, batch, pipelines(workload))
+        race = {"input": input_race, "masking": masking_race, "reference": reference_race}[case]
+        bench.race(case, batch, race(workload, batch))
+
+
+def last_run(path: Path = RESULTS) -> list[records.Row]:
+    """Return the rows of the last run that covers every case."""
+    return records.last_run(records.read(path), {goal.case for goal in GOALS})
+
+
+def figures(rows: list[records.Row]) -> str:
+    """Return what stands between the marks in the README: a run's figures, and their conditions right below."""
+    conditions = records.conditions_text(rows[0], HOW.format(**rows[0]))
+    return f"\n\n{headlines(rows, GOALS)}\n\n{conditions} In brackets our microseconds a cell.\n\n"
+
+
+def write_readme(rows: list[records.Row], path: Path) -> None:
+    """Put a run's figures into the README."""
+    before, rest = path.read_text().split(BEGIN)
+    path.write_text(before + BEGIN + figures(rows) + END + rest.split(END)[1])
 
 
 if __name__ == "__main__":

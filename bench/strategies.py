@@ -5,28 +5,24 @@ Checked against the oracle, then timed in turns; rows go to results/strategies.c
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import records
 import torch
-from gpu.torch_corrmask import TorchCorrMask
-from timing import Contestant, race
-from workload import SMOKE, Size, make_workload
+from harness.bench import Bench, parser_of
+from harness.goals import Goal
+from harness.parity import check_masker
+from harness.timing import Contestant
+from harness.workload import SMOKE, Size, make_workload
+from torch_corrmask import TorchCorrMask
 
-from corrmask_fast import MaskedBatch, PMITable, make_masker, set_num_threads
+from corrmask_fast import PMITable, make_masker, set_num_threads
 from corrmask_fast.masking.stock import stock_collator
-from corrmask_fast.testing import Case, assert_same
 
 if TYPE_CHECKING:
-    from workload import Workload
+    from harness.workload import Workload
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = records.RESULTS.with_name("strategies.csv")
 STRATEGIES = ("random", "span", "pmi", "pmi of rarer pairs", "corrmask")
-FEW = 2  # rows that the oracle masks
 # How often a pair must be seen: the default; and for a table as large as that of many more cells than these.
 MIN_COUNTS = {"pmi": 50, "pmi of rarer pairs": 5}
 
@@ -34,6 +30,9 @@ MIN_COUNTS = {"pmi": 50, "pmi of rarer pairs": 5}
 def plain(name: str) -> str:
     """Name the rival of a strategy."""
     return f"{name}, plain PyTorch"
+
+
+GOALS = tuple(Goal(name, "strategies", name, (plain(name),), at_least=1) for name in STRATEGIES)
 
 
 class TorchGroups:
@@ -97,10 +96,7 @@ def contestants(workload: Workload, tables: dict[str, PMITable], batch: int) -> 
     rows, graph = torch.from_numpy(workload.rows(batch)), workload.graph
     maskers = {name: make_masker(name.split()[0], graph=graph, pmi=tables.get(name)) for name in STRATEGIES}
     for name, masker in maskers.items():
-        case = Case("bench", graph, workload.rows(FEW))
-        object.__setattr__(case, "pairs", tables.get(name))
-        got = masker(rows, epoch=1)
-        assert_same(case.expected(epoch=1, strategy=name.split()[0]), MaskedBatch(*(each[:FEW] for each in got)), name)
+        check_masker(workload, batch, masker, strategy=name.split()[0], pairs=tables.get(name))
     stock, special = stock_collator(graph.vocabulary), torch.zeros(rows.shape, dtype=torch.bool)
     rivals = {
         "random": lambda ids: stock.torch_mask_tokens(ids.clone(), special),
@@ -116,12 +112,8 @@ def contestants(workload: Workload, tables: dict[str, PMITable], batch: int) -> 
 
 def main() -> None:
     """Check, time, print, record."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=15, help="samples of each contestant (default: %(default)s)")
+    parser = parser_of(__doc__, "strategies.csv", ("strategies",), rounds=15)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--dry", action="store_true", help="print, but record nothing")
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes: does everything run, and agree?")
-    parser.add_argument("--keep", type=Path, default=ROOT / "build" / "bench", help="where cells and graph are kept")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     set_num_threads(1)
@@ -130,17 +122,13 @@ def main() -> None:
         name: PMITable.from_corpus(workload.corpus, min_count=least, progress=False)
         for name, least in MIN_COUNTS.items()
     }
-    entrants = contestants(workload, tables, 4 if arguments.smoke else arguments.batch)
-    timings = race(entrants, rounds=3 if arguments.smoke else arguments.rounds, sample_ms=20.0)
-    shared = records.conditions({**workload.describe(), "pairs": tables["pmi"].n_pairs}, arguments.rounds, 0.0)
-    rows = records.rows_of_race("strategies", entrants[0].rows, entrants, timings, shared)
-    base = timings["random"].p50
+    described = {"first_call_s": 0.0, **workload.describe(), "pairs": tables["pmi"].n_pairs}
+    bench = Bench(arguments, GOALS, described)
+    batch = 4 if arguments.smoke else arguments.batch
+    timings = bench.race("strategies", batch, contestants(workload, tables, batch), sample_ms=20.0)
     for name in STRATEGIES:
-        ours, theirs = timings[name].p50, timings[plain(name)].p50
-        print(f"{name:18} {ours:8.1f} µs a cell, {ours / base:5.2f} of Random's; plain PyTorch {theirs:9.1f}, "
-              f"{theirs / ours:6.1f}x")  # fmt: skip
-    if not (arguments.dry or arguments.smoke):
-        records.append(rows, RESULTS)
+        print(f"{name:18} {timings[name].p50 / timings['random'].p50:5.2f} of Random's time")
+    bench.finish()
 
 
 if __name__ == "__main__":

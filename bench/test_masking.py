@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 from contestants import input_race, masking_race, reference_race, thread_race
-from parity import check_masker, check_pipelines
+from harness.parity import check_masker, check_pipelines
 
 from corrmask_fast import set_num_threads
 

@@ -341,7 +341,7 @@ def _padded_cases(graph: DependencyGraph, genes: np.ndarray, rng: np.random.Gene
         return np.pad(array, ((0, 0), (left, right)), constant_values=value)
 
     def pushed(array: np.ndarray) -> np.ndarray:  # right padding to the left
-        return np.stack([np.roll(row, columns - count) for row, count in zip(array, seen.sum(1), strict=True)])
+        return np.stack([np.roll(row, columns - int(count)) for row, count in zip(array, seen.sum(1), strict=True)])
 
     holes = seen * rng.choice([0, 1], genes.shape, p=[0.2, 0.8]).astype(np.uint8)
     holed = np.where(holes == 1, genes, pad)

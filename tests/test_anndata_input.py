@@ -265,7 +265,7 @@ def test_a_damaged_chunk(tmp_path):
     content = bytearray((tmp_path / "cells.h5ad").read_bytes())
     content[place + 30 : place + 60] = bytes(30)
     (tmp_path / "cells.h5ad").write_bytes(content)
-    with pytest.raises(InputError, match=r"cells.h5ad is not a readable .h5ad file: .*filter"):
+    with pytest.raises(InputError, match=r"cells.h5ad is not a readable .h5ad file: .*(filter|inflate)"):
         tokenize(tmp_path / "cells.h5ad", tmp_path / "out.npz")
 
 

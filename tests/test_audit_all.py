@@ -178,7 +178,7 @@ def test_a_step_is_refused_before_a_table_is_counted(corpus, graph, monkeypatch)
     ("options", "message"),
     [
         (["--all", "--strategy", "span"], "--all audits every strategy; leave --strategy span out, or --all"),
-        (["--all", "--structural-ratio", "0.3"], "--structural-ratio is what each strategy's name says"),
+        (["--all", "--structural-ratio", "0.3"], "--structural-ratio follows from each strategy's name"),
         (["--windows-csv", "w.csv"], "--windows-csv belongs to --all; give both, or neither"),
         (["--all", "--csv", "nowhere/a.csv"], "the folder nowhere does not exist"),
         (["--all", "--pmi", "missing.safetensors"], "no PMI table file at missing.safetensors"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import re
 import shutil
 from types import SimpleNamespace
 
@@ -259,7 +258,10 @@ def test_damaged_weights_are_refused(typed_corpus, model, tmp_path, fails, share
     [
         ({"hidden_size": 64}, "are not those of its config.json"),
         ({"num_attention_heads": 5}, "are not those of its config.json"),
-        ({"num_hidden_layers": 3}, "lack 16 of those that its config.json speaks of, such as 'encoder.layer.2."),
+        (
+            {"num_hidden_layers": 3},
+            r"lack 16 of those that .* speaks of, such as '(bert\.)?encoder\.layer\.2\.",
+        ),
     ],
     ids=["wider", "other heads", "one layer more"],
 )
@@ -267,7 +269,7 @@ def test_weights_of_another_configuration_are_refused(typed_corpus, model, tmp_p
     shutil.copytree(model, tmp_path / "model")
     config = json.loads((model / "config.json").read_text())
     (tmp_path / "model" / "config.json").write_text(json.dumps(config | change))
-    with pytest.raises(InputError, match=re.escape(message)):
+    with pytest.raises(InputError, match=message):
         load_encoder(tmp_path / "model", typed_corpus.vocabulary)
 
 

@@ -12,6 +12,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from corrmask_fast import CorrMasker, DataCollatorForCorrMask, InputError
 from corrmask_fast.masking import torch_ops
@@ -65,8 +66,20 @@ class Place:
         return replay
 
     def no_waiting(self):
-        """Let PyTorch raise where the host waits for the device."""
-        return refused_syncs() if self.name == "cuda" else contextlib.nullcontext()
+        """Raise where the host waits for the device: PyTorch does on a GPU, else a look at what the host calls."""
+        return refused_syncs() if self.name == "cuda" else RefusedReads()
+
+
+class RefusedReads(TorchFunctionMode):
+    """Refuse what would copy values of a CUDA tensor to the host."""
+
+    READS = {"item", "tolist", "numpy", "cpu", "to", "nonzero", "masked_select", "unique", "equal", "allclose"}  # noqa: RUF012
+    READS |= {"__bool__", "__int__", "__float__", "__index__", "__array__", "__contains__", "is_nonzero"}
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        name = getattr(func, "__name__", "")
+        assert name not in self.READS, f"the host waits for the device: {name}"
+        return func(*args, **(kwargs or {}))
 
 
 @contextlib.contextmanager
@@ -167,7 +180,10 @@ def test_the_current_stream_is_used(place):
     assert_same(EXPECTED, place.get(got), "side stream")
 
 
+@pytest.mark.parametrize("place", ["emulated", pytest.param("cuda", marks=pytest.mark.gpu)], indirect=True)
 def test_the_host_does_not_wait(place):
+    with place.no_waiting(), pytest.raises((AssertionError, RuntimeError), match=r"wait|sync"):
+        bool(place.put(HUB.input_ids).any())
     masker, ids, draws = place.masker(), place.put(HUB.input_ids), place.put(np.arange(4))
     attention = ids != 0
     masker(ids)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import importlib.util
 import re
 from pathlib import Path
 
 import pytest
+from cuda_cases import nvrtc
 
 from corrmask_fast import cuda
 from corrmask_fast.masking import rows_cuda
@@ -25,18 +25,6 @@ REGISTERS = {
 }  # fmt: skip
 REGISTERS_ON_SM_75 = 64  # all that 1 024 threads, the most of a multiprocessor, can have
 SM_90 = {"registers": 65536, "shared_bytes": 228 * 1024, "shared_of_block": 227 * 1024, "reserved_of_block": 1024}
-
-
-@functools.cache
-def nvrtc():
-    """The library of the wheel nvidia-cuda-nvrtc, or None."""
-    spec = importlib.util.find_spec("nvidia")
-    for root in spec.submodule_search_locations if spec else ():
-        for library in sorted(Path(root).glob("*/lib/libnvrtc.so.*"), reverse=True):
-            for builtins in library.parent.glob("libnvrtc-builtins.so.*"):
-                ctypes.CDLL(str(builtins), mode=ctypes.RTLD_GLOBAL)  # it does not find them by itself
-            return ctypes.CDLL(str(library))
-    return None
 
 
 @functools.cache

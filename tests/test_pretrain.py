@@ -1,4 +1,4 @@
-"""Pretraining with Hugging Face's Trainer, whatever its version: .ci/old-transformers runs this with the oldest."""
+"""Pretraining with Hugging Face's Trainer, whatever its version: .ci/floors runs this with the oldest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The plain accelerate loop that the README shows: twenty lines, and the losses of CorrMaskTrainer."""
+"""A plain accelerate loop with a masker in it has the losses of CorrMaskTrainer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def loop(model, dataset, masker, *, epochs, batch_size, seed):
-    """Train; what the README shows."""
+    """Train with masks made in the step."""
     accelerator = accelerate.Accelerator(cpu=True)
     sampler = ShuffledSampler(len(dataset), seed=seed)
     loader = torch.utils.data.DataLoader(
@@ -61,15 +61,15 @@ def test_the_loop_trains_as_the_trainer_does(tmp_path):
         lr_scheduler_type="constant", max_grad_norm=1e9, weight_decay=0.01, save_strategy="no", use_cpu=True,
         disable_tqdm=True,
     )  # fmt: skip
-    said = []
+    recorded = []
 
     class Recorded(CorrMaskTrainer):
         def training_step(self, *args, **kwargs):
             loss = super().training_step(*args, **kwargs)
-            said.append(loss.item())
+            recorded.append(loss.item())
             return loss
 
     Recorded(make(), arguments, train_dataset=dataset, masker=masker, masking="device").train()
     assert len(losses) == 8
-    assert losses[:3] == pytest.approx(said[:3], abs=1e-4)  # Trainer spares biases and norms the weight decay
-    assert losses == pytest.approx(said, abs=5e-3)
+    assert losses[:3] == pytest.approx(recorded[:3], abs=1e-4)  # Trainer spares biases and norms the weight decay
+    assert losses == pytest.approx(recorded, abs=5e-3)

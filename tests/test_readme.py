@@ -76,9 +76,9 @@ def test_links_lead_somewhere():
 
 def test_figures_are_those_of_the_last_recorded_run(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "bench"))
-    records = importlib.import_module("records")
-    stated = README.split(records.BEGIN)[1].split(records.END)[0]
-    if records.RESULTS.exists():
-        assert stated == records.figures(records.last_run()), "run: python bench/run.py --readme"
+    bench = importlib.import_module("run")
+    stated = README.split(bench.BEGIN)[1].split(bench.END)[0]
+    if bench.RESULTS.exists():
+        assert stated == bench.figures(bench.last_run()), "run: python bench/run.py --readme"
     else:
         assert not re.search(r"\d", stated), "figures without a recorded run"

@@ -8,9 +8,9 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import records
 import torch
-from timing import host_clock
+from harness import records
+from harness.timing import host_clock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,7 +20,7 @@ CUPY = ("cupy-cuda13x", "cupy-cuda12x", "cupy")  # the names that CuPy is instal
 
 
 def why_not() -> str:
-    """Say why nothing can be measured here; empty where something can."""
+    """Return why nothing can be measured here; empty where something can."""
     if not torch.cuda.is_available():
         return "PyTorch finds no CUDA device here" + (
             "" if torch.version.cuda else " (this build of it knows the CPU alone)"
@@ -78,24 +78,23 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def conditions(device: torch.device, described: records.Row, rounds: int) -> records.Row:
-    """Return what the figures of a run were measured with; equal columns for every case."""
-    shared = records.conditions(described, rounds, 0.0, PACKAGES)
-    del shared["first_call_s"]
-    shared["cpu"], shared["cupy"] = shared["device"], next(filter(None, map(records.version_of, CUPY)), "")
-    shared |= {"device": "cpu (smoke)", "driver": "", "cuda": torch.version.cuda or "", "clock": "host"}
+def described(device: torch.device, shared: records.Row) -> records.Row:
+    """Return the conditions of a run on a device from those of the machine: ``device`` becomes ``cpu``."""
+    cupy = next(filter(None, map(records.version_of, CUPY)), "")
+    found = shared | {"cpu": shared["device"], "cupy": cupy, "device": "cpu (smoke)", "driver": "", "clock": "host"}
+    found["cuda"] = torch.version.cuda or ""
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         name = f"{properties.name}, {properties.multi_processor_count} SMs, {properties.total_memory / 2**30:.0f} GiB"
-        shared |= {"device": name, "driver": _driver(), "clock": "events"}
-    return shared
+        found |= {"device": name, "driver": _driver(), "clock": "events"}
+    return found
 
 
 def _driver() -> str:
-    """Return the driver's version, as ``/proc`` or nvidia-smi tells it."""
-    told = Path("/proc/driver/nvidia/version")
-    if told.exists():
-        words = told.read_text().splitlines()[0].split()
+    """Return the driver's version, from ``/proc`` or nvidia-smi."""
+    version = Path("/proc/driver/nvidia/version")
+    if version.exists():
+        words = version.read_text().splitlines()[0].split()
         return next((word for word in words if word[0].isdigit() and "." in word), "")
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:

@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from harness.parity import check_graph, first_rows, tensors_of
 
 from corrmask_fast import cuda
 from corrmask_fast.masking.strategies import STRATEGIES
 from corrmask_fast.testing import Case, assert_same, cases, make_graph, make_vocabulary
-from gpu import devices, parity, profiling
+from gpu import devices, profiling
 from gpu.workloads import COMPARED, atlas
 
 if TYPE_CHECKING:
@@ -77,15 +78,12 @@ def mask_everything(device: torch.device) -> int:
         for masker in maskers_of(case):
             on_device = copy.deepcopy(masker).to(device)
             for dtype in (np.int64, np.int32):
-                tensors = [
-                    None if array is None else torch.from_numpy(array)
-                    for array in (case.astype(dtype).input_ids, case.attention_mask, case.special_tokens_mask)
-                ]
+                tensors = tensors_of(case, dtype)
                 there = [None if tensor is None else tensor.to(device) for tensor in tensors]
                 want, what = masker(*tensors, epoch=3), f"{case.name}, {masker.label}, {np.dtype(dtype)}"
-                assert_same(want, parity.to_cpu(on_device(*there, epoch=3)), what)
+                assert_same(want, first_rows(on_device(*there, epoch=3), case.rows), what)
                 with small_shared_memory(device):
-                    got = parity.to_cpu(on_device(*there, epoch=3))
+                    got = first_rows(on_device(*there, epoch=3), case.rows)
                 assert_same(want, got, f"{what}, in device memory")
                 compared += 2
     return compared
@@ -95,9 +93,9 @@ def build_graphs(device: torch.device) -> None:
     """Build a small graph, in shared and in device memory."""
     corpus = atlas(COMPARED, 400)
     settings = {"n_cells": 600, "min_presence": 10, "min_cooccurrence": 20}
-    print(parity.check_graph(corpus, device, **settings), flush=True)
+    print(check_graph(corpus, device, **settings), flush=True)
     with small_shared_memory(device):
-        print(parity.check_graph(corpus, device, **settings), "with bins in device memory", flush=True)
+        print(check_graph(corpus, device, **settings), "with bins in device memory", flush=True)
 
 
 def unlaunched(launches: list[profiling.Launch]) -> list[str]:

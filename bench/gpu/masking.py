@@ -5,18 +5,37 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from timing import Contestant
+from harness.goals import Goal
+from harness.timing import Contestant
+from torch_corrmask import TorchCorrMask
 
 from corrmask_fast import CorrMasker, get_num_threads
-from gpu import goals
 from gpu.devices import replay_of
-from gpu.torch_corrmask import TorchCorrMask
-from gpu.workloads import rows_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from workload import Workload
+    import numpy as np
+    from harness.workload import Workload
+
+COPY = "floor: copy of the same bytes"
+COPY_REPLAY = "floor: copy of the same bytes, graph replay"
+TORCH_MASK = "torch_mask_tokens on the device (random masks)"
+TORCH_CORRMASK = "CorrMask in PyTorch operations"
+HOST_PATH = "CorrMasker on the CPU, results copied to the device"
+FROM_HOST = "tokens copied to the device, CorrMasker there"
+MASKER = "CorrMasker"
+MASKER_EPOCH = "CorrMasker, draws from the epoch"
+REPLAY = "CorrMasker, graph replay"
+
+SMALL, LARGE = (12, 12), (16_384, 16_384)
+GOALS = (
+    Goal("mask a batch, beside the copy", "masking", MASKER, (COPY,), at_most=4, batches=LARGE),
+    Goal("mask a batch, beside torch_mask_tokens", "masking", MASKER, (TORCH_MASK,), at_most=1, batches=LARGE),
+    Goal("mask a batch, beside PyTorch's CorrMask", "masking", MASKER, (TORCH_CORRMASK,), at_most=0.1, batches=LARGE),
+    Goal("mask a batch, eager", "masking", MASKER, at_most=60, unit="µs", batches=SMALL),
+    Goal("mask a batch, graph replay", "masking", REPLAY, at_most=25, unit="µs", batches=SMALL),
+)
 
 
 def copy_of_the_bytes(ids: torch.Tensor) -> Callable[[], None]:
@@ -30,9 +49,9 @@ def copy_of_the_bytes(ids: torch.Tensor) -> Callable[[], None]:
     return run
 
 
-def bytes_moved(ids: torch.Tensor) -> int:
+def bytes_moved(ids: torch.Tensor | np.ndarray) -> int:
     """What :func:`copy_of_the_bytes` reads and writes."""
-    return 3 * ids.numel() * ids.element_size()
+    return 3 * ids.nbytes
 
 
 def torch_mask_tokens(
@@ -64,8 +83,8 @@ def torch_mask_tokens(
 
 
 def masking_race(workload: Workload, batch: int, device: torch.device) -> list[Contestant]:
-    """Everybody masks the same padded batch; only what starts on the host says so."""
-    on_host = rows_of(workload, batch)
+    """All contestants mask the same padded batch; those that start on the host have it in their names."""
+    on_host = torch.from_numpy(workload.rows(batch))
     ids, vocabulary = on_host.to(device), workload.graph.vocabulary
     masker, host_masker = CorrMasker(workload.graph).to(device), CorrMasker(workload.graph)
     theirs, special = ids.clone(), torch.zeros(ids.shape, dtype=torch.bool, device=device)
@@ -78,18 +97,18 @@ def masking_race(workload: Workload, batch: int, device: torch.device) -> list[C
 
     threads = get_num_threads()
     eager = [
-        Contestant(goals.COPY, copy, 1),
-        Contestant(goals.TORCH_MASK, lambda: torch_mask_tokens(theirs, special, **stock), 1),
-        Contestant(goals.TORCH_CORRMASK, lambda: in_torch(ids), 1),
-        Contestant(goals.HOST_PATH, host_path, 1, threads),
-        Contestant(goals.FROM_HOST, lambda: masker(on_host.to(device, non_blocking=True)), 1),
-        Contestant(goals.MASKER_EPOCH, lambda: masker(ids, epoch=1), 1),
-        Contestant(goals.MASKER, lambda: masker(ids), 1),
+        Contestant(COPY, copy, 1),
+        Contestant(TORCH_MASK, lambda: torch_mask_tokens(theirs, special, **stock), 1),
+        Contestant(TORCH_CORRMASK, lambda: in_torch(ids), 1),
+        Contestant(HOST_PATH, host_path, 1, threads),
+        Contestant(FROM_HOST, lambda: masker(on_host.to(device, non_blocking=True)), 1),
+        Contestant(MASKER_EPOCH, lambda: masker(ids, epoch=1), 1),
+        Contestant(MASKER, lambda: masker(ids), 1),
     ]
     if device.type != "cuda":
         return eager
     return [
         *eager,
-        Contestant(goals.COPY_REPLAY, replay_of(copy), 1),
-        Contestant(goals.REPLAY, replay_of(lambda: masker(ids)), 1),
+        Contestant(COPY_REPLAY, replay_of(copy), 1),
+        Contestant(REPLAY, replay_of(lambda: masker(ids)), 1),
     ]

@@ -1,32 +1,36 @@
-"""The report of a GPU run: a Markdown page and pictures, made from rows and from what each step said."""
+"""The report of a GPU run: a Markdown page and pictures, made from rows and from how each step ended."""
 
 from __future__ import annotations
 
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+from harness.goals import table
+from harness.records import conditions_text
+
 from corrmask_fast import plots
 from corrmask_fast.files import atomic_file
-from gpu import goals, results
+from gpu import masking
+from gpu.run import GOALS, HOW, rows_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    import records
+    from harness.records import Row
 
 # Who is drawn, and as what; the others stand in the tables.
 SHOWN = {
-    goals.COPY: "copy of the same bytes",
-    goals.MASKER: "CorrMasker",
-    goals.REPLAY: "CorrMasker, graph replay",
-    goals.TORCH_MASK: "torch_mask_tokens",
-    goals.TORCH_CORRMASK: "CorrMask in PyTorch",
-    goals.HOST_PATH: "CPU, then copied",
+    masking.COPY: "copy of the same bytes",
+    masking.MASKER: "CorrMasker",
+    masking.REPLAY: "CorrMasker, graph replay",
+    masking.TORCH_MASK: "torch_mask_tokens",
+    masking.TORCH_CORRMASK: "CorrMask in PyTorch",
+    masking.HOST_PATH: "CPU, then copied",
 }
 
 
-def write_report(rows: Sequence[records.Row], steps: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
+def write_report(rows: Sequence[Row], steps: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
     """Write ``gpu.md`` and the pictures that the rows allow; return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     pictures = [path for draw in (draw_masking, draw_graphs) if (path := draw(rows, folder)) is not None]
@@ -36,19 +40,19 @@ def write_report(rows: Sequence[records.Row], steps: Sequence[dict[str, Any]], f
     return [page, *pictures]
 
 
-def page_of(rows: Sequence[records.Row], steps: Sequence[dict[str, Any]], pictures: Sequence[str]) -> str:
+def page_of(rows: Sequence[Row], steps: Sequence[dict[str, Any]], pictures: Sequence[str]) -> str:
     """Return the page."""
     parts = ["# Measured on a GPU"]
     if rows:
-        parts += [*dict.fromkeys(results.said_conditions(row) for row in rows)]
-        parts += [f"## Goals\n\n{goals.verdicts(results.medians(rows))}"]
+        parts += [*dict.fromkeys(conditions_text(row, HOW.format(**row)) for row in rows)]
+        parts += [f"## Goals\n\n{table(rows, GOALS)}"]
     else:
         parts += ["Nothing has been measured yet: `make gpu-report` on a machine with a GPU."]
     parts += [f"![{name}]({name})" for name in pictures]
     parts += [f"## Steps\n\n{steps_table(steps)}"] if steps else []
     key = lambda row: (row["case"], int(row["batch"]))  # noqa: E731
     parts += [
-        f"## {case}, {batch:,}\n\n{results.table(list(members))}"
+        f"## {case}, {batch:,}\n\n{rows_table(list(members))}"
         for (case, batch), members in groupby(sorted(rows, key=key), key)
     ]
     return "\n\n".join(parts) + "\n"
@@ -63,7 +67,7 @@ def steps_table(steps: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def draw_masking(rows: Sequence[records.Row], folder: Path) -> Path | None:
+def draw_masking(rows: Sequence[Row], folder: Path) -> Path | None:
     """Microseconds a row against the batch, one line a contestant."""
     lines = {
         name: sorted(
@@ -92,7 +96,7 @@ def draw_masking(rows: Sequence[records.Row], folder: Path) -> Path | None:
     return path
 
 
-def draw_graphs(rows: Sequence[records.Row], folder: Path) -> Path | None:
+def draw_graphs(rows: Sequence[Row], folder: Path) -> Path | None:
     """Seconds of each stage, bars beside each other: on the device and on the CPU, for each number of genes."""
     found: dict[str, list[tuple[str, float]]] = {}
     for row in rows:

@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from timing import Contestant
+from harness.timing import Contestant
 
 from corrmask_fast import CorrMasker, cuda
 from corrmask_fast.masking import rows_cuda
@@ -18,7 +18,7 @@ from corrmask_fast.masking import rows_cuda
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from workload import Workload
+    from harness.workload import Workload
 
 BLOCKS = (64, 128, 192, 256, 320, 384, 512, 768, 1024)  # threads that are tried
 
@@ -36,17 +36,17 @@ class Launch(NamedTuple):
 @contextmanager
 def watched_launches() -> Iterator[list[Launch]]:
     """List the launches that our loader makes."""
-    given, seen = cuda.CudaDevice.launch, []
+    given, launches = cuda.CudaDevice.launch, []
 
     def launch(
         self: Any, file: str, name: str, grid: int, block: int, args: Any, shared_bytes: int = 0, **how: Any
     ) -> Any:
-        seen.append(Launch(file, name, grid, block, shared_bytes))
+        launches.append(Launch(file, name, grid, block, shared_bytes))
         return given(self, file, name, grid, block, args, shared_bytes, **how)
 
     cuda.CudaDevice.launch = launch
     try:
-        yield seen
+        yield launches
     finally:
         cuda.CudaDevice.launch = given
 
@@ -118,7 +118,7 @@ def resources(device: torch.device, launch: Launch) -> dict[str, Any]:
 
 
 def kernel_times(run: Callable[[], Any], calls: int = 10) -> list[tuple[str, int, float]]:
-    """(kernel, launches a call, µs a call), the longest first, as PyTorch's profiler tells them."""
+    """(kernel, launches a call, µs a call), the longest first, from PyTorch's profiler."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     if torch.cuda.is_available():
         activities.append(torch.profiler.ProfilerActivity.CUDA)

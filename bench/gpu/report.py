@@ -1,6 +1,6 @@
 """Everything that a GPU is wanted for, step by step: tests, sanitizers, benches, then a report. ``make gpu-report``.
 
-A step that fails or takes too long does not stop the others. What each said is kept, so that steps may be run in
+A step that fails or takes too long does not stop the others. Its output is kept, so that steps may be run in
 several commands (``--steps tests,memcheck``, then the rest): the report is made of whatever there is.
 Exit code 0: every step that was asked for went well, or its tool is not here; 1: one failed; 2: there is no GPU.
 """
@@ -40,10 +40,12 @@ import subprocess
 import time
 from typing import NamedTuple
 
-from gpu import devices, results
+from harness import records
+
+from gpu import devices
 from gpu.pages import write_report
 
-BENCH = "bench/gpu/run.py"
+BENCH, RESULTS = "bench/gpu/run.py", records.RESULTS / "gpu.csv"
 
 
 class Step(NamedTuple):
@@ -148,10 +150,10 @@ def main() -> int:
     asked = arguments.steps or [*steps, "report"]
     outcomes = [run_step(name, steps[name], folder) for name in steps if name in asked]
     if "report" in asked:
-        told = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
-        told.sort(key=lambda one: list(steps).index(one["step"]) if one["step"] in steps else len(steps))
-        rows = results.newest() if results.RESULTS.exists() and not arguments.smoke else []
-        for path in write_report(rows, told, folder if arguments.smoke else arguments.out):
+        ended = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+        ended.sort(key=lambda one: list(steps).index(one["step"]) if one["step"] in steps else len(steps))
+        rows = records.newest(records.read(RESULTS)) if RESULTS.exists() and not arguments.smoke else []
+        for path in write_report(rows, ended, folder if arguments.smoke else arguments.out):
             print(f"written: {path}")
     failed = [str(one["step"]) for one in outcomes if one["status"] == "failed"]
     if failed:
@@ -173,7 +175,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=steps, help=f"any of {','.join(STEPS)},report (default: all)")
     parser.add_argument("--smoke", action="store_true", help="on the CPU, what can be tried there; records nothing")
     parser.add_argument("--keep", type=Path, default=KEPT, help="where each step's output is kept")
-    parser.add_argument("--out", type=Path, default=results.RESULTS.parent, help="where the report is written")
+    parser.add_argument("--out", type=Path, default=RESULTS.parent, help="where the report is written")
     return parser.parse_args()
 
 

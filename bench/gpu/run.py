@@ -13,167 +13,159 @@ if __name__ == "__main__":
     sys.path[0] = str(BENCH)  # the folder of benches, in place of this one: `gpu` is a package in it
 
 # ruff: noqa: E402
-import argparse
 import json
 import time
 import traceback
 from typing import TYPE_CHECKING, Any
 
-import records
 import torch
-from timing import Timing, race
+from harness.bench import Bench, parser_of
+from harness.goals import Goal
+from harness.parity import check_cases, check_emulated, check_graph, check_masker
+from harness.timing import Timing
 
 from corrmask_fast import CorrMasker, get_num_threads
-from gpu import devices, goals, graphs, masking, parity, profiling, results, training
-from gpu.workloads import COMPARED, SMOKE, Sizes, atlas, masking_workload, rows_of
+from gpu import devices, graphs, masking, profiling, training
+from gpu.workloads import COMPARED, SMOKE, Sizes, atlas, masking_workload
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable, Sequence
 
-    from timing import Contestant
+    from harness.records import Row
+    from harness.timing import Contestant
 
-CASES = ("masking", "graph", "training", "profile")
+CELLS = (100_000, 100_000)
+GOALS = (
+    *masking.GOALS,
+    *training.GOALS,
+    Goal("graph of 25 000 genes", "graph: 25000 genes", f"graph, {graphs.TOTAL}", at_most=5, unit="s", batches=CELLS),
+    Goal("graph of 2 000 genes", "graph: 2000 genes", f"graph, {graphs.TOTAL}", at_most=1, unit="s", batches=CELLS),
+)
+HOW = "Medians of {rounds} rounds in turns"
 
 
-class Bench:
-    """What the cases share: device, sizes, workload, and the rows so far."""
+class GpuBench(Bench):
+    """What the cases share: device, sizes, workload; rows are recorded at once, so that a run cut short keeps them."""
 
-    def __init__(self, device: torch.device, sizes: Sizes, path: Path | None) -> None:
-        self.device, self.sizes, self.path = device, sizes, path
-        self.rows: list[records.Row] = []
+    def __init__(self, arguments: argparse.Namespace, device: torch.device) -> None:
+        self.device, self.sizes = device, SMOKE if arguments.smoke else Sizes()
         began = time.perf_counter()
-        self.workload = masking_workload(sizes)
-        self.described = self.workload.describe()
-        print(f"workload made in {time.perf_counter() - began:.1f} s: {self.described}", flush=True)
+        self.workload = masking_workload(self.sizes)
+        described = self.workload.describe()
+        print(f"workload made in {time.perf_counter() - began:.1f} s: {described}", flush=True)
+        super().__init__(arguments, GOALS, described, packages=devices.PACKAGES, how=HOW)
+        self.shared = devices.described(device, self.shared)
 
-    def race(self, contestants: Sequence[Contestant]) -> dict[str, Timing]:
-        """Time contestants in turns."""
-        clock = devices.clock_of(self.device)
-        return race(contestants, rounds=self.sizes.rounds, sample_ms=self.sizes.sample_ms, clock=clock)
+    def time(self, case: str, batch: int, contestants: Sequence[Contestant], moved: int = 0) -> dict[str, Timing]:
+        """Time contestants in turns; ``moved``: the bytes that a call reads and writes."""
+        how = {"sample_ms": self.sizes.sample_ms, "clock": devices.clock_of(self.device)}
+        return self.race(case, batch, contestants, more={"bytes": moved, "detail": ""}, **how)
 
-    def keep(
-        self,
-        case: str,
-        batch: int,
-        timings: dict[str, Timing],
-        *,
-        threads: dict[str, int] | None = None,
-        moved: int = 0,
-        details: dict[str, Any] | None = None,
-        described: records.Row | None = None,
-        rounds: int | None = None,
-    ) -> None:
-        """Print rows, and append them to the file at once: a run that is cut short keeps what it had."""
-        shared = devices.conditions(self.device, described or self.described, rounds or self.sizes.rounds)
-        rows = []
-        for name, timing in timings.items():
-            row = {"case": case, "contestant": name, "batch": batch, "threads": (threads or {}).get(name, 1)}
-            row |= {f"{key}_us": round(float(value), 3) for key, value in timing._asdict().items()}
-            detail = (details or {}).get(name)
-            rows.append(row | {"bytes": moved, "detail": json.dumps(detail) if detail else ""} | shared)
-        print(f"\n{case}, {batch:,}\n{results.table(rows)}", flush=True)
-        self.rows += rows
-        if self.path is not None:
-            records.append(rows, self.path)
+    def keep(self, case: str, batch: int, timings: dict[str, Timing], threads: dict[str, int], more: Row) -> None:
+        """Keep rows, print them, and append them to the file."""
+        before = len(self.rows)
+        super().keep(case, batch, timings, threads, more)
+        print(f"\n{rows_table(self.rows[before:])}\n", flush=True)
+        self.record()
 
 
-def run_masking(bench: Bench) -> None:
-    """Masks are the CPU's and the oracle's; then everybody masks."""
+def rows_table(rows: Sequence[Row]) -> str:
+    """Return rows as a Markdown table: microseconds a call, and where bytes are counted, the rate."""
+    lines = ["| | p20, µs | median, µs | p80, µs | GB/s | |", "|---|---:|---:|---:|---:|---|"]
+    for row in rows:
+        times = " | ".join(f"{float(row[name]):,.1f}" for name in ("p20_us", "p50_us", "p80_us"))
+        moved, median = int(row["bytes"] or 0), float(row["p50_us"])
+        rate = f"{moved / median / 1e3:,.1f}" if moved and median else ""
+        lines.append(f"| {row['contestant']} | {times} | {rate} | {row['detail']} |")
+    return "\n".join(lines)
+
+
+def run_masking(bench: GpuBench) -> None:
+    """Check that masks are the CPU's and the oracle's; then time all contestants."""
     if bench.device.type == "cuda":
-        print(f"parity: {parity.check_cases(bench.device)} results of the tests' cases are the CPU's", flush=True)
+        print(f"parity: {check_cases(bench.device)} results of the tests' cases are the CPU's", flush=True)
     else:
-        print(f"parity: {parity.check_emulated(bench.workload)}", flush=True)
+        print(f"parity: {check_emulated(bench.workload)}", flush=True)
     for batch in bench.sizes.batches:
-        parity.check_batch(bench.workload, batch, bench.device)
+        check_masker(bench.workload, batch, device=bench.device)
         contestants = masking.masking_race(bench.workload, batch, bench.device)
-        threads = {one.name: one.threads for one in contestants}
-        moved = masking.bytes_moved(rows_of(bench.workload, batch))
-        bench.keep("masking", batch, bench.race(contestants), threads=threads, moved=moved)
+        bench.time("masking", batch, contestants, masking.bytes_moved(bench.workload.rows(batch)))
         del contestants
         devices.free_memory()
 
 
-def run_graph(bench: Bench) -> None:
+def run_graph(bench: GpuBench) -> None:
     """A small graph is the CPU's; then atlases, stage by stage; the large graphs are compared with the CPU's too."""
     sizes, device = bench.sizes, bench.device
     small = {"n_cells": 600, "min_presence": 10, "min_cooccurrence": 20}
     corpus = atlas(COMPARED, 1_500 if device.type == "cuda" else 200)
-    print(f"parity: {parity.check_graph(corpus, device, **small)}", flush=True)
+    print(f"parity: {check_graph(corpus, device, **small)}", flush=True)
     least = {"min_presence": min(50, sizes.atlas_cells // 10), "min_cooccurrence": min(200, sizes.atlas_cells // 10)}
     for n_genes in sizes.atlas_genes:
         began = time.perf_counter()
         corpus = atlas(sizes, n_genes)
         print(f"\n{corpus}: made in {time.perf_counter() - began:.1f} s", flush=True)
         rounds = []
-        for _ in range(min(3, sizes.rounds)):
+        for _ in range(min(3, bench.rounds)):
             graph, seconds = graphs.build_timed(corpus, device, **least)
             rounds.append(seconds)
         timed = {f"graph, {name}": Timing(*values) for name, values in graphs.percentiles(rounds).items()}
         host_graph, host = graphs.build_timed(corpus, torch.device("cpu"), **least)
         timed |= {f"graph on the CPU, {name}": Timing(*[s * 1e6] * 3) for name, s in host.items()}
         assert graph.fingerprint == host_graph.fingerprint, f"{n_genes} genes: the device's graph is not the CPU's"
-        threads = dict.fromkeys(timed, get_num_threads())
         linked = graph.degrees > 0
-        described = bench.described | {
-            "columns": sizes.columns,
+        described = {
+            "columns": sizes.length,
             "vocabulary": corpus.vocabulary.size,
             "graph_edges": graph.indices.size // 2,
             "with_neighbors": round(float(linked.mean()), 3),
             "mean_degree": round(float(graph.degrees[linked].mean()) if linked.any() else 0.0, 1),
             "present_share": "",
         }
-        bench.keep(
-            f"graph: {n_genes} genes",
-            corpus.n_cells,
-            timed,
-            threads=threads,
-            moved=corpus.tokens.nbytes,
-            described=described,
-            rounds=len(rounds),
-        )
+        more = {"bytes": corpus.tokens.nbytes, "detail": "", **bench.shared, "rounds": len(rounds), **described}
+        bench.keep(f"graph: {n_genes} genes", corpus.n_cells, timed, dict.fromkeys(timed, get_num_threads()), more)
 
 
-def run_training(bench: Bench) -> None:
+def run_training(bench: GpuBench) -> None:
     """A step of pretraining, by where its masks come from."""
     for wanted in bench.sizes.training_batches:
         batch = training.fitting_batch(bench.workload, wanted, bench.sizes, bench.device)
         if batch < wanted:
             print(f"a step of {wanted} does not fit this device: {batch} in its place", flush=True)
-        parity.check_batch(bench.workload, batch, bench.device)
+        check_masker(bench.workload, batch, device=bench.device)
         contestants = training.training_race(bench.workload, batch, bench.sizes, bench.device)
-        timings = bench.race(contestants)
-        bench.keep("training", batch, timings)
-        off, ours = timings[goals.OFF].p50, timings[goals.OURS].p50
+        timings = bench.time("training", batch, contestants)
+        off, ours = timings[training.OFF].p50, timings[training.OURS].p50
         print(f"masking on the device adds {100 * (ours - off) / ours:.2f} % to a step of {batch}", flush=True)
         del contestants
         devices.free_memory()
 
 
-def run_profile(bench: Bench) -> None:
+def run_profile(bench: GpuBench) -> None:
     """Kernels by name, what they take, parts of the work, blocks of other sizes, at the largest batch."""
     batch = bench.sizes.batches[-1]
-    ids = rows_of(bench.workload, batch).to(bench.device)
+    ids = torch.from_numpy(bench.workload.rows(batch)).to(bench.device)
     masker = CorrMasker(bench.workload.graph).to(bench.device)
     moved = masking.bytes_moved(ids)
-    bench.keep("profile: parts", batch, bench.race(profiling.parts_race(bench.workload, ids)), moved=moved)
+    bench.time("profile: parts", batch, profiling.parts_race(bench.workload, ids), moved)
     if bench.device.type != "cuda":
-        print("\nkernels, their resources and blocks of other sizes need a device: left out")
+        print("kernels, their resources and blocks of other sizes need a device: left out")
         return
     with profiling.watched_launches() as launches:
         masker(ids)
     details = {one.name: profiling.resources(bench.device, one) for one in launches}
-    times, told = {}, {}
     for key, _, us in profiling.kernel_times(lambda: masker(ids)):
-        times[key] = Timing(us, us, us)
-        told[key] = next((found for name, found in details.items() if key.startswith(name)), None)
-    bench.keep("profile: kernels", batch, times, moved=moved, details=told)
+        detail: Any = next((found for name, found in details.items() if key.startswith(name)), None)
+        more = {"bytes": moved, "detail": json.dumps(detail) if detail else "", **bench.shared}
+        bench.keep("profile: kernels", batch, {key: Timing(us, us, us)}, {}, more)
     # Few rows leave multiprocessors idle: larger blocks may win there.
     for some in (ids, ids[: bench.sizes.batches[0]]):
         contestants = profiling.blocks_race(bench.workload, some)
-        bench.keep("profile: blocks", len(some), bench.race(contestants), moved=masking.bytes_moved(some))
+        bench.time("profile: blocks", len(some), contestants, masking.bytes_moved(some))
 
 
-RUN: dict[str, Callable[[Bench], None]] = {
+RUN: dict[str, Callable[[GpuBench], None]] = {
     "masking": run_masking,
     "graph": run_graph,
     "training": run_training,
@@ -183,7 +175,7 @@ RUN: dict[str, Callable[[Bench], None]] = {
 
 def main() -> int:
     """Run what the arguments ask for; return the exit code."""
-    arguments = _arguments()
+    arguments = parser_of(__doc__, "gpu.csv", tuple(RUN), rounds=40).parse_args()
     reason = devices.why_not()
     if reason and not arguments.smoke:
         print(
@@ -191,48 +183,20 @@ def main() -> int:
             file=sys.stderr,
         )
         return 2
-    device = torch.device("cpu") if reason else torch.device("cuda", torch.cuda.current_device())
-    sizes = SMOKE if arguments.smoke else Sizes()
-    if arguments.rounds:
-        sizes = Sizes(**{**vars(sizes), "rounds": arguments.rounds})
-    path = None if arguments.smoke or arguments.dry else arguments.results
-    if arguments.smoke:
-        print(
-            "A smoke run: tiny sizes, nothing is recorded, and the figures mean nothing."
-            + f" ({reason})" * bool(reason)
-        )
-    bench, failed = Bench(device, sizes, path), []
+    if reason:
+        print(f"on the CPU: {reason}")
+    bench = GpuBench(arguments, torch.device("cpu") if reason else torch.device("cuda", torch.cuda.current_device()))
+    failed = []
     for case in arguments.cases:
         try:
             RUN[case](bench)
         except Exception:  # noqa: BLE001 (whatever it was: the other cases may still be measured)
             traceback.print_exc()
             failed.append(case)
-    if bench.rows:
-        print(f"\n{goals.verdicts(results.medians(bench.rows))}\n\n{results.said_conditions(bench.rows[-1])}")
-    if path is not None:
-        print(f"{len(bench.rows)} rows appended to {path}")
+    bench.finish()
     if failed:
         print(f"FAILED: {', '.join(failed)} (see above)", file=sys.stderr)
     return 1 if failed else 0
-
-
-def _arguments() -> argparse.Namespace:
-    def cases(text: str) -> list[str]:
-        asked = text.split(",")
-        if unknown := set(asked) - set(CASES):
-            raise argparse.ArgumentTypeError(
-                f"{', '.join(sorted(unknown))}: no such case; there are {', '.join(CASES)}"
-            )
-        return asked
-
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--cases", type=cases, default=CASES, help=f"any of {','.join(CASES)} (default: all)")
-    parser.add_argument("--rounds", type=int, help="samples of each contestant (default: 40)")
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes, on the CPU where there is no GPU; no record")
-    parser.add_argument("--dry", action="store_true", help="print, but record nothing")
-    parser.add_argument("--results", type=Path, default=results.RESULTS, help="the CSV that rows are appended to")
-    return parser.parse_args()
 
 
 if __name__ == "__main__":

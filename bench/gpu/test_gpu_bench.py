@@ -1,4 +1,4 @@
-"""The benches of a device as far as the CPU can try them: rivals mask rightly, goals are judged, failures are said."""
+"""The benches of a device as far as the CPU can try them: contestants mask right, goals and failures are reported."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import records
 import torch
-from atlas import made_up_corpus
-from timing import Timing
+from harness import records
+from harness.atlas import made_up_corpus
+from harness.goals import compare
+from harness.timing import Timing
+from torch_corrmask import TorchCorrMask
 
 from corrmask_fast import CorrMasker, DependencyGraph, Vocabulary, get_num_threads, reference, set_num_threads
 from corrmask_fast.masking.stock import stock_collator
 from corrmask_fast.masking.strategies import STRATEGIES
 from corrmask_fast.testing import Case, cases, draw_ids, make_graph, make_vocabulary
-from gpu import devices, exercise, goals, graphs, masking, pages, profiling, report, results, run, workloads
-from gpu.torch_corrmask import TorchCorrMask
+from gpu import devices, exercise, graphs, masking, pages, profiling, report, run, training, workloads
 
 CPU = torch.device("cpu")
 
@@ -99,38 +100,38 @@ def test_the_atlas_is_the_same_for_any_number_of_threads():
 
 
 def rows_of_run(path, run_name, us, case="masking"):
-    """Rows as a run on a device would have them: everybody at the largest batch, in so many microseconds."""
-    shared = devices.conditions(CPU, {"columns": 2048}, 3) | {"run": run_name}
-    rows = [
-        {"case": case, "contestant": name, "batch": goals.BIG, "threads": 1}
-        | {f"{key}_us": value for key, value in Timing(value, value, value)._asdict().items()}
-        | {"bytes": 0, "detail": ""}
-        | shared
-        for name, value in us.items()
-    ]
+    """Rows as a run on a device would have them: all contestants at the largest batch, in so many microseconds."""
+    shared = devices.described(CPU, records.conditions(3, {"columns": 2048}, devices.PACKAGES)) | {"run": run_name}
+    timings = {name: Timing(value, value, value) for name, value in us.items()}
+    rows = records.rows_of(case, masking.LARGE[0], timings, {}, {"bytes": 0, "detail": "", **shared})
     records.append(rows, path)
     return rows
 
 
 def test_goals_are_judged_by_the_newest_rows_of_each_case(tmp_path):
     path = tmp_path / "gpu.csv"
-    rows_of_run(path, "first", {goals.COPY: 100.0, goals.MASKER: 900.0})
-    rows_of_run(path, "first", {goals.ALONE: 1.0}, case="training")
-    rows_of_run(path, "second", {goals.COPY: 100.0, goals.MASKER: 399.0, goals.TORCH_MASK: 300.0})
-    rows = results.newest(path)
+    rows_of_run(path, "first", {masking.COPY: 100.0, masking.MASKER: 900.0})
+    rows_of_run(path, "first", {training.ALONE: 1.0}, case="training")
+    rows_of_run(path, "second", {masking.COPY: 100.0, masking.MASKER: 399.0, masking.TORCH_MASK: 300.0})
+    rows = records.newest(records.read(path))
     assert [row["run"] for row in rows] == ["first", "second", "second", "second"]
-    verdicts = goals.verdicts(results.medians(rows)).splitlines()[2:]
-    assert [line.split("|")[2].strip() for line in verdicts] == ["3.99 x", "1.33 x"]
-    assert [line.split("|")[4].strip() for line in verdicts] == ["met", "SHORT"]
+    judged = compare(rows, run.GOALS)
+    assert [(one.value, one.verdict) for one in judged if one.value is not None] == [(3.99, "met"), (1.33, "short")]
+    assert {one.verdict for one in judged if one.value is None} == {"not run"}
 
 
 def test_a_goal_of_a_difference_and_of_a_share():
-    added = next(goal for goal in goals.goals() if goal.minus and goal.batch == 12)
-    times = {("training", goals.OURS, 12): 200.0, ("training", goals.OFF, 12): 199.0}
-    assert added.measured(times) == pytest.approx(0.5)
-    assert added.measured({}) is None
-    slow = next(goal for goal in goals.goals() if goal.unit == "s")
-    assert slow.measured({(slow.case, slow.ours, slow.batch): 2.5e6}) == 2.5
+    shared = {"batch": 12, "case": "training"}
+    times = {training.OURS: 200.0, training.OFF: 199.0, training.ALONE: 3.0}
+    rows = [shared | {"contestant": name, "p50_us": us} for name, us in times.items()]
+    found = {one.goal.what: one for one in compare(rows, run.GOALS)}
+    assert found["what masking adds to a step"].value == pytest.approx(0.5)
+    assert found["masking alone, of a step"].value == pytest.approx(1.5)
+    assert found["masking alone, of a step"].verdict == "short"
+    assert found["what MAM adds to a step"].value is None
+    slow = next(goal for goal in run.GOALS if goal.unit == "s")
+    row = {"case": slow.case, "contestant": slow.ours, "batch": 100_000, "p50_us": 2.5e6}
+    assert [one.value for one in compare([row], [slow])] == [2.5]
 
 
 def test_stages_are_timed_through_the_seam():
@@ -155,34 +156,32 @@ def test_a_smoke_run_goes_on_after_a_case_that_fails(monkeypatch, capsys, tmp_pa
 
     monkeypatch.setitem(run.RUN, "masking", fail)
     monkeypatch.setattr(
-        sys, "argv", ["run.py", "--smoke", "--cases", "masking,profile", "--results", str(tmp_path / "gpu.csv")]
+        sys, "argv", ["run.py", "--smoke", "--cases", "masking", "profile", "--results", str(tmp_path / "gpu.csv")]
     )
     assert run.main() == 1
-    told = capsys.readouterr()
-    assert "planted" in told.err
-    assert "FAILED: masking" in told.err
-    assert "all (five partners)" in told.out
+    printed = capsys.readouterr()
+    assert "planted" in printed.err
+    assert "FAILED: masking" in printed.err
+    assert "all (five partners)" in printed.out
     assert not (tmp_path / "gpu.csv").exists()  # a smoke run records nothing
 
 
 def test_training_steps_are_of_the_paper_s_model(workload):
-    from gpu.training import training_race
-
-    small = replace(workloads.SMOKE, columns=workload.size.length)
-    race = training_race(workload, 2, small, CPU)
+    small = replace(workloads.SMOKE, length=workload.size.length)
+    race = training.training_race(workload, 2, small, CPU)
     assert [contestant.name for contestant in race] == [
-        goals.OFF,
-        goals.STOCK,
-        goals.COLLATOR,
-        goals.OURS,
-        goals.ALONE,
-        goals.LEARNED,
+        training.OFF,
+        training.STOCK,
+        training.COLLATOR,
+        training.OURS,
+        training.ALONE,
+        training.LEARNED,
     ]
     for contestant in race:
         contestant.run()
     whole = workloads.Sizes().model
     assert (whole.hidden_size, whole.layers, whole.heads, whole.intermediate_size) == (256, 6, 4, 512)  # Table 5
-    assert (whole.dropout, whole.max_length, whole.head) == (0.02, workloads.Sizes().columns, "full")
+    assert (whole.dropout, whole.max_length, whole.head) == (0.02, workloads.Sizes().length, "full")
 
 
 def test_parts_differ_by_what_they_leave_out(workload):
@@ -211,12 +210,12 @@ def test_steps_go_on_after_a_failure_and_keep_what_was_said(tmp_path, monkeypatc
     monkeypatch.setattr(report, "STEPS", steps)
     monkeypatch.setattr(devices, "why_not", lambda: "")
     where = ["--keep", str(tmp_path / "keep"), "--out", str(tmp_path / "out")]
-    monkeypatch.setattr(results, "RESULTS", tmp_path / "gpu.csv")
+    monkeypatch.setattr(report, "RESULTS", tmp_path / "gpu.csv")
     monkeypatch.setattr(sys, "argv", ["report.py", *where])
     assert report.main() == 1
-    told = capsys.readouterr()
-    assert "FAILED: fails, slow" in told.err
-    assert "half way" in told.out
+    printed = capsys.readouterr()
+    assert "FAILED: fails, slow" in printed.err
+    assert "half way" in printed.out
     assert "mode plain" in (tmp_path / "keep" / "fine.log").read_text()
     page = (tmp_path / "out" / "gpu.md").read_text()
     for line in ("failed: exit code 3", "failed: took longer than 1 s", "left out: no-such-tool is not on", "| ok |"):
@@ -231,13 +230,24 @@ def test_steps_go_on_after_a_failure_and_keep_what_was_said(tmp_path, monkeypatc
 
 def test_the_report_shows_what_was_measured(tmp_path):
     path = tmp_path / "gpu.csv"
-    rows_of_run(path, "first", {goals.COPY: 100.0, goals.MASKER: 900.0})
+    rows_of_run(path, "first", {masking.COPY: 100.0, masking.MASKER: 900.0})
     stages = {f"graph{where}, {name}": 1e6 for where in ("", " on the CPU") for name in ("rank_genes", "end to end")}
     rows_of_run(path, "second", stages, case="graph: 2000 genes")
-    written = pages.write_report(results.newest(path), [], tmp_path / "out")
+    written = pages.write_report(records.newest(records.read(path)), [], tmp_path / "out")
     assert [one.name for one in written] == ["gpu.md", "gpu-masking.png", "gpu-graph.png"]
     page = written[0].read_text()
-    assert "| mask 16 384 rows, beside the copy | 9 x | 4 x | SHORT |" in page
+    (line,) = [line for line in page.splitlines() if "beside the copy" in line]
+    cells = [cell.strip() for cell in line.split("|")[1:-1]]
+    assert cells == [
+        "mask a batch, beside the copy",
+        masking.COPY,
+        "16,384",
+        "100.0 µs",
+        "900.0 µs",
+        "9x",
+        "≤ 4x",
+        "short",
+    ]
     assert "## graph: 2000 genes, 16,384" in page
     assert all(one.stat().st_size > 1_000 for one in written)
 

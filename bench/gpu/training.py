@@ -6,76 +6,76 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from timing import Contestant
+from harness.goals import Goal
+from harness.timing import Contestant
+from pretrain.contestants import training
 
 from corrmask_fast import CorpusDataset, CorrMasker, DataCollatorForCorrMask, MultinomialAttentionMasker
 from corrmask_fast.masking.stock import stock_collator
 from corrmask_fast.training.mam_model import attach
 from corrmask_fast.training.run import make_model
-from gpu import goals
 from gpu.devices import free_memory
-from gpu.workloads import rows_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from workload import Workload
+    from harness.workload import Workload
 
     from gpu.workloads import Sizes
 
+# A training step, by where its masks come from.
+OFF = "step, masked beforehand"
+STOCK = "step, stock collator on the CPU"
+COLLATOR = "step, our collator on the CPU"
+OURS = "step, CorrMasker on the device"
+ALONE = "CorrMasker alone"
+LEARNED = "step, MultinomialAttentionMasker on the device"
 
-def training_step(model: torch.nn.Module, device: torch.device) -> Callable[..., None]:
-    """Return forward, backward and AdamW in bfloat16 autocast, without a look at the loss."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=device.type == "cuda")
-
-    def step(input_ids: torch.Tensor, labels: torch.Tensor, **more: torch.Tensor) -> None:
-        with torch.autocast(device.type, dtype=torch.bfloat16):
-            loss = model(input_ids=input_ids, labels=labels, **more).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return step
+GOALS = (
+    Goal("masking alone, of a step", "training", ALONE, (OURS,), at_most=0.5, unit="%"),
+    Goal("what masking adds to a step", "training", OURS, (OURS,), at_most=0.5, unit="%", minus=OFF),
+    Goal("what MAM adds to a step", "training", LEARNED, (LEARNED,), at_most=5, unit="%", minus=OFF),
+)
 
 
 def training_race(workload: Workload, batch: int, sizes: Sizes, device: torch.device) -> list[Contestant]:
     """A step over the same cells, masked beforehand, by the stock collator, by ours, on the device, by MAM there."""
-    vocabulary, settings = workload.graph.vocabulary, replace(sizes.model, max_length=sizes.columns)
-    model, learning = (make_model(vocabulary.size, vocabulary.pad_token_id, settings).train() for _ in range(2))
+    vocabulary, settings = workload.graph.vocabulary, replace(sizes.model, max_length=sizes.length)
+    model, learning = (make_model(vocabulary.size, vocabulary.pad_token_id, settings) for _ in range(2))
     mam = MultinomialAttentionMasker(vocabulary, settings.hidden_size, n_heads=settings.heads)
     attach(mam, learning)
-    step, learning_step = (training_step(each.to(device), device) for each in (model, learning))
-    on_host = rows_of(workload, batch)
+    for each in (model, learning):
+        each.to(device)
+    on_host = torch.from_numpy(workload.rows(batch))
     ids = on_host.to(device)
     masker = CorrMasker(workload.graph).to(device)
-    ready = masker(ids)
+    ready = _inputs(masker(ids))
     lists = [{"input_ids": row} for row in on_host.tolist()]
     stock, ours = stock_collator(vocabulary), DataCollatorForCorrMask(CorrMasker(workload.graph))
     dataset, cells = CorpusDataset(workload.corpus), [i % workload.corpus.n_cells for i in range(batch)]
 
-    def collated(features: Callable[[], Any], collator: Any) -> Callable[[], None]:
-        def run() -> None:
-            found = collator(features())
-            step(*(found[name].to(device, non_blocking=True) for name in ("input_ids", "labels")))
+    def collated(found: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {name: found[name].to(device, non_blocking=True) for name in ready}
 
-        return run
-
-    def on_device() -> None:
-        masked = masker(ids)
-        step(masked.input_ids, masked.labels)
-
-    def learned() -> None:
+    def learned() -> dict[str, torch.Tensor]:
         masked, latents = mam.draw(ids, embeddings=learning.get_input_embeddings())
-        learning_step(masked.input_ids, masked.labels, latents=latents)
+        return {**_inputs(masked), "latents": latents}
+
+    def step(inputs: Callable[[], dict[str, torch.Tensor]], of: Any = model) -> Callable[[], None]:
+        return training(of, inputs, autocast=device)
 
     return [
-        Contestant(goals.OFF, lambda: step(ready.input_ids, ready.labels), 1),
-        Contestant(goals.STOCK, collated(lambda: lists, stock), 1),
-        Contestant(goals.COLLATOR, collated(lambda: dataset.__getitems__(cells), ours), 1),
-        Contestant(goals.OURS, on_device, 1),
-        Contestant(goals.ALONE, lambda: masker(ids), 1),
-        Contestant(goals.LEARNED, learned, 1),
+        Contestant(OFF, step(lambda: ready), 1),
+        Contestant(STOCK, step(lambda: collated(stock(lists))), 1),
+        Contestant(COLLATOR, step(lambda: collated(ours(dataset.__getitems__(cells)))), 1),
+        Contestant(OURS, step(lambda: _inputs(masker(ids))), 1),
+        Contestant(ALONE, lambda: masker(ids), 1),
+        Contestant(LEARNED, step(learned, learning), 1),
     ]
+
+
+def _inputs(masked: Any) -> dict[str, torch.Tensor]:
+    return {"input_ids": masked.input_ids, "labels": masked.labels}
 
 
 def fitting_batch(workload: Workload, batch: int, sizes: Sizes, device: torch.device) -> int:

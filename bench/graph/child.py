@@ -1,4 +1,4 @@
-"""Measuring in a process of its own: its peak memory is its own, and a peer that fails or runs away harms nobody."""
+"""Measure in a separate process: it has its own peak memory, and one that fails does not stop the bench."""
 
 from __future__ import annotations
 

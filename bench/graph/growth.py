@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from records import Row
+    from harness.records import Row
 
 
 class Fit(NamedTuple):
@@ -23,7 +23,7 @@ class Fit(NamedTuple):
     genes_power: float
 
     def seconds(self, cells: float, genes: np.ndarray) -> np.ndarray:
-        """Seconds that the fit says."""
+        """Seconds by the fit."""
         return self.scale * cells**self.cells_power * genes**self.genes_power
 
 

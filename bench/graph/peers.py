@@ -1,9 +1,9 @@
 """The peers, each in a process of its own, at the largest size it manages; needs NumPy, SciPy and the peer, not us.
 
 Each gets the cells as it likes them (dense or sparse, float32 or float64) before the clock starts, and is asked for all
-correlations of genes: the quickest honest way that its documentation shows. Two give less than that: "product alone".
+correlations of genes: the quickest way that its documentation shows. Two give less than that: "product alone".
 
-A call that takes longer than its limit ends its process. What is printed last before says how many genes it was for.
+A call that takes longer than its limit ends its process. What it printed last is the number of genes of that call.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     Prepared = tuple[Callable[[], Any], Callable[[Any], np.ndarray]]  # the call, and correlations from its result
 
 SIZES = (50, 100, 200, 500, 1_000, 2_000, 4_000, 6_000, 8_000, 12_000)
-MOST_CHECKED = 200  # genes whose correlations are compared
+MAX_CHECKED = 200  # genes whose correlations are compared
 MARGIN = 0.9  # of the limit that a size may be estimated to take
 
 
@@ -56,7 +56,7 @@ class Cells:
 
     def rho_of_gram(self, gram: np.ndarray) -> np.ndarray:
         """Correlations of the first genes, from products of ``e`` of which only the upper half is there."""
-        n = min(self.n_genes, MOST_CHECKED)
+        n = min(self.n_genes, MAX_CHECKED)
         columns = [slice(*self.indptr[gene : gene + 2]) for gene in range(n)]
         positive = np.array([np.count_nonzero(self.values[column]) for column in columns], np.int64)
         # d = e - m where a gene is present, and -m elsewhere; its squares add up to:
@@ -235,7 +235,7 @@ def run(what: dict) -> dict:
         raise SystemExit(f"not installed: {', '.join(lacks)}")
     with np.load(what["input"]) as file:
         arrays = dict(file)
-    n_genes = most = min(what["most_genes"] or 2**31, arrays["indptr"].size - 1)
+    n_genes = most = min(what["max_genes"] or 2**31, arrays["indptr"].size - 1)
     if not what["all_genes"]:
         sizes = [min(size, most) for size in PEERS[name].first_sizes]
         time_peer(name, arrays, min(20, most))  # what a first call loads or compiles

@@ -14,45 +14,60 @@ if __name__ == "__main__":
     sys.path[0] = str(BENCH)  # the folder of benches, in place of this one: `graph` is a package in it
 
 # ruff: noqa: E402
-import argparse
 import time
 from typing import TYPE_CHECKING, Any
 
-import records
+from harness.bench import Bench, parser_of
+from harness.goals import Goal, markdown, time_text
+from harness.records import RESULTS
 
-from graph import goals, growth, shapes
+from graph import growth, shapes
 from graph.child import measure
-from graph.goals import MKL, OURS, SCIPY, SGEMM
 from graph.peers import PEERS, SIZES, missing
 from graph.streaming import STREAMED, STREAMED_SMOKE, build_watched, made_up_corpus_folder
 
 if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
+    from harness.records import Row
+
     from graph.shapes import Shape
 
-ROOT = BENCH.parent
-RESULTS = records.RESULTS.with_name("graph.csv")
-PICTURE = records.RESULTS.with_name("graph_growth.png")
-PARTS = ("goals", "peers", "overlap", "threads", "growth", "streaming", "rates")
-SMOKE_PARTS = ("goals", "peers", "overlap", "growth", "streaming")
+PICTURE = RESULTS / "graph_growth.png"
+CASES = ("goals", "peers", "overlap", "threads", "growth", "streaming", "rates")
+SMOKE_CASES = ("goals", "peers", "overlap", "growth", "streaming")
 PACKAGES = ("corrmask-fast", "numpy", "scipy", "numba", "torch")
 GROWTH = tuple((cells, genes) for cells in (10_000, 30_000, 100_000) for genes in (2_000, 8_000, 25_000))
-PANDAS = "pandas corr"
+OURS, SGEMM = "corrmask-fast", "dense SGEMM at peak, product alone"
+SCIPY, MKL, PANDAS = "SciPy spearmanr", "MKL sparse Gram, product alone", "pandas corr"
+GOALS = (
+    Goal("25 000 genes × 100 000 cells", "big", OURS, (SGEMM,), at_least=6),
+    Goal("12 000 genes × 20 000 cells", "d12k", OURS, (MKL,), at_least=4),
+    Goal("4 000 genes × 20 000 cells", "d4k", OURS, (SCIPY,), at_least=15),
+    Goal("overlap Spearman, overlap 200", "overlap 200", OURS, (SCIPY,), at_least=100),
+    Goal("overlap Spearman, overlap 2 000", "overlap 2000", OURS, (SCIPY,), at_least=100),
+    Goal("overlap Spearman, overlap 20 000", "overlap 20000", OURS, (SCIPY,), at_least=100),
+    Goal("2 threads beside 1, 12 000 × 20 000", "threads", OURS, (f"{OURS}, 1 thread",), at_least=1.8),
+    Goal("memory of 25 000 × 100 000", "big", OURS, at_most=6, unit="GiB"),
+)
 
 
-class Bench:
-    """What the parts share: the corpora, the settings, and the rows so far."""
+class GraphBench(Bench):
+    """What the cases share: the corpora, the settings, and the rows so far."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
-        self.smoke, self.python = arguments.smoke, arguments.peers_python
-        self.limit_s, self.threads, self.sizes = arguments.minute, arguments.threads, arguments.sizes
-        self.keep = arguments.keep
-        self.shapes = shapes.SMOKE if self.smoke else shapes.SHAPES
-        self.min_cooccurrence = 20 if self.smoke else 200
-        self.peers = ("NumPy corrcoef of ranks",) if self.smoke else tuple(PEERS)
-        self.rows: list[records.Row] = []
+        self.python, self.limit_s = arguments.peers_python, arguments.minute
+        self.threads, self.sizes, self.keep = arguments.threads, arguments.sizes, arguments.keep
+        self.shapes = shapes.SMOKE if arguments.smoke else shapes.SHAPES
+        self.min_cooccurrence = 20 if arguments.smoke else 200
+        self.peers = ("NumPy corrcoef of ranks",) if arguments.smoke else tuple(PEERS)
+        described = {"first_call_s": 0.0, "density": self.shapes["big"].density, "seconds_of_bench": 0}
+        super().__init__(arguments, GOALS, described, packages=PACKAGES, how="Quickest of 1 to 5 calls")
+        self.rounds = self.shared["rounds"] = 1
 
     def add(self, case: str, contestant: str, threads: int, found: dict[str, Any], **more: Any) -> None:
-        """Keep a row, and say it."""
+        """Keep a row, and print it."""
         found = found | more
         columns = ("n_cells", "n_genes", "seconds", "cpu_seconds", "peak_gib", "largest_error", "n_edges")
         row = {"case": case, "contestant": contestant, "threads": threads}
@@ -60,11 +75,11 @@ class Bench:
             "note": found.get("error", found.get("note", ""))
         }
         self.rows.append(row)
-        said = ", ".join(f"{name} {value}" for name, value in row.items() if value not in ("", None) and name != "case")
-        print(f"{case}: {said}", flush=True)
+        values = [f"{name} {value}" for name, value in row.items() if value not in ("", None) and name != "case"]
+        print(f"{case}: {', '.join(values)}", flush=True)
 
     def begin(self, case: str, contestant: str) -> None:
-        """Say what is measured now: some of it takes minutes."""
+        """Print what is measured now: some of it takes minutes."""
         print(f"{case}: measuring {contestant} …", flush=True)
 
     def ours(self, part: str, shape: Shape, *, threads: int | None = None, **what: Any) -> dict[str, Any]:
@@ -73,7 +88,7 @@ class Bench:
         return self.child(part, corpus, threads=threads, min_cooccurrence=self.min_cooccurrence, **what)
 
     def child(self, part: str, corpus: Path, *, threads: int | None = None, **what: Any) -> dict[str, Any]:
-        """Run a part of ours.py; a failure of ours ends the run."""
+        """Run a part of ours.py; a failure of ours ends the bench."""
         threads = threads or self.threads
         found = measure("ours.py", threads=threads, limit_s=600, part=part, corpus=corpus, **what)
         if "error" in found:
@@ -83,13 +98,13 @@ class Bench:
     def peer(self, name: str, path: Path, *, all_genes: bool) -> dict[str, Any]:
         """Measure a peer: in this environment, or in the other one if this lacks it."""
         python = self.python if missing(name) else sys.executable
-        what = {"peer": name, "input": path, "all_genes": all_genes, "most_genes": None}
+        what = {"peer": name, "input": path, "all_genes": all_genes, "max_genes": None}
         while True:
             found = measure("peers.py", python, threads=self.threads, limit_s=self.limit_s, **what)
             smaller = [size for size in SIZES if size < found.get("n_genes", 0)]
             if all_genes or not smaller or "too_long" not in found:
                 return found
-            what["most_genes"] = smaller[-1]  # it was estimated to fit, and did not
+            what["max_genes"] = smaller[-1]  # it was estimated to fit, and did not
 
     def peer_input(self, shape: Shape) -> Path:
         """Return the file that peers read a corpus from, made where it is not kept yet."""
@@ -99,9 +114,9 @@ class Bench:
             shapes.write_peer_input(path, *shapes.columns_of(shapes.load(corpus_file)))
         return path
 
-    # ------------------------------------------------------------------------------------------------------ parts
+    # ------------------------------------------------------------------------------------------------------ cases
 
-    def goals(self) -> None:
+    def run_goals(self) -> None:
         """Measure the sizes of the goals against the peers that they name."""
         for name in self.sizes:
             shape = self.shapes[name]
@@ -121,7 +136,7 @@ class Bench:
                 self.begin(name, peer)
                 self.add(name, peer, self.threads, self.peer(peer, self.peer_input(shape), all_genes=True))
 
-    def peers_(self) -> None:
+    def run_peers(self) -> None:
         """Run every peer at the largest size it manages, and ours at the same sizes."""
         shape = self.shapes["d12k"]
         path = self.peer_input(shape)
@@ -145,7 +160,7 @@ class Bench:
         self.rows += found
         return bool(found)
 
-    def overlap(self) -> None:
+    def run_overlap(self) -> None:
         """Pairs a second of the overlap step, on one core once the pairs are known."""
         sizes = {"overlaps": [100, 400], "pairs": 20, "scipy_pairs": 5, "repeats": 1}
         if not self.smoke:
@@ -156,7 +171,7 @@ class Bench:
             self.add(case, SCIPY, 1, {"seconds": 1 / row["scipy"]} | error)
             self.add(case, "SciPy spearmanr, overlap given", 1, {"seconds": 1 / row["scipy_alone"]})
 
-    def streaming(self) -> None:
+    def run_streaming(self) -> None:
         """Graphs of all cells of growing corpora on disk, in equal memory; the smallest also in memory as a whole."""
         sizes, limit = (STREAMED_SMOKE, "150MB") if self.smoke else (STREAMED, "300MB")
         threads = ["--threads", str(self.threads)]
@@ -176,24 +191,24 @@ class Bench:
                 checked = self.child("edges", corpus, graph=streamed, edges=n_edges)
                 self.add("streaming", f"{OURS}, --memory {limit}", self.threads, found | size | checked)
 
-    def threads_(self) -> None:
+    def run_threads(self) -> None:
         """One thread beside two."""
         for threads, name in ((1, f"{OURS}, 1 thread"), (2, OURS)):
             self.begin("threads", name)
             self.add("threads", name, threads, self.ours("build", self.shapes["d12k"], threads=threads, repeats=3))
 
-    def growth(self) -> None:
+    def run_growth(self) -> None:
         """Builds of growing parts of the largest corpus."""
         parts = ((300, 100), (900, 100), (900, 400)) if self.smoke else GROWTH
         for row in self.ours("growth", self.shapes["big"], parts=parts)["rows"]:
             # The sizes asked for: at 10 000 cells some genes are in too few of them and drop out.
             self.add("growth", OURS, self.threads, row, n_cells=row["cells"], n_genes=row["genes"])
         rows = [row for row in self.rows if row["case"] == "growth"]
-        found = growth.draw(rows, self.keep / "graph_growth.png" if self.smoke else PICTURE)
+        found = growth.draw(rows, self.keep / PICTURE.name if self.smoke else PICTURE)
         print(f"time grows as cells^{found.cells_power:.2f} · genes^{found.genes_power:.2f}")
 
-    def rates(self) -> None:
-        """Say the rates of the methods, which the plan of a product is made with."""
+    def run_rates(self) -> None:
+        """Measure the rates of the methods, which the plan of a product is made with."""
         n_genes = 200 if self.smoke else 6_000
         for method, rate in self.ours("rates", self.shapes["d12k"], threads=1, n_genes=n_genes)["rates"].items():
             self.add("rates", f"{method}, 10^9 products", 1, {"seconds": 1e9 / rate})
@@ -203,41 +218,57 @@ def _rounded(value: Any) -> Any:
     return float(f"{value:.4g}") if isinstance(value, float) else "" if value is None else value
 
 
+def peer_table(rows: Sequence[Row]) -> str:
+    """Return every peer at its largest size, with ours at the same size."""
+    ours = {int(row["n_genes"]): row for row in rows if row["case"] == "peers" and row["contestant"] == OURS}
+    lines = [["peer", "genes", "time", "peak GiB", "largest error", "ours", "our peak GiB", "ratio", ""]]
+    for row in rows:
+        if row["case"] != "peers" or row["contestant"] == OURS:
+            continue
+        if not row["seconds"]:
+            lines.append([row["contestant"], *[""] * 7, row["note"]])
+            continue
+        mine, seconds = ours.get(int(row["n_genes"])), float(row["seconds"])
+        error = f"{float(row['largest_error']):.0e}" if row["largest_error"] not in ("", None) else ""
+        line = [
+            row["contestant"],
+            f"{int(row['n_genes']):,}",
+            time_text(1e6 * seconds),
+            f"{float(row['peak_gib']):.2f}",
+        ]
+        beside = ["", "", ""]
+        if mine:
+            own = float(mine["seconds"])
+            beside = [time_text(1e6 * own), f"{float(mine['peak_gib']):.2f}", f"{seconds / own:.1f}x"]
+        lines.append([*line, error, *beside, ""])
+    return markdown(lines)
+
+
 def main() -> None:
     """Run what the arguments ask for."""
     arguments = _arguments()
-    bench = Bench(arguments)
+    bench = GraphBench(arguments)
     began = time.perf_counter()
-    for part in arguments.parts:
-        {"peers": bench.peers_, "threads": bench.threads_}.get(part, getattr(bench, part, None))()
-    print(f"\n{goals.goal_table(bench.rows)}\n")
-    if "peers" in arguments.parts:
+    for case in arguments.cases:
+        getattr(bench, f"run_{case}")()
+    if "peers" in arguments.cases:
         cells = bench.shapes["d12k"].n_cells
-        print(f"Peers at the largest size they manage in {bench.limit_s:g} s, of {cells:,} cells:\n")
-        print(f"{goals.peer_table(bench.rows)}\n")
-    described = {"density": bench.shapes["big"].density, "seconds_of_bench": round(time.perf_counter() - began)}
-    shared = records.conditions(described, 1, 0.0, PACKAGES)
-    print(f"{shared['cores']} cores of {shared['device']}, load {shared['load']}, commit {shared['commit']}")
-    if bench.smoke:
-        print("A smoke run: nothing is recorded, and the figures mean nothing.")
-    elif not arguments.dry:
-        records.append([row | shared for row in bench.rows], RESULTS)
-        print(f"{len(bench.rows)} rows appended to {RESULTS.relative_to(ROOT)}")
+        print(f"\nPeers at the largest size they manage in {bench.limit_s:g} s, of {cells:,} cells:\n")
+        print(peer_table(bench.rows))
+    bench.shared["seconds_of_bench"] = round(time.perf_counter() - began)
+    bench.rows = [row | bench.shared for row in bench.rows]
+    bench.finish()
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="default: all")
+    parser = parser_of(__doc__, "graph.csv", CASES)
     parser.add_argument("--sizes", nargs="+", choices=list(shapes.SHAPES), default=list(shapes.SHAPES))
     parser.add_argument("--minute", type=float, default=60.0, help="seconds that a peer may take (default: 60)")
-    parser.add_argument("--threads", type=int, default=2, help="of everybody (default: 2)")
-    parser.add_argument("--dry", action="store_true", help="print, but record nothing")
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes: does everything run, and agree?")
+    parser.add_argument("--threads", type=int, default=2, help="of ours and of the peers (default: 2)")
     parser.add_argument("--peers-python", default=sys.executable, help="interpreter that runs the peers")
-    parser.add_argument("--keep", type=Path, default=ROOT / "build" / "bench", help="where corpora are kept")
     arguments = parser.parse_args()
     if arguments.smoke:
-        arguments.parts, arguments.sizes = SMOKE_PARTS, ["d4k"]
+        arguments.cases, arguments.sizes = SMOKE_CASES, ["d4k"]
     return arguments
 
 

@@ -6,11 +6,11 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import atlas
 import numpy as np
+from harness import atlas
 
 from corrmask_fast import Corpus, read_corpus, write_corpus
-from graph.peers import MOST_CHECKED
+from graph.peers import MAX_CHECKED
 
 if TYPE_CHECKING:
     from corrmask_fast.graph.build.records import GeneColumns, Ranks
@@ -82,7 +82,7 @@ def columns_of(corpus: Corpus) -> tuple[GeneColumns, Ranks]:
     return columns, STAGES.rank_genes(columns)
 
 
-def exact_rho(columns: GeneColumns, ranks: Ranks, n: int = MOST_CHECKED) -> np.ndarray:
+def exact_rho(columns: GeneColumns, ranks: Ranks, n: int = MAX_CHECKED) -> np.ndarray:
     """(n, n) float64: rho of the first n genes, from integer sums, by the definition."""
     n = min(n, columns.genes.size)
     d = np.repeat(-ranks.n_positive[:n, None], columns.n_cells, axis=1)

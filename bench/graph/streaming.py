@@ -1,7 +1,7 @@
 """A whole corpus on disk through little memory: builds by the command line, watched from outside.
 
 What a process takes for itself (anonymous memory) is what must stay bounded. Pages of the mapped corpus come on top of
-that as long as nobody else wants them: the system takes them back, so they are said, and not counted.
+that as long as memory is free: the system takes them back, so they stand in the note and are not counted.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import atlas
+from harness import atlas
 
 from corrmask_fast.cells.corpus_io import CorpusWriter
 
@@ -70,9 +70,9 @@ def build_watched(corpus: Path, graph: Path, options: Sequence[str]) -> dict[str
             own, whole = max(own, memory.get("RssAnon", 0)), max(whole, memory.get("VmHWM", 0))
             time.sleep(WATCH_S)
         seconds = time.perf_counter() - began
-        said = process.stdout.read() if process.stdout else ""
+        output = process.stdout.read() if process.stdout else ""
     if process.returncode != 0:
-        raise SystemExit(f"our own build of {corpus} failed: {said}")
+        raise SystemExit(f"our own build of {corpus} failed: {output}")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     note = f"{(whole - own) / 2**20:.2f} GiB of files mapped beside"

@@ -6,8 +6,9 @@ import sys
 
 import numpy as np
 import pytest
+from harness.goals import compare
 
-from graph import child, goals, growth, peers, run
+from graph import child, growth, peers, run
 
 
 def row(case, contestant, seconds, **more):
@@ -16,19 +17,19 @@ def row(case, contestant, seconds, **more):
 
 def test_goals_are_met_short_or_not_run():
     rows = [
-        row("big", goals.OURS, 40.0, peak_gib=7.5),
-        row("big", goals.SGEMM, 300.0),
-        row("d12k", goals.OURS, 5.0),
-        row("d12k", goals.MKL, 15.0),
-        row("d4k", goals.OURS, 1.0),
-        row("d4k", goals.SCIPY, "", note="not installed"),
+        row("big", run.OURS, 40.0, peak_gib=7.5),
+        row("big", run.SGEMM, 300.0),
+        row("d12k", run.OURS, 5.0),
+        row("d12k", run.MKL, 15.0),
+        row("d4k", run.OURS, 1.0),
+        row("d4k", run.SCIPY, "", note="not installed"),
     ]
-    verdicts = {line[0]: line[-1] for line in goals.compare(rows)}
+    verdicts = {one.goal.what: one.verdict for one in compare(rows, run.GOALS)}
     assert verdicts["25 000 genes × 100 000 cells"] == "met"
     assert verdicts["12 000 genes × 20 000 cells"] == "short"
     assert verdicts["4 000 genes × 20 000 cells"] == "not installed"
     assert verdicts["overlap Spearman, overlap 200"] == "not run"
-    assert verdicts["memory of 25 000 × 100 000, GiB"] == "short"
+    assert verdicts["memory of 25 000 × 100 000"] == "short"
 
 
 def test_the_fit_finds_the_exponents():
@@ -87,7 +88,7 @@ def test_products_of_a_gram_matrix_are_correlations():
 
 def test_a_peer_that_takes_too_long_ends_and_says_so(tmp_path, monkeypatch):
     np.savez(tmp_path / "cells.npz", **peer_arrays())
-    what = {"input": tmp_path / "cells.npz", "all_genes": True, "most_genes": None, "threads": 1}
+    what = {"input": tmp_path / "cells.npz", "all_genes": True, "max_genes": None, "threads": 1}
     found = child.measure("peers.py", peer="NumPy corrcoef of ranks", limit_s=20, **what)
     assert found["n_genes"] == 5
     assert found["note"].startswith(f"numpy {np.__version__}, scipy ")
@@ -100,9 +101,9 @@ def test_a_peer_that_takes_too_long_ends_and_says_so(tmp_path, monkeypatch):
 def test_a_smoke_run(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(sys, "argv", ["run.py", "--smoke", "--keep", str(tmp_path)])
     run.main()
-    said = capsys.readouterr().out
-    assert "4 000 genes × 20 000 cells" in said
-    assert "time grows as" in said
-    assert "NumPy corrcoef of ranks" in said
-    assert "nothing is recorded" in said
+    out = capsys.readouterr().out
+    assert "4 000 genes × 20 000 cells" in out
+    assert "time grows as" in out
+    assert "NumPy corrcoef of ranks" in out
+    assert "nothing is recorded" in out
     assert (tmp_path / "graph_growth.png").stat().st_size > 10_000

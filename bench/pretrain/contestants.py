@@ -1,4 +1,4 @@
-"""Who runs against whom, and the checks that come before: the same cells, the same loss, the same gradients."""
+"""Pretraining: contestants, goals, and the checks before any clock."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import transformers
-from datasets import load_from_disk
-from timing import Contestant
+from harness.goals import Goal
+from harness.timing import Contestant
 
 from corrmask_fast import (
     CorpusDataset,
@@ -25,25 +24,35 @@ from corrmask_fast.masking.stock import stock_collator
 from corrmask_fast.training.mam_model import attach
 from corrmask_fast.training.run import make_model
 from corrmask_fast.training.settings import PretrainingSettings
-from pretrain.targets import (
-    CORRMASK_ALONE,
-    CORRMASK_STEP,
-    LISTS_INPUT,
-    MAM_ALONE,
-    MAM_STEP,
-    OUR_INPUT,
-    OUR_STEP,
-    PLAIN_INPUT,
-    READY_STEP,
-    STOCK_INPUT,
-    STOCK_STEP,
-)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from workload import Workload
+    from harness.workload import Workload
+
+STOCK_INPUT = "stock Trainer, datasets folder, Geneformer-style collator"
+LISTS_INPUT = "stock Trainer, datasets folder, our collator"
+PLAIN_INPUT = "stock Trainer, CorpusDataset, our collator"
+OUR_INPUT = "CorrMaskTrainer, CorpusDataset, our collator"
+STOCK_STEP = "BertForMaskedLM"
+OUR_STEP = "BertForSparseMaskedLM"
+# A step with logits at masked positions alone, by where its masks come from.
+READY_STEP = "step, masked beforehand"
+CORRMASK_STEP = "step, CorrMasker inside"
+MAM_STEP = "step, MultinomialAttentionMasker inside"
+CORRMASK_ALONE = "CorrMasker alone"
+MAM_ALONE = "MultinomialAttentionMasker's masks alone"
+STEPS = {"step": 0.0, "step-dropout": 0.02}  # case → dropout
+
+GOALS = (
+    Goal("input of our Trainer", "input", OUR_INPUT, (STOCK_INPUT,), 40),
+    Goal("input of the stock Trainer", "input", PLAIN_INPUT, (STOCK_INPUT,), 40),
+    Goal("input from an unchanged folder", "input", LISTS_INPUT, (STOCK_INPUT,), 8),
+    *(Goal(f"training step, dropout {rate}", case, OUR_STEP, (STOCK_STEP,), 1.8) for case, rate in STEPS.items()),
+    Goal("training step, masks by CorrMask", "mam", CORRMASK_STEP, (READY_STEP,), 0.98),
+    Goal("training step, masks by MAM", "mam", MAM_STEP, (READY_STEP, CORRMASK_STEP), 0.95),
+)
 
 
 def settings_of(workload: Workload, dropout: float, *, small: bool) -> PretrainingSettings:
@@ -90,17 +99,24 @@ def check_step(stock: Any, ours: Any, inputs: dict[str, torch.Tensor], positions
 
 
 def _step(name: str, model: Any, inputs: dict[str, torch.Tensor], batch: int) -> Contestant:
-    return Contestant(name, _training(model, lambda: inputs), batch, torch.get_num_threads())
+    return Contestant(name, training(model, lambda: inputs), batch, torch.get_num_threads())
 
 
-def _training(model: Any, inputs: Callable[[], dict[str, torch.Tensor]]) -> Callable[[], None]:
-    """Return forward, backward and AdamW over what ``inputs`` returns."""
-    optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-3, weight_decay=0.001)
+def training(
+    model: Any, inputs: Callable[[], dict[str, torch.Tensor]], *, autocast: torch.device | None = None
+) -> Callable[[], None]:
+    """Return forward, backward and AdamW over what ``inputs`` returns; ``autocast``: in bfloat16 on this device."""
+    fused = autocast is not None and autocast.type == "cuda"
+    optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-3, weight_decay=0.001, fused=fused)
+    kind = "cpu" if autocast is None else autocast.type
 
     def run() -> None:
-        model(**inputs()).loss.backward()
+        given = inputs()
+        with torch.autocast(kind, dtype=torch.bfloat16, enabled=autocast is not None):
+            loss = model(**given).loss
+        loss.backward()
         optimizer.step()
-        optimizer.zero_grad()
+        optimizer.zero_grad(set_to_none=True)
 
     return run
 
@@ -112,7 +128,7 @@ def learned_race(workload: Workload, batch: int, *, small: bool) -> list[Contest
     """
     settings = settings_of(workload, 0.0, small=small)
     rows, epochs = torch.from_numpy(workload.rows(batch)), count()
-    seen = torch.ones_like(rows)
+    attention = torch.ones_like(rows)
     corrmask = CorrMasker(workload.graph)
     mam = MultinomialAttentionMasker(workload.graph.vocabulary, settings.hidden_size, n_heads=settings.heads)
     plain, masked_inside, learning = (model_of(workload, settings, "masked") for _ in range(3))
@@ -120,18 +136,18 @@ def learned_race(workload: Workload, batch: int, *, small: bool) -> list[Contest
     embeddings = learning.get_input_embeddings()
 
     def by_corrmask() -> dict[str, torch.Tensor]:
-        return {"attention_mask": seen, **corrmask(rows, seen, epoch=next(epochs))._asdict()}
+        return {"attention_mask": attention, **corrmask(rows, attention, epoch=next(epochs))._asdict()}
 
     def by_mam() -> dict[str, torch.Tensor]:
-        masked, latents = mam.draw(rows, seen, embeddings=embeddings, epoch=next(epochs))
-        return {"attention_mask": seen, "latents": latents, **masked._asdict()}
+        masked, latents = mam.draw(rows, attention, embeddings=embeddings, epoch=next(epochs))
+        return {"attention_mask": attention, "latents": latents, **masked._asdict()}
 
     check_learned(plain, learning, mam, by_mam())
     ready, threads = by_corrmask(), torch.get_num_threads()
     return [
-        Contestant(READY_STEP, _training(plain, lambda: ready), batch, threads),
-        Contestant(CORRMASK_STEP, _training(masked_inside, by_corrmask), batch, threads),
-        Contestant(MAM_STEP, _training(learning, by_mam), batch, threads),
+        Contestant(READY_STEP, training(plain, lambda: ready), batch, threads),
+        Contestant(CORRMASK_STEP, training(masked_inside, by_corrmask), batch, threads),
+        Contestant(MAM_STEP, training(learning, by_mam), batch, threads),
         Contestant(CORRMASK_ALONE, by_corrmask, batch),
         Contestant(MAM_ALONE, by_mam, batch, threads),
     ]
@@ -159,6 +175,9 @@ def check_learned(plain: Any, learning: Any, mam: Any, inputs: dict[str, torch.T
 
 def input_race(workload: Workload, batch: int, folder: Path) -> list[Contestant]:
     """Batches out of a Trainer's own loader, without workers, one thread; the same cells in all."""
+    import transformers
+    from datasets import load_from_disk
+
     lists = load_from_disk(str(workload.folder))
     cells, masker = CorpusDataset(workload.corpus), CorrMasker(workload.graph)
     arguments = transformers.TrainingArguments(

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
-import records
 import torch
 
 from corrmask_fast import BertForSparseMaskedLM
-from pretrain import contestants
-from pretrain.run import CASES, time_input, time_steps
-from pretrain.targets import MAM_STEP, OUR_STEP, TARGETS
+from pretrain import contestants, run
+from pretrain.contestants import GOALS, MAM_STEP, OUR_STEP
 
 
-def test_everything_runs_and_becomes_rows(workload):
-    shared = records.conditions(workload.describe(), 2, 0.0)
-    rows = time_input(workload, 2, shared)
-    for case in CASES[1:]:
-        rows += time_steps(workload, case, 2, shared, small=True)
-    assert {row["case"] for row in rows} == {target.case for target in TARGETS}
-    assert records.table(rows, TARGETS).count(OUR_STEP.removeprefix("BertForSparse")) >= 2
-    assert MAM_STEP in {row["contestant"] for row in rows}
+def test_everything_runs_and_is_judged(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["run.py", "--smoke", "--keep", str(tmp_path)])
+    run.main()
+    out = capsys.readouterr().out
+    lines = [
+        line for line in out.splitlines() if line.startswith("| ") and line.rstrip(" |").endswith(("met", "short"))
+    ]
+    assert {line.split("|")[1].strip() for line in lines} == {goal.what for goal in GOALS}
+    assert out.count(f"{OUR_STEP} ") == 2
+    assert f"mam: {MAM_STEP} " in out
+    assert "nothing is recorded" in out
 
 
 def test_a_step_that_differs_is_not_timed(workload, monkeypatch):

@@ -88,11 +88,11 @@ def _audit(arguments: argparse.Namespace) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """Refuse options that do not go together, and files that cannot be written: before the work, not behind it."""
+    """Refuse options that do not go together, and files that cannot be written, before the work begins."""
     if arguments.all and arguments.strategy != "corrmask":
         raise InputError(f"--all audits every strategy; leave --strategy {arguments.strategy} out, or --all")
     if arguments.all and arguments.structural_ratio is not None:
-        raise InputError("--structural-ratio is what each strategy's name says; leave it out, or --all")
+        raise InputError("--structural-ratio follows from each strategy's name; leave it out, or --all")
     if arguments.step is not None and not any(
         isinstance(rate, Schedule) for rate in (arguments.mlm_probability, arguments.structural_ratio)
     ):
@@ -120,7 +120,7 @@ def _one_strategy(arguments: argparse.Namespace, corpus: Corpus, graph: Dependen
 
 
 def _every_strategy(arguments: argparse.Namespace, corpus: Corpus, graph: DependencyGraph) -> tuple[AuditReport, str]:
-    """Audit all strategies; return the report, and what else is to be said: the graphs, the table, the windows."""
+    """Audit all strategies; return the report, and what else is printed: the graphs, the table, the windows."""
     from corrmask_fast.audit.all_strategies import audit_all_strategies
     from corrmask_fast.audit.rank_windows import save_windows_csv, windows_beside_controls, windows_table
     from corrmask_fast.graph.compare import compare_graphs

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
 import importlib.util
+import io
+import math
 import platform
 import shutil
 import textwrap
 import time
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import chain, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from corrmask_fast import __version__
+import corrmask_fast
 from corrmask_fast.errors import InputError, MissingExtraError, import_extra
 from corrmask_fast.files import atomic_file, check_output_folder
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterator, Mapping
-
-    from corrmask_fast.cells.corpus import Corpus
-    from corrmask_fast.cells.vocabulary import Vocabulary
-    from corrmask_fast.graph.dependency_graph import DependencyGraph
-    from corrmask_fast.masking.maskers import CorrMasker
 
 __all__ = ["DemoSize", "run_demo"]
 
@@ -44,69 +43,53 @@ class DemoSize:
     training_steps: int = 60
 
 
-@dataclass
 class Journal:
     """Prints each step as it happens, and keeps it for the report."""
 
-    folder: Path
-    progress: bool
-    pages: list[str] = field(default_factory=list)
-    began: float = field(default_factory=time.perf_counter)
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.began = folder, time.perf_counter()
+        self.pages: list[str] = []
 
-    @property
-    def corpus_path(self) -> Path:
-        """Where the tokenised cells go: a datasets folder where datasets is installed, else one file."""
-        return self.folder / ("cells.dataset" if importlib.util.find_spec("datasets") else "cells.npz")
-
-    @contextmanager
+    @contextlib.contextmanager
     def step(self, title: str) -> Iterator[None]:
-        """Head a step; say how long it took."""
-        number = sum(page.startswith("## ") for page in self.pages) + 1
-        print(f"\n{number}. {title}", flush=True)
+        """Print the title of a step, and at its end the seconds that it took."""
+        title = f"{sum(page.startswith('## ') for page in self.pages) + 1}. {title}"
+        print(f"\n{title}", flush=True)
         place, began = len(self.pages), time.perf_counter()
         self.pages.append("")
         yield
         seconds = time.perf_counter() - began
-        self.pages[place] = f"## {number}. {title} ({seconds:.1f} s)"
+        self.pages[place] = f"## {title} ({seconds:.1f} s)"
         print(f"   [{seconds:.1f} s]", flush=True)
 
-    def say(self, text: str) -> None:
-        """Print a sentence and keep it."""
-        # A number stays on the line of its unit.
-        lines = textwrap.fill(text.replace(" %", "\u00a0%"), 110).replace("\u00a0", " ")
+    def say(self, text: str, page: str = "") -> None:
+        """Print a sentence and keep it, or ``page`` in its place."""
+        lines = textwrap.fill(text.replace(" %", "\u00a0%"), 110).replace("\u00a0", " ")  # "5 %" stays on one line
         print(textwrap.indent(lines, "   "), flush=True)
-        self.pages.append(text)
+        self.pages.append(page or text)
 
     def show(self, table: str) -> None:
-        """Print lines that are aligned and keep them so."""
+        """Print lines that are aligned, and keep them so."""
         print(textwrap.indent(table, "   "), flush=True)
         self.pages.append(f"```\n{table}\n```")
 
     def picture(self, name: str, caption: str) -> None:
         """Put a picture of the folder into the report."""
-        self.say(f"picture: {self.folder / name}")
-        self.pages[-1] = f"![{caption}]({name})"
+        self.say(f"picture: {self.folder / name}", f"![{caption}]({name})")
 
     def write(self, title: str) -> Path:
-        """Write the report."""
-        seconds = time.perf_counter() - self.began
-        head = [f"# {title}", f"{conditions()}. All of it took {seconds:.0f} s."]
-        path = self.folder / "report.md"
-        with atomic_file(path) as temporary:
-            temporary.write_text("\n\n".join(head + self.pages) + "\n")
-        return path
-
-
-def conditions() -> str:
-    """Say what the figures were measured with."""
-    import torch
-
-    from corrmask_fast.threads import get_num_threads
-
-    return (
-        f"corrmask-fast {__version__}, PyTorch {torch.__version__}, Python {platform.python_version()}, "
-        f"{platform.system()} {platform.machine()}, {get_num_threads()} threads"
-    )
+        """Write the report, with the conditions of the run."""
+        seconds, report = time.perf_counter() - self.began, self.folder / "report.md"
+        conditions = (
+            f"corrmask-fast {corrmask_fast.__version__}, PyTorch {importlib.metadata.version('torch')}, Python "
+            f"{platform.python_version()}, {platform.system()} {platform.machine()}, "
+            f"{corrmask_fast.get_num_threads()} threads"
+        )
+        with atomic_file(report) as temporary:
+            head = [f"# {title}", f"{conditions}. All of it took {seconds:.0f} s."]
+            temporary.write_text("\n\n".join([*head, *self.pages]) + "\n")
+        print(f"\nreport: {report}   ({seconds:.0f} s in all)")
+        return report
 
 
 def run_demo(
@@ -122,20 +105,8 @@ def run_demo(
 ) -> Path:
     """Run the whole path on made-up cells, or on an ``.h5ad`` file of raw counts, and return the report's path.
 
-    Parameters
-    ----------
-    folder
-        Where everything goes; made if missing (but not its parent); refused if it holds anything but an earlier demo.
-    input_path
-        Raw counts; None: cells with planted co-regulated modules and types.
-    tokens, medians, symbols
-        Dictionaries for ``input_path`` as Geneformer's; without ``tokens`` the file's own genes make the vocabulary.
-    roles
-        ``pad``, ``mask`` and ``special`` of ``tokens``, as :class:`~corrmask_fast.Vocabulary` takes them.
-    progress
-        Show progress bars.
-    size
-        How much to do.
+    ``folder`` is made if missing (but not its parent), and refused if it holds anything but an earlier demo. The other
+    arguments are the options of ``corrmask-fast demo``; ``roles``: of special tokens, as a vocabulary takes them.
 
     Raises
     ------
@@ -147,41 +118,35 @@ def run_demo(
     import_extra("matplotlib", "plot")
     if symbols is not None and tokens is None:
         raise InputError("symbols name the genes of a token dictionary; give tokens (--tokens) with them, or neither")
-    size = size or DemoSize()
-    journal = Journal(_claim(Path(folder)), progress)
+    size, journal, modules = size or DemoSize(), Journal(_claim(Path(folder))), None
     print(f"corrmask-fast demo → {journal.folder}")
+    source = journal.folder / "cells.h5ad" if input_path is None else Path(input_path)
     if input_path is None:
-        corpus, modules = _make_cells(journal, size)
-    else:
-        corpus, modules = _read_cells(journal, Path(input_path), tokens, medians, symbols, roles or {}), None
-    graph = _build_graph(journal, corpus, modules)
-    masker = _mask_an_epoch(journal, corpus, graph)
-    _audit(journal, masker, corpus, graph)
+        modules = _make_cells(journal, source, size)
+    corpus_path = journal.folder / ("cells.dataset" if importlib.util.find_spec("datasets") else "cells.npz")
+    with journal.step(f"Tokenise {source.name}"):
+        vocabulary = _vocabulary(journal, source, tokens, symbols, roles or {})
+        journal.show(str(corrmask_fast.tokenize(source, corpus_path, vocabulary, medians, progress=progress)))
+    corpus = corrmask_fast.read_corpus(corpus_path)
+    graph = _build_graph(journal, corpus, modules, progress)
+    masker = corrmask_fast.CorrMasker(graph)
+    _mask_an_epoch(journal, corpus, masker)
+    _audit(journal, corpus, masker, graph, progress)
     try:
-        import_extra("transformers", "hf")
-        import_extra("datasets", "hf")
+        lists = import_extra("transformers", "hf") and import_extra("datasets", "hf").load_from_disk(str(corpus_path))
     except MissingExtraError as error:
         with journal.step("Hugging Face: left out"):
             journal.say(f"The comparison and the tiny BERT are left out: {error}.")
     else:
-        _compare_speed(journal, masker, corpus, size)
-        _train(journal, masker, size)
-    journal.pages.append(_next_steps(journal))
-    report = journal.write(
-        "CorrMask on made-up cells" if input_path is None else f"CorrMask on {Path(input_path).name}"
-    )
-    print(f"\nreport: {report}   ({time.perf_counter() - journal.began:.0f} s in all)")
-    return report
-
-
-def _next_steps(journal: Journal) -> str:
-    """Return the commands that go on from here."""
-    graph, corpus = journal.folder / "graph.safetensors", journal.corpus_path
+        with _one_thread():
+            _compare_speed(journal, corpus, lists.select_columns(["input_ids"]), masker, size.compare_seconds)
+            _train(journal, corpus, masker, size.training_steps, progress)
     commands = (
-        f"corrmask-fast graph show {graph} GENE\n"
-        f"corrmask-fast audit {corpus} --graph {graph} --structural-ratio 1.0 --plot {journal.folder / 'lambda1.png'}"
+        f"corrmask-fast graph show {journal.folder}/graph.safetensors GENE\n"
+        f"corrmask-fast audit {corpus_path} --graph {journal.folder}/graph.safetensors --structural-ratio 1.0"
     )
-    return f"## Go on\n\n```\n{commands}\n```"
+    journal.pages.append(f"## Go on\n\n```\n{commands}\n```")
+    return journal.write(f"CorrMask on {'made-up cells' if input_path is None else source.name}")
 
 
 def _claim(folder: Path) -> Path:
@@ -191,18 +156,18 @@ def _claim(folder: Path) -> Path:
         raise InputError(f"{folder} is not empty and not of an earlier demo; choose another folder with --out")
     folder.mkdir(exist_ok=True)
     (folder / MARKER).touch()
-    shutil.rmtree(folder / "cells.dataset", ignore_errors=True)
+    for name in ("cells.dataset", "run"):
+        shutil.rmtree(folder / name, ignore_errors=True)
     return folder
 
 
 # -------------------------------------------------------------------------------------------------------- the steps
 
 
-def _make_cells(journal: Journal, size: DemoSize) -> tuple[Corpus, np.ndarray]:
-    """Make up cells, write them as ``.h5ad``, tokenise that; return also the planted module of each gene."""
+def _make_cells(journal: Journal, path: Path, size: DemoSize) -> np.ndarray:
+    """Make up cells and write them as ``.h5ad``; return the planted module of each gene."""
     from corrmask_fast.synthetic import generate_cells
 
-    path = journal.folder / "cells.h5ad"
     with journal.step("Make up cells with planted modules"):
         cells = generate_cells(size.n_cells, size.n_genes, n_modules=size.n_modules, seed=0)
         cells.write_h5ad(path)
@@ -212,53 +177,28 @@ def _make_cells(journal: Journal, size: DemoSize) -> tuple[Corpus, np.ndarray]:
             f"modules with {planted:,} genes; {100 * cells.counts.nnz / np.prod(cells.counts.shape):.1f} % of the "
             "counts are not zero (negative binomial, with library sizes and dropout)."
         )
-    with journal.step("Tokenise"):
-        return _tokenize(journal, path, cells.vocabulary, None), cells.modules
+    return cells.modules
 
 
-def _read_cells(
-    journal: Journal,
-    path: Path,
-    tokens: str | os.PathLike[str] | None,
-    medians: str | os.PathLike[str] | None,
-    symbols: str | os.PathLike[str] | None,
-    roles: Mapping[str, Any],
-) -> Corpus:
-    """Tokenise a file of raw counts with the given dictionaries, or with its own genes and medians."""
+def _vocabulary(journal: Journal, path: Path, tokens: Any, symbols: Any, roles: Mapping[str, Any]) -> Any:
     from corrmask_fast.cells.tokenizer import vocabulary_of
     from corrmask_fast.cli.options import load_vocabulary
 
-    with journal.step(f"Tokenise {path.name}"):
-        if tokens is None:
-            vocabulary = vocabulary_of(path)
-            journal.say("Vocabulary: the genes of the file, in its order (give --tokens for Geneformer's).")
-        else:
-            vocabulary = load_vocabulary(tokens, symbols, roles)
-        return _tokenize(journal, path, vocabulary, medians)
+    if tokens is not None:
+        return load_vocabulary(tokens, symbols, roles)
+    journal.say("Vocabulary: the genes of the file, in its order (give --tokens for Geneformer's).")
+    return vocabulary_of(path)
 
 
-def _tokenize(journal: Journal, path: Path, vocabulary: Vocabulary, medians: Any) -> Corpus:
-    from corrmask_fast.cells.corpus_io import read_corpus
-    from corrmask_fast.cells.tokenizer import tokenize
-
-    corpus_path = journal.corpus_path
-    journal.show(str(tokenize(path, corpus_path, vocabulary, medians, progress=journal.progress)))
-    return read_corpus(corpus_path)
-
-
-def _build_graph(journal: Journal, corpus: Corpus, modules: np.ndarray | None) -> DependencyGraph:
+def _build_graph(journal: Journal, corpus: Any, modules: np.ndarray | None, progress: bool) -> Any:
     """Build and save the graph, with thresholds that few cells can still meet; say what it found."""
-    from corrmask_fast.graph.build.building import build_dependency_graph
     from corrmask_fast.graph.genesets import ribosomal_genes, set_cohesion
     from corrmask_fast.graph.reports import partner_table, summary_table
 
+    n = corpus.n_cells
+    least = {"min_cooccurrence": max(1, min(200, n // 10)), "min_presence": max(1, min(50, n // 40))}
     with journal.step("Build the dependency graph"):
-        graph = build_dependency_graph(
-            corpus,
-            min_cooccurrence=max(1, min(200, corpus.n_cells // 10)),
-            min_presence=max(1, min(50, corpus.n_cells // 40)),
-            progress=journal.progress,
-        )
+        graph = corrmask_fast.build_dependency_graph(corpus, progress=progress, **least)
         graph.save(journal.folder / "graph.safetensors")
         journal.show(summary_table(graph))
         if modules is not None:
@@ -270,10 +210,10 @@ def _build_graph(journal: Journal, corpus: Corpus, modules: np.ndarray | None) -
             # The gene with most partners is an example; a ribosomal one tells more.
             among = ribosomal if graph.degrees[ribosomal].any() else np.arange(graph.vocabulary.size)
             journal.show(partner_table(graph, int(among[graph.degrees[among].argmax()]), 5))
-        return graph
+    return graph
 
 
-def _say_recovered(journal: Journal, corpus: Corpus, graph: DependencyGraph, modules: np.ndarray) -> None:
+def _say_recovered(journal: Journal, corpus: Any, graph: Any, modules: np.ndarray) -> None:
     """Compare the graph with the planted modules, over genes that stand in enough cells to be judged."""
     from corrmask_fast.synthetic import module_recovery
 
@@ -291,89 +231,120 @@ def _say_recovered(journal: Journal, corpus: Corpus, graph: DependencyGraph, mod
     )
 
 
-def _mask_an_epoch(journal: Journal, corpus: Corpus, graph: DependencyGraph) -> CorrMasker:
-    """Mask every cell once through a DataLoader, and check the rate of every row."""
+def _loader(cells: Any, collator: Any, *, shuffle: bool = True) -> Any:
     from torch.utils.data import DataLoader
-    from tqdm.auto import tqdm
 
-    from corrmask_fast.cells.dataset import CorpusDataset
-    from corrmask_fast.masking.collator import DataCollatorForCorrMask
-    from corrmask_fast.masking.maskers import CorrMasker
+    return DataLoader(cells, BATCH, shuffle=shuffle, collate_fn=collator)
 
-    masker = CorrMasker(graph)
-    collator = DataCollatorForCorrMask(masker)
+
+def _mask_an_epoch(journal: Journal, corpus: Any, masker: Any) -> None:
+    """Mask every cell once through a DataLoader, and check the rate of every row."""
+    dataset, collator = corrmask_fast.CorpusDataset(corpus), corrmask_fast.DataCollatorForCorrMask(masker)
     collator.set_epoch(0)
-    loader = DataLoader(CorpusDataset(corpus), BATCH, shuffle=True, collate_fn=collator)
-    special = np.array(corpus.vocabulary.special_token_ids)
     with journal.step("Mask an epoch"):
         began = time.perf_counter()
-        collator(CorpusDataset(corpus).__getitems__([0]))
+        collator(dataset.__getitems__([0]))
         journal.say(f"Kernels ready in {time.perf_counter() - began:.1f} s (compiled once, then kept on disk).")
-        masked = genes = exact = 0
-        seconds = 0.0
         began = time.perf_counter()
-        for batch in tqdm(loader, desc="mask", unit="batch", disable=not journal.progress):
-            seconds += time.perf_counter() - began
-            ids, labels = batch["input_ids"].numpy(), batch["labels"].numpy()
-            in_row = (labels != -100).sum(1)
-            maskable = (np.where(labels == -100, ids, labels)[:, :, None] != special).all(-1).sum(1)
-            exact += int(np.count_nonzero(in_row == np.floor(maskable * masker.mlm_probability)))
-            masked, genes = masked + int(in_row.sum()), genes + int(maskable.sum())
-            began = time.perf_counter()
+        masked = np.concatenate([(b["labels"] != -100).sum(1) for b in _loader(dataset, collator, shuffle=False)])
+        seconds = time.perf_counter() - began
+        exact = np.count_nonzero(masked == np.floor(corpus.lengths * masker.mlm_probability))
         journal.say(
             f"{corpus.n_cells:,} cells fetched, padded, masked and labelled in {seconds:.2f} s, in batches of {BATCH} "
             f"({corpus.n_cells / seconds:,.0f} cells/s)."
         )
         journal.say(
-            f"{masked:,} of {genes:,} genes masked ({100 * masked / genes:.2f} %): exactly floor(n * "
-            f"{masker.mlm_probability}) of n in {exact:,} of {corpus.n_cells:,} cells."
+            f"{masked.sum():,} of {corpus.nnz:,} genes masked ({100 * masked.sum() / corpus.nnz:.2f} %): exactly "
+            f"floor(n * {masker.mlm_probability}) of n in {exact:,} of {corpus.n_cells:,} cells."
         )
-    return masker
 
 
-def _audit(journal: Journal, masker: CorrMasker, corpus: Corpus, graph: DependencyGraph) -> None:
-    from corrmask_fast.audit.masks import CONTROL, audit_masking
+def _audit(journal: Journal, corpus: Any, masker: Any, graph: Any, progress: bool) -> None:
+    from corrmask_fast.audit.masks import CONTROL
     from corrmask_fast.audit.plots import plot_audit
 
     with journal.step("Audit what masking hides"):
-        report = audit_masking(masker, corpus, graph, progress=journal.progress)
+        report = corrmask_fast.audit_masking(masker, corpus, graph, progress=progress)
         journal.show(report.table())
-        ours, control = report["CorrMask"], report[CONTROL]
-        if control.hit_rate > 0:  # few cells may hold no masked pair at all
+        ours, control = report["CorrMask"].hit_rate, report[CONTROL].hit_rate
+        if control > 0:  # few cells may hold no masked pair at all
             journal.say(
-                f"Partners in the cell of a masked gene are masked with it {ours.hit_rate / control.hit_rate:.1f} "
-                f"times as often as at random ({100 * ours.hit_rate:.1f} % against {100 * control.hit_rate:.1f} %)."
+                f"Partners in the cell of a masked gene are masked with it {ours / control:.1f} times as often as at "
+                f"random ({100 * ours:.1f} % against {100 * control:.1f} %)."
             )
         report.save_csv(journal.folder / "audit.csv")
         plot_audit(report, journal.folder / "audit.png")
         journal.picture("audit.png", "What masking hides")
 
 
-def _compare_speed(journal: Journal, masker: CorrMasker, corpus: Corpus, size: DemoSize) -> None:
-    from corrmask_fast.cli.demo_models import compare_collators, throughput_table
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let PyTorch and our kernels use one thread each: a fair race, and quicker for a model this small."""
+    import torch
 
+    threads, torch_threads = corrmask_fast.get_num_threads(), torch.get_num_threads()
+    corrmask_fast.set_num_threads(1)
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        corrmask_fast.set_num_threads(threads)
+        torch.set_num_threads(torch_threads)
+
+
+def _compare_speed(journal: Journal, corpus: Any, lists: Any, masker: Any, seconds: float) -> None:
+    """Time fetching and collating through a DataLoader: today's way first, then ours."""
+    from corrmask_fast.masking.stock import stock_collator
+    from corrmask_fast.tables import align
+
+    ours, rates = corrmask_fast.DataCollatorForCorrMask(masker), {}
     with journal.step("Compare with Hugging Face's collator"):
-        rows = compare_collators(corpus, journal.corpus_path, masker, batch_size=BATCH, seconds=size.compare_seconds)
-        journal.show(throughput_table(rows))
+        for name, loader in (
+            (
+                "datasets folder, Hugging Face's collator (random masks)",
+                _loader(lists, stock_collator(corpus.vocabulary)),
+            ),
+            ("datasets folder, our collator", _loader(lists, ours)),
+            ("CorpusDataset, our collator", _loader(corrmask_fast.CorpusDataset(corpus), ours)),
+        ):
+            batches, cells, passed = chain.from_iterable(repeat(loader)), 0, 0.0
+            next(batches)
+            began = time.perf_counter()
+            while passed < seconds:
+                cells += len(next(batches)["input_ids"])
+                passed = time.perf_counter() - began
+            rates[name] = cells / passed
+        first = next(iter(rates.values()))
+        lines = [[name, f"{rate:,.0f}", f"{rate / first:.1f}x"] for name, rate in rates.items()]
+        journal.show("\n".join(align([["input pipeline", "cells/s", "ratio"], *lines])))
         journal.say(
             f"DataLoader without workers, one thread each, batches of {BATCH} cells of {np.mean(corpus.lengths):.0f} "
             "genes on average, all in this run."
         )
 
 
-def _train(journal: Journal, masker: CorrMasker, size: DemoSize) -> None:
-    from corrmask_fast.cli.demo_models import chance_loss, train_tiny_bert
+def _train(journal: Journal, corpus: Any, masker: Any, steps: int, progress: bool) -> None:
+    """Pretrain a small BERT on the first genes of the cells."""
     from corrmask_fast.training.plots import plot_loss
+    from corrmask_fast.training.run import pretrain
+    from corrmask_fast.training.settings import PretrainingSettings
 
+    model = {"hidden_size": 64, "layers": 2, "intermediate_size": 128, "dropout": 0.0, "max_length": 256}
+    run = {"max_steps": steps, "learning_rate": 2e-3, "lr_schedule": "constant", "held_out": 0.0, "log_every": 1}
+    settings = PretrainingSettings.read(None, "small", **model, **run, save_every=10**9, device="cpu")
     with journal.step("Train a tiny BERT"):
-        training = train_tiny_bert(journal.corpus_path, masker, steps=size.training_steps, progress=journal.progress)
-        chance, losses = chance_loss(masker), training.losses
-        few = max(1, losses.size // 10)
-        first, last = losses[:few].mean(), losses[-few:].mean()
-        journal.say(f"{training.description}.")
+        with contextlib.redirect_stdout(io.StringIO()):  # Trainer prints every step
+            report = pretrain(corpus, masker, journal.folder / "run", settings, progress=progress)
+        losses = [row["loss"] for row in report.history if "loss" in row]
+        few, chance = max(1, steps // 10), math.log(np.subtract(*corpus.vocabulary.gene_range[::-1]))
+        first, last = np.mean(losses[:few]), np.mean(losses[-few:])
+        journal.say(
+            f"BERT, 2 layers of width 64, {steps} steps of {settings.batch_size} cells, first {settings.max_length} "
+            f"genes of each; saved to {report.folder / 'model'}."
+        )
         journal.say(
             f"Loss at masked genes {'fell' if last < first else 'did not fall'}: {first:.2f} to {last:.2f} nats "
             f"(means of {few} steps; a uniform guess has {chance:.2f})."
         )
-        plot_loss(losses.tolist(), journal.folder / "loss.png", chance=chance, window=few)
+        plot_loss(losses, journal.folder / "loss.png", chance=chance, window=few)
         journal.picture("loss.png", "Loss of the tiny BERT")

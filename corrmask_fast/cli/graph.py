@@ -139,7 +139,7 @@ def _graph_build(arguments: argparse.Namespace) -> None:
         _build_by(arguments, parameters)
         return
     with ProcessGroup(arguments.device, arguments.threads) as group:
-        check_tensors_file(arguments, "a graph file")  # before the work, not after it
+        check_tensors_file(arguments, "a graph file")  # before the work
         graph = build_dependency_graph(open_corpus(arguments), checkpoint=arguments.checkpoint, **parameters)
         if group.rank == 0:
             graph.save(arguments.output)

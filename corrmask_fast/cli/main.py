@@ -58,7 +58,7 @@ def _run(arguments: argparse.Namespace) -> int:
         arguments.run(arguments)
         sys.stdout.flush()
     except BrokenPipeError:
-        # The reader (head, less) has seen enough; Python must not complain again at exit.
+        # The reader (head, less) ended first; Python must not complain again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (InputError, MissingExtraError) as error:
         return _fail(in_options(str(error), vars(arguments)))
@@ -81,13 +81,13 @@ def _out_of_memory(error: Exception, arguments: argparse.Namespace) -> str | Non
     known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or no_thread
     if not known and not re.search(r"can't allocate memory|not enough memory|out of memory", str(error)):
         return None
-    cures = [
+    fixes = [
         "--memory with less than is free" if hasattr(arguments, "memory_limit") else "",
         "fewer --threads" if hasattr(arguments, "threads") else "",
         "a smaller --batch-size" if hasattr(arguments, "batch_size") else "",
     ]
     what = "no thread could be started" if no_thread else f"not enough memory ({reason(error)})"
-    return f"{what}; give {' or '.join(filter(None, [*cures, 'the process more memory']))}"
+    return f"{what}; give {' or '.join(filter(None, [*fixes, 'the process more memory']))}"
 
 
 def _warn(options: Iterable[str], message: Warning | str, *_: object, **__: object) -> None:

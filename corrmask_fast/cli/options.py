@@ -89,7 +89,7 @@ def _token(text: str) -> str | int:
 
 
 def in_options(message: str, names: Iterable[str]) -> str:
-    """Say a message of the library with the options of a command in place of its parameters.
+    """Return a message of the library with the options of a command in place of its parameters.
 
     >>> in_options("rho_min must be at most 1; or try layer='raw'", ["rho_min", "layer"])
     '--rho-min must be at most 1; or try --layer raw'
@@ -99,7 +99,7 @@ def in_options(message: str, names: Iterable[str]) -> str:
         message = re.sub(rf"\({word}=None\)", f"(without {flag})", message)
         message = re.sub(rf"{word}=(?:'([^']*)'|(?=\d))", rf"{flag} \1", message)
         message = re.sub(rf"{word}=(?=[,;])", flag, message)
-        # A name of one word may be an ordinary word; said of a rule it is the parameter.
+        # A name of one word may be an ordinary word; before "must be" it is the parameter.
         message = re.sub(word + (r"(?![./'=])" if "_" in name else r"(?= must be)"), flag, message)
     return message
 
@@ -111,7 +111,7 @@ def inputs_of(arguments: argparse.Namespace) -> list[str]:
 
 
 def check_outputs(arguments: argparse.Namespace, *files: str, picture: str = "plot") -> None:
-    """Refuse outputs that cannot be written, that are inputs, or have one name: before the work, not behind it.
+    """Refuse outputs that cannot be written, that are inputs, or have one name, before the work begins.
 
     ``files`` and ``picture`` are names of options; those that were not given do not count.
     """

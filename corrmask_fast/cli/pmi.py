@@ -48,7 +48,7 @@ def add_pmi(commands: Any) -> None:
 def _build(arguments: argparse.Namespace) -> None:
     from corrmask_fast.masking.pmi import PMITable
 
-    check_tensors_file(arguments, "a PMI table file")  # before the work, not behind it
+    check_tensors_file(arguments, "a PMI table file")  # before the work
     table = PMITable.from_corpus(
         open_corpus(arguments),
         min_count=arguments.min_count,

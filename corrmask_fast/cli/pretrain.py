@@ -49,7 +49,7 @@ def add_pretrain(commands: Any) -> None:
         "--config", metavar="FILE.toml", help="settings and options of the masker, as in a run's settings.toml"
     )
     add_masker_options(parser, learned=True)
-    parser.set_defaults(**dict.fromkeys(MASKER_OPTIONS))  # None: the value of the configuration file
+    parser.set_defaults(**dict.fromkeys(MASKER_OPTIONS))  # not given: the configuration file decides
     add_setting_options(parser)
 
 
@@ -58,7 +58,7 @@ def _pretrain(arguments: argparse.Namespace) -> None:
     from corrmask_fast.files import check_output_folder
 
     import_extra("transformers", "hf")
-    import_extra("matplotlib", "plot")  # before the work, not after it
+    import_extra("matplotlib", "plot")  # before the work
     check_output_folder(arguments.out)
     config = arguments.config
     if config is None and arguments.resume and (own := Path(arguments.out) / SETTINGS).is_file():

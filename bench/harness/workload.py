@@ -19,22 +19,6 @@ import corrmask_fast
 from corrmask_fast import Corpus, DependencyGraph, build_dependency_graph, read_corpus, tokenize, write_corpus
 from corrmask_fast.synthetic import generate_cells
 
-# A change to one of these may change the cells or the graph: a kept workload is made anew.
-MAKERS = (
-    *(
-        "synthetic",
-        "cells/tokenizer",
-        "cells/count_scaling",
-        "cells/medians",
-        "graph/build/building",
-        "graph/build/stages_cpu",
-        "graph/build/overlaps",
-        "graph/build/products",
-        "graph/dependency_graph",
-    ),
-    *("kernels/tokenize", "kernels/ranks", "kernels/correlation", "kernels/panel", "kernels/overlap", "kernels/ragged"),
-)
-
 
 @dataclass(frozen=True)
 class Size:
@@ -114,8 +98,13 @@ def make_workload(size: Size, keep_in: Path) -> Workload:
 
 
 def _key(size: Size) -> str:
+    """Cells and graph follow from the size and from this code: where it changed, a kept workload is made anew."""
     package = Path(corrmask_fast.__file__).parent
-    text = b"".join((package / f"{name}.py").read_bytes() for name in MAKERS)
+    makers = [
+        package / "synthetic.py",
+        *(p for f in ("cells", "graph", "kernels") for p in (package / f).rglob("*.py")),
+    ]
+    text = b"".join(path.read_bytes() for path in sorted(makers))
     return hashlib.sha256(text + json.dumps(asdict(size)).encode()).hexdigest()[:12]
 
 
