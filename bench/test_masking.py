@@ -7,7 +7,7 @@ machine that is not quiet, take ``bench/run.py``, which times them in turns.
 from __future__ import annotations
 
 import pytest
-from contestants import input_race, masking_race, reference_race, thread_race
+from contestants import input_race, masking_race, pipelines, reference_race, thread_race
 from harness.parity import check_masker, check_pipelines
 
 from corrmask_fast import set_num_threads
@@ -27,7 +27,7 @@ def time_one(benchmark, contestants, k, group):
 @pytest.mark.parametrize("which", [0, -1])
 def test_input(benchmark, workload, which, k):
     batch = workload.size.batches[which]
-    check_pipelines(workload, batch)
+    check_pipelines(workload, batch, pipelines(workload))
     time_one(benchmark, input_race(workload, batch), k, f"input, batch {batch}")
 
 
