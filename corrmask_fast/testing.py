@@ -20,7 +20,8 @@ import numpy as np
 from corrmask_fast import reference
 from corrmask_fast.cells.vocabulary import Vocabulary
 from corrmask_fast.graph.dependency_graph import DependencyGraph, graph_of_pairs
-from corrmask_fast.masking.pmi import PMITable
+from corrmask_fast.masking.pmi_table import PMITable
+from corrmask_fast.masking.strategies import CONTROL, DEFAULT, STRATEGIES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,18 +49,18 @@ PARAMETERS: tuple[dict[str, Any], ...] = (
     {"mask_replace_prob": 0.25, "random_replace_prob": 0.75, "mlm_probability": 0.45},
 )
 LONG_PARAMETERS = (PARAMETERS[0], PARAMETERS[2], PARAMETERS[5])
-# The other strategies, on the same cases.
-STRATEGY_PARAMETERS: tuple[dict[str, Any], ...] = (
-    {"strategy": "random"},
-    {"strategy": "random", "mlm_probability": 0.6, "seed": 5},
-    {"strategy": "span"},
-    {"strategy": "span", "mlm_probability": 0.5, "seed": 2**64 - 1},
-    {"strategy": "span", "mlm_probability": 0.95, "structural_ratio": 0.6},
-    {"strategy": "pmi"},
-    {"strategy": "pmi", "mlm_probability": 0.6, "seed": 3},
-    {"strategy": "pmi", "mlm_probability": 0.45, "structural_ratio": 0.5},
+# The other strategies, on the same cases: as they are, with much masked, with λ of their own where they have one.
+STRATEGY_PARAMETERS: tuple[dict[str, Any], ...] = tuple(
+    {"strategy": name, **parameters}
+    for name, strategy in STRATEGIES.items()
+    if name != DEFAULT and not strategy.fixed
+    for parameters in (
+        {},
+        {"mlm_probability": 0.55, "seed": 2**64 - 1},
+        {"mlm_probability": 0.95, "structural_ratio": 0.6},
+    )
+    if set(parameters) <= {"mlm_probability", "seed", *strategy.takes}
 )
-DEFAULT_RATIO = {"random": 0.0, "span": 1.0, "pmi": 1.0}
 
 
 class Expected(NamedTuple):
@@ -138,9 +139,9 @@ class Case:
         indptr, indices = self.pairs.at_least(0.1)
         return {int(g): indices[indptr[g] : indptr[g + 1]].tolist() for g in np.flatnonzero(np.diff(indptr))}
 
-    def masker(self, strategy: str = "corrmask", **parameters: Any) -> Masker:
+    def masker(self, strategy: str = DEFAULT, **parameters: Any) -> Masker:
         """Return the masker of a strategy for this case."""
-        from corrmask_fast.masking.strategies import make_masker
+        from corrmask_fast.masking.factory import make_masker
 
         validate = None if self.known else False
         return make_masker(strategy, graph=self.graph, pmi=self.pairs, validate=validate, **parameters)
@@ -168,9 +169,10 @@ class Case:
         """
         vocabulary = self.graph.vocabulary
         width = math.floor(self.columns * np.max(parameters.get("mlm_probability", 0.15)))
-        strategy, priorities = parameters.get("strategy", "corrmask"), parameters.pop("priorities", None)
-        neighbors = self.pairs_of_gene if strategy == "pmi" else self.neighbors
-        default = {"structural_ratio": DEFAULT_RATIO.get(strategy, 0.5)}
+        priorities = parameters.pop("priorities", None)
+        strategy = STRATEGIES.get(parameters.get("strategy", DEFAULT), STRATEGIES[CONTROL])
+        neighbors = self.pairs_of_gene if strategy.needs == "pmi" else self.neighbors
+        default = {"structural_ratio": strategy.ratio or 0.0}
         out, labels = self.input_ids.astype(np.int64), np.full(self.input_ids.shape, -100, np.int64)
         positions = np.full((self.rows, width), -1, np.int64)
         for row in range(self.rows):

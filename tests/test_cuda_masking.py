@@ -12,8 +12,8 @@ import pytest
 from cuda_cases import FORWARD, MIXED, RANDOM, REVERSE, SOURCE
 
 from corrmask_fast import Vocabulary, build_dependency_graph, read_corpus, reference, tokenize
-from corrmask_fast.kernels.layout import COUNTED
-from corrmask_fast.masking import rows_cuda
+from corrmask_fast.kernels.layout import CORRMASK, COUNTED, KERNELS
+from corrmask_fast.masking.engine import device
 from corrmask_fast.testing import (
     LONG_PARAMETERS,
     PARAMETERS,
@@ -94,7 +94,7 @@ def test_a_hub_with_thousands_of_neighbors(check):
 def test_waves_that_overflow_their_list(check, capacity):
     """Seeds are then expanded in many waves, each halved until it fits."""
     for partners in (0, 5):
-        arena = rows_cuda.Arena.make(MIXED.columns, MIXED.graph.vocabulary.size, partners, 256)
+        arena = device.Arena.make(MIXED.columns, MIXED.graph.vocabulary.size, partners, 256, KERNELS[CORRMASK])
         parameters = {"max_partners": partners, "structural_ratio": 1.0, "mlm_probability": 0.3}
         check(MIXED, parameters, arena=arena._replace(wave_capacity=capacity), schedule=RANDOM)
 

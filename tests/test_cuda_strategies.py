@@ -9,10 +9,10 @@ from cuda_cases import FORWARD, MIXED, RANDOM, REVERSE, arguments, as_result
 
 from corrmask_fast import CorrMasker, DependencyGraph, InputError, cuda
 from corrmask_fast.kernels.layout import SAMPLED
-from corrmask_fast.masking import rows_cuda, torch_ops
 from corrmask_fast.masking.base import Masker
-from corrmask_fast.masking.draws import priorities_of
-from corrmask_fast.masking.neighbor_tables import no_table
+from corrmask_fast.masking.engine import ops
+from corrmask_fast.masking.engine.draws import priorities_of
+from corrmask_fast.masking.engine.tables import no_table
 from corrmask_fast.testing import (
     STRATEGY_PARAMETERS,
     Case,
@@ -182,34 +182,34 @@ def test_planted_faults_are_found(cuda_host, check, strategy):
 @pytest.mark.parametrize("parameters", STRATEGY_PARAMETERS[::2], ids=str)
 def test_the_loader_equals_the_oracle_to_the_bit(emulated_cuda, parameters):
     for case in (MIXED, MIXED.astype(np.int32), *CASES[:4]):
-        got = rows_cuda.mask_cuda(*arguments(case, **parameters))
+        got = ops.mask_on_device(*arguments(case, **parameters))
         expected = case.expected(draw_ids=draw_ids(case.rows, seed=7), **parameters)
         assert_same(expected, as_result(got), f"{case.name}, {parameters}")
     assert emulated_cuda.launches[0][0] == f"{parameters['strategy']}_i64"
     emulated_cuda.device.shared_limit = 4_000
-    got = rows_cuda.mask_cuda(*arguments(MIXED, **parameters))
+    got = ops.mask_on_device(*arguments(MIXED, **parameters))
     assert emulated_cuda.launches[-1][0] == f"{parameters['strategy']}_i64_scratch"
     assert_same(MIXED.expected(draw_ids=draw_ids(3, seed=7), **parameters), as_result(got), "scratch")
 
 
 def test_priorities_are_checked_on_a_device_that_validates(emulated_cuda):
     given = torch.zeros(MIXED.input_ids.shape, dtype=torch.int64)
-    torch_ops.mask_on_device(*arguments(MIXED, priorities=given), validate=True)
+    ops.mask_on_device(*arguments(MIXED, priorities=given, validate=True))
     for bad in (-1, 2**32):
         given[1, 2] = bad
         with pytest.raises(InputError, match=rf"priorities must be in .*; got {bad} in row 1, column 2"):
-            torch_ops.mask_on_device(*arguments(MIXED, priorities=given), validate=True)
-    got = torch_ops.mask_on_device(*arguments(MIXED, priorities=given), validate=False)
+            ops.mask_on_device(*arguments(MIXED, priorities=given, validate=True))
+    got = ops.mask_on_device(*arguments(MIXED, priorities=given))
     expected = MIXED.expected(draw_ids=draw_ids(3, seed=7), priorities=(given % 2**32).numpy())
     assert_same(expected, as_result(got), "their lower 32 bits")
 
 
 def test_row_numbers_through_the_loader(emulated_cuda):
     given = torch.from_numpy(np.random.default_rng(0).integers(0, 2**32, MIXED.input_ids.shape))
-    got = rows_cuda.mask_cuda(*arguments(MIXED, priorities=given))
+    got = ops.mask_on_device(*arguments(MIXED, priorities=given))
     expected = MIXED.expected(draw_ids=draw_ids(3, seed=7), priorities=given.numpy())
     assert_same(expected, as_result(got), "priorities")
-    got = rows_cuda.mask_cuda(*arguments(MIXED, graph_ids=torch.tensor([0, 5, 0])))
+    got = ops.mask_on_device(*arguments(MIXED, graph_ids=torch.tensor([0, 5, 0])))
     expected = MIXED.expected(draw_ids=draw_ids(3, seed=7), structural_ratio=0.0)
     assert np.array_equal(as_result(got).labels[1], expected.labels[1])
 
@@ -222,7 +222,7 @@ def test_row_numbers_through_the_loader(emulated_cuda):
 def test_device_equals_the_oracle_to_the_bit(gpu, case):
     for parameters in (*STRATEGY_PARAMETERS, *RANGES):
         for narrow in (case, case.astype(np.int32)):
-            got = rows_cuda.mask_cuda(*arguments(narrow, gpu, **parameters))
+            got = ops.mask_on_device(*arguments(narrow, gpu, **parameters))
             expected = narrow.expected(draw_ids=draw_ids(case.rows, seed=7), **parameters)
             assert_same(expected, as_result(got), f"{case.name}, {parameters}")
 

@@ -8,7 +8,7 @@ import pytest
 from corrmask_fast.kernels import corrmask, rows
 from corrmask_fast.kernels.jit import stage
 from corrmask_fast.kernels.lanes import AT_ONCE, neighbor_words, smallest_by_rank, write_replaced
-from corrmask_fast.masking.neighbor_tables import number_connected
+from corrmask_fast.masking.engine.tables import number_connected
 from corrmask_fast.reference import words
 
 SEED, DRAW = 0xFEDCBA9876543210, 0x0123456789ABCDEF

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from corrmask_fast import CorrMasker, DataCollatorForCorrMask, DependencyGraph, InputError, Vocabulary, set_num_threads
 from corrmask_fast.kernels.layout import GIVEN
-from corrmask_fast.masking import rows as masking_rows
-from corrmask_fast.masking import torch_ops
-from corrmask_fast.masking.draws import epoch_salt
+from corrmask_fast.masking.engine import ops
+from corrmask_fast.masking.engine import rows as masking_rows
+from corrmask_fast.masking.engine.draws import epoch_salt
 from corrmask_fast.testing import (
     LONG_PARAMETERS,
     PARAMETERS,
@@ -42,16 +42,13 @@ def make_masker(case, **parameters):
 
 
 def through_the_op(masker, case, draws):
-    return torch_ops.mask(
-        *tensors(case), torch.from_numpy(draws), GIVEN, 0, masker.seed_bits, masker.rate_bits,
-        masker.neighbor_lookup, masker.neighbor_indptr, masker.neighbor_indices, None, None, masker._settings,
-        masker.max_probability, case.known,
-    )  # fmt: skip
+    batch = *tensors(case), torch.from_numpy(draws), GIVEN, 0, None, None, case.known
+    return ops.mask(*batch, *masker.fixed_arguments())
 
 
 def ragged(masker, case, **draw):
     """The whole rows, padding included, through the ragged door."""
-    marks = {"seen": case.attention_mask, "protected": case.special_tokens_mask}
+    marks = {"attention_mask": case.attention_mask, "special_tokens_mask": case.special_tokens_mask}
     return masker.mask_ragged(
         np.arange(case.rows + 1) * case.columns,
         np.clip(case.input_ids, -(2**31), 2**31 - 1).reshape(-1),
@@ -254,8 +251,8 @@ def test_the_order_of_rows_changes_nothing(cells):
 def test_the_number_of_threads_changes_nothing(cells, monkeypatch):
     rows, masker = cells
     whole, draws = padded(rows), torch.from_numpy(draw_ids(len(rows)))
-    monkeypatch.setattr(masking_rows, "FEWEST_TOKENS", 1)  # else so few rows stay on one thread
-    monkeypatch.setattr(masking_rows, "TOKENS_A_RANGE", 1)
+    monkeypatch.setattr(masking_rows, "MIN_TOKENS", 1)  # else so few rows stay on one thread
+    monkeypatch.setattr(masking_rows, "MIN_TOKENS_OF_RANGE", 1)
     results = []
     try:
         for threads in (1, 2, 3, 64):
@@ -271,8 +268,8 @@ def test_an_unknown_token_is_named_whatever_the_threads(cells, monkeypatch):
     rows, masker = cells
     whole = padded(rows)
     whole[17, 4], whole[30, 2] = 202, -5
-    monkeypatch.setattr(masking_rows, "FEWEST_TOKENS", 1)
-    monkeypatch.setattr(masking_rows, "TOKENS_A_RANGE", 1)
+    monkeypatch.setattr(masking_rows, "MIN_TOKENS", 1)
+    monkeypatch.setattr(masking_rows, "MIN_TOKENS_OF_RANGE", 1)
     try:
         for threads in (1, 3):
             set_num_threads(threads)

@@ -16,10 +16,10 @@ from corrmask_fast import (
     RandomMasker,
 )
 from corrmask_fast.kernels.layout import CORRMASK, GIVEN, SAMPLED
-from corrmask_fast.masking import torch_ops
 from corrmask_fast.masking.base import Masker
-from corrmask_fast.masking.draws import priorities_of
-from corrmask_fast.masking.neighbor_tables import no_table
+from corrmask_fast.masking.engine import ops
+from corrmask_fast.masking.engine.draws import priorities_of
+from corrmask_fast.masking.engine.tables import no_table
 from corrmask_fast.testing import Case, assert_same, cases, draw_ids, make_graph, make_vocabulary
 
 GENES = make_vocabulary(200)
@@ -63,10 +63,9 @@ def test_the_op_and_compiled_functions_take_graphs(masker):
     compiled = torch.compile(masker, fullgraph=True, backend="aot_eager")
     assert_same(call(masker, WHICH), call(compiled, WHICH), "compiled")
     torch.library.opcheck(
-        torch_ops.mask,
-        (torch.from_numpy(IDS), None, None, torch.arange(30), GIVEN, 0, masker.seed_bits, masker.rate_bits,
-         masker.neighbor_lookup, masker.neighbor_indptr, masker.neighbor_indices, torch.from_numpy(WHICH),
-         torch.zeros(30, 120, dtype=torch.int64), masker._settings, masker.max_probability, True),
+        ops.mask,
+        (torch.from_numpy(IDS), None, None, torch.arange(30), GIVEN, 0, torch.from_numpy(WHICH),
+         torch.zeros(30, 120, dtype=torch.int64), True, *masker.fixed_arguments()),
     )  # fmt: skip
 
 

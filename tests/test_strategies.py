@@ -24,7 +24,7 @@ from corrmask_fast import (
     reference,
 )
 from corrmask_fast.kernels.layout import GIVEN
-from corrmask_fast.masking import torch_ops
+from corrmask_fast.masking.engine import ops
 from corrmask_fast.masking.strategies import STRATEGIES
 from corrmask_fast.testing import (
     STRATEGY_PARAMETERS,
@@ -47,11 +47,8 @@ def tensors(case):
 
 
 def through_the_op(masker, case, draws):
-    return torch_ops.mask(
-        *tensors(case), torch.from_numpy(draws), GIVEN, 0, masker.seed_bits, masker.rate_bits,
-        masker.neighbor_lookup, masker.neighbor_indptr, masker.neighbor_indices, None, None, masker._settings,
-        masker.max_probability, case.known,
-    )  # fmt: skip
+    batch = *tensors(case), torch.from_numpy(draws), GIVEN, 0, None, None, case.known
+    return ops.mask(*batch, *masker.fixed_arguments())
 
 
 @pytest.mark.parametrize("case", [*CASES, *LONG_CASES], ids=lambda case: case.name)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from corrmask_fast import CorrMasker, InputError, RandomMasker, ValueReplacement, Vocabulary, reference
-from corrmask_fast.masking.torch_random import maskable_columns, mix, relative_columns, row_content
+from corrmask_fast.masking.engine.torch_random import maskable_columns, mix, relative_columns, row_content
 from corrmask_fast.testing import make_graph, make_vocabulary
 
 

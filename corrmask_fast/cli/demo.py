@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from corrmask_fast.cells.corpus import Corpus
     from corrmask_fast.cells.vocabulary import Vocabulary
     from corrmask_fast.graph.dependency_graph import DependencyGraph
-    from corrmask_fast.masking.maskers import CorrMasker
+    from corrmask_fast.masking.strategies.corrmask import CorrMasker
 
 __all__ = ["DemoSize", "run_demo"]
 
@@ -298,7 +298,7 @@ def _mask_an_epoch(journal: Journal, corpus: Corpus, graph: DependencyGraph) -> 
 
     from corrmask_fast.cells.dataset import CorpusDataset
     from corrmask_fast.masking.collator import DataCollatorForCorrMask
-    from corrmask_fast.masking.maskers import CorrMasker
+    from corrmask_fast.masking.strategies.corrmask import CorrMasker
 
     masker = CorrMasker(graph)
     collator = DataCollatorForCorrMask(masker)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from corrmask_fast.cells.corpus import Corpus
-    from corrmask_fast.masking.maskers import CorrMasker
+    from corrmask_fast.masking.strategies.corrmask import CorrMasker
 
 # Logits of one training step, batch * length * vocabulary: they are most of its work.
 LOGITS = 8_000_000

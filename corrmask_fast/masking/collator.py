@@ -11,9 +11,9 @@ import torch
 from corrmask_fast.buffers import empty
 from corrmask_fast.cells.dataset import RaggedBatch
 from corrmask_fast.errors import InputError, check_integer
-from corrmask_fast.masking.draws import epoch_salt, mix, signed
+from corrmask_fast.masking.engine.draws import epoch_salt, mix, signed
+from corrmask_fast.masking.engine.torch_random import draw_ids_by_values
 from corrmask_fast.masking.features import Cells, as_cells, graph_ids_of, other_inputs, padded_width, ragged
-from corrmask_fast.masking.torch_random import draw_ids_by_values
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -150,7 +150,7 @@ class DataCollatorForCorrMask:
         if step != self._step_set:
             self.masker.set_step(step)
             self._step_set = step
-        indptr, tokens, marks = ragged(cells, self.masker.vocabulary, self.masker.goes_by)
+        indptr, tokens, marks = ragged(cells, self.masker.vocabulary, self.masker.mask_source)
         if isinstance(cells, RaggedBatch) and cells.epoch is not None:
             epoch = cells.epoch
         salt = epoch_salt(epoch) if epoch >= 0 else self._fresh_salt()
@@ -175,9 +175,9 @@ class DataCollatorForCorrMask:
 
     def frozen(self, epoch: int) -> DataCollatorForCorrMask:
         """Return a copy that masks as in one epoch, always: for evaluation, so that losses compare."""
-        twin = copy.deepcopy(self)
-        twin.set_epoch(epoch)
-        return twin
+        frozen = copy.deepcopy(self)
+        frozen.set_epoch(epoch)
+        return frozen
 
     def _mask_as_geneformer(self, cells: Cells) -> dict[str, torch.Tensor]:
         from corrmask_fast.masking.stock import mask_as_stock
@@ -304,13 +304,13 @@ def _padded(
     ids[:] = vocabulary.pad_token_id
     ids[inside] = tokens
     attention[:] = ids != vocabulary.pad_token_id
-    if "seen" in marks:
-        attention[inside] = marks["seen"]
+    if "attention_mask" in marks:
+        attention[inside] = marks["attention_mask"]
     batch = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(attention)}
-    if "protected" in marks:
-        protected = np.zeros(shape, np.int64)
-        protected[inside] = marks["protected"]
-        batch["special_tokens_mask"] = torch.from_numpy(protected)
+    if "special_tokens_mask" in marks:
+        special = np.zeros(shape, np.int64)
+        special[inside] = marks["special_tokens_mask"]
+        batch["special_tokens_mask"] = torch.from_numpy(special)
     return batch
 
 

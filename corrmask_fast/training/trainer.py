@@ -17,8 +17,8 @@ from torch.utils.data import SequentialSampler
 
 from corrmask_fast.errors import InputError, import_extra
 from corrmask_fast.masking.collator import DataCollatorForCorrMask, PaddingCollator, check_graph_column
-from corrmask_fast.masking.draws import draws_of_tensors
-from corrmask_fast.masking.torch_random import draw_ids_by_values
+from corrmask_fast.masking.engine.draws import draws_of_tensors
+from corrmask_fast.masking.engine.torch_random import draw_ids_by_values
 from corrmask_fast.training.callback import CorrMaskCallback, batches_of
 from corrmask_fast.training.checks import check_learning, check_model, parameters_of
 from corrmask_fast.training.losses import logits_of, summed_by_row, targets_of
@@ -356,14 +356,14 @@ class CorrMaskTrainer(transformers.Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model; a masker that is a part of it comes beside it, into ``attention_masker.safetensors``."""
-        from corrmask_fast.training.mam_model import FILE, attached, taken_off
+        from corrmask_fast.training.mam_model import FILE, attached, detached
 
         masker = attached(self.model)
         checkpoint = _internal_call and output_dir is not None  # and not push_to_hub: training goes on from it
         if masker is None or checkpoint:
             super().save_model(output_dir, _internal_call)
             return
-        with taken_off(self.model):
+        with detached(self.model):
             super().save_model(output_dir, _internal_call=True)
         if self.args.should_save:
             masker.save(Path(output_dir or self.args.output_dir) / FILE)

@@ -1,89 +1,131 @@
-"""Masking of NumPy rows: output buffers, scratch memory and threads around the compiled kernels."""
+"""Masking on the CPU: a batch of tensors or ragged NumPy rows, output buffers, scratch memory, threads, the kernel."""
 
 from __future__ import annotations
 
 import math
 import threading
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import torch
 
-from corrmask_fast.errors import InputError
-from corrmask_fast.kernels.layout import CORRMASK, DEGREE, P_HI, SIZE, STRATEGY
-from corrmask_fast.masking.neighbor_tables import number_connected
+from corrmask_fast.buffers import empty
+from corrmask_fast.kernels.layout import KERNELS, P_HI, Settings
+from corrmask_fast.masking.engine.checks import check_graph_ids, check_priorities, raise_unknown_token
+from corrmask_fast.masking.engine.tables import number_connected
 from corrmask_fast.threads import run_ranges
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from corrmask_fast.cells.vocabulary import Vocabulary
-    from corrmask_fast.masking.neighbor_tables import Connected
+    from corrmask_fast.masking.engine.draws import Draws
 
 NOTHING = np.empty(0, np.uint8)
 NO_NUMBERS = np.empty(0, np.int64)
 NO_IDS = np.empty(0, np.uint16)
-NO_LOOKUP = np.empty(0, np.uint64)
 NO_OUTPUT = np.empty((1, 0), np.int64)
-FEWEST_TOKENS = 98_304  # half a millisecond of work: waking another thread takes a tenth
-TOKENS_A_RANGE = 16_384  # at least: threads wait for each other's last range
+MIN_TOKENS = 98_304  # half a millisecond of work: waking another thread takes a tenth
+MIN_TOKENS_OF_RANGE = 16_384  # threads wait for each other's last range
+
+Result = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-class Draws(NamedTuple):
-    """Where each row's draw_id comes from: ``mode`` is GIVEN, COUNTED or CONTENT of ``kernels/layout.py``."""
+class CpuPlan(NamedTuple):
+    """All that the CPU kernel takes of a masker, packed once. A row's mask follows from it and the row's draw."""
 
-    values: np.ndarray  # int64: (rows,) draw ids, or (1,) a counter, or (1,) the salt of the content
-    mode: int
-    offset: int = 0  # COUNTED: added to the counter (rank << 48)
-
-
-class RowRules(NamedTuple):
-    """Everything that decides a row's mask but its rates and its draw, as the kernels take it."""
-
-    ids: np.ndarray  # (graphs · (V + 1),) uint16 or int32: the numbers of genes with neighbours, see neighbor_tables.py
-    lookup: np.ndarray  # uint64: buckets of pairs, see neighbor_tables.py
+    ids: np.ndarray  # (graphs · (V + 1),) uint16 or int32: the numbers of genes with neighbours, see tables.py
+    lookup: np.ndarray  # uint64: buckets of pairs, see tables.py
     indptr: np.ndarray  # int32 or int64: the neighbours of each number
     indices: np.ndarray  # uint16 or int32
     settings: np.ndarray  # int64, see kernels/layout.py
     seed: np.ndarray  # (1,) int64, the bits of the seed
+    rates: np.ndarray  # (4,) float64, the ends of p and of λ: the masker's own memory, where schedules change them
     scratch: tuple[int, int]  # what the memory must suffice for: numbers of genes, neighbours of one
+    size: int  # of the vocabulary
+    n_graphs: int
+    max_probability: float  # the largest p that ``rates`` may hold
 
-    @classmethod
-    def make(
-        cls,
-        lookup: np.ndarray,
-        indptr: np.ndarray,
-        indices: np.ndarray,
-        settings: Sequence[int],
-        seed: np.ndarray,
-        table: Connected | None = None,
-    ) -> RowRules:
-        """Collect the rules of a masker; ``table`` is what its graphs come to, where that is known already."""
-        constants = np.array(settings, np.int64), seed
-        if settings[STRATEGY] != CORRMASK:
-            return cls(NO_IDS, lookup.view(np.uint64), indptr, NO_IDS, *constants, (0, 0))
-        table = number_connected(indptr, indices, settings[SIZE]) if table is None else table
-        return cls(
-            table.ids, NO_LOOKUP, table.indptr, table.indices, *constants, (table.indptr.size - 1, settings[DEGREE])
-        )
 
-    @staticmethod
-    def settings_of(
-        vocabulary: Vocabulary,
-        strategy: int,
-        degree: int,
-        max_partners: int,
-        mask_replace_prob: float,
-        random_replace_prob: float,
-    ) -> list[int]:
-        """Return the integer constants of a masker in the order of ``kernels/layout.py``."""
-        lo, hi = vocabulary.gene_range
-        mask_below = math.floor(mask_replace_prob * 2**32)
-        random_below = math.floor((mask_replace_prob + random_replace_prob) * 2**32)
-        pad, mask = vocabulary.pad_token_id, vocabulary.mask_token_id
-        if mask is None:
-            mask = pad  # any id that is no gene's marks what is hidden
-        return [pad, mask, lo, hi, vocabulary.size, max_partners, mask_below, random_below, degree, strategy]
+def make_plan(
+    seed_bits: torch.Tensor,
+    rate_bits: torch.Tensor,
+    lookup: torch.Tensor,
+    indptr: torch.Tensor,
+    indices: torch.Tensor,
+    settings: Sequence[int],
+    max_probability: float,
+) -> CpuPlan:
+    """Pack what a masker holds: views of its memory, and the numbers of the genes with neighbours."""
+    settings = Settings(*settings)
+    ids, starts, neighbors, scratch, n_graphs = NO_IDS, indptr.numpy(), NO_IDS, (0, 0), 0
+    if KERNELS[settings.strategy].reads == "graph":
+        ids, starts, neighbors = number_connected(starts, indices.numpy(), settings.size)
+        scratch, n_graphs = (starts.size - 1, settings.degree), ids.size // (settings.size + 1)
+    return CpuPlan(
+        ids=ids,
+        lookup=lookup.numpy().view(np.uint64),
+        indptr=starts,
+        indices=neighbors,
+        settings=np.array(settings, np.int64),
+        seed=seed_bits.numpy(),
+        rates=rate_bits.numpy().view(np.float64),
+        scratch=scratch,
+        size=settings.size,
+        n_graphs=n_graphs,
+        max_probability=max_probability,
+    )
+
+
+def mask_batch(
+    plan: CpuPlan,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    special_tokens_mask: torch.Tensor | None,
+    draws: Draws,
+    graph_ids: torch.Tensor | None,
+    priorities: torch.Tensor | None,
+    *,
+    validate: bool,
+) -> Result:
+    """Mask a padded batch of checked CPU tensors; return (input_ids, labels, masked_positions)."""
+    rows, columns = input_ids.shape
+    out, labels = empty((rows, columns)), empty((rows, columns))
+    positions = empty((rows, math.floor(columns * plan.max_probability)))
+    tokens = np.ascontiguousarray(input_ids.numpy(), np.int64).reshape(-1)
+    row_ptr = _row_starts(rows, columns)
+    more = {}
+    if graph_ids is not None:
+        numbers = graph_ids.contiguous().numpy()
+        more["graph_ids"] = check_graph_ids(numbers, plan.n_graphs) if validate else numbers
+    if priorities is not None:
+        ranks = priorities.contiguous().numpy()
+        more["priorities"] = (check_priorities(ranks) if validate else ranks).reshape(-1)
+    bad = -1
+    if rows:
+        bad = mask_rows(
+            plan, row_ptr, tokens, draws, out, labels, positions,
+            attention_mask=_as_bytes(attention_mask), special_tokens_mask=_as_bytes(special_tokens_mask), **more,
+        )  # fmt: skip
+    if bad >= 0 and validate:
+        raise_unknown_token(bad, tokens[row_ptr[bad] : row_ptr[bad + 1]], plan.size)
+    masked = torch.from_numpy(out)
+    return (
+        masked if input_ids.dtype == torch.int64 else masked.to(input_ids.dtype),
+        torch.from_numpy(labels),
+        torch.from_numpy(positions),
+    )
+
+
+@lru_cache(maxsize=16)
+def _row_starts(rows: int, columns: int) -> np.ndarray:
+    return np.arange(rows + 1, dtype=np.int64) * columns
+
+
+def _as_bytes(mask: torch.Tensor | None) -> np.ndarray:
+    if mask is None:
+        return NOTHING
+    return (mask if mask.dtype == torch.bool else mask != 0).contiguous().view(torch.uint8).numpy().reshape(-1)
 
 
 class _Scratch(threading.local):
@@ -92,11 +134,11 @@ class _Scratch(threading.local):
     sizes: tuple[int, int, int] = (0, 0, 0)
     arrays: tuple[np.ndarray, ...] = ()
 
-    def ready(self, rules: RowRules, columns: int) -> tuple[np.ndarray, ...]:
+    def ready(self, plan: CpuPlan, columns: int) -> tuple[np.ndarray, ...]:
         """Return the arrays for rows of up to ``columns`` columns, in the kernel's order."""
-        (genes, degree), (most_genes, most_degree, most_columns) = rules.scratch, self.sizes
-        if not self.arrays or genes > most_genes or degree > most_degree or columns > most_columns:
-            sizes = genes, degree, width = max(genes, most_genes), max(degree, most_degree), max(columns, most_columns)
+        (genes, degree), (max_genes, max_degree, max_columns) = plan.scratch, self.sizes
+        if not self.arrays or genes > max_genes or degree > max_degree or columns > max_columns:
+            sizes = genes, degree, width = max(genes, max_genes), max(degree, max_degree), max(columns, max_columns)
             padded, neighbors = (-(-size // 64) * 64 + 64 for size in (width, degree))
             # The smaller the gene table, the more of it stays in the first cache.
             entry = np.uint16 if padded < 2**16 else np.int32
@@ -131,8 +173,7 @@ def _mask_kernel() -> Callable[..., int]:
 
 
 def mask_rows(
-    rules: RowRules,
-    rates: np.ndarray,
+    plan: CpuPlan,
     row_ptr: np.ndarray,
     tokens: np.ndarray,
     draws: Draws,
@@ -140,26 +181,25 @@ def mask_rows(
     labels: np.ndarray,
     positions: np.ndarray,
     *,
-    seen: np.ndarray = NOTHING,
-    protected: np.ndarray = NOTHING,
+    attention_mask: np.ndarray = NOTHING,
+    special_tokens_mask: np.ndarray = NOTHING,
     graph_ids: np.ndarray = NO_NUMBERS,
     priorities: np.ndarray = NO_NUMBERS,
-    attention: np.ndarray = NO_OUTPUT,
+    out_attention: np.ndarray = NO_OUTPUT,
 ) -> int:
-    """Mask rows into ``out``, ``labels``, ``positions`` (and ``attention``), all int64 (rows, columns).
+    """Mask rows into ``out``, ``labels``, ``positions`` (and ``out_attention``), all int64 (rows, columns).
 
     Parameters
     ----------
-    rates
-        (4,) float64: the ends of p and of λ, see ``kernels/layout.py``.
     row_ptr, tokens
         Row i is ``tokens[row_ptr[i]:row_ptr[i + 1]]``; it is padded on the right as it is written.
-    seen, protected
-        uint8, like ``tokens``: 1 where attended to, 1 where never to be masked. Empty: by the padding token; none.
+    attention_mask, special_tokens_mask
+        uint8, like ``tokens``: 0 at padding, 1 where never to be masked. Empty: padding is where the padding token
+        stands; nothing more is protected.
     graph_ids
-        (rows,) int64: which table a row goes by. Empty: the first.
+        (rows,) int64: which graph a row goes by. Empty: the first.
     priorities
-        int64 in [0, 2**32), like ``tokens``: in place of w0, or of w1 where the strategy is SAMPLED. Empty: neither.
+        int64 in [0, 2**32), like ``tokens``: in place of w0, or of w1 where they order the top-up. Empty: neither.
 
     Returns
     -------
@@ -167,46 +207,18 @@ def mask_rows(
     """
     mask = _mask_kernel()
     rows, columns = out.shape
+    rates = plan.rates
     if positions.shape[1] < math.floor(columns * rates[P_HI]):
         raise ValueError(f"masked_positions has {positions.shape[1]} columns; p = {rates[P_HI]} of {columns} need more")
 
     def work(begin: int, end: int) -> int:
-        # The kernel itself writes what is kept for the next call: an interrupt behind it loses nothing.
+        # The kernel itself writes what is kept for the next call: an interrupt after it loses nothing.
         return mask(
-            begin, end, row_ptr, tokens, seen, protected, draws.values, draws.mode, draws.offset, rules.seed[0], rates,
-            rules.settings, rules.ids, rules.lookup, rules.indptr, rules.indices, graph_ids, priorities,
-            *_scratch.ready(rules, columns),
-            out, attention, labels, positions,
+            begin, end, row_ptr, tokens, attention_mask, special_tokens_mask, draws.values, draws.mode, draws.offset,
+            plan.seed[0], rates, plan.settings, plan.ids, plan.lookup, plan.indptr, plan.indices, graph_ids, priorities,
+            *_scratch.ready(plan, columns),
+            out, out_attention, labels, positions,
         )  # fmt: skip
 
-    smallest = rows if rows * columns < FEWEST_TOKENS else -(-TOKENS_A_RANGE // columns)
+    smallest = rows if rows * columns < MIN_TOKENS else -(-MIN_TOKENS_OF_RANGE // columns)
     return min((row for row in run_ranges(work, rows, smallest) if row >= 0), default=-1)
-
-
-def check_graph_ids(graph_ids: np.ndarray, n_graphs: int) -> np.ndarray:
-    """Return the graphs' numbers of rows, or raise the error for the first that is none."""
-    if graph_ids.size and not (graph_ids.min() >= 0 and graph_ids.max() < n_graphs):
-        row = int(np.flatnonzero((graph_ids < 0) | (graph_ids >= n_graphs))[0])
-        raise InputError(
-            f"graph_ids[{row}] must be in [0, {n_graphs}), the graphs of this masker; got {graph_ids[row]}"
-        )
-    return graph_ids
-
-
-def check_priorities(priorities: np.ndarray) -> np.ndarray:
-    """Return the priorities of columns, or raise the error for the first that does not fit 32 bits."""
-    if priorities.size and not (priorities.min() >= 0 and priorities.max() < 2**32):
-        row, column = (int(i) for i in np.argwhere((priorities < 0) | (priorities >= 2**32))[0])
-        raise InputError(
-            f"priorities must be in [0, 4294967296); got {priorities[row, column]} in row {row}, column {column}"
-        )
-    return priorities
-
-
-def raise_unknown_token(row: int, tokens: np.ndarray, size: int) -> None:
-    """Raise the error for the first token of a row that lies outside the vocabulary."""
-    column = int(np.flatnonzero((tokens < 0) | (tokens >= size))[0])
-    raise InputError(
-        f"token {tokens[column]} in row {row}, column {column} must be in [0, {size}), the vocabulary of the "
-        "graph; use the token dictionary that the graph was built with"
-    )

@@ -1,15 +1,14 @@
-"""Masking strategies as ``torch.nn.Module``: a batch of token ids in, masked ids and labels out."""
+"""CorrMask: correlated genes are masked together (Hacohen et al. 2026)."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from corrmask_fast.errors import InputError, shown
-from corrmask_fast.kernels.layout import CORRMASK, PMI, RANDOM, SPAN
+from corrmask_fast.kernels.layout import CORRMASK
 from corrmask_fast.masking.base import MaskedBatch, Masker, RateLike
-from corrmask_fast.masking.batch_checks import check_no_priorities
-from corrmask_fast.masking.neighbor_tables import no_table, table_of_graphs, table_of_pairs
-from corrmask_fast.tensor_files import hash_tensors
+from corrmask_fast.masking.engine.checks import check_no_priorities, check_weights
+from corrmask_fast.masking.engine.tables import NeighborTable, table_of_graphs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,167 +17,8 @@ if TYPE_CHECKING:
 
     from corrmask_fast.cells.vocabulary import Vocabulary
     from corrmask_fast.graph.dependency_graph import DependencyGraph
-    from corrmask_fast.masking.pmi import PMITable
 
-__all__ = ["CorrMasker", "PMIMasker", "RandomMasker", "SpanMasker"]
-
-
-class RandomMasker(Masker):
-    """Mask random genes: exactly floor(n · p) of a row's n maskable tokens, each set of them as likely as any other.
-
-    Parameters
-    ----------
-    vocabulary
-        Which id is which gene.
-    mlm_probability, mask_replace_prob, random_replace_prob, seed, validate
-        See :class:`CorrMasker`; with ``structural_ratio=0`` that gives the same masks.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from corrmask_fast import RandomMasker, Vocabulary
-    >>> genes = Vocabulary(("<pad>", "<mask>", *(f"G{i}" for i in range(8))))
-    >>> masked = RandomMasker(genes, mlm_probability=0.25)(torch.arange(2, 10).repeat(2, 1), epoch=0)
-    >>> (masked.labels != -100).sum(1)
-    tensor([2, 2])
-    """
-
-    label = "Random"
-
-    def __init__(
-        self,
-        vocabulary: Vocabulary,
-        *,
-        mlm_probability: RateLike = 0.15,
-        mask_replace_prob: float = 0.8,
-        random_replace_prob: float = 0.1,
-        seed: int = 0,
-        validate: bool | None = None,
-    ) -> None:
-        super().__init__(
-            vocabulary,
-            RANDOM,
-            no_table(vocabulary),
-            mlm_probability=mlm_probability,
-            structural_ratio=0.0,
-            mask_replace_prob=mask_replace_prob,
-            random_replace_prob=random_replace_prob,
-            seed=seed,
-            validate=validate,
-        )
-
-
-class SpanMasker(Masker):
-    """Mask runs of neighbouring genes (SpanBERT, Joshi et al. 2020): lengths geometric with p = 0.2, up to 10.
-
-    Parameters
-    ----------
-    vocabulary
-        Which id is which gene.
-    structural_ratio
-        λ, in [0, 1]: share of the masked tokens that spans choose; the rest is random.
-    mlm_probability, mask_replace_prob, random_replace_prob, seed, validate
-        See :class:`CorrMasker`.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from corrmask_fast import SpanMasker, Vocabulary
-    >>> genes = Vocabulary(("<pad>", "<mask>", *(f"G{i}" for i in range(30))))
-    >>> masker = SpanMasker(genes, mlm_probability=0.2)
-    >>> masker(torch.arange(2, 32).repeat(1, 1), epoch=1).masked_positions
-    tensor([[ 8, 24, 26, 27, 28, 29]])
-    """
-
-    label = "Span"
-
-    def __init__(
-        self,
-        vocabulary: Vocabulary,
-        *,
-        mlm_probability: RateLike = 0.15,
-        structural_ratio: RateLike = 1.0,
-        mask_replace_prob: float = 0.8,
-        random_replace_prob: float = 0.1,
-        seed: int = 0,
-        validate: bool | None = None,
-    ) -> None:
-        super().__init__(
-            vocabulary,
-            SPAN,
-            no_table(vocabulary),
-            mlm_probability=mlm_probability,
-            structural_ratio=structural_ratio,
-            mask_replace_prob=mask_replace_prob,
-            random_replace_prob=random_replace_prob,
-            seed=seed,
-            validate=validate,
-        )
-
-
-class PMIMasker(Masker):
-    """Mask runs of genes that stand next to each other more often than by chance (PMI masking, Levine et al. 2021).
-
-    Parameters
-    ----------
-    table
-        Which ordered pairs of genes are associated; its vocabulary is the masker's.
-    npmi_min
-        NPMI from which on two neighbours belong together.
-    structural_ratio
-        λ, in [0, 1]: share of the masked tokens that runs choose, as far as there are any; the rest is random. The
-        paper's PMI is 1, its PMI-Rand 0.5.
-    mlm_probability, mask_replace_prob, random_replace_prob, seed, validate
-        See :class:`CorrMasker`.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from corrmask_fast import PMIMasker, PMITable, Vocabulary, read_corpus
-    >>> genes = Vocabulary(("<pad>", "<mask>", "A", "B", "C", "D", "E", "F"))
-    >>> cells = read_corpus([[2, 3, 4, 5, 6, 7], [5, 2, 3, 7], [4, 2, 3, 6]], genes)
-    >>> table = PMITable.from_corpus(cells, min_count=2, progress=False)
-    >>> masker = PMIMasker(table, mlm_probability=0.4)
-    >>> masker(torch.tensor([[5, 4, 2, 3, 6]]), epoch=0).masked_positions  # A and B
-    tensor([[2, 3]])
-    """
-
-    label = "PMI"
-    goes_by = "PMI table"
-
-    def __init__(
-        self,
-        table: PMITable,
-        *,
-        npmi_min: float = 0.1,
-        mlm_probability: RateLike = 0.15,
-        structural_ratio: RateLike = 1.0,
-        mask_replace_prob: float = 0.8,
-        random_replace_prob: float = 0.1,
-        seed: int = 0,
-        validate: bool | None = None,
-    ) -> None:
-        if not hasattr(table, "at_least"):
-            raise InputError(f"table must be a PMITable; got {shown(table)}; PMITable.load(path) reads a file")
-        indptr, indices = table.at_least(npmi_min)
-        digest = hash_tensors(table.vocabulary.fingerprint.encode(), {"indptr": indptr, "indices": indices})
-        super().__init__(
-            table.vocabulary,
-            PMI,
-            table_of_pairs(indptr, indices, digest),
-            mlm_probability=mlm_probability,
-            structural_ratio=structural_ratio,
-            mask_replace_prob=mask_replace_prob,
-            random_replace_prob=random_replace_prob,
-            seed=seed,
-            validate=validate,
-        )
-        self.npmi_min = float(npmi_min)
-        self.n_pairs = int(indices.size)
-
-    def extra_repr(self) -> str:
-        """Return the parameters for ``repr``."""
-        return f"{super().extra_repr()}, {self.n_pairs} pairs, npmi_min={self.npmi_min}"
+__all__ = ["CorrMasker", "by_graphs"]
 
 
 class CorrMasker(Masker):
@@ -225,7 +65,7 @@ class CorrMasker(Masker):
     """
 
     label = "CorrMask"
-    goes_by = "graph"
+    mask_source = "graph"
 
     def __init__(
         self,
@@ -239,11 +79,8 @@ class CorrMasker(Masker):
         seed: int = 0,
         validate: bool | None = None,
     ) -> None:
-        graphs = graphs_of(graph)
         super().__init__(
-            graphs[0].vocabulary,
-            CORRMASK,
-            table_of_graphs(graphs),
+            *by_graphs(graph),
             mlm_probability=mlm_probability,
             structural_ratio=structural_ratio,
             max_partners=max_partners,
@@ -277,10 +114,10 @@ class CorrMasker(Masker):
             return super().forward(
                 input_ids, attention_mask, special_tokens_mask, draw_ids=draw_ids, epoch=epoch, **more
             )
-        from corrmask_fast.masking.torch_random import check_weights, gumbel_priorities, look_at_rows
+        from corrmask_fast.masking.engine.torch_random import gumbel_priorities, row_draws
 
         check_no_priorities(more, "seed_weights are")
-        rows = look_at_rows(self, input_ids, attention_mask, special_tokens_mask, draw_ids, epoch)
+        rows = row_draws(self, input_ids, attention_mask, special_tokens_mask, draw_ids, epoch)
         check_weights("seed_weights", seed_weights, input_ids)
         more["priorities"] = gumbel_priorities(seed_weights, rows.w0)
         masked = super().forward(input_ids, attention_mask, special_tokens_mask, draw_ids=rows.draw_ids, **more)
@@ -295,8 +132,8 @@ class CorrMasker(Masker):
         return f"{super().extra_repr()}, {edges} edges{several}, max_partners={self.max_partners}"
 
 
-def graphs_of(graph: DependencyGraph | Sequence[DependencyGraph]) -> list[DependencyGraph]:
-    """Return one graph or several as a list; they must be graphs of one vocabulary."""
+def by_graphs(graph: DependencyGraph | Sequence[DependencyGraph]) -> tuple[Vocabulary, int, NeighborTable]:
+    """Return what a masker is made of that goes by one graph, or by several of one vocabulary."""
     graphs: list[Any] = list(graph) if isinstance(graph, list | tuple) else [graph]
     for each in graphs:
         if not hasattr(each, "fingerprint"):
@@ -307,4 +144,4 @@ def graphs_of(graph: DependencyGraph | Sequence[DependencyGraph]) -> list[Depend
         raise InputError("CorrMasker needs one graph at least; got none")
     for number, each in enumerate(graphs[1:], 1):
         graphs[0].vocabulary.check_same(each.vocabulary, "graph 0", f"graph {number}")
-    return graphs
+    return graphs[0].vocabulary, CORRMASK, table_of_graphs(graphs)
