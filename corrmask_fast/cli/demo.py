@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from corrmask_fast.cells.corpus import Corpus
     from corrmask_fast.cells.vocabulary import Vocabulary
     from corrmask_fast.graph.dependency_graph import DependencyGraph
-    from corrmask_fast.masking.strategies.corrmask import CorrMasker
+    from corrmask_fast.masking.base import Masker
 
 __all__ = ["DemoSize", "run_demo"]
 
@@ -291,16 +291,17 @@ def _say_recovered(journal: Journal, corpus: Corpus, graph: DependencyGraph, mod
     )
 
 
-def _mask_an_epoch(journal: Journal, corpus: Corpus, graph: DependencyGraph) -> CorrMasker:
+def _mask_an_epoch(journal: Journal, corpus: Corpus, graph: DependencyGraph) -> Masker:
     """Mask every cell once through a DataLoader, and check the rate of every row."""
     from torch.utils.data import DataLoader
     from tqdm.auto import tqdm
 
     from corrmask_fast.cells.dataset import CorpusDataset
     from corrmask_fast.masking.collator import DataCollatorForCorrMask
-    from corrmask_fast.masking.strategies.corrmask import CorrMasker
+    from corrmask_fast.masking.factory import make_masker
+    from corrmask_fast.masking.strategies import DEFAULT
 
-    masker = CorrMasker(graph)
+    masker = make_masker(DEFAULT, graph=graph)
     collator = DataCollatorForCorrMask(masker)
     collator.set_epoch(0)
     loader = DataLoader(CorpusDataset(corpus), BATCH, shuffle=True, collate_fn=collator)
@@ -331,7 +332,7 @@ def _mask_an_epoch(journal: Journal, corpus: Corpus, graph: DependencyGraph) -> 
     return masker
 
 
-def _audit(journal: Journal, masker: CorrMasker, corpus: Corpus, graph: DependencyGraph) -> None:
+def _audit(journal: Journal, masker: Masker, corpus: Corpus, graph: DependencyGraph) -> None:
     from corrmask_fast.audit.masks import CONTROL, audit_masking
     from corrmask_fast.audit.plots import plot_audit
 
@@ -349,7 +350,7 @@ def _audit(journal: Journal, masker: CorrMasker, corpus: Corpus, graph: Dependen
         journal.picture("audit.png", "What masking hides")
 
 
-def _compare_speed(journal: Journal, masker: CorrMasker, corpus: Corpus, size: DemoSize) -> None:
+def _compare_speed(journal: Journal, masker: Masker, corpus: Corpus, size: DemoSize) -> None:
     from corrmask_fast.cli.demo_models import compare_collators, throughput_table
 
     with journal.step("Compare with Hugging Face's collator"):
@@ -361,7 +362,7 @@ def _compare_speed(journal: Journal, masker: CorrMasker, corpus: Corpus, size: D
         )
 
 
-def _train(journal: Journal, masker: CorrMasker, size: DemoSize) -> None:
+def _train(journal: Journal, masker: Masker, size: DemoSize) -> None:
     from corrmask_fast.cli.demo_models import chance_loss, train_tiny_bert
     from corrmask_fast.training.plots import plot_loss
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from corrmask_fast.cells.corpus import Corpus
-    from corrmask_fast.masking.strategies.corrmask import CorrMasker
+    from corrmask_fast.masking.base import Masker
 
 # Logits of one training step, batch * length * vocabulary: they are most of its work.
 LOGITS = 8_000_000
@@ -33,7 +33,7 @@ class Throughput(NamedTuple):
 
 
 def compare_collators(
-    corpus: Corpus, folder: Path, masker: CorrMasker, *, batch_size: int, seconds: float
+    corpus: Corpus, folder: Path, masker: Masker, *, batch_size: int, seconds: float
 ) -> list[Throughput]:
     """Time fetching and collating through a DataLoader (0 workers, one thread), today's path first, then ours.
 
@@ -98,7 +98,7 @@ class Training(NamedTuple):
     losses: np.ndarray
 
 
-def train_tiny_bert(folder: Path, masker: CorrMasker, *, steps: int, progress: bool) -> Training:
+def train_tiny_bert(folder: Path, masker: Masker, *, steps: int, progress: bool) -> Training:
     """Train a small ``BertForMaskedLM`` on the first genes of the cells in ``folder``."""
     import torch
     from torch.utils.data import DataLoader
@@ -154,7 +154,7 @@ def _epochs(collator: Any) -> Any:
         epoch += 1
 
 
-def chance_loss(masker: CorrMasker) -> float:
+def chance_loss(masker: Masker) -> float:
     """Return the cross-entropy of a uniform guess among the genes, in nats."""
     lo, hi = masker.vocabulary.gene_range
     return math.log(hi - lo)

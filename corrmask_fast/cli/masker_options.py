@@ -58,7 +58,7 @@ def _flag(name: str) -> str:
 
 
 def _ratios(strategies: Mapping[str, Strategy]) -> str:
-    """Return lambda where none is given, and of which strategies: ``0.5 for corrmask, 1 for span and pmi``."""
+    """Return lambda where none is given, and for which strategies."""
     names: dict[float, list[str]] = {}
     for name, strategy in strategies.items():
         if strategy.ratio is not None and not strategy.fixed:

@@ -297,7 +297,7 @@ class Masker(nn.Module):
         if structural_ratio is not None:
             ratio = check_number("structural_ratio", structural_ratio, 0, 1)
             plan = plan._replace(rates=np.array([plan.rates[P_LO], plan.rates[P_HI], ratio, ratio]))
-        indptr, narrow, longest = check_ragged(indptr, tokens, self.vocabulary.size)
+        indptr, narrow, longest = check_ragged(indptr, tokens, plan.size)
         rows = indptr.size - 1
         columns = (
             -(-longest // multiple_of) * multiple_of if columns is None else check_integer("columns", columns, longest)
@@ -320,7 +320,7 @@ class Masker(nn.Module):
             plan, indptr, narrow, draws, out, labels, positions, out_attention=attention, **marks
         ) if rows else -1  # fmt: skip
         if bad >= 0 and self.validate is not False:
-            raise_unknown_token(bad, tokens[indptr[bad] : indptr[bad + 1]], self.vocabulary.size)
+            raise_unknown_token(bad, tokens[indptr[bad] : indptr[bad + 1]], plan.size)
         if attention_mask is not None:  # what is given is not to be guessed from the padding token
             attention[:] = 0
             attention[np.arange(columns) < np.diff(indptr)[:, None]] = marks["attention_mask"]

@@ -48,8 +48,8 @@ def make_masker(
     --------
     >>> from corrmask_fast import Vocabulary, make_masker
     >>> genes = Vocabulary(("<pad>", "<mask>", "A", "B", "C"))
-    >>> type(make_masker("span", vocabulary=genes, mlm_probability=0.3)).__name__
-    'SpanMasker'
+    >>> type(make_masker("random", vocabulary=genes, mlm_probability=0.3)).__name__
+    'RandomMasker'
     """
     every = STRATEGIES | LEARNED_STRATEGIES
     found = every.get(strategy) if isinstance(strategy, str) else None
