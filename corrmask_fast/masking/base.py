@@ -36,7 +36,7 @@ __all__ = ["MaskedBatch", "Masker"]
 
 NO_ADDRESS = -1  # of a plan of a device: never that of memory
 RateLike = float | tuple[float, float] | Schedule
-# What the kernels take from buffers: setting the attribute alone would change nothing but what is shown.
+# Kernels read these from buffers. Setting the attribute would change nothing but what is shown.
 FIXED = frozenset(
     {"mlm_probability", "structural_ratio", "max_partners", "mask_replace_prob", "random_replace_prob", "seed"}
 )
@@ -206,17 +206,17 @@ class Masker(nn.Module):
         draw_ids
             (rows,) int64: the draw of each row.
         epoch
-            Draws follow from this number and the row's content: another mask in each epoch, whatever the batch.
+            Draws are computed from this number and the row's content: masks change with the epoch, not with the batch.
             A one-element int64 tensor on the masker's device stays variable in a captured CUDA graph.
         graph_ids
-            (rows,) int64: which of the masker's graphs each row goes by, where it has several. On a device, a number
-            that is none's is a row without a graph.
+            (rows,) int64: the number of each row's graph, for a masker with several. On a device, a row whose number
+            is out of range has no graph.
         priorities
             (rows, columns) int64 in [0, 2**32), by which groups of columns are proposed, smallest first (ties: the
             earlier column), in place of random words; without ``validate`` their lower 32 bits count. See
             :func:`corrmask_fast.masking.engine.draws.priorities_of`.
         marks_only
-            True: the masked ids go into no model, they only mark what is hidden. The vocabulary needs no mask token.
+            True: the masked ids only mark what is hidden, and no model reads them. The vocabulary needs no mask token.
 
         Raises
         ------
@@ -284,11 +284,11 @@ class Masker(nn.Module):
         structural_ratio
             λ in place of the masker's own (a control with 0 has the same draws).
         graph_ids
-            (rows,) int64: which of the masker's graphs each row goes by, where it has several.
+            (rows,) int64: the number of each row's graph, for a masker with several.
         attention_mask, special_tokens_mask
             (nnz,) uint8: 0 where a stored token is padding; 1 where a token must not be masked.
         marks_only
-            As for a call: the masked ids go into no model.
+            As for a call.
         """
         if self._lacks_mask_token and not marks_only:
             self.vocabulary.require_mask_token()
@@ -327,13 +327,13 @@ class Masker(nn.Module):
         return RaggedMasked(out, attention, labels, positions)
 
     def set_step(self, step: int | torch.Tensor) -> None:
-        """Set the training step that schedules go by, from the next batch on; without schedules it changes nothing.
+        """Set the training step of schedules, from the next batch on. Without schedules it changes nothing.
 
         Parameters
         ----------
         step
-            The step, from 0 on; or a one-element int64 tensor on the masker's device: nothing waits for its value, so
-            that it may be part of a captured CUDA graph or of a compiled function, and change there.
+            The step, from 0 on; or a one-element int64 tensor on the masker's device. Nothing waits for its value: in a
+            captured CUDA graph or a compiled function it may change.
         """
         device = self.rate_bits.device
         if isinstance(step, torch.Tensor):
@@ -352,7 +352,7 @@ class Masker(nn.Module):
 
     @property
     def has_schedule(self) -> bool:
-        """Whether a rate goes by the step."""
+        """Whether a rate depends on the step."""
         return bool(self._schedules)
 
     def current_rates(self) -> tuple[tuple[float, float], tuple[float, float]]:

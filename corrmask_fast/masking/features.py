@@ -108,8 +108,8 @@ def graph_ids_of(cells: Cells, column: str, numbers: Mapping[Any, int] | None) -
         for i, cell in enumerate(cells):
             if column not in cell:
                 raise InputError(
-                    f"feature {i} has no {column!r}, which says which graph the cell goes by; under the stock Trainer "
-                    "set remove_unused_columns=False, for it takes away what the model does not take"
+                    f"feature {i} has no {column!r}, which chooses the cell's graph; under the stock Trainer "
+                    "set remove_unused_columns=False: it removes what the model does not take"
                 )
         values = [cell[column] for cell in cells]
     if numbers is not None:

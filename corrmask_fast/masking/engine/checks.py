@@ -1,4 +1,4 @@
-"""Every check of a batch before a kernel runs: shapes, dtypes, devices and values, whatever door it comes through."""
+"""Every check of a batch before a kernel runs: shapes, dtypes, devices and values."""
 
 from __future__ import annotations
 

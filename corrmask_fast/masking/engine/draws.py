@@ -1,4 +1,4 @@
-"""Where each row's draw comes from: given, counted, or from the row's content and a salt (its epoch, or a nonce)."""
+"""Where each row's draw comes from: it is given, or counted, or computed from the row's content and a salt."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def draws_of_tensors(
     if isinstance(epoch, torch.Tensor):
         check_one_number("an epoch", epoch, device)
         return epoch.reshape(1) * signed(GOLDEN), CONTENT, 0
-    # Filled in where it is used: a copy from the host would wait, and could not be captured in a CUDA graph.
+    # Filled on the device: a copy from the host would wait, and a CUDA graph could not capture it.
     return torch.full((1,), signed(epoch_salt(epoch)), dtype=torch.int64, device=device), CONTENT, 0
 
 

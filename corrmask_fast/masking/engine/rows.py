@@ -197,7 +197,7 @@ def mask_rows(
         uint8, like ``tokens``: 0 at padding, 1 where never to be masked. Empty: padding is where the padding token
         stands; nothing more is protected.
     graph_ids
-        (rows,) int64: which graph a row goes by. Empty: the first.
+        (rows,) int64: the number of each row's graph. Empty: the first.
     priorities
         int64 in [0, 2**32), like ``tokens``: in place of w0, or of w1 where they order the top-up. Empty: neither.
 

@@ -32,7 +32,7 @@ class CorrMasker(Masker):
     mlm_probability
         p, in (0, 1): share of a row's maskable tokens that is masked, exactly floor(n · p) of n. A number; or
         ``(low, high)``, between which each row draws its own; or a schedule over steps (``schedules.py``),
-        which goes by :meth:`set_step`.
+        whose step :meth:`set_step` sets.
     structural_ratio
         λ, in [0, 1]: share of the masked tokens chosen through the graph; the rest is random. 0 is random masking. A
         number, a range or a schedule.
@@ -106,9 +106,9 @@ class CorrMasker(Masker):
         Parameters
         ----------
         seed_weights
-            (rows, columns) floating point, >= 0: chances of columns to be the next seed, as their weights. Learned
-            weights say where to start, and the graph where to go. None: all alike. To train such weights with the
-            model: :class:`~corrmask_fast.MultinomialAttentionMasker` with ``graph``.
+            (rows, columns) floating point, >= 0: a column's chance to be the next seed is proportional to its weight.
+            The weights choose seeds, the graph chooses their partners. None: all columns alike. To train such weights
+            with the model: :class:`~corrmask_fast.MultinomialAttentionMasker` with ``graph``.
         """
         if seed_weights is None:
             return super().forward(
@@ -133,7 +133,7 @@ class CorrMasker(Masker):
 
 
 def by_graphs(graph: DependencyGraph | Sequence[DependencyGraph]) -> tuple[Vocabulary, int, NeighborTable]:
-    """Return what a masker is made of that goes by one graph, or by several of one vocabulary."""
+    """Return (vocabulary, strategy, table) of a masker with one graph, or with several of one vocabulary."""
     graphs: list[Any] = list(graph) if isinstance(graph, list | tuple) else [graph]
     for each in graphs:
         if not hasattr(each, "fingerprint"):

@@ -196,8 +196,9 @@ class MultinomialAttentionMasker(Masker):
         embeddings
             The model's token embeddings, ``model.get_input_embeddings()``: ids to (rows, columns, dim).
         weighted
-            False: all genes alike, whatever was learned. These are the masks of :class:`~corrmask_fast.RandomMasker`
-            (with a graph: :class:`~corrmask_fast.CorrMasker`) of the same seed, by which losses can be compared.
+            False: all genes alike, without the learned weights. These are the masks of
+            :class:`~corrmask_fast.RandomMasker` (with a graph: :class:`~corrmask_fast.CorrMasker`) of the same seed,
+            so that losses can be compared.
 
         Returns
         -------

@@ -26,7 +26,7 @@ class PMIMasker(Masker):
     npmi_min
         Two neighbours belong together from this NPMI on.
     structural_ratio
-        λ, in [0, 1]: share of the masked tokens that runs choose, as far as there are any; the rest is random. The
+        λ, in [0, 1]: share of the masked tokens that runs choose, if there are enough; the rest is random. The
         paper's PMI is 1, its PMI-Rand 0.5.
     mlm_probability, mask_replace_prob, random_replace_prob, seed, validate
         See :class:`~corrmask_fast.CorrMasker`.

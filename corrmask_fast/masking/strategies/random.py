@@ -1,4 +1,4 @@
-"""Random masking: single genes, whatever they are. The control of every other strategy."""
+"""Random masking: single genes, all alike. It is the control of every other strategy."""
 
 from __future__ import annotations
 
