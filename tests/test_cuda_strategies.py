@@ -7,12 +7,8 @@ import pytest
 import torch
 from cuda_cases import FORWARD, MIXED, RANDOM, REVERSE, arguments, as_result
 
-from corrmask_fast import CorrMasker, DependencyGraph, InputError, cuda
-from corrmask_fast.kernels.layout import SAMPLED
-from corrmask_fast.masking.base import Masker
+from corrmask_fast import InputError, cuda
 from corrmask_fast.masking.engine import ops
-from corrmask_fast.masking.engine.draws import priorities_of
-from corrmask_fast.masking.engine.tables import no_table
 from corrmask_fast.testing import (
     STRATEGY_PARAMETERS,
     Case,
@@ -51,20 +47,6 @@ def check_fixture(cuda_host, modules):
         assert_same(case.expected(**draws, **parameters, **given), got, f"{case.name}, {parameters}")
 
     return check
-
-
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_equals_the_oracle_to_the_bit(check, case):
-    for number, parameters in enumerate((*STRATEGY_PARAMETERS, *RANGES)):
-        check(case, parameters, schedule=RANDOM, schedule_seed=number, preempt_percent=20)
-    for parameters in STRATEGY_PARAMETERS[1::3]:
-        check(case.astype(np.int32), parameters, schedule=REVERSE, epoch=3)
-
-
-@pytest.mark.parametrize("case", LONG_CASES[2:5], ids=lambda case: case.name)
-def test_long_rows_equal_the_oracle_to_the_bit(check, case):
-    for parameters in STRATEGY_PARAMETERS[::2]:
-        check(case, parameters, schedule=RANDOM, schedule_seed=1)
 
 
 @pytest.mark.parametrize("threads", [32, 160, 1024])
@@ -106,43 +88,6 @@ def test_one_run_of_a_whole_row(check):
     object.__setattr__(case, "pairs", every)
     for p in (0.15, 0.9):
         check(case, {"strategy": "pmi", "mlm_probability": p}, schedule=RANDOM, preempt_percent=30)
-
-
-@pytest.mark.parametrize("kind", ["spread", "ties"])
-def test_priorities_equal_the_oracle_to_the_bit(cuda_host, modules, check, kind):
-    for case in (MIXED, *[case for case in CASES if case.known]):
-        scores = torch.rand(case.input_ids.shape, generator=torch.Generator().manual_seed(1))
-        given = (priorities_of(scores) if kind == "spread" else (scores * 4).long() * 2**29).numpy()
-        for strategy in ("corrmask", "span", "pmi", "random"):
-            check(case, {"strategy": strategy, "mlm_probability": 0.4}, priorities=given, schedule=RANDOM)
-        vocabulary = case.graph.vocabulary
-        masker = Masker(
-            vocabulary, SAMPLED, no_table(vocabulary), mlm_probability=0.4, structural_ratio=0.0, seed=0,
-            mask_replace_prob=0.8, random_replace_prob=0.1, validate=False,
-        )  # fmt: skip
-        draws = draw_ids(case.rows, seed=7)
-        got = cuda_host.masking.emulate(modules["random"], case, draw_ids=draws, masker=masker, priorities=given)
-        expected = case.expected(draw_ids=draws, strategy="sampled", mlm_probability=0.4, priorities=given)
-        assert_same(expected, got, f"sampled, {case.name}")
-
-
-def test_each_row_goes_by_its_own_graph(cuda_host, modules):
-    """A number that is none's is a row without a graph: a device cannot say so without waiting."""
-    vocabulary, nothing = MIXED.graph.vocabulary, DependencyGraph.from_edges([], MIXED.graph.vocabulary)
-    graphs = [make_graph(vocabulary, degree=5, seed=1), make_graph(vocabulary, degree=30, seed=2)]
-    parameters = {"mlm_probability": 0.4, "structural_ratio": 0.9}
-    masker, draws = CorrMasker(graphs, **parameters), np.arange(3)
-    for which in ([0, 1, 1], [1, 0, 7], [-1, 2**62, 0]):
-        for indptr_dtype in (np.int32, np.int64):
-            got = cuda_host.masking.emulate(
-                modules["corrmask"], MIXED, draw_ids=draws, masker=masker, graph_ids=np.array(which),
-                indptr_dtype=indptr_dtype, schedule=RANDOM,
-            )  # fmt: skip
-            for row, number in enumerate(which):
-                graph = graphs[number] if number in {0, 1} else nothing
-                alone = Case("row", graph, MIXED.input_ids[row : row + 1])
-                expected = alone.expected(draw_ids=draws[row : row + 1], **parameters)
-                assert_same(expected, type(got)(*(field[row : row + 1] for field in got)), f"{which}, row {row}")
 
 
 @pytest.mark.parametrize("rates", [(np.nan, np.nan), (2.0, 2.0), (-1.0, 0.5), (np.inf, np.inf)])
@@ -215,16 +160,6 @@ def test_row_numbers_through_the_loader(emulated_cuda):
 
 
 # ------------------------------------------------------------------------------------------------------- a device
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("case", [MIXED, *CASES, *LONG_CASES], ids=lambda case: case.name)
-def test_device_equals_the_oracle_to_the_bit(gpu, case):
-    for parameters in (*STRATEGY_PARAMETERS, *RANGES):
-        for narrow in (case, case.astype(np.int32)):
-            got = ops.mask_on_device(*arguments(narrow, gpu, **parameters))
-            expected = narrow.expected(draw_ids=draw_ids(case.rows, seed=7), **parameters)
-            assert_same(expected, as_result(got), f"{case.name}, {parameters}")
 
 
 @pytest.mark.gpu
