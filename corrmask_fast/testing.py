@@ -71,7 +71,7 @@ class Expected(NamedTuple):
     input_ids, labels
         (rows, columns).
     masked_positions
-        (rows, floor(columns · p)), -1 behind a row's own.
+        (rows, floor(columns · p)), -1 after a row's own.
     """
 
     input_ids: np.ndarray
@@ -224,7 +224,7 @@ def draw_ids(rows: int, seed: int = 0) -> np.ndarray:
 
 
 def make_vocabulary(n_genes: int, *, v2: bool = False, genes_first: bool = False) -> Vocabulary:
-    """Return a vocabulary of genes G0, G1, … and special tokens: before the genes as in Geneformer, or behind them."""
+    """Return a vocabulary of genes G0, G1, … and special tokens: before the genes as in Geneformer, or after them."""
     special = ("<pad>", "<mask>", "<cls>", "<eos>") if v2 else ("<pad>", "<mask>")
     genes = tuple(f"G{i}" for i in range(n_genes))
     return Vocabulary(genes + special[::-1] if genes_first else special + genes)
@@ -250,7 +250,7 @@ def make_graph(vocabulary: Vocabulary, *, degree: float = 8.0, hub: bool = True,
 def cases(seed: int = 0) -> list[Case]:
     """Return short batches of every odd kind, int64 (see :meth:`Case.astype`)."""
     v1, v2 = make_graph(make_vocabulary(200), seed=seed), make_graph(make_vocabulary(150, v2=True), seed=seed + 1)
-    behind = make_graph(make_vocabulary(120, v2=True, genes_first=True), seed=seed + 2)
+    after = make_graph(make_vocabulary(120, v2=True, genes_first=True), seed=seed + 2)
     dense = make_graph(make_vocabulary(60), degree=200, seed=seed + 3)
     alone = make_graph(make_vocabulary(60), degree=0, hub=False, seed=seed + 4)
     large = make_graph(make_vocabulary(70_000), degree=8, seed=seed + 5)
@@ -269,7 +269,7 @@ def cases(seed: int = 0) -> list[Case]:
         Case("everyone's neighbor", dense, batch(dense, [60, 60, 31])),
         Case("repeated genes", v1, batch(v1, [90, 90, 90], repeats=True)),
         Case("constant", v1, np.repeat(rng.integers(2, 100, (3, 1)), 75, axis=1)),
-        Case("genes before special tokens", behind, batch(behind, [100, 70, 3])),
+        Case("genes before special tokens", after, batch(after, [100, 70, 3])),
         Case("70 000 genes", large, batch(large, [200, 150])),
         _with_specials("V2, between <cls> and <eos>", v2, batch(v2, [100, 80, 20])),
         _unknown("tokens outside the vocabulary", v1, batch(v1, [90, 90, 64]), rng),
@@ -313,7 +313,7 @@ def _batches(rng: np.random.Generator) -> Callable[..., np.ndarray]:
 
 
 def _with_specials(name: str, graph: DependencyGraph, genes: np.ndarray) -> Case:
-    """``<cls>`` before and ``<eos>`` behind every cell."""
+    """``<cls>`` before and ``<eos>`` after every cell."""
     vocabulary = graph.vocabulary
     rows = len(genes)
     out = np.concatenate([np.full((rows, 1), vocabulary.cls_token_id), genes, np.full((rows, 1), 0)], axis=1)

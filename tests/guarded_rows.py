@@ -2,7 +2,7 @@
 
     no access │ pattern … pattern │ array │ no access
 
-An array ends where a page ends: who reads or writes behind it ends the process. In front of it, and in what the kernel
+An array ends where a page ends: who reads or writes after it ends the process. In front of it, and in what the kernel
 is given undefined, lies a pattern that no result may depend on. The scratch has the sizes that engine/rows.py gives it.
 """
 
@@ -127,7 +127,7 @@ def make_batch(rng: np.random.Generator, length: int, number: int) -> tuple[list
     row_ptr = np.cumsum([0, length, length // 2])
     genes = N_GENES if length > len(DEGREES) else len(DEGREES)
     cell = SPECIAL + rng.permutation(genes)[:length]
-    if number % 5 == 1:  # tokens of no vocabulary: just behind it, and far away
+    if number % 5 == 1:  # tokens of no vocabulary: just after it, and far away
         cell[rng.integers(0, length, 3)] = (SIZE, SIZE + 40, -7)
     if number % 5 == 2:
         cell = np.sort(cell)  # long runs of pairs
@@ -196,7 +196,7 @@ def run(entry: type, ids: type) -> None:
 
 
 def trespass(step: int) -> None:
-    """Write one byte in front of a guarded array, or behind it."""
+    """Write one byte in front of a guarded array, or after it."""
     guards = Guards()
     array = guards.hold("trodden", np.zeros(100, np.uint8))
     ctypes.memset(array.ctypes.data + step, 0, 1)
@@ -210,5 +210,5 @@ if __name__ == "__main__":
         "uint16": lambda: run(np.uint16, np.int64),
         "int32": lambda: run(np.int32, np.int32),
         "before": lambda: trespass(-1),
-        "behind": lambda: trespass(100),
+        "after": lambda: trespass(100),
     }[sys.argv[1]]()

@@ -124,7 +124,7 @@ def cells():
 
 
 def padded(rows, *, left=0, width=None):
-    """Rows as a tensor, each behind ``left`` padding tokens."""
+    """Rows as a tensor, each after ``left`` padding tokens."""
     width = left + max(map(len, rows)) if width is None else width
     out = np.zeros((len(rows), width), np.int64)
     for row, cell in enumerate(rows):
@@ -213,7 +213,7 @@ def test_earlier_batches_leave_nothing_behind(cells):
 
 
 def test_a_larger_vocabulary_before_does_not_widen_a_smaller_one():
-    """Tokens behind a small vocabulary must not be looked up in tables that a large one has left."""
+    """Tokens after a small vocabulary must not be looked up in tables that a large one has left."""
     large = next(case for case in CASES if "70 000" in case.name)
     for case in CASES:
         if case.graph.vocabulary.size > 1000:
