@@ -229,8 +229,9 @@ class Masker(nn.Module):
             self.vocabulary.require_mask_token()
         # A plain call skips the dispatcher, which costs as much as a row on the CPU, or as all else on a device's host.
         plain = type(input_ids) is torch.Tensor and not torch.compiler.is_compiling()
+        kept = self._plan if plain else None  # a compiled function would be compiled anew when the plan is made
         # Looking a buffer up costs time.
-        device = self._plan[1] if plain and self._plan is not None else self.neighbor_indptr.device
+        device = self.neighbor_indptr.device if kept is None else kept[1]
         check_batch(input_ids, attention_mask, special_tokens_mask, device)
         if graph_ids is not None or priorities is not None or self._needs_more:
             check_row_numbers(graph_ids, priorities, self.n_graphs, self._needs_priorities, input_ids)
@@ -240,7 +241,12 @@ class Masker(nn.Module):
             values = draws.numpy()
             result = on_cpu.mask_batch(
                 self._cpu_plan(),
-                *(input_ids, attention_mask, special_tokens_mask, Draws(values, mode, offset), graph_ids, priorities),
+                input_ids,
+                attention_mask,
+                special_tokens_mask,
+                Draws(values, mode, offset),
+                graph_ids,
+                priorities,
                 validate=validate,
             )
             if mode == COUNTED:
@@ -373,15 +379,16 @@ class Masker(nn.Module):
         A tensor that is sent to a process, by this masker or by a copy that shares it, leaves its memory for another.
         """
         address = self._buffers["rate_bits"].data_ptr()  # type: ignore[union-attr]
-        if self._plan is None or self._plan[2] != address:
+        plan = self._plan
+        if plan is None or plan[2] != address:
             device = self.neighbor_indptr.device
             if device.type != "cpu":
                 raise InputError(
                     f"this masker lies on {device}; masking on the CPU needs masker.to('cpu') "
                     "(a collator masks on the CPU: give it a masker of its own)"
                 )
-            self._plan = on_cpu.make_plan(*self.fixed_arguments()), device, address
-        return self._plan[0]
+            plan = self._plan = on_cpu.make_plan(*self.fixed_arguments()), device, address
+        return plan[0]
 
     def _device_plan(self, device: torch.device) -> on_device.DevicePlan:
         """Return what the CUDA kernels take of the masker: addresses of its buffers and its constants, packed once."""
