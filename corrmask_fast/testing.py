@@ -20,7 +20,8 @@ import numpy as np
 from corrmask_fast import reference
 from corrmask_fast.cells.vocabulary import Vocabulary
 from corrmask_fast.graph.dependency_graph import DependencyGraph, graph_of_pairs
-from corrmask_fast.masking.pmi import PMITable
+from corrmask_fast.masking.pmi_table import PMITable
+from corrmask_fast.masking.strategies import CONTROL, DEFAULT, STRATEGIES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,18 +49,18 @@ PARAMETERS: tuple[dict[str, Any], ...] = (
     {"mask_replace_prob": 0.25, "random_replace_prob": 0.75, "mlm_probability": 0.45},
 )
 LONG_PARAMETERS = (PARAMETERS[0], PARAMETERS[2], PARAMETERS[5])
-# The other strategies, on the same cases.
-STRATEGY_PARAMETERS: tuple[dict[str, Any], ...] = (
-    {"strategy": "random"},
-    {"strategy": "random", "mlm_probability": 0.6, "seed": 5},
-    {"strategy": "span"},
-    {"strategy": "span", "mlm_probability": 0.5, "seed": 2**64 - 1},
-    {"strategy": "span", "mlm_probability": 0.95, "structural_ratio": 0.6},
-    {"strategy": "pmi"},
-    {"strategy": "pmi", "mlm_probability": 0.6, "seed": 3},
-    {"strategy": "pmi", "mlm_probability": 0.45, "structural_ratio": 0.5},
+# The other strategies, on the same cases: as they are, with much masked, with λ of their own where they have one.
+STRATEGY_PARAMETERS: tuple[dict[str, Any], ...] = tuple(
+    {"strategy": name, **parameters}
+    for name, strategy in STRATEGIES.items()
+    if name != DEFAULT and not strategy.fixed
+    for parameters in (
+        {},
+        {"mlm_probability": 0.55, "seed": 2**64 - 1},
+        {"mlm_probability": 0.95, "structural_ratio": 0.6},
+    )
+    if set(parameters) <= {"mlm_probability", "seed", *strategy.takes}
 )
-DEFAULT_RATIO = {"random": 0.0, "span": 1.0, "pmi": 1.0}
 
 
 class Expected(NamedTuple):
@@ -70,7 +71,7 @@ class Expected(NamedTuple):
     input_ids, labels
         (rows, columns).
     masked_positions
-        (rows, floor(columns · p)), -1 behind a row's own.
+        (rows, floor(columns · p)), -1 after a row's own.
     """
 
     input_ids: np.ndarray
@@ -138,9 +139,9 @@ class Case:
         indptr, indices = self.pairs.at_least(0.1)
         return {int(g): indices[indptr[g] : indptr[g + 1]].tolist() for g in np.flatnonzero(np.diff(indptr))}
 
-    def masker(self, strategy: str = "corrmask", **parameters: Any) -> Masker:
+    def masker(self, strategy: str = DEFAULT, **parameters: Any) -> Masker:
         """Return the masker of a strategy for this case."""
-        from corrmask_fast.masking.strategies import make_masker
+        from corrmask_fast.masking.factory import make_masker
 
         validate = None if self.known else False
         return make_masker(strategy, graph=self.graph, pmi=self.pairs, validate=validate, **parameters)
@@ -168,9 +169,10 @@ class Case:
         """
         vocabulary = self.graph.vocabulary
         width = math.floor(self.columns * np.max(parameters.get("mlm_probability", 0.15)))
-        strategy, priorities = parameters.get("strategy", "corrmask"), parameters.pop("priorities", None)
-        neighbors = self.pairs_of_gene if strategy == "pmi" else self.neighbors
-        default = {"structural_ratio": DEFAULT_RATIO.get(strategy, 0.5)}
+        priorities = parameters.pop("priorities", None)
+        strategy = STRATEGIES.get(parameters.get("strategy", DEFAULT), STRATEGIES[CONTROL])
+        neighbors = self.pairs_of_gene if strategy.needs == "pmi" else self.neighbors
+        default = {"structural_ratio": strategy.ratio or 0.0}
         out, labels = self.input_ids.astype(np.int64), np.full(self.input_ids.shape, -100, np.int64)
         positions = np.full((self.rows, width), -1, np.int64)
         for row in range(self.rows):
@@ -222,7 +224,7 @@ def draw_ids(rows: int, seed: int = 0) -> np.ndarray:
 
 
 def make_vocabulary(n_genes: int, *, v2: bool = False, genes_first: bool = False) -> Vocabulary:
-    """Return a vocabulary of genes G0, G1, … and special tokens: before the genes as in Geneformer, or behind them."""
+    """Return a vocabulary of genes G0, G1, … and special tokens: before the genes as in Geneformer, or after them."""
     special = ("<pad>", "<mask>", "<cls>", "<eos>") if v2 else ("<pad>", "<mask>")
     genes = tuple(f"G{i}" for i in range(n_genes))
     return Vocabulary(genes + special[::-1] if genes_first else special + genes)
@@ -248,7 +250,7 @@ def make_graph(vocabulary: Vocabulary, *, degree: float = 8.0, hub: bool = True,
 def cases(seed: int = 0) -> list[Case]:
     """Return short batches of every odd kind, int64 (see :meth:`Case.astype`)."""
     v1, v2 = make_graph(make_vocabulary(200), seed=seed), make_graph(make_vocabulary(150, v2=True), seed=seed + 1)
-    behind = make_graph(make_vocabulary(120, v2=True, genes_first=True), seed=seed + 2)
+    after = make_graph(make_vocabulary(120, v2=True, genes_first=True), seed=seed + 2)
     dense = make_graph(make_vocabulary(60), degree=200, seed=seed + 3)
     alone = make_graph(make_vocabulary(60), degree=0, hub=False, seed=seed + 4)
     large = make_graph(make_vocabulary(70_000), degree=8, seed=seed + 5)
@@ -267,7 +269,7 @@ def cases(seed: int = 0) -> list[Case]:
         Case("everyone's neighbor", dense, batch(dense, [60, 60, 31])),
         Case("repeated genes", v1, batch(v1, [90, 90, 90], repeats=True)),
         Case("constant", v1, np.repeat(rng.integers(2, 100, (3, 1)), 75, axis=1)),
-        Case("genes before special tokens", behind, batch(behind, [100, 70, 3])),
+        Case("genes before special tokens", after, batch(after, [100, 70, 3])),
         Case("70 000 genes", large, batch(large, [200, 150])),
         _with_specials("V2, between <cls> and <eos>", v2, batch(v2, [100, 80, 20])),
         _unknown("tokens outside the vocabulary", v1, batch(v1, [90, 90, 64]), rng),
@@ -311,7 +313,7 @@ def _batches(rng: np.random.Generator) -> Callable[..., np.ndarray]:
 
 
 def _with_specials(name: str, graph: DependencyGraph, genes: np.ndarray) -> Case:
-    """``<cls>`` before and ``<eos>`` behind every cell."""
+    """``<cls>`` before and ``<eos>`` after every cell."""
     vocabulary = graph.vocabulary
     rows = len(genes)
     out = np.concatenate([np.full((rows, 1), vocabulary.cls_token_id), genes, np.full((rows, 1), 0)], axis=1)

@@ -19,8 +19,9 @@
 //
 //   list  9 7 4 2     found  3 8     →     9 8 7 4 | 3 2
 //
-// Work split: block = gene, thread = candidate. Twin of kernels/correlation.py. The _rn intrinsics round each operation
-// on its own: no contraction, whatever the compiler's options. Assumed: no column of constant rank.
+// Work split: block = gene, thread = candidate. CUDA version of kernels/correlation.py.
+// The _rn intrinsics round each operation on its own: no contraction, whatever the compiler's options.
+// Assumed: no column of constant rank.
 
 #include "block.cuh"
 

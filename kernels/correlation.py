@@ -106,7 +106,7 @@ def select_pairs(sums, columns_u, columns_v, ahead, n_cells, n_positive, sum_squ
     """Return (u, v, rho) of the pairs whose abs(rho) is at least ``reach`` of u or of v.
 
     ``sums`` are of e_u·e_v (uint64), or of d_u·d_v (float64, rounded once from more bits). ``ahead`` is how far the
-    first of ``columns_v`` lies behind the first of ``columns_u`` in the order of genes: of the pairs (a, b) those with
+    first of ``columns_v`` lies after the first of ``columns_u`` in the order of genes: of the pairs (a, b) those with
     a < b + ahead count, so that each pair is seen once.
     """
     found_u, found_v = np.empty(sums.size, np.int32), np.empty(sums.size, np.int32)

@@ -14,7 +14,7 @@
 // Work split: block = row, a wave of seeds at a time; warp = seed, lane = neighbour; warp 0 = the order of first hits.
 // Partners do not depend on what is masked already, so the seeds of a wave are expanded in any order, and a wave may be
 // longer than needed: the quota cuts it.
-// Twin of kernels/corrmask.py. Assumed: see rows.cuh; neighbours in [0, vocab_size).
+// CUDA version of kernels/corrmask.py. Assumed: see rows.cuh; neighbours in [0, vocab_size).
 
 #include "rows.cuh"
 
@@ -29,7 +29,7 @@ constexpr float WAVE_MARGIN = 4.0f;    // seeds that a wave takes beyond those e
 constexpr float WAVE_FILLING = 0.75f;  // of its list: chance must not make it overflow often
 
 struct Graph {
-  const void* indptr;  // (vocab_size + 1,) int32 or int64; of several graphs one behind the other
+  const void* indptr;  // (vocab_size + 1,) int32 or int64; of several graphs one after the other
   int indptr_bytes;    // of one element
   const int* indices;
   const i64* graph_ids;  // (rows,) which graph a row goes by, or null: the first
@@ -55,7 +55,7 @@ struct Pool {
   u32 pending[POOL + PASS];  // neighbours in the cell that have no key yet
 };
 
-static_assert(sizeof(Seed) == 24 && sizeof(Pool) == 640, "corrmask_fast/cuda.py counts on it");
+static_assert(sizeof(Seed) == 24 && sizeof(Pool) == 640, "engine/device.py counts on it");
 
 struct Wave {
   Pool* pools;     // (warps,)
@@ -188,7 +188,7 @@ __device__ __forceinline__ void rank_pending(const Row& row, const Seed& seed, P
   found = min(total, take);
 }
 
-// Writes the seed's partners to out[0 … max_partners), NO_COLUMN behind them: ROUND at a time. For one warp.
+// Writes the seed's partners to out[0 … max_partners), NO_COLUMN after them: ROUND at a time. For one warp.
 __device__ __forceinline__ void choose_partners(const Row& row, const Genes& genes, const Graph& graph,
                                                 const Seed& seed, Pool& pool, u32* out) {
   const int* neighbours = graph.indices + seed.begin;

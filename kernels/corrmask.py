@@ -4,7 +4,7 @@
     partners   of a seed: its neighbours in the cell, the ``max_partners`` first by a random key
     masked     seeds and partners until the quota Q = floor(B·λ), then a random top-up to B = floor(n·p)
 
-Only genes with neighbours have a number here, ids[gene] > 0 (``neighbor_tables.py``): they are few, and what is known
+Only genes with neighbours have a number here, ids[gene] > 0 (``engine/tables.py``): they are few, and what is known
 of them stays in the first cache.
 
     gene table   pos[id] = base + first maskable column; an entry below ``base`` is left from an earlier row, so that
@@ -17,7 +17,7 @@ are looked up first, so many that the partners are probably among them, and the 
     < bound         2     1     3  …      looked up in the gene table: are they in the cell?
     found           2           3  …      (word << 32) | j of those that are; of them the smallest
 
-Called by the row loop of ``mask.py``. Assumed: arrays contiguous, the scratch large enough (``masking/rows.py``).
+Called by the row loop of ``mask.py``. Assumed: arrays contiguous, the scratch large enough (``engine/rows.py``).
 """
 
 import numpy as np
@@ -60,10 +60,10 @@ def place_genes(tokens, first, begin, end, pool, known, ids, base, pos):
 
 
 @stage
-def collect_seeds(tokens, first, span, pool, w0, low, high, ids, indptr, indices, base, pos, keys, columns):
+def collect_seeds(tokens, first, width, pool, w0, low, high, ids, indptr, indices, base, pos, keys, columns):
     """List the seeds with w0 in [low, high), as (w0 << 32) | column; return how many there are."""
     n, seeds = 0, 0
-    for i in range(words_for(span)):
+    for i in range(words_for(width)):
         bits = pool[i]
         if high <= LOW:
             bits &= ones_below(w0, 64 * i, high)
@@ -154,7 +154,7 @@ def add_seeds(
 
 @stage
 def expand_seeds(
-    tokens, first, span, pool, masked, flags, w0, maskable, quota, draw, seed, ids, indptr, indices, most, base, pos,
+    tokens, first, width, pool, masked, flags, w0, maskable, quota, draw, seed, ids, indptr, indices, most, base, pos,
     rates, seed_keys, words, keys, order, tally,
 ):  # fmt: skip
     """Set ``masked`` to seeds and partners until ``quota`` columns are in; return how many are.
@@ -166,13 +166,13 @@ def expand_seeds(
     count = 0
     pace, share = rates[0], rates[1]
     tally[:2] = U0
-    flags[: 64 * words_for(span)] = 0
+    flags[: 64 * words_for(width)] = 0
     low = reached = U0
-    width = np.uint64(min(WHOLE, WHOLE * (1.15 * quota / pace + 20.0) / maskable))
+    step = np.uint64(min(WHOLE, WHOLE * (1.15 * quota / pace + 20.0) / maskable))
     while count < quota and low <= LOW:
-        high = low + width
+        high = low + step
         seeds = collect_seeds(
-            tokens, first, span, pool, w0, low, high, ids, indptr, indices, base, pos, seed_keys, order
+            tokens, first, width, pool, w0, low, high, ids, indptr, indices, base, pos, seed_keys, order
         )
         sort_keys(seed_keys, seeds, order)
         count, used = add_seeds(
@@ -181,8 +181,8 @@ def expand_seeds(
         )  # fmt: skip
         reached = high if count < quota else seed_keys[used - 1] >> S32
         low = high
-        width *= np.uint64(2)
-    for i in range(words_for(span)):
+        step *= np.uint64(2)
+    for i in range(words_for(width)):
         masked[i] = ones_unequal(flags, 64 * i, 0)
     looked_at = maskable * (np.float64(reached) + 1.0) / WHOLE
     rates[0] = max(0.05, 0.75 * pace + 0.25 * count / looked_at)

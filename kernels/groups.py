@@ -23,10 +23,10 @@ def wave_width(groups, starts):
 
 
 @stage
-def collect_starts(w0, starts, span, low, high, keys):
+def collect_starts(w0, starts, width, low, high, keys):
     """List the columns of ``starts`` with w0 in [low, high), as (w0 << 32) | column; return how many there are."""
     n = 0
-    for i in range(words_for(span)):
+    for i in range(words_for(width)):
         bits = starts[i]
         if high <= LOW:
             bits &= ones_below(w0, 64 * i, high)

@@ -176,15 +176,15 @@ def _groups(builder, n):
 def sort_by_rank(typingctx, keys, n, out):
     """out[:n] = the n different keys, ascending: each key's place is the number of smaller ones.
 
-    Both arrays are written to behind n, up to the next multiple of 16.
+    Both arrays are written to after n, up to the next multiple of 16.
     """
     signature = types.void(keys, types.int64, out)
 
     def codegen(context, builder, signature, args):
         source, result = (_pointer(context, builder, signature.args[i], args[i]) for i in (0, 2))
         none = Lanes.constant(builder, [NONE] * (2 * LANES)).value
-        behind = builder.bitcast(cgutils.gep(builder, source, args[1]), none.type.as_pointer())
-        builder.store(none, behind, align=8)
+        after = builder.bitcast(cgutils.gep(builder, source, args[1]), none.type.as_pointer())
+        builder.store(none, after, align=8)
         with cgutils.for_range(builder, _groups(builder, args[1])) as group:
             mine, rank = _rank(builder, source, args[1], group.index)
             for lane in range(2 * LANES):
@@ -199,7 +199,7 @@ def sort_by_rank(typingctx, keys, n, out):
 def smallest_by_rank(typingctx, keys, n, most):
     """Bit i < n: fewer than ``most`` of the n different keys, at most 64, are smaller than keys[i]; others undefined.
 
-    The array is read behind n, up to the next multiple of 16.
+    The array is read after n, up to the next multiple of 16.
     """
     signature = types.uint64(keys, types.int64, types.int64)
 

@@ -8,7 +8,7 @@
     top-up                the columns with the smallest (w1, column), until B are masked
     replacement           80/10/10, labels, positions
 
-Work split: one call takes a range of rows. Assumed: arrays contiguous, the scratch large enough (``masking/rows.py``).
+Work split: one call takes a range of rows. Assumed: arrays contiguous, the scratch large enough (``engine/rows.py``).
 """
 
 import numpy as np
@@ -62,18 +62,18 @@ def row_rates(rates, draw, seed):
 
 @stage
 def begin_row(
-    tokens, first, span, pool, known, placing, linking, w0, w1, w2, w3, draw, seed, ids, base, pos, size, lookup, found,
-    out, labels,
+    tokens, first, width, pool, known, placing, linking, w0, w1, w2, w3, draw, seed, ids, base, pos, size, lookup,
+    found, out, labels,
 ):  # fmt: skip
     """Draw the words of all columns, fill the gene table or look up pairs, and ask for the memory that is written to.
 
     All in one loop: the words keep the vector units busy, the rest is reading and writing, and takes no time beside it.
     """
-    for begin in range(64 * words_for(span) - AT_ONCE, -1, -AT_ONCE):
+    for begin in range(64 * words_for(width) - AT_ONCE, -1, -AT_ONCE):
         if placing:
-            place_genes(tokens, first, begin, min(begin + AT_ONCE, span), pool, known, ids, base, pos)
+            place_genes(tokens, first, begin, min(begin + AT_ONCE, width), pool, known, ids, base, pos)
         if linking:
-            find_pairs(tokens, first, begin, min(begin + AT_ONCE, span - 1), size, lookup, found)
+            find_pairs(tokens, first, begin, min(begin + AT_ONCE, width - 1), size, lookup, found)
         for c in range(first + begin, first + begin + AT_ONCE, 8):
             prefetch(out, c)
             prefetch(labels, c)
@@ -82,19 +82,19 @@ def begin_row(
 
 @kernel(makes_arrays=False)
 def mask(
-    begin, end, row_ptr, tokens, seen, protected, draws, mode, offset, seed, rates, settings,
+    begin, end, row_ptr, tokens, attention_mask, special_tokens_mask, draws, mode, offset, seed, rates, settings,
     ids, lookup, indptr, indices, graph_ids, priorities, table_base, rates_before, pos, w0, w1, w2, w3, pool, masked,
-    flags, seed_keys, words, keys, order, spare, out, attention, labels, positions,
+    flags, seed_keys, words, keys, order, spare, out, out_attention, labels, positions,
 ):  # fmt: skip
     """Mask the rows [begin, end) of a batch.
 
-    Row i is tokens[row_ptr[i]:row_ptr[i + 1]], written into row i of the outputs, padded on the right. ``seen``,
-    ``protected`` (1: attended to, 1: never masked) and ``priorities`` lie like ``tokens``; these, ``graph_ids`` and the
-    output ``attention`` may be empty. A priority takes the place of w0, or of w1 where the strategy is SAMPLED. A row
-    of ``positions`` must have room for floor(columns · p). ``ids``, ``lookup``, ``indptr`` and ``indices`` are what the
-    strategy looks up (``neighbor_tables.py``); of several graphs ``graph_ids`` names each row's. ``table_base`` (one
-    element) and ``rates_before`` (two) are kept for the next call; the arrays from ``pos`` to ``spare`` are scratch.
-    Returns the first row that holds a token outside the vocabulary, or −1.
+    Row i is tokens[row_ptr[i]:row_ptr[i + 1]], written into row i of the outputs, padded on the right.
+    ``attention_mask`` (0: padding), ``special_tokens_mask`` (1: never masked) and ``priorities`` lie like ``tokens``;
+    these, ``graph_ids`` and the output ``out_attention`` may be empty. A priority takes the place of w0, or of w1 where
+    the strategy is SAMPLED. A row of ``positions`` must have room for floor(columns · p). ``ids``, ``lookup``,
+    ``indptr`` and ``indices`` are what the strategy looks up (``engine/tables.py``); of several graphs ``graph_ids``
+    names each row's. ``table_base`` (one element) and ``rates_before`` (two) are kept for the next call; the arrays
+    from ``pos`` to ``spare`` are scratch. Returns the first row that holds a token outside the vocabulary, or −1.
     """
     key = np.uint64(seed)
     base = table_base[0]
@@ -103,27 +103,28 @@ def mask(
     bad = -1
     for row in range(begin, end):
         here = slice(row_ptr[row], row_ptr[row + 1])
-        cell, visible, fixed, ranks = tokens[here], seen[here], protected[here], priorities[here]
+        cell, ranks = tokens[here], priorities[here]
+        visible, protected = attention_mask[here], special_tokens_mask[here]
         first, last = padding_ends(cell, visible, settings[PAD])
-        span = last - first
-        n, known = find_maskable(cell, visible, fixed, first, last, settings, pool)
+        width = last - first
+        n, known = find_maskable(cell, visible, protected, first, last, settings, pool)
         if not known and bad < 0:
             bad = row
-        draw = row_draw(cell, first, pool, span, row, draws, mode, offset) if n > 0 else U0
+        draw = row_draw(cell, first, pool, width, row, draws, mode, offset) if n > 0 else U0
         p, ratio = row_rates(rates, draw, key)
         budget = np.int64(np.floor(n * p))
         quota = np.int64(np.floor(budget * ratio))
-        masked[: words_for(span)] = U0
+        masked[: words_for(width)] = U0
         table = graph_ids[row] if graph_ids.size else 0
         placing = strategy == CORRMASK and quota > 0 and 0 <= table < tables
         numbers = ids[table * (size + 1) : (table + 1) * (size + 1)] if placing else ids
-        if placing and base + span > largest_entry(pos):
+        if placing and base + width > largest_entry(pos):
             pos[:] = 0
             base = 1
         if budget > 0:
             linking = strategy == PMI and quota > 0 and known
             begin_row(
-                cell, first, span, pool, known, placing, linking, w0, w1, w2, w3, draw, key, numbers, base, pos, size,
+                cell, first, width, pool, known, placing, linking, w0, w1, w2, w3, draw, key, numbers, base, pos, size,
                 lookup, spare.view(np.uint16), out[row], labels[row],
             )  # fmt: skip
             if ranks.size:
@@ -133,24 +134,24 @@ def mask(
             if quota == 0 or strategy == RANDOM or strategy == SAMPLED:
                 pass
             elif strategy == SPAN:
-                count = add_spans(pool, masked, w0, span, n, quota, draw, key, seed_keys, order)
+                count = add_spans(pool, masked, w0, width, n, quota, draw, key, seed_keys, order)
             elif strategy == PMI:
                 count = add_runs(
-                    cell, first, span, pool, known, masked, w0, quota, size, lookup, seed_keys, order, spare
+                    cell, first, width, pool, known, masked, w0, quota, size, lookup, seed_keys, order, spare
                 )
             elif placing:
                 count = expand_seeds(
-                    cell, first, span, pool, masked, flags, w0, n, quota, draw, key, numbers, indptr, indices,
+                    cell, first, width, pool, masked, flags, w0, n, quota, draw, key, numbers, indptr, indices,
                     min(settings[PARTNERS], settings[DEGREE]), base, pos, rates_before, seed_keys, words, keys, order,
                     spare,
                 )  # fmt: skip
-            for i in range(words_for(span)):
+            for i in range(words_for(width)):
                 pool[i] &= ~masked[i]
-            take_smallest(w1, pool, span, n - count, budget - count, masked, seed_keys, order)
+            take_smallest(w1, pool, width, n - count, budget - count, masked, seed_keys, order)
         write_row(
-            cell, first, span, masked, w2, w3, settings, out[row], labels[row],
-            attention[row] if attention.size else attention[0], positions[row], order,
+            cell, first, width, masked, w2, w3, settings, out[row], labels[row],
+            out_attention[row] if out_attention.size else out_attention[0], positions[row], order,
         )  # fmt: skip
-        base += span
+        base += width
     table_base[0] = base
     return bad

@@ -10,7 +10,7 @@
 //
 //   rho = sum d_u·d_v / sqrt(sum d_u² · sum d_v²), or 0 where either gene is constant over the overlap
 //
-// Work split: block = pair. Twin of kernels/overlap.py. The _rn intrinsics round each operation on its own: no
+// Work split: block = pair. CUDA version of kernels/overlap.py. The _rn intrinsics round each operation on its own: no
 // contraction, whatever the compiler's options. Assumed: n³ / 3 fits int64.
 
 #include "level_ranks.cuh"

@@ -4,7 +4,7 @@
 //                                             key     = (seed low, seed high))      → x y z w  =  w0 w1 w2 w3
 //
 // Ten rounds of  (c0, c1, c2, c3) → (hi(M1·c2) ^ c1 ^ k0,  lo(M1·c2),  hi(M0·c0) ^ c3 ^ k1,  lo(M0·c0)).
-// Twin of kernels/philox.py. NVRTC has no <cstdint>: the names of the integer types are given here.
+// CUDA version of kernels/philox.py. NVRTC has no <cstdint>: the names of the integer types are given here.
 
 typedef unsigned char u8;
 typedef unsigned int u32;

@@ -6,8 +6,8 @@
 //
 // Runs never overlap: the quota takes the columns by (w0 of their run's first, column).
 //
-// Work split: block = row, thread = pairs of columns, then the runs that begin at them. Twin of kernels/pmi.py.
-// Assumed: see rows.cuh; the lookup is as neighbor_tables.py makes it.
+// Work split: block = row, thread = pairs of columns, then the runs that begin at them. CUDA version of kernels/pmi.py.
+// Assumed: see rows.cuh; the lookup is as engine/tables.py makes it.
 
 #include "rows.cuh"
 

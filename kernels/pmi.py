@@ -4,8 +4,8 @@
     linked     1  1  0  0  1  .                       pair of the table
     runs       |0  1  2|    |4  5|     maximal, of two columns or more; in random order (w0, column) of their first
 
-Which pairs there are is looked up in buckets (``neighbor_tables.py``): the token in front has a few of its own, and by
-its low bits the one behind it is in a certain one of them or in none. Nothing branches by what is found, nor is
+Which pairs there are is looked up in buckets (``engine/tables.py``): the token in front has a few of its own, and by
+its low bits the one after it is in a certain one of them or in none. Nothing branches by what is found, nor is
 anything made of it yet, so that the CPU has many lookups under way at once; they come while the columns' random words
 are computed (``begin_row``), which leaves the units that read memory idle.
 
@@ -46,7 +46,7 @@ def pair_slots(u, v, size, lookup):
 
 @inline
 def find_pairs(tokens, first, begin, end, size, lookup, found):
-    """Fill ``found`` for the columns [begin, end), each with the one behind it; tokens must lie in the vocabulary."""
+    """Fill ``found`` for the columns [begin, end), each with the one after it; tokens must lie in the vocabulary."""
     if end <= begin:
         return
     here, r = np.uint64(first + begin), np.uint64(begin)
@@ -58,12 +58,12 @@ def find_pairs(tokens, first, begin, end, size, lookup, found):
 
 
 @stage
-def find_linked(tokens, first, span, pool, known, size, lookup, found, linked):
+def find_linked(tokens, first, width, pool, known, size, lookup, found, linked):
     """Fill ``linked``; return how many of its bits are set.
 
     Tokens outside the vocabulary are in no pair: where not all are ``known``, ``found`` is not filled, nor needed.
     """
-    words = words_for(span)
+    words = words_for(width)
     n = 0
     for i in range(words):
         following = pool[i + 1] << TOP_BIT if i + 1 < words else U0
@@ -84,10 +84,10 @@ def find_linked(tokens, first, span, pool, known, size, lookup, found, linked):
 
 
 @stage
-def find_starts(linked, span, starts):
+def find_starts(linked, width, starts):
     """Fill the bits of the columns at which a run begins; return how many there are."""
     n, carry = 0, U0
-    for i in range(words_for(span)):
+    for i in range(words_for(width)):
         starts[i] = linked[i] & ~((linked[i] << U1) | carry)
         carry = linked[i] >> TOP_BIT
         n += count_ones(starts[i])
@@ -95,10 +95,10 @@ def find_starts(linked, span, starts):
 
 
 @stage
-def set_runs_below(w0, linked, starts, span, bound, masked):
+def set_runs_below(w0, linked, starts, width, bound, masked):
     """Set ``masked`` to the runs whose start has w0 < bound; return how many columns that are."""
     n, carry = 0, U0
-    for i in range(words_for(span)):
+    for i in range(words_for(width)):
         chosen = starts[i] & ones_below(w0, 64 * i, bound) if bound <= LOW else starts[i]
         part = linked[i] + chosen
         total = part + carry
@@ -132,24 +132,24 @@ def safe_bound(quota, columns, runs):
 
 
 @stage
-def add_runs(tokens, first, span, pool, known, masked, w0, quota, size, lookup, keys, order, spare):
+def add_runs(tokens, first, width, pool, known, masked, w0, quota, size, lookup, keys, order, spare):
     """Set ``masked`` to runs until ``quota`` columns are in, or there are no more; return how many are."""
-    words = words_for(span)
-    behind = 16 * words  # ``spare`` begins with what ``find_pairs`` found, 16 bits a column
-    linked, starts = spare[behind : behind + words], spare[behind + words : behind + 2 * words]
-    links = find_linked(tokens, first, span, pool, known, size, lookup, spare.view(np.uint16), linked)
-    runs = find_starts(linked, span, starts)
+    words = words_for(width)
+    after = 16 * words  # ``spare`` begins with what ``find_pairs`` found, 16 bits a column
+    linked, starts = spare[after : after + words], spare[after + words : after + 2 * words]
+    links = find_linked(tokens, first, width, pool, known, size, lookup, spare.view(np.uint16), linked)
+    runs = find_starts(linked, width, starts)
     if runs == 0:
         return 0
     columns = links + runs
     low = LOW + U1 if columns <= quota else safe_bound(quota, columns, runs)
-    count = set_runs_below(w0, linked, starts, span, low, masked)
+    count = set_runs_below(w0, linked, starts, width, low, masked)
     while count > quota:
         low >>= U1
-        count = set_runs_below(w0, linked, starts, span, low, masked)
+        count = set_runs_below(w0, linked, starts, width, low, masked)
     while count < quota and low <= LOW:
         high = low + wave_width((quota - count) * runs / columns, runs)
-        n = collect_starts(w0, starts, span, low, high, keys)
+        n = collect_starts(w0, starts, width, low, high, keys)
         sort_keys(keys, n, order)
         for k in range(n):
             if count == quota:

@@ -107,7 +107,7 @@ def gather_rows(
     first_cell, offset_address, token_address, offsets_like, tokens_like, rows, size, lo, hi, max_length, known,
     out_indptr, out,
 ):  # fmt: skip
-    """Copy rows without their special tokens, each cut to ``max_length`` genes, one behind the other into ``out``.
+    """Copy rows without their special tokens, each cut to ``max_length`` genes, one after the other into ``out``.
 
     The vocabulary has ``size`` tokens, its genes are [lo, hi). Of a gene that stands in a cell again the first
     occurrence is taken. ``known[cell]`` says what earlier calls found in a cell (NEW, DISTINCT or REPEATS) and is
@@ -165,8 +165,8 @@ def gather_rows(
 
 
 @kernel(makes_arrays=False)
-def surround_rows(indptr, tokens, before, behind, longest, out_indptr, out):
-    """Copy rows, each cut to ``longest`` and put between the tokens ``before`` and ``behind`` (−1: none)."""
+def surround_rows(indptr, tokens, before, after, longest, out_indptr, out):
+    """Copy rows, each cut to ``longest`` and put between the tokens ``before`` and ``after`` (−1: none)."""
     n = 0
     out_indptr[0] = 0
     for row in range(indptr.size - 1):
@@ -176,7 +176,7 @@ def surround_rows(indptr, tokens, before, behind, longest, out_indptr, out):
         for c in range(indptr[row], min(indptr[row + 1], indptr[row] + longest)):
             out[n] = tokens[c]
             n += 1
-        if behind >= 0:
-            out[n] = behind
+        if after >= 0:
+            out[n] = after
             n += 1
         out_indptr[row + 1] = n

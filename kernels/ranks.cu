@@ -10,8 +10,8 @@
 //
 //   level = X + 1 = max_length − place of the gene in its cell        e = d + m, d = 2·rank − (n_cells + 1)
 //
-// Work split: block = chunk of cells, then block = column. Twin of kernels/ranks.py. Assumed: tokens in [0, vocab_size),
-// none twice in a cell; sum of e² fits int64.
+// Work split: block = chunk of cells, then block = column. CUDA version of kernels/ranks.py.
+// Assumed: tokens in [0, vocab_size), none twice in a cell; sum of e² fits int64.
 
 #include "level_ranks.cuh"
 

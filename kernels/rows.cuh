@@ -1,5 +1,5 @@
 // What every masking strategy shares on the device: a row's columns, its draw, the random words, the top-up, the
-// replacement (SPEC 3 and 4). Twin of kernels/rows.py.
+// replacement (SPEC 3 and 4). CUDA version of kernels/rows.py.
 //
 //   column c        0    1    2    3    4     5    6           input_ids, labels, masked_positions
 //                 <pad> <pad> G7   G3  <cls>  G7  <pad>
@@ -17,7 +17,7 @@
 // Every function here is called by the whole block, with equal arguments, unless it says otherwise. What one function
 // writes, others may read: the __syncthreads() stands inside the function that writes, unless it says otherwise.
 //
-// Assumed: columns and vocabulary below 2^31; the arena as large as corrmask_fast/cuda.py computes it.
+// Assumed: columns and vocabulary below 2^31; the arena as large as engine/device.py computes it.
 
 #include "block.cuh"
 
@@ -69,7 +69,7 @@ struct RowState {
   u32 warp_sums[MAX_WARPS];
   u32 histogram[RADIX];
 };
-static_assert(sizeof(RowState) == 1472, "corrmask_fast/cuda.py counts on it");
+static_assert(sizeof(RowState) == 1472, "engine/device.py counts on it");
 
 // A row: its arrays in the arena. Those that share memory live in turn.
 struct Row {
@@ -82,7 +82,7 @@ struct Row {
   u32* own;          // (width,) the strategy's
   u32* maskable;     // (words,) bits
   u32* masked;       // (words,) bits
-  u32* end;          // behind all these, at a multiple of 16 bytes: what a strategy needs beyond them
+  u32* end;          // after all these, at a multiple of 16 bytes: what a strategy needs beyond them
   u32 words, width;  // of bits; columns, rounded up to a multiple of 64
   i64 index, start;  // of the row in the batch, and of its columns
 };
@@ -98,7 +98,7 @@ __device__ __forceinline__ i64 input_token(const Batch& batch, i64 index) {
   return batch.wide ? ((const i64*)batch.input_ids)[index] : ((const int*)batch.input_ids)[index];
 }
 
-// The tokens of columns c and c + 1 of the row that starts at `start`; <pad> behind the last column.
+// The tokens of columns c and c + 1 of the row that starts at `start`; <pad> after the last column.
 __device__ __forceinline__ void input_pair(const Batch& batch, i64 start, u32 c, i64 (&token)[2]) {
   token[0] = token[1] = batch.pad_token;
   if (batch.paired && batch.wide && c < batch.columns) {
@@ -220,7 +220,7 @@ __device__ __forceinline__ u64 row_content(const Batch& batch, const Row& row) {
   return row.state->content;
 }
 
-// low + (high − low) · word / 2^32, each step rounded as the twin does.
+// low + (high − low) · word / 2^32, each step rounded as kernels/mask.py does.
 __device__ __forceinline__ double rate_between(double low, double high, u32 word) {
   return __dadd_rn(low, __dmul_rn(__dmul_rn(__dsub_rn(high, low), (double)word), 1.0 / 4294967296.0));
 }

@@ -46,9 +46,9 @@ def mix(x):
 
 
 @stage
-def padding_ends(tokens, attention, pad):
-    """Return (first, end): the row's first column that is not padding and the one behind its last."""
-    by_token = attention.size == 0
+def padding_ends(tokens, attention_mask, pad):
+    """Return (first, end): the row's first column that is not padding and the one after its last."""
+    by_token = attention_mask.size == 0
     first, end = 0, tokens.size
     if by_token:
         while first < end and tokens[first] == pad:
@@ -56,9 +56,9 @@ def padding_ends(tokens, attention, pad):
         while end > first and tokens[end - 1] == pad:
             end -= 1
     else:
-        while first < end and attention[first] == 0:
+        while first < end and attention_mask[first] == 0:
             first += 1
-        while end > first and attention[end - 1] == 0:
+        while end > first and attention_mask[end - 1] == 0:
             end -= 1
     return first, end
 
@@ -75,7 +75,7 @@ def nonzero_flags(flags, begin, end):
 
 
 @stage
-def find_maskable(tokens, attention, protected, first, end, settings, maskable):
+def find_maskable(tokens, attention_mask, special_tokens_mask, first, end, settings, maskable):
     """Fill the bits of maskable columns; return their number and whether all tokens lie in the vocabulary.
 
     A token outside the vocabulary counts as a gene (without neighbours): whether that is an error is not decided here.
@@ -96,23 +96,23 @@ def find_maskable(tokens, attention, protected, first, end, settings, maskable):
                 if tokens[c] < 0 or tokens[c] >= size:
                     known = False
                     genes |= U1 << np.uint64(c - begin)
-        if attention.size:
-            genes &= nonzero_flags(attention, begin, stop)
-        if protected.size:
-            genes &= ~nonzero_flags(protected, begin, stop)
+        if attention_mask.size:
+            genes &= nonzero_flags(attention_mask, begin, stop)
+        if special_tokens_mask.size:
+            genes &= ~nonzero_flags(special_tokens_mask, begin, stop)
         maskable[i] = genes
         n += count_ones(genes)
-    if attention.size:  # what is not attended to may be anything but padding, at the row's ends too
+    if attention_mask.size:  # what is not attended to may be anything but padding, at the row's ends too
         for c in range(tokens.size):
             known &= 0 <= tokens[c] < size
     return n, known
 
 
 @stage
-def row_content(tokens, first, maskable, span):
+def row_content(tokens, first, maskable, width):
     """Sum of mix((r << 32) | token) over the maskable columns, modulo 2**64."""
     total = U0
-    for i in range(words_for(span)):
+    for i in range(words_for(width)):
         if maskable[i] == ALL:
             begin = np.uint64(64 * i)
             here = tokens[first + 64 * i :]  # an index that may be negative would be looked at, and not in vectors
@@ -128,13 +128,13 @@ def row_content(tokens, first, maskable, span):
 
 
 @stage
-def row_draw(tokens, first, maskable, span, row, draws, mode, offset):
+def row_draw(tokens, first, maskable, width, row, draws, mode, offset):
     """Return a row's draw_id (SPEC 3)."""
     if mode == GIVEN:
         return np.uint64(draws[row])
     if mode == COUNTED:
         return np.uint64(draws[0]) + np.uint64(offset) + np.uint64(row)
-    return mix(row_content(tokens, first, maskable, span) + np.uint64(draws[0]))
+    return mix(row_content(tokens, first, maskable, width) + np.uint64(draws[0]))
 
 
 @inline
@@ -167,7 +167,7 @@ def sort_many(keys, n):
 
 @stage
 def sort_keys(keys, n, buffer):
-    """Sort the first n keys, all different; both arrays need room up to the next multiple of 16 behind n."""
+    """Sort the first n keys, all different; both arrays need room up to the next multiple of 16 after n."""
     if n > 128:
         sort_many(keys, n)
     elif n > 1:
@@ -176,10 +176,10 @@ def sort_keys(keys, n, buffer):
 
 
 @stage
-def split_by_bounds(w, pool, span, low, high, inside, between):
+def split_by_bounds(w, pool, width, low, high, inside, between):
     """inside: the columns of ``pool`` with w < low; between: those from there up to ``high``; return both numbers."""
     n, more = 0, 0
-    for i in range(words_for(span)):
+    for i in range(words_for(width)):
         bits = pool[i]
         below = bits & ones_below(w, 64 * i, low)
         rest = bits & ones_below(w, 64 * i, high) & ~below
@@ -190,7 +190,7 @@ def split_by_bounds(w, pool, span, low, high, inside, between):
 
 
 @stage
-def take_smallest(w, pool, span, size, count, chosen, keys, buffer):
+def take_smallest(w, pool, width, size, count, chosen, keys, buffer):
     """Move the ``count`` columns with the smallest (w, column) from ``pool`` (``size`` columns) to ``chosen``.
 
     Two bounds are guessed, two standard deviations below and above the expected count: columns below the lower one
@@ -198,7 +198,7 @@ def take_smallest(w, pool, span, size, count, chosen, keys, buffer):
     """
     if count <= 0:
         return
-    words = words_for(span)
+    words = words_for(width)
     if count >= size:
         for i in range(words):
             chosen[i] |= pool[i]
@@ -208,7 +208,7 @@ def take_smallest(w, pool, span, size, count, chosen, keys, buffer):
     while True:
         low = np.uint64(4294967295.0 * max((count - step) / size, 0.0))
         high = np.uint64(4294967295.0 * min((count + step) / size, 1.0))
-        below, more = split_by_bounds(w, pool, span, low, high, inside, between)
+        below, more = split_by_bounds(w, pool, width, low, high, inside, between)
         if below <= count and below + more >= count:
             break
         if low == U0 and high == LOW:  # only words of 2**32 − 1 are left out
@@ -229,27 +229,27 @@ def take_smallest(w, pool, span, size, count, chosen, keys, buffer):
 
 
 @stage
-def write_row(tokens, first, span, masked, w2, w3, settings, out, labels, attention, positions, columns):
+def write_row(tokens, first, width, masked, w2, w3, settings, out, labels, out_attention, positions, columns):
     """Write one row of the batch: tokens with their replacements, padding, labels, attention, masked positions.
 
     80/10/10: w2 < mask_below → <mask>; else w2 < random_below → the gene lo + (w3 · (hi − lo) >> 32); else unchanged.
-    ``attention`` may be empty.
+    ``out_attention`` may be empty.
     """
-    size, pad, last = tokens.size, settings[PAD], first + span
+    size, pad, last = tokens.size, settings[PAD], first + width
     copy(tokens[:first], out)
     labels[:first] = -100
     write_replaced(
-        tokens, first, span, masked, w2, w3, settings[MASK_BELOW], settings[RANDOM_BELOW], settings[LO],
+        tokens, first, width, masked, w2, w3, settings[MASK_BELOW], settings[RANDOM_BELOW], settings[LO],
         settings[HI] - settings[LO], settings[MASK], out, labels,
     )  # fmt: skip
     copy(tokens[last:], out[last:])
     out[size:], labels[last:] = pad, -100
     n = 0
-    for i in range(words_for(span)):
+    for i in range(words_for(width)):
         n = list_ones(masked[i], first + 64 * i, columns, n)
     copy(columns[:n], positions)
     positions[n:] = -1
-    if attention.size:
+    if out_attention.size:
         for c in range(size):
-            attention[c] = tokens[c] != pad
-        attention[size:] = 0
+            out_attention[c] = tokens[c] != pad
+        out_attention[size:] = 0

@@ -2,16 +2,17 @@
 //
 //   start      every maskable column, in random order (w0, column)
 //   length     1 + the number of k in 1 … 9 with words(…, block 1)[0] >= floor(2^32 · (1 − 0.8^k) / (1 − 0.8^10))
-//   span       the start and the maskable columns behind it, so many, to the row's end at most
+//   span       the start and the maskable columns after it, so many, to the row's end at most
 //
 // A column belongs to the first span that holds it: the one with the smallest (w0, start) of those that begin up to nine
 // maskable columns before it. The quota takes the columns by (w0 of their span, column): of spans of equal w0 the earlier
-// one comes first, and a column of a later one lies behind all of its own.
+// one comes first, and a column of a later one lies after all of its own.
 //
-//   maskable columns    4   5   7   8   9      spans     length << 28 | column, one behind the other
+//   maskable columns    4   5   7   8   9      spans     length << 28 | column, one after the other
 //   length              2   1   3   1   1      9 belongs to the span from 7, 8 or 9, whichever has the smallest w0
 //
-// Work split: block = row, thread = maskable columns. Twin of kernels/span.py. Assumed: see rows.cuh; columns below 2^28.
+// Work split: block = row, thread = maskable columns. CUDA version of kernels/span.py.
+// Assumed: see rows.cuh; columns below 2^28.
 
 #include "rows.cuh"
 

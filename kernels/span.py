@@ -2,7 +2,7 @@
 
     start      every maskable column, in random order (w0, column)
     length     1 + the number of k in 1 … 9 with words(…, block 1)[0] >= floor(2^32 · (1 − 0.8^k) / (1 − 0.8^10))
-    span       the start and the maskable columns behind it, so many, to the row's end at most
+    span       the start and the maskable columns after it, so many, to the row's end at most
 
 Called by the row loop of ``mask.py``.
 """
@@ -29,8 +29,8 @@ def span_length(w):
 
 
 @stage
-def add_span(pool, masked, start, length, span, room):
-    """Add the maskable column ``start`` and those behind it, ``length`` in all; return how many are new, at most room.
+def add_span(pool, masked, start, length, width, room):
+    """Add the maskable column ``start`` and those after it, ``length`` in all; return how many are new, at most room.
 
     Mostly all of them are maskable and there is room: then the span is one run of bits, over two words at most.
     """
@@ -39,7 +39,7 @@ def add_span(pool, masked, start, length, span, room):
     low, high = run << shift, U0
     if shift + np.uint64(length) > np.uint64(64):
         high = run >> (np.uint64(64) - shift)
-    fits = start + length <= span and (pool[i] & low) == low and (high == U0 or (pool[i + 1] & high) == high)
+    fits = start + length <= width and (pool[i] & low) == low and (high == U0 or (pool[i + 1] & high) == high)
     if fits and length <= room:
         new = count_ones(low & ~masked[i])
         masked[i] |= low
@@ -52,7 +52,7 @@ def add_span(pool, masked, start, length, span, room):
     while added < length and new < room:
         while bits == U0:
             i += 1
-            if i >= words_for(span):
+            if i >= words_for(width):
                 return new
             bits = pool[i]
         new += add_column(masked, 64 * i + lowest_one(bits))
@@ -62,14 +62,14 @@ def add_span(pool, masked, start, length, span, room):
 
 
 @stage
-def add_spans(pool, masked, w0, span, maskable, quota, draw, seed, keys, order):
+def add_spans(pool, masked, w0, width, maskable, quota, draw, seed, keys, order):
     """Add spans to ``masked`` until ``quota`` columns are in; return how many are."""
     d0, d1, k0, k1 = draw & LOW, draw >> S32, seed & LOW, seed >> S32
     count = 0
     low = U0
     while count < quota and low <= LOW:
         high = low + wave_width((quota - count) / MEAN_GAIN, maskable)
-        n = collect_starts(w0, pool, span, low, high, keys)
+        n = collect_starts(w0, pool, width, low, high, keys)
         sort_keys(keys, n, order)
         for k in range(n):
             w, _, _, _ = philox(keys[k] & LOW, U1, d0, d1, k0, k1)
@@ -77,6 +77,6 @@ def add_spans(pool, masked, w0, span, maskable, quota, draw, seed, keys, order):
         for k in range(n):
             if count == quota:
                 break
-            count += add_span(pool, masked, np.int64(keys[k] & LOW), np.int64(order[k]), span, quota - count)
+            count += add_span(pool, masked, np.int64(keys[k] & LOW), np.int64(order[k]), width, quota - count)
         low = high
     return count

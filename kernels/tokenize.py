@@ -164,7 +164,7 @@ def histogram_values(indptr, lengths, tokens, bits, low, shift, histogram, first
 def collect_values(indptr, lengths, tokens, bits, low, width, above, place, ends, out, first_token, last_token):
     """Write the values inside each token's interval of ``width`` bits, and lower ``above`` to the least beyond it.
 
-    Values of a token go to ``out`` from ``place[token]``, which moves on, and never behind ``ends[token]``.
+    Values of a token go to ``out`` from ``place[token]``, which moves on, and never after ``ends[token]``.
     """
     for r in range(lengths.size):
         for k in range(indptr[r], indptr[r] + lengths[r]):

@@ -24,19 +24,26 @@ MIXED = Case(
 )
 
 
-def arguments(case, device="cpu", *, draws=None, mode=GIVEN, offset=0, graph_ids=None, priorities=None, **parameters):
-    """What torch_ops hands to mask_cuda for a case."""
+def arguments(
+    case,
+    device="cpu",
+    *,
+    draws=None,
+    mode=GIVEN,
+    offset=0,
+    graph_ids=None,
+    priorities=None,
+    validate=False,
+    **parameters,
+):
+    """What the operator is given for a case: of CUDA tensors ``mask_on_device`` takes them."""
     masker = case.masker(**parameters).to(device)
     given = torch.from_numpy(draw_ids(case.rows, seed=7)) if draws is None else draws
     tensors = [
         None if each is None else torch.from_numpy(each).to(device)
         for each in (case.input_ids, case.attention_mask, case.special_tokens_mask)
     ]
-    return [
-        *tensors, given.to(device), mode, offset, masker.seed_bits, masker.rate_bits, masker.neighbor_lookup,
-        masker.neighbor_indptr, masker.neighbor_indices, graph_ids, priorities, masker._settings,
-        masker.max_probability,
-    ]  # fmt: skip
+    return [*tensors, given.to(device), mode, offset, graph_ids, priorities, validate, *masker.fixed_arguments()]
 
 
 def as_result(tensors):

@@ -2,9 +2,8 @@
 
     no access │ pattern … pattern │ array │ no access
 
-An array ends where a page ends: who reads or writes behind it ends the process. In front of it, and in what the kernel
-is given undefined, lies a pattern that no result may depend on. The scratch has the sizes that masking/rows.py gives
-it.
+An array ends where a page ends: who reads or writes after it ends the process. In front of it, and in what the kernel
+is given undefined, lies a pattern that no result may depend on. The scratch has the sizes that engine/rows.py gives it.
 """
 
 from __future__ import annotations
@@ -15,12 +14,14 @@ import mmap
 import sys
 
 import numpy as np
+import torch
 
 from corrmask_fast import Vocabulary
-from corrmask_fast.kernels.layout import CONTENT, CORRMASK, COUNTED, GIVEN, PMI, RANDOM, SAMPLED, SPAN
-from corrmask_fast.masking import rows
-from corrmask_fast.masking.neighbor_tables import table_of_pairs
-from corrmask_fast.masking.rows import Draws, RowRules, mask_rows
+from corrmask_fast.kernels.layout import CONTENT, CORRMASK, COUNTED, GIVEN, PMI, RANDOM, SAMPLED, SPAN, Settings
+from corrmask_fast.masking.engine import rows
+from corrmask_fast.masking.engine.draws import Draws
+from corrmask_fast.masking.engine.rows import CpuPlan, make_plan, mask_rows
+from corrmask_fast.masking.engine.tables import table_of_pairs
 from corrmask_fast.threads import set_num_threads
 
 LENGTHS = (*range(1, 131), *range(2047, 2051))
@@ -72,12 +73,12 @@ class Guards:
 
 
 class GuardedScratch:
-    """Stands in for the scratch of masking/rows.py: made anew for each call, guarded."""
+    """Stands in for the scratch of engine/rows.py: made anew for each call, guarded."""
 
     def __init__(self, guards: Guards, entry: type) -> None:
         self.guards, self.entry = guards, entry
 
-    def ready(self, rules: RowRules, columns: int) -> tuple[np.ndarray, ...]:
+    def ready(self, plan: CpuPlan, columns: int) -> tuple[np.ndarray, ...]:
         """Return the arrays in the kernel's order; what is uint16 (the gene table, looked) with the type to test."""
         return tuple(
             self.guards.hold(
@@ -85,21 +86,19 @@ class GuardedScratch:
                 array.astype(self.entry) if array.dtype == np.uint16 else array,
                 filled=i < FILLED,
             )
-            for i, array in enumerate(rows._Scratch().ready(rules, columns))
+            for i, array in enumerate(rows._Scratch().ready(plan, columns))
         )
 
 
-def make_rules() -> dict[str, RowRules]:
-    """Rules of every strategy over one vocabulary; a few genes have the degrees to test, the others some."""
+def make_plans() -> dict[str, CpuPlan]:
+    """Plans of every strategy over one vocabulary; a few genes have the degrees to test, the others some."""
     rng = np.random.default_rng(0)
     genes = Vocabulary(("<pad>", "<mask>", *(f"G{i}" for i in range(N_GENES))))
     degrees = np.concatenate([[0] * SPECIAL, DEGREES, rng.integers(0, 60, N_GENES - len(DEGREES))])
     near = [len(DEGREES) if gene % 2 and degree < 300 else N_GENES for gene, degree in enumerate(degrees)]
     indices = [np.sort(SPECIAL + rng.permutation(n)[:degree]) for n, degree in zip(near, degrees, strict=True)]
-    bits = np.zeros(-(-SIZE // 64) * 64, np.bool_)
-    bits[:SIZE] = degrees > 0
     graph = (
-        np.packbits(bits, bitorder="little").view(np.uint64),
+        np.zeros(1, np.uint64),
         np.concatenate([[0], degrees.cumsum()]).astype(np.int32),
         np.concatenate(indices).astype(np.uint16),
     )
@@ -112,11 +111,12 @@ def make_rules() -> dict[str, RowRules]:
         "random": (RANDOM, nothing, 0), "span": (SPAN, nothing, 0), "pmi": (PMI, pairs, 0),
         "sampled": (SAMPLED, nothing, 0),
     }  # fmt: skip
-    seed = np.array([5], np.int64)
+    lo, hi = genes.gene_range
     return {
-        name: RowRules.make(
-            table[0], table[1], table[2].astype(np.uint16),
-            RowRules.settings_of(genes, strategy, max(DEGREES), most, 0.8, 0.1), seed,
+        name: make_plan(
+            torch.tensor([5]), torch.zeros(4, dtype=torch.int64), torch.from_numpy(table[0].view(np.int64)),
+            torch.from_numpy(table[1]), torch.from_numpy(table[2].astype(np.int32)),
+            Settings(0, 1, lo, hi, SIZE, most, int(0.8 * 2**32), int(0.9 * 2**32), max(DEGREES), strategy), 0.95,
         )
         for name, (strategy, table, most) in kinds.items()
     }  # fmt: skip
@@ -127,54 +127,54 @@ def make_batch(rng: np.random.Generator, length: int, number: int) -> tuple[list
     row_ptr = np.cumsum([0, length, length // 2])
     genes = N_GENES if length > len(DEGREES) else len(DEGREES)
     cell = SPECIAL + rng.permutation(genes)[:length]
-    if number % 5 == 1:  # tokens of no vocabulary: just behind it, and far away
+    if number % 5 == 1:  # tokens of no vocabulary: just after it, and far away
         cell[rng.integers(0, length, 3)] = (SIZE, SIZE + 40, -7)
     if number % 5 == 2:
         cell = np.sort(cell)  # long runs of pairs
     tokens = np.concatenate([cell, cell[: length // 2]])
     if number % 7 == 1:  # padding by token, at both ends
         tokens[[0, length - 1, -1]] = 0
-    more: dict[str, np.ndarray] = {"attention": np.empty((2, length), np.int64)} if number % 2 else {}
+    more: dict[str, np.ndarray] = {"out_attention": np.empty((2, length), np.int64)} if number % 2 else {}
     if number % 3 == 1:
-        more["seen"] = (rng.random(tokens.size) < 0.9).astype(np.uint8)
+        more["attention_mask"] = (rng.random(tokens.size) < 0.9).astype(np.uint8)
     if number % 3 == 2:
-        more["protected"] = (rng.random(tokens.size) < 0.2).astype(np.uint8)
+        more["special_tokens_mask"] = (rng.random(tokens.size) < 0.2).astype(np.uint8)
     if number % 4 == 3:
         more["graph_ids"] = np.zeros(2, np.int64)
     return [row_ptr, tokens], more
 
 
-def mask_guarded(guards: Guards, rules: RowRules, entry: type, batch: list[np.ndarray], draws: Draws,
+def mask_guarded(guards: Guards, plan: CpuPlan, entry: type, batch: list[np.ndarray], draws: Draws,
                  more: dict[str, np.ndarray]) -> list[np.ndarray]:  # fmt: skip
     """Mask a batch with guarded arrays alone; return the outputs."""
     rates, row_ptr, tokens, *outputs = batch
     index = np.uint16 if entry is np.uint16 else np.int32
     held = [guards.hold(f"output {i}", output, filled=False) for i, output in enumerate(outputs)]
-    given = {name: guards.hold(name, array, filled=name != "attention") for name, array in more.items()}
+    given = {name: guards.hold(name, array, filled=name != "out_attention") for name, array in more.items()}
     hold = guards.hold
-    rules = RowRules(
-        hold("ids", rules.ids.astype(index)), hold("lookup", rules.lookup), hold("indptr", rules.indptr),
-        hold("indices", rules.indices.astype(index)), hold("settings", rules.settings), hold("seed", rules.seed),
-        rules.scratch,
+    plan = plan._replace(
+        ids=hold("ids", plan.ids.astype(index)), lookup=hold("lookup", plan.lookup), indptr=hold("indptr", plan.indptr),
+        indices=hold("indices", plan.indices.astype(index)), settings=hold("settings", plan.settings),
+        seed=hold("seed", plan.seed), rates=hold("rates", rates),
     )  # fmt: skip
     scratch, rows._scratch = rows._scratch, GuardedScratch(guards, entry)
     try:
         mask_rows(
-            rules, hold("rates", rates), hold("row_ptr", row_ptr), hold("tokens", tokens),
+            plan, hold("row_ptr", row_ptr), hold("tokens", tokens),
             draws._replace(values=hold("draws", draws.values)), *held, **given,
         )  # fmt: skip
     finally:
         rows._scratch = scratch
     guards.check_fronts()
-    return [*held, *([given["attention"]] if "attention" in given else [])]
+    return [*held, *([given["out_attention"]] if "out_attention" in given else [])]
 
 
 def run(entry: type, ids: type) -> None:
     """Mask rows of all lengths by all strategies, and compare with what unguarded arrays give."""
-    rng, guards, all_rules = np.random.default_rng(1), Guards(), make_rules()
+    rng, guards, plans = np.random.default_rng(1), Guards(), make_plans()
     number = 0
     for length in LENGTHS:
-        for name, rules in all_rules.items():
+        for name, plan in plans.items():
             number += 1
             sys.stdout.write(f"{name}, row of {length}, variant {number}\n")  # the last line tells where it ended
             sys.stdout.flush()
@@ -187,16 +187,16 @@ def run(entry: type, ids: type) -> None:
             positions = np.empty((2, int(length * rates[1])), np.int64)
             outputs = [np.empty((2, length), np.int64), np.empty((2, length), np.int64), positions]
             batch = [rates, row_ptr, tokens.astype(ids), *outputs]
-            guarded = mask_guarded(guards, rules, entry, batch, draws, more)
-            mask_rows(rules, *batch[:3], draws, *outputs, **more)
+            guarded = mask_guarded(guards, plan, entry, batch, draws, more)
+            mask_rows(plan._replace(rates=rates), *batch[1:3], draws, *outputs, **more)
             for free, held in zip(
-                [*outputs, *([more["attention"]] if "attention" in more else [])], guarded, strict=True
+                [*outputs, *([more["out_attention"]] if "out_attention" in more else [])], guarded, strict=True
             ):
                 np.testing.assert_array_equal(held, free)
 
 
 def trespass(step: int) -> None:
-    """Write one byte in front of a guarded array, or behind it."""
+    """Write one byte in front of a guarded array, or after it."""
     guards = Guards()
     array = guards.hold("trodden", np.zeros(100, np.uint8))
     ctypes.memset(array.ctypes.data + step, 0, 1)
@@ -210,5 +210,5 @@ if __name__ == "__main__":
         "uint16": lambda: run(np.uint16, np.int64),
         "int32": lambda: run(np.int32, np.int32),
         "before": lambda: trespass(-1),
-        "behind": lambda: trespass(100),
+        "after": lambda: trespass(100),
     }[sys.argv[1]]()

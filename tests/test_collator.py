@@ -22,7 +22,7 @@ from corrmask_fast import (
     set_num_threads,
     write_corpus,
 )
-from corrmask_fast.masking import rows as masking_rows
+from corrmask_fast.masking.engine import rows as masking_rows
 from corrmask_fast.testing import Case, assert_same, make_graph, make_vocabulary
 
 GRAPH, GRAPH_V2 = make_graph(make_vocabulary(300)), make_graph(make_vocabulary(300, v2=True))
@@ -272,8 +272,8 @@ def test_any_number_of_workers_and_batch_size_gives_the_same_masks(collator):
 
 def test_workers_do_not_hang_where_the_parent_used_threads(collator, monkeypatch):
     """Parallel loops of Numba or OpenMP would: a forked child has none of its parent's threads."""
-    monkeypatch.setattr(masking_rows, "FEWEST_TOKENS", 1)
-    monkeypatch.setattr(masking_rows, "TOKENS_A_RANGE", 1)
+    monkeypatch.setattr(masking_rows, "MIN_TOKENS", 1)
+    monkeypatch.setattr(masking_rows, "MIN_TOKENS_OF_RANGE", 1)
     try:
         set_num_threads(3)
         collator.set_epoch(4)

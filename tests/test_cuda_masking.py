@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from cuda_cases import FORWARD, MIXED, RANDOM, REVERSE, SOURCE
 
-from corrmask_fast import Vocabulary, build_dependency_graph, read_corpus, reference, tokenize
-from corrmask_fast.kernels.layout import COUNTED
-from corrmask_fast.masking import rows_cuda
+from corrmask_fast import reference
+from corrmask_fast.kernels.layout import CORRMASK, COUNTED, KERNELS
+from corrmask_fast.masking.engine import device
 from corrmask_fast.testing import (
     LONG_PARAMETERS,
     PARAMETERS,
@@ -49,26 +49,6 @@ def check_fixture(cuda_host, module):
 # ------------------------------------------------------------------------------------------------ the kernels, emulated
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_equals_the_oracle_to_the_bit(check, case):
-    for number, parameters in enumerate(PARAMETERS):
-        check(case, parameters, schedule=RANDOM, schedule_seed=number, preempt_percent=20)
-        check(case.astype(np.int32), parameters, schedule=REVERSE)
-
-
-@pytest.mark.parametrize("case", LONG_CASES, ids=lambda case: case.name)
-def test_long_rows_equal_the_oracle_to_the_bit(check, case):
-    for parameters in LONG_PARAMETERS:
-        check(case, parameters, schedule=RANDOM, schedule_seed=1)
-    check(case.astype(np.int32), {})
-
-
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_epochs_equal_the_oracle_to_the_bit(check, case):
-    for epoch in (0, 3, 2**63 - 1):
-        check(case, {"mlm_probability": 0.35, "seed": 11}, epoch=epoch, schedule=RANDOM)
-
-
 @pytest.mark.parametrize("threads", [32, 64, 96, 160, 224, 416, 992, 1024])
 @pytest.mark.parametrize("schedule", [FORWARD, REVERSE, RANDOM])
 def test_any_block_and_any_order_of_threads(check, threads, schedule):
@@ -94,7 +74,7 @@ def test_a_hub_with_thousands_of_neighbors(check):
 def test_waves_that_overflow_their_list(check, capacity):
     """Seeds are then expanded in many waves, each halved until it fits."""
     for partners in (0, 5):
-        arena = rows_cuda.Arena.make(MIXED.columns, MIXED.graph.vocabulary.size, partners, 256)
+        arena = device.Arena.make(MIXED.columns, MIXED.graph.vocabulary.size, partners, 256, KERNELS[CORRMASK])
         parameters = {"max_partners": partners, "structural_ratio": 1.0, "mlm_probability": 0.3}
         check(MIXED, parameters, arena=arena._replace(wave_capacity=capacity), schedule=RANDOM)
 
@@ -172,34 +152,6 @@ def test_rates_that_a_device_cannot_refuse_do_no_harm(cuda_host, module, rates):
     labelled = got.labels != -100
     assert (got.labels[labelled] == MIXED.input_ids[labelled]).all()
     assert (got.input_ids[~labelled] == MIXED.input_ids[~labelled]).all()
-
-
-def test_made_up_rows_equal_the_oracle_to_the_bit(check):
-    rng = np.random.default_rng(8)
-    graph = make_graph(make_vocabulary(90), degree=12, seed=9)
-    for number in range(150):
-        columns = int(rng.integers(1, 140))
-        parameters = {
-            "mlm_probability": float(rng.uniform(0.02, 0.98)),
-            "structural_ratio": float(rng.choice([0.2, 0.5, 0.9, 1.0])),
-            "max_partners": int(rng.choice([0, 1, 3, 5, 8, 9, 40])),
-            "seed": int(rng.integers(2**63)),
-        }
-        case = Case("random", graph, rng.integers(0, 92, (1, columns)))
-        check(case, parameters, schedule=RANDOM, schedule_seed=number, threads=int(rng.choice([32, 64, 96])))
-
-
-def test_real_cells_equal_the_oracle_to_the_bit(data_folder, tmp_path, check):
-    genes = Vocabulary.from_token_dictionary(data_folder / "geneformer" / "token_dictionary.pkl")
-    medians = data_folder / "geneformer" / "gene_median_dictionary.pkl"
-    tokenize(data_folder / "pbmc3k.h5ad", tmp_path / "cells.npz", genes, medians)
-    corpus = read_corpus(tmp_path / "cells.npz")
-    graph = build_dependency_graph(corpus, n_cells=700, min_cooccurrence=20, max_genes=600, progress=False)
-    indptr, tokens = corpus.gather(np.arange(0, 2700, 450))
-    ids = np.full((6, np.diff(indptr).max()), genes.pad_token_id)
-    ids[np.arange(ids.shape[1]) < np.diff(indptr)[:, None]] = tokens
-    for parameters in LONG_PARAMETERS:
-        check(Case("real cells", graph, ids), parameters, epoch=3, schedule=RANDOM)
 
 
 # ------------------------------------------------------------------------------------------------ planted faults

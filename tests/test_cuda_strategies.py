@@ -7,12 +7,8 @@ import pytest
 import torch
 from cuda_cases import FORWARD, MIXED, RANDOM, REVERSE, arguments, as_result
 
-from corrmask_fast import CorrMasker, DependencyGraph, InputError, cuda
-from corrmask_fast.kernels.layout import SAMPLED
-from corrmask_fast.masking import rows_cuda, torch_ops
-from corrmask_fast.masking.base import Masker
-from corrmask_fast.masking.draws import priorities_of
-from corrmask_fast.masking.neighbor_tables import no_table
+from corrmask_fast import InputError, cuda
+from corrmask_fast.masking.engine import ops
 from corrmask_fast.testing import (
     STRATEGY_PARAMETERS,
     Case,
@@ -51,20 +47,6 @@ def check_fixture(cuda_host, modules):
         assert_same(case.expected(**draws, **parameters, **given), got, f"{case.name}, {parameters}")
 
     return check
-
-
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_equals_the_oracle_to_the_bit(check, case):
-    for number, parameters in enumerate((*STRATEGY_PARAMETERS, *RANGES)):
-        check(case, parameters, schedule=RANDOM, schedule_seed=number, preempt_percent=20)
-    for parameters in STRATEGY_PARAMETERS[1::3]:
-        check(case.astype(np.int32), parameters, schedule=REVERSE, epoch=3)
-
-
-@pytest.mark.parametrize("case", LONG_CASES[2:5], ids=lambda case: case.name)
-def test_long_rows_equal_the_oracle_to_the_bit(check, case):
-    for parameters in STRATEGY_PARAMETERS[::2]:
-        check(case, parameters, schedule=RANDOM, schedule_seed=1)
 
 
 @pytest.mark.parametrize("threads", [32, 160, 1024])
@@ -108,43 +90,6 @@ def test_one_run_of_a_whole_row(check):
         check(case, {"strategy": "pmi", "mlm_probability": p}, schedule=RANDOM, preempt_percent=30)
 
 
-@pytest.mark.parametrize("kind", ["spread", "ties"])
-def test_priorities_equal_the_oracle_to_the_bit(cuda_host, modules, check, kind):
-    for case in (MIXED, *[case for case in CASES if case.known]):
-        scores = torch.rand(case.input_ids.shape, generator=torch.Generator().manual_seed(1))
-        given = (priorities_of(scores) if kind == "spread" else (scores * 4).long() * 2**29).numpy()
-        for strategy in ("corrmask", "span", "pmi", "random"):
-            check(case, {"strategy": strategy, "mlm_probability": 0.4}, priorities=given, schedule=RANDOM)
-        vocabulary = case.graph.vocabulary
-        masker = Masker(
-            vocabulary, SAMPLED, no_table(vocabulary), mlm_probability=0.4, structural_ratio=0.0, seed=0,
-            mask_replace_prob=0.8, random_replace_prob=0.1, validate=False,
-        )  # fmt: skip
-        draws = draw_ids(case.rows, seed=7)
-        got = cuda_host.masking.emulate(modules["random"], case, draw_ids=draws, masker=masker, priorities=given)
-        expected = case.expected(draw_ids=draws, strategy="sampled", mlm_probability=0.4, priorities=given)
-        assert_same(expected, got, f"sampled, {case.name}")
-
-
-def test_each_row_goes_by_its_own_graph(cuda_host, modules):
-    """A number that is none's is a row without a graph: a device cannot say so without waiting."""
-    vocabulary, nothing = MIXED.graph.vocabulary, DependencyGraph.from_edges([], MIXED.graph.vocabulary)
-    graphs = [make_graph(vocabulary, degree=5, seed=1), make_graph(vocabulary, degree=30, seed=2)]
-    parameters = {"mlm_probability": 0.4, "structural_ratio": 0.9}
-    masker, draws = CorrMasker(graphs, **parameters), np.arange(3)
-    for which in ([0, 1, 1], [1, 0, 7], [-1, 2**62, 0]):
-        for indptr_dtype in (np.int32, np.int64):
-            got = cuda_host.masking.emulate(
-                modules["corrmask"], MIXED, draw_ids=draws, masker=masker, graph_ids=np.array(which),
-                indptr_dtype=indptr_dtype, schedule=RANDOM,
-            )  # fmt: skip
-            for row, number in enumerate(which):
-                graph = graphs[number] if number in {0, 1} else nothing
-                alone = Case("row", graph, MIXED.input_ids[row : row + 1])
-                expected = alone.expected(draw_ids=draws[row : row + 1], **parameters)
-                assert_same(expected, type(got)(*(field[row : row + 1] for field in got)), f"{which}, row {row}")
-
-
 @pytest.mark.parametrize("rates", [(np.nan, np.nan), (2.0, 2.0), (-1.0, 0.5), (np.inf, np.inf)])
 @pytest.mark.parametrize("strategy", ["span", "pmi", "random"])
 def test_rates_that_a_device_cannot_refuse_do_no_harm(cuda_host, modules, rates, strategy):
@@ -182,49 +127,39 @@ def test_planted_faults_are_found(cuda_host, check, strategy):
 @pytest.mark.parametrize("parameters", STRATEGY_PARAMETERS[::2], ids=str)
 def test_the_loader_equals_the_oracle_to_the_bit(emulated_cuda, parameters):
     for case in (MIXED, MIXED.astype(np.int32), *CASES[:4]):
-        got = rows_cuda.mask_cuda(*arguments(case, **parameters))
+        got = ops.mask_on_device(*arguments(case, **parameters))
         expected = case.expected(draw_ids=draw_ids(case.rows, seed=7), **parameters)
         assert_same(expected, as_result(got), f"{case.name}, {parameters}")
     assert emulated_cuda.launches[0][0] == f"{parameters['strategy']}_i64"
     emulated_cuda.device.shared_limit = 4_000
-    got = rows_cuda.mask_cuda(*arguments(MIXED, **parameters))
+    got = ops.mask_on_device(*arguments(MIXED, **parameters))
     assert emulated_cuda.launches[-1][0] == f"{parameters['strategy']}_i64_scratch"
     assert_same(MIXED.expected(draw_ids=draw_ids(3, seed=7), **parameters), as_result(got), "scratch")
 
 
 def test_priorities_are_checked_on_a_device_that_validates(emulated_cuda):
     given = torch.zeros(MIXED.input_ids.shape, dtype=torch.int64)
-    torch_ops.mask_on_device(*arguments(MIXED, priorities=given), validate=True)
+    ops.mask_on_device(*arguments(MIXED, priorities=given, validate=True))
     for bad in (-1, 2**32):
         given[1, 2] = bad
         with pytest.raises(InputError, match=rf"priorities must be in .*; got {bad} in row 1, column 2"):
-            torch_ops.mask_on_device(*arguments(MIXED, priorities=given), validate=True)
-    got = torch_ops.mask_on_device(*arguments(MIXED, priorities=given), validate=False)
+            ops.mask_on_device(*arguments(MIXED, priorities=given, validate=True))
+    got = ops.mask_on_device(*arguments(MIXED, priorities=given))
     expected = MIXED.expected(draw_ids=draw_ids(3, seed=7), priorities=(given % 2**32).numpy())
     assert_same(expected, as_result(got), "their lower 32 bits")
 
 
 def test_row_numbers_through_the_loader(emulated_cuda):
     given = torch.from_numpy(np.random.default_rng(0).integers(0, 2**32, MIXED.input_ids.shape))
-    got = rows_cuda.mask_cuda(*arguments(MIXED, priorities=given))
+    got = ops.mask_on_device(*arguments(MIXED, priorities=given))
     expected = MIXED.expected(draw_ids=draw_ids(3, seed=7), priorities=given.numpy())
     assert_same(expected, as_result(got), "priorities")
-    got = rows_cuda.mask_cuda(*arguments(MIXED, graph_ids=torch.tensor([0, 5, 0])))
+    got = ops.mask_on_device(*arguments(MIXED, graph_ids=torch.tensor([0, 5, 0])))
     expected = MIXED.expected(draw_ids=draw_ids(3, seed=7), structural_ratio=0.0)
     assert np.array_equal(as_result(got).labels[1], expected.labels[1])
 
 
 # ------------------------------------------------------------------------------------------------------- a device
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("case", [MIXED, *CASES, *LONG_CASES], ids=lambda case: case.name)
-def test_device_equals_the_oracle_to_the_bit(gpu, case):
-    for parameters in (*STRATEGY_PARAMETERS, *RANGES):
-        for narrow in (case, case.astype(np.int32)):
-            got = rows_cuda.mask_cuda(*arguments(narrow, gpu, **parameters))
-            expected = narrow.expected(draw_ids=draw_ids(case.rows, seed=7), **parameters)
-            assert_same(expected, as_result(got), f"{case.name}, {parameters}")
 
 
 @pytest.mark.gpu

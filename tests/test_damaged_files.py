@@ -16,7 +16,7 @@ from corpus_cases import V1, cells_of, make_cells, make_corpus
 from safetensors.numpy import save_file
 
 from corrmask_fast import DependencyGraph, InputError, MultinomialAttentionMasker, PMITable, read_corpus, write_corpus
-from corrmask_fast.masking.mam import KIND as MASKER
+from corrmask_fast.masking.strategies.mam import KIND as MASKER
 from corrmask_fast.tensor_files import GRAPH, METADATA, PMI_TABLE, canonical, hash_tensors
 
 datasets = pytest.importorskip("datasets")

@@ -15,8 +15,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from corrmask_fast import CorrMasker, DataCollatorForCorrMask, InputError
-from corrmask_fast.masking import torch_ops
 from corrmask_fast.masking.base import MaskedBatch
+from corrmask_fast.masking.engine import ops
 from corrmask_fast.testing import PARAMETERS, Case, assert_same, cases, draw_ids, make_graph, make_vocabulary
 
 CASES = [case for case in cases() if case.columns < 200]
@@ -99,12 +99,12 @@ def place(request):
         pytest.importorskip("cupy", reason="CuPy is not installed: pip install 'corrmask-fast[cuda13]'")
     if request.param == "emulated":
         request.getfixturevalue("emulated_cuda")
-        request.getfixturevalue("monkeypatch").setattr(torch_ops, "mask", torch_ops.mask_on_device)
+        request.getfixturevalue("monkeypatch").setattr(ops, "mask", ops.mask_on_device)
     return Place(request.param)
 
 
 def test_the_emulated_place_launches_cuda_kernels(emulated_cuda, request, monkeypatch):
-    monkeypatch.setattr(torch_ops, "mask", torch_ops.mask_on_device)
+    monkeypatch.setattr(ops, "mask", ops.mask_on_device)
     place = Place("emulated")
     place.masker()(place.put(HUB.input_ids), epoch=4)
     assert [launch[0] for launch in emulated_cuda.launches] == ["corrmask_i64"]
@@ -420,7 +420,7 @@ def test_an_eager_call_on_a_device_skips_the_dispatcher(monkeypatch):
     """Which costs the host as much as all else it does; a compiled call needs it."""
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    monkeypatch.setattr(torch_ops, "mask", None)
+    monkeypatch.setattr(ops, "mask", None)
     masker, ids = CorrMasker(GRAPH).to("cuda"), torch.from_numpy(HUB.input_ids).to("cuda")
     assert_same(EXPECTED, MaskedBatch(*(tensor.cpu() for tensor in masker(ids, epoch=4))), "eager")
 

@@ -121,6 +121,28 @@ def test_a_subpackage_imports_from_those_before_it(subpackage):
         assert subpackages_of(path) - {subpackage} <= MAY_IMPORT[subpackage], path
 
 
+def test_the_engine_of_masking_imports_nothing_of_what_stands_on_it():
+    for path in (PACKAGE / "masking" / "engine").glob("*.py"):
+        above = {module for module in imported(path) if module.startswith("masking.")}
+        assert {module.split(".")[1] for module in above} <= {"engine"}, path
+
+
+def test_no_files_of_masking_import_each_other():
+    """Type-checking imports and those inside functions count."""
+    files = (PACKAGE / "masking").rglob("*.py")
+    modules = {
+        ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path for path in files
+    }
+    left = {}
+    for name, path in modules.items():
+        found = [f"{each}." for each in imported(path)]
+        needs = {other for other in modules if any(each.startswith(f"{other}.") for each in found)}
+        left[name] = {other for other in needs if not f"{name}.".startswith(f"{other}.")}  # it lies in none of them
+    while free := {name for name, needs in left.items() if not needs & set(left)}:
+        left = {name: needs for name, needs in left.items() if name not in free}
+    assert not left
+
+
 @pytest.mark.parametrize("name", SHARED)
 def test_a_file_beside_the_subpackages_imports_what_is_listed(name):
     assert set(parts_of(PACKAGE / f"{name}.py")) - {name} == SHARED[name]

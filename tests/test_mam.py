@@ -21,10 +21,10 @@ from corrmask_fast import (
     read_corpus,
     reference,
 )
+from corrmask_fast.masking.engine.torch_random import gumbel_priorities
 from corrmask_fast.masking.schedules import Linear
-from corrmask_fast.masking.torch_random import gumbel_priorities
 from corrmask_fast.testing import make_graph, make_vocabulary
-from corrmask_fast.training.mam_model import attach, taken_off
+from corrmask_fast.training.mam_model import attach, detached
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -282,7 +282,7 @@ def test_attached_it_is_a_part_of_the_model():
         torch.testing.assert_close(each(**batch_of, latents=latents).loss, expected.loss)
         assert torch.equal(each(masked.input_ids).logits, plain)
     assert expected.loss != model(**batch_of).loss
-    with taken_off(model):
+    with detached(model):
         assert len(model.state_dict()) == len(make_bert().state_dict())
     assert model.attention_masker is masker
     with pytest.raises(

@@ -109,7 +109,7 @@ def test_mask_ragged_says_what_it_needs():
         masker.mask_ragged(indptr, tokens, columns=2, epoch=1)
     with pytest.raises(InputError, match=r"draw_ids must be \(2,\)"):
         masker.mask_ragged(indptr, tokens, draw_ids=np.zeros(3, np.int64))
-    for name in ("seen", "protected"):
+    for name in ("attention_mask", "special_tokens_mask"):
         with pytest.raises(InputError, match=rf"{name} must be \(5,\)"):
             masker.mask_ragged(indptr, tokens, epoch=1, **{name: np.ones(4, np.uint8)})
     for ends in ([0, 2, 6], [0, 3, 2], [1, 2, 5], []):

@@ -26,7 +26,7 @@ def test_masking_stays_inside_its_arrays(table):
 
 
 def test_guards_catch_what_goes_beyond():
-    assert run_guarded("behind").returncode == -signal.SIGSEGV
+    assert run_guarded("after").returncode == -signal.SIGSEGV
     process = run_guarded("before")
     assert process.returncode == 1
     assert "trodden was written to in front of its begin" in process.stderr

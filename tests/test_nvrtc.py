@@ -11,11 +11,13 @@ import pytest
 from cuda_cases import nvrtc
 
 from corrmask_fast import cuda
-from corrmask_fast.masking import rows_cuda
+from corrmask_fast.kernels.layout import CORRMASK
+from corrmask_fast.kernels.layout import KERNELS as STRATEGY_KERNELS
+from corrmask_fast.masking.engine import device
 
 KERNELS = sorted(path.name for path in (Path(__file__).parents[1] / "kernels").glob("*.cu"))
 ARCHITECTURES = (75, 80, 90, 100)
-MASKING = ("corrmask", "span", "pmi", "random")
+MASKING = sorted({kernels.stem for kernels in STRATEGY_KERNELS})
 REGISTERS = {
     **{f"{name}_{token}": 48 for name in MASKING for token in ("i32", "i64")},
     **{f"{name}_{token}_scratch": 64 for name in MASKING for token in ("i32", "i64")},
@@ -90,11 +92,14 @@ def test_registers_stay_within_budget(arch):
 @pytest.mark.parametrize("vocab_size", [25_426, 20_275])
 def test_five_rows_of_2048_genes_live_on_a_multiprocessor_at_a_time(vocab_size):
     """By registers and by shared memory, on an H100 or H200."""
-    arena = rows_cuda.Arena.make(2048, vocab_size, 5, cuda.THREADS)
+    arena = device.Arena.make(2048, vocab_size, 5, cuda.THREADS, STRATEGY_KERNELS[CORRMASK])
     assert SM_90["registers"] // (REGISTERS["corrmask_i64"] * cuda.THREADS) >= 5
     assert SM_90["shared_bytes"] // (arena.bytes + SM_90["reserved_of_block"]) >= 5
 
 
 @pytest.mark.parametrize(("columns", "vocab_size"), [(8192, 25_426), (8192, 65_536), (2048, 500_000)])
 def test_long_rows_and_large_vocabularies_fit_shared_memory(columns, vocab_size):
-    assert rows_cuda.Arena.make(columns, vocab_size, 5, cuda.THREADS).bytes <= SM_90["shared_of_block"]
+    assert (
+        device.Arena.make(columns, vocab_size, 5, cuda.THREADS, STRATEGY_KERNELS[CORRMASK]).bytes
+        <= SM_90["shared_of_block"]
+    )

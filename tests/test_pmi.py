@@ -40,7 +40,7 @@ def test_equals_plain_python_to_the_bit(make_corpus, min_count, memory):
 )
 def test_a_pair_is_found_exactly_where_it_is_in_the_table(size, followers):
     from corrmask_fast.kernels.pmi import pair_slots
-    from corrmask_fast.masking.neighbor_tables import table_of_pairs
+    from corrmask_fast.masking.engine.tables import table_of_pairs
 
     indptr = np.cumsum([0, *(len(followers.get(u, ())) for u in range(size))])
     indices = np.array([v for u in sorted(followers) for v in sorted(followers[u])], np.int32)

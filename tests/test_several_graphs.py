@@ -16,11 +16,11 @@ from corrmask_fast import (
     RandomMasker,
 )
 from corrmask_fast.kernels.layout import CORRMASK, GIVEN, SAMPLED
-from corrmask_fast.masking import torch_ops
 from corrmask_fast.masking.base import Masker
-from corrmask_fast.masking.draws import priorities_of
-from corrmask_fast.masking.neighbor_tables import no_table
-from corrmask_fast.testing import Case, assert_same, cases, draw_ids, make_graph, make_vocabulary
+from corrmask_fast.masking.engine import ops
+from corrmask_fast.masking.engine.draws import priorities_of
+from corrmask_fast.masking.engine.tables import no_table
+from corrmask_fast.testing import Case, assert_same, cases, make_graph, make_vocabulary
 
 GENES = make_vocabulary(200)
 GRAPHS = [make_graph(GENES, degree=degree, seed=seed) for degree, seed in ((8, 1), (0, 2), (30, 3))]
@@ -63,10 +63,9 @@ def test_the_op_and_compiled_functions_take_graphs(masker):
     compiled = torch.compile(masker, fullgraph=True, backend="aot_eager")
     assert_same(call(masker, WHICH), call(compiled, WHICH), "compiled")
     torch.library.opcheck(
-        torch_ops.mask,
-        (torch.from_numpy(IDS), None, None, torch.arange(30), GIVEN, 0, masker.seed_bits, masker.rate_bits,
-         masker.neighbor_lookup, masker.neighbor_indptr, masker.neighbor_indices, torch.from_numpy(WHICH),
-         torch.zeros(30, 120, dtype=torch.int64), masker._settings, masker.max_probability, True),
+        ops.mask,
+        (torch.from_numpy(IDS), None, None, torch.arange(30), GIVEN, 0, torch.from_numpy(WHICH),
+         torch.zeros(30, 120, dtype=torch.int64), True, *masker.fixed_arguments()),
     )  # fmt: skip
 
 
@@ -184,29 +183,6 @@ def sampled(vocabulary, **parameters):
 def tensors(case):
     arrays = (case.input_ids, case.attention_mask, case.special_tokens_mask)
     return tuple(None if array is None else torch.from_numpy(array.copy()) for array in arrays)
-
-
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-@pytest.mark.parametrize("kind", ["spread", "ranks", "ties"])
-def test_priorities_equal_the_oracle_to_the_bit(case, kind):
-    draws, shape = draw_ids(case.rows), case.input_ids.shape
-    scores = torch.rand(shape, generator=torch.Generator().manual_seed(3))
-    given = {
-        "spread": priorities_of(scores),
-        "ranks": scores.argsort(1).argsort(1),
-        "ties": (scores * 4).long() * 2**29,
-    }[kind]
-    options = {"draw_ids": torch.from_numpy(draws), "priorities": given}
-    parameters = {"mlm_probability": 0.4, "seed": 3}
-    expected = case.expected(draw_ids=draws, strategy="sampled", priorities=given.numpy(), **parameters)
-    assert_same(
-        expected, sampled(case.graph.vocabulary, **parameters)(*tensors(case), **options), f"sampled, {case.name}"
-    )
-    for strategy in ("corrmask", "span", "pmi"):
-        expected = case.expected(draw_ids=draws, strategy=strategy, priorities=given.numpy(), **parameters)
-        assert_same(
-            expected, case.masker(strategy, **parameters)(*tensors(case), **options), f"{strategy}, {case.name}"
-        )
 
 
 def test_the_columns_of_smallest_priority_are_masked():

@@ -23,13 +23,9 @@ from corrmask_fast import (
     read_corpus,
     reference,
 )
-from corrmask_fast.kernels.layout import GIVEN
-from corrmask_fast.masking import torch_ops
 from corrmask_fast.masking.strategies import STRATEGIES
 from corrmask_fast.testing import (
     STRATEGY_PARAMETERS,
-    Case,
-    assert_same,
     cases,
     draw_ids,
     long_cases,
@@ -46,29 +42,6 @@ def tensors(case):
     return tuple(None if array is None else torch.from_numpy(array.copy()) for array in arrays)
 
 
-def through_the_op(masker, case, draws):
-    return torch_ops.mask(
-        *tensors(case), torch.from_numpy(draws), GIVEN, 0, masker.seed_bits, masker.rate_bits,
-        masker.neighbor_lookup, masker.neighbor_indptr, masker.neighbor_indices, None, None, masker._settings,
-        masker.max_probability, case.known,
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("case", [*CASES, *LONG_CASES], ids=lambda case: case.name)
-def test_equals_the_oracle_to_the_bit(case):
-    draws = draw_ids(case.rows, seed=7)
-    for parameters in STRATEGY_PARAMETERS:
-        masker, name = case.masker(**parameters), f"{case.name}, {parameters}"
-        expected = case.expected(draw_ids=draws, **parameters)
-        assert_same(expected, masker(*tensors(case), draw_ids=torch.from_numpy(draws)), name)
-        if case.columns < 500:
-            narrow = case.astype(np.int32)
-            masked = masker(*tensors(narrow), draw_ids=torch.from_numpy(draws))
-            assert_same(narrow.expected(draw_ids=draws, **parameters), masked, f"{name}, int32")
-            for a, b in zip(through_the_op(masker, case, draws), expected, strict=True):
-                assert np.array_equal(a.numpy(), b), name
-
-
 def test_the_table_of_pairs_reaches_the_masks():
     """The cases hold runs: else PMI would be tested as random masking."""
     for case in CASES:
@@ -78,19 +51,6 @@ def test_the_table_of_pairs_reaches_the_masks():
                 case.expected(draw_ids=draws, strategy=each, mlm_probability=0.4) for each in ("pmi", "random")
             )
             assert not np.array_equal(ours.labels, random.labels), case.name
-
-
-@pytest.mark.parametrize("parameters", STRATEGY_PARAMETERS, ids=str)
-def test_made_up_rows_equal_the_oracle_to_the_bit(parameters):
-    rng = np.random.default_rng(4)
-    graph = make_graph(make_vocabulary(90), degree=12, seed=9)
-    for _ in range(40):
-        columns = int(rng.integers(1, 200))
-        case = Case("random", graph, rng.integers(0, 92, (2, columns)), rng.integers(0, 8, (2, columns)).clip(max=1))
-        given = {**parameters, "seed": int(rng.integers(2**63)), "mlm_probability": float(rng.uniform(0.02, 0.98))}
-        draws = draw_ids(2, seed=int(rng.integers(1000)))
-        got = case.masker(**given)(*tensors(case), draw_ids=torch.from_numpy(draws))
-        assert_same(case.expected(draw_ids=draws, **given), got, f"{columns} columns, {given}")
 
 
 @pytest.mark.parametrize("parameters", STRATEGY_PARAMETERS[::2], ids=str)

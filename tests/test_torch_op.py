@@ -14,7 +14,7 @@ import torch
 
 from corrmask_fast import CorrMasker, InputError
 from corrmask_fast.kernels.layout import CONTENT, COUNTED, GIVEN
-from corrmask_fast.masking import torch_ops
+from corrmask_fast.masking.engine import ops
 from corrmask_fast.testing import Case, assert_same, cases, make_graph, make_vocabulary
 
 GRAPH = make_graph(make_vocabulary(200), seed=1)
@@ -37,11 +37,8 @@ def batch(rows=4, columns=96, dtype=torch.int64, seed=0):
 
 
 def op_arguments(masker, input_ids, attention=None, special=None, *, mode=CONTENT, draws=None, validate=True):
-    return (
-        input_ids, attention, special, torch.tensor([5]) if draws is None else draws, mode, 0, masker.seed_bits,
-        masker.rate_bits, masker.neighbor_lookup, masker.neighbor_indptr, masker.neighbor_indices, None, None,
-        masker._settings, masker.max_probability, validate,
-    )  # fmt: skip
+    draws = torch.tensor([5]) if draws is None else draws
+    return (input_ids, attention, special, draws, mode, 0, None, None, validate, *masker.fixed_arguments())
 
 
 def assert_equal(one, other):
@@ -66,19 +63,19 @@ SAMPLES = {
 
 @pytest.mark.parametrize("sample", SAMPLES)
 def test_opcheck(masker, sample):
-    torch.library.opcheck(torch_ops.mask, SAMPLES[sample](masker))
+    torch.library.opcheck(ops.mask, SAMPLES[sample](masker))
 
 
-def test_the_fake_twin_has_the_real_shapes_dtypes_and_strides(masker):
+def test_the_fake_version_has_the_real_shapes_dtypes_and_strides(masker):
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     for case in cases():
         real = CorrMasker(case.graph, mlm_probability=0.37, validate=case.known)
         arguments = op_arguments(real, torch.from_numpy(case.input_ids), validate=case.known)
-        results = torch_ops.mask(*arguments)
+        results = ops.mask(*arguments)
         with FakeTensorMode() as mode:
             faked = [mode.from_tensor(each) if isinstance(each, torch.Tensor) else each for each in arguments]
-            fakes = torch_ops.mask(*faked)
+            fakes = ops.mask(*faked)
         for fake, result in zip(fakes, results, strict=True):
             assert (fake.shape, fake.dtype) == (result.shape, result.dtype), case.name
             assert not result.numel() or fake.stride() == result.stride(), case.name
@@ -99,8 +96,8 @@ def test_errors_of_the_op(masker):
     wrong = batch()
     wrong[2, 7] = 999
     with pytest.raises(InputError, match="token 999 in row 2, column 7"):
-        torch_ops.mask(*op_arguments(masker, wrong))
-    torch_ops.mask(*op_arguments(masker, wrong, validate=False))
+        ops.mask(*op_arguments(masker, wrong))
+    ops.mask(*op_arguments(masker, wrong, validate=False))
 
 
 # ---------------------------------------------------------------------------------------------------------- compiled
@@ -179,8 +176,8 @@ def test_another_seed_or_rate_needs_no_new_graph():
 
     def step(input_ids, draws, seed_bits, rate_bits):
         arguments = list(op_arguments(maskers[0], input_ids, mode=GIVEN, draws=draws))
-        arguments[6:8] = seed_bits, rate_bits
-        return torch_ops.mask(*arguments)
+        arguments[9:11] = seed_bits, rate_bits
+        return ops.mask(*arguments)
 
     calls = [(batch(), torch.arange(4), each.seed_bits.clone(), each.rate_bits.clone()) for each in maskers]
     assert count_compilations(step, calls) == 1
@@ -284,11 +281,11 @@ def test_masks_stay_the_same(masker, change):
 def test_a_masker_that_was_sent_to_a_process_masks_on(masker, sent):
     """PyTorch moves its buffers to shared memory then, and what lay there before is free for others."""
     ids = batch()
-    expected = masker(ids, epoch=4), torch_ops.mask(*op_arguments(masker, ids))
+    expected = masker(ids, epoch=4), ops.mask(*op_arguments(masker, ids))
     ForkingPickler.dumps(sent(masker))
     others = [torch.full_like(buffer, -1) for buffer in masker.buffers() for _ in range(8)]
     assert_equal(masker(ids, epoch=4), expected[0])
-    assert_equal(torch_ops.mask(*op_arguments(masker, ids)), expected[1])
+    assert_equal(ops.mask(*op_arguments(masker, ids)), expected[1])
     assert others
 
 

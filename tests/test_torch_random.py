@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from corrmask_fast import reference
-from corrmask_fast.masking.draws import draws_of_tensors
-from corrmask_fast.masking.torch_random import (
+from corrmask_fast.masking.engine.draws import draws_of_tensors
+from corrmask_fast.masking.engine.torch_random import (
     draw_ids_of,
     gumbel_priorities,
     maskable_columns,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from corrmask_fast import CorrMasker, InputError, RandomMasker, ValueReplacement, Vocabulary, reference
-from corrmask_fast.masking.torch_random import maskable_columns, mix, relative_columns, row_content
+from corrmask_fast.masking.engine.torch_random import maskable_columns, mix, relative_columns, row_content
 from corrmask_fast.testing import make_graph, make_vocabulary
 
 
@@ -30,7 +30,7 @@ def draws_by_hand(vocabulary, ids, values, epoch):
 
 
 def test_scgpt_hides_values_of_genes_and_never_of_cls():
-    """Rows of 1 200 genes behind <cls>, values in 51 bins as floats, padded with -2."""
+    """Rows of 1 200 genes after <cls>, values in 51 bins as floats, padded with -2."""
     genes = tuple(f"G{i}" for i in range(60_694))
     vocabulary = Vocabulary((*genes, "<pad>", "<cls>", "<eos>", "<mask>"))
     ids = torch.stack([torch.randperm(60_694)[:1201] for _ in range(4)])

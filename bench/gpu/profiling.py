@@ -13,7 +13,7 @@ import torch
 from harness.timing import Contestant
 
 from corrmask_fast import CorrMasker, cuda
-from corrmask_fast.masking import rows_cuda
+from corrmask_fast.masking.engine import device
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -54,12 +54,11 @@ def watched_launches() -> Iterator[list[Launch]]:
 @contextmanager
 def blocks_of(threads: int) -> Iterator[None]:
     """Let the masking kernels run in blocks of so many threads."""
-    given = rows_cuda.mask_cuda
-    rows_cuda.mask_cuda = partial(given, threads=threads)
+    given, device.THREADS = device.THREADS, threads
     try:
         yield
     finally:
-        rows_cuda.mask_cuda = given
+        device.THREADS = given
 
 
 def parts(workload: Workload) -> list[tuple[str, CorrMasker, dict[str, Any]]]:

@@ -5,8 +5,7 @@ line                        what it is
 ==========================  =========================================================================================
 Random (lambda = 0)         the control of every line below: with ``structural_ratio=0`` each strategy masks just these
                             columns, since draws belong to cells and not to strategies
-Span, PMI, PMI-Rand         what stands next to each other in rank
-CorrMask, CorrMask-100      what is linked in the graph
+each other strategy         as its name says (``masking/strategies``), with its own λ
 CorrMask, rewired graph     CorrMask by a graph of the same degrees and other partners, judged by the true graph: what
                             masking hubs more often does by itself
 ==========================  =========================================================================================
@@ -21,19 +20,20 @@ from typing import TYPE_CHECKING, Any
 
 from corrmask_fast.audit.masks import audit_strategies, masks_of
 from corrmask_fast.errors import check_integer
-from corrmask_fast.masking.strategies import STRATEGIES, make_masker
+from corrmask_fast.masking.factory import make_masker
+from corrmask_fast.masking.strategies import CONTROL, DEFAULT, STRATEGIES
 
 if TYPE_CHECKING:
     from corrmask_fast.audit.report import AuditReport
     from corrmask_fast.cells.corpus import Corpus
     from corrmask_fast.graph.dependency_graph import DependencyGraph
     from corrmask_fast.masking.base import RateLike
-    from corrmask_fast.masking.pmi import PMITable
+    from corrmask_fast.masking.pmi_table import PMITable
 
 __all__ = ["ALL_CONTROL", "ALL_REWIRED", "audit_all_strategies"]
 
-ALL_CONTROL = "Random (lambda = 0)"
-ALL_REWIRED = "CorrMask, rewired graph"
+ALL_CONTROL = f"{STRATEGIES[CONTROL].label} (lambda = 0)"
+ALL_REWIRED = f"{STRATEGIES[DEFAULT].label}, rewired graph"
 
 
 def audit_all_strategies(
@@ -97,7 +97,7 @@ def audit_all_strategies(
     1.0
     """
     from corrmask_fast.graph.rewiring import rewired
-    from corrmask_fast.masking.pmi import PMITable
+    from corrmask_fast.masking.pmi_table import PMITable
 
     graph.vocabulary.check_same(corpus.vocabulary, "the graph", "the corpus")
     check_integer("step", step, 0, 2**63 - 1)  # before the table is counted
@@ -109,15 +109,13 @@ def audit_all_strategies(
     own = {"max_partners": max_partners, "npmi_min": npmi_min}
 
     def masker(name: str, by: DependencyGraph) -> Any:
-        given: dict[str, Any] = {key: value for key, value in own.items() if key not in STRATEGIES[name].refused}
+        given: dict[str, Any] = {key: value for key, value in own.items() if key in STRATEGIES[name].takes}
         made = make_masker(name, graph=by, pmi=pmi, mlm_probability=mlm_probability, seed=seed, **given)
         made.set_step(step)
         return made
 
-    maskers = {
-        ALL_CONTROL if name == "random" else each.label: masker(name, graph) for name, each in STRATEGIES.items()
-    }
-    maskers[ALL_REWIRED] = masker("corrmask", rewired_graph)
+    maskers = {ALL_CONTROL if name == CONTROL else each.label: masker(name, graph) for name, each in STRATEGIES.items()}
+    maskers[ALL_REWIRED] = masker(DEFAULT, rewired_graph)
     report = audit_strategies(
         {name: masks_of(each) for name, each in maskers.items()},
         graph,

@@ -15,6 +15,7 @@ from corrmask_fast.cli.options import (
 )
 from corrmask_fast.errors import InputError, check_integer
 from corrmask_fast.masking.schedules import Schedule
+from corrmask_fast.masking.strategies import DEFAULT, STRATEGIES
 
 if TYPE_CHECKING:
     import argparse
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from corrmask_fast.cells.corpus import Corpus
     from corrmask_fast.graph.dependency_graph import DependencyGraph
 
-COLUMNS = """columns (over the masked genes that have a partner in their cell, where partners are spoken of):
+COLUMNS = f"""columns (over the masked genes that have a partner in their cell, where partners are spoken of):
   hit rate              of the partners in the cell, the share that is masked too
   all-partner hit rate  the same over all partners, in the cell or not
   hidden rate           share of masked genes all of whose partners in the cell are masked
@@ -34,9 +35,10 @@ COLUMNS = """columns (over the masked genes that have a partner in their cell, w
   rate                  masked genes of all genes
   genes reached         of the genes that stood in a cell, the share that was masked at least once
 
-with --all: random, span, pmi, pmi-rand, corrmask and corrmask-100 on the same cells with the same draws; CorrMask by a
-  graph of the same degrees but other partners; and how often correlated genes stand close to each other in rank.
-  Random is the control (lambda = 0) of every other line. MAM is left out: what it masks depends on a trained model."""
+with --all: {", ".join(STRATEGIES)}
+  on the same cells with the same draws; CorrMask by a graph of the same degrees but other partners; and how often
+  correlated genes stand close to each other in rank. Random is the control (lambda = 0) of every other line.
+  MAM is left out: what it masks depends on a trained model."""
 
 
 def add_audit(commands: Any) -> None:
@@ -89,7 +91,7 @@ def _audit(arguments: argparse.Namespace) -> None:
 
 def _check(arguments: argparse.Namespace) -> None:
     """Refuse options that do not go together, and files that cannot be written, before the work begins."""
-    if arguments.all and arguments.strategy != "corrmask":
+    if arguments.all and arguments.strategy != DEFAULT:
         raise InputError(f"--all audits every strategy; leave --strategy {arguments.strategy} out, or --all")
     if arguments.all and arguments.structural_ratio is not None:
         raise InputError("--structural-ratio follows from each strategy's name; leave it out, or --all")
@@ -125,7 +127,7 @@ def _every_strategy(arguments: argparse.Namespace, corpus: Corpus, graph: Depend
     from corrmask_fast.audit.rank_windows import save_windows_csv, windows_beside_controls, windows_table
     from corrmask_fast.graph.compare import compare_graphs
     from corrmask_fast.graph.rewiring import rewired
-    from corrmask_fast.masking.pmi import PMITable
+    from corrmask_fast.masking.pmi_table import PMITable
 
     sample = {"n_cells": arguments.n_cells, "seed": arguments.seed, "progress": arguments.progress}
     given = {name: getattr(arguments, name) for name in ("max_partners", "npmi_min")}

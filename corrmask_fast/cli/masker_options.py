@@ -5,22 +5,17 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from corrmask_fast.cli.options import load_graph
 from corrmask_fast.errors import InputError
 from corrmask_fast.masking.schedules import parse_rate
-from corrmask_fast.masking.strategies import LEARNED_STRATEGIES, STRATEGIES
+from corrmask_fast.masking.strategies import DEFAULT, LEARNED_STRATEGIES, OF_MODEL, OPTIONS, SOURCES, STRATEGIES
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from corrmask_fast.cells.vocabulary import Vocabulary
     from corrmask_fast.graph.dependency_graph import DependencyGraph
     from corrmask_fast.masking.base import Masker
-
-# Options that not every strategy has: handed on where given, else the strategy's own default holds.
-OWN = ("structural_ratio", "max_partners", "npmi_min", "n_latents", "latent_ratio")
-FILES = {
-    "graph": ("--graph GRAPH", "corrmask-fast graph build"),
-    "pmi": ("--pmi TABLE", "corrmask-fast pmi build"),
-}
+    from corrmask_fast.masking.strategies import Strategy
 
 
 def add_masker_options(parser: argparse.ArgumentParser, *, graph_required: bool = False, learned: bool = False) -> None:
@@ -29,53 +24,60 @@ def add_masker_options(parser: argparse.ArgumentParser, *, graph_required: bool 
     ``learned``: with the strategies that learn with a model, for commands that train one.
     """
     strategies = STRATEGIES | (LEARNED_STRATEGIES if learned else {})
-    by_graph = [name for name, strategy in strategies.items() if strategy.needs == "graph" and not strategy.fixed]
     names = ", ".join(f"{name} ({strategy.summary})" for name, strategy in strategies.items())
     parser.add_argument(
         "--strategy",
         choices=strategies,
-        default="corrmask",
+        default=DEFAULT,
         metavar="NAME",
-        help=f"what is masked together: {names} (default: corrmask)",
+        help=f"what is masked together: {names} (default: {DEFAULT})",
     )
-    parser.add_argument(
-        "--graph",
-        required=graph_required,
-        metavar="GRAPH",
-        help="graph file" if graph_required else f"graph file, for {' and '.join(by_graph)}",
-    )
-    parser.add_argument("--pmi", metavar="TABLE", help="PMI table, for pmi and pmi-rand")
+    for name, source in SOURCES.items():
+        if source.command:
+            users = " and ".join(each for each, strategy in strategies.items() if strategy.needs == name)
+            required = name == "graph" and graph_required
+            text = f"{source.name} file" + ("" if required else f", for {users}")
+            parser.add_argument(_flag(name), required=required, metavar=source.metavar, help=text)
     parser.add_argument(
         "--mlm-probability",
-        type=_rate,
+        type=_parser(parse_rate),
         default=0.15,
         metavar="P",
         help="share of genes masked: a number; LOW..HIGH, from which each cell draws its own; or a schedule over "
         "training steps, linear:START:END:STEPS, cosine:START:END:STEPS, piecewise:STEP=P,… (default: 0.15)",
     )
-    parser.add_argument(
-        "--structural-ratio",
-        type=_rate,
-        metavar="L",
-        help="lambda: share of masked genes that the strategy chooses, the rest is random; given like "
-        "--mlm-probability (default: 0.5 for corrmask, 1 for span and pmi)",
-    )
-    parser.add_argument("--max-partners", type=int, metavar="K", help="partners masked with a gene (default: 5)")
-    parser.add_argument("--npmi-min", type=float, metavar="X", help="least NPMI of neighbours in a run (default: 0.1)")
-    if learned:
-        parser.add_argument("--n-latents", type=int, metavar="N", help="latents that learn, for mam (default: 64)")
-        parser.add_argument(
-            "--latent-ratio", type=float, metavar="X", help="share of them that attend to a cell (default: 0.5)"
-        )
+    for name, option in OPTIONS.items():
+        if any(name in strategy.takes for strategy in strategies.values()):
+            text = option.help + (f" (default: {_ratios(strategies)})" if name == "structural_ratio" else "")
+            parser.add_argument(_flag(name), type=_parser(option.parse), metavar=option.metavar, help=text)
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the masks (default: 0)")
 
 
-def _rate(text: str) -> Any:
-    """Parse a rate; argparse shows the message of what is none."""
-    try:
-        return parse_rate(text)
-    except InputError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _ratios(strategies: Mapping[str, Strategy]) -> str:
+    """Return lambda where none is given, and for which strategies."""
+    names: dict[float, list[str]] = {}
+    for name, strategy in strategies.items():
+        if strategy.ratio is not None and not strategy.fixed:
+            names.setdefault(strategy.ratio, []).append(name)
+    return ", ".join(f"{ratio:g} for {' and '.join(names[ratio])}" for ratio in sorted(names))
+
+
+def _parser(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Return a parser of an option's text; argparse shows the message of what is refused."""
+    if isinstance(parse, type):  # argparse names the type itself
+        return parse
+
+    def parsed(text: str) -> Any:
+        try:
+            return parse(text)
+        except InputError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return parsed
 
 
 def masker_of(
@@ -97,22 +99,21 @@ def masker_of(
     width, heads
         Of the model, which strategies that learn have in common with it.
     """
-    from corrmask_fast.masking.pmi import PMITable
-    from corrmask_fast.masking.strategies import make_masker
+    import corrmask_fast
+    from corrmask_fast.masking.factory import make_masker
 
     needs = (STRATEGIES | LEARNED_STRATEGIES)[arguments.strategy].needs
-    if needs in FILES and getattr(arguments, needs) is None:
-        option, builder = FILES[needs]
-        raise InputError(f"--strategy {arguments.strategy} needs {option}; `{builder}` makes one")
-    given: dict[str, Any] = {
-        name: getattr(arguments, name) for name in OWN if getattr(arguments, name, None) is not None
-    }
+    source = SOURCES[needs]
+    given = {name: getattr(arguments, name) for name in OPTIONS if getattr(arguments, name, None) is not None}
+    if source.command:
+        path = getattr(arguments, needs)
+        if path is None:
+            raise InputError(
+                f"--strategy {arguments.strategy} needs {_flag(needs)} {source.metavar}; `{source.command}` makes one"
+            )
+        given[needs] = graph if needs == "graph" and graph else getattr(corrmask_fast, source.cls).load(path)
     if arguments.strategy in LEARNED_STRATEGIES:
-        given |= {"dim": width, "n_heads": heads}
-    if needs == "graph":
-        given["graph"] = graph or load_graph(arguments.graph)
-    elif needs == "pmi":
-        given["pmi"] = PMITable.load(arguments.pmi)
+        given |= dict(zip(OF_MODEL, (width, heads), strict=True))
     return make_masker(
         arguments.strategy,
         vocabulary=vocabulary,

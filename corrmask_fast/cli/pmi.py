@@ -9,7 +9,7 @@ from corrmask_fast.cli.options import add_corpus, check_tensors_file, command, o
 if TYPE_CHECKING:
     import argparse
 
-    from corrmask_fast.masking.pmi import PMITable
+    from corrmask_fast.masking.pmi_table import PMITable
 
 
 def add_pmi(commands: Any) -> None:
@@ -46,7 +46,7 @@ def add_pmi(commands: Any) -> None:
 
 
 def _build(arguments: argparse.Namespace) -> None:
-    from corrmask_fast.masking.pmi import PMITable
+    from corrmask_fast.masking.pmi_table import PMITable
 
     check_tensors_file(arguments, "a PMI table file")  # before the work
     table = PMITable.from_corpus(
@@ -63,7 +63,7 @@ def _build(arguments: argparse.Namespace) -> None:
 
 def _info(arguments: argparse.Namespace) -> None:
     from corrmask_fast.errors import check_integer
-    from corrmask_fast.masking.pmi import PMITable
+    from corrmask_fast.masking.pmi_table import PMITable
 
     print(summary_table(PMITable.load(arguments.table), check_integer("-n", arguments.n, 0)))
 

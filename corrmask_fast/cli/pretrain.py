@@ -11,7 +11,7 @@ from corrmask_fast.cli.masker_options import add_masker_options, masker_of
 from corrmask_fast.cli.options import add_corpus, command, load_graph, open_corpus
 from corrmask_fast.errors import InputError, naming, shown
 from corrmask_fast.masking.schedules import parse_rate, rate_text
-from corrmask_fast.masking.strategies import LEARNED_STRATEGIES, STRATEGIES
+from corrmask_fast.masking.strategies import LEARNED_STRATEGIES, SOURCES, STRATEGIES
 from corrmask_fast.training.settings import (
     MASKER_OPTIONS,
     PRESETS,
@@ -24,7 +24,10 @@ from corrmask_fast.training.settings import (
 if TYPE_CHECKING:
     import argparse
 
-RATES, FILES, TEXTS = ("mlm_probability", "structural_ratio"), ("graph", "pmi"), ("strategy", "graph", "pmi")
+RATES = "mlm_probability", "structural_ratio"
+FILES = tuple(name for name, source in SOURCES.items() if source.command)
+TEXTS = "strategy", *FILES
+LEARNED = " and ".join(LEARNED_STRATEGIES)
 
 
 def add_pretrain(commands: Any) -> None:
@@ -37,7 +40,7 @@ def add_pretrain(commands: Any) -> None:
         text="Pretrain a BertForMaskedLM. The defaults are those of the paper (Table 5); a TOML file or options change "
         "them, the options win. --resume takes the run's own, as its settings.toml has them. Writes checkpoints, "
         "log.csv, loss.png, settings.toml, and the model as any BertForMaskedLM is saved. With a graph, the loss on "
-        "held-out cells is split by whether a partner of the masked gene stayed in view. mam and corrmask-mam learn "
+        f"held-out cells is split by whether a partner of the masked gene stayed in view. {LEARNED} learn "
         "with the model what to mask; what they learned lies beside it, and held-out cells are masked without it.",
         example="pretrain cells.dataset --graph graph.safetensors --out run --preset small --max-steps 1000",
     )

@@ -11,22 +11,32 @@ from torch import nn
 
 from corrmask_fast.buffers import empty
 from corrmask_fast.errors import InputError, check_integer, check_number, check_seed
-from corrmask_fast.kernels.layout import COUNTED, P_HI, P_LO, RATIO_LO, SAMPLED, STRATEGY
-from corrmask_fast.masking import torch_ops
-from corrmask_fast.masking.batch_checks import check_batch, check_graphs_given, check_ragged, check_row_numbers
-from corrmask_fast.masking.draws import check_array, draws_of_arrays, draws_of_tensors
-from corrmask_fast.masking.rows import Draws, RowRules, check_graph_ids, mask_rows, raise_unknown_token
+from corrmask_fast.kernels.layout import COUNTED, KERNELS, P_HI, P_LO, RATIO_LO, Settings
+from corrmask_fast.masking.engine import device as on_device
+from corrmask_fast.masking.engine import ops
+from corrmask_fast.masking.engine import rows as on_cpu
+from corrmask_fast.masking.engine.checks import (
+    check_array,
+    check_batch,
+    check_graph_ids,
+    check_graphs_given,
+    check_one_number,
+    check_ragged,
+    check_row_numbers,
+    raise_unknown_token,
+)
+from corrmask_fast.masking.engine.draws import Draws, draws_of_arrays, draws_of_tensors
 from corrmask_fast.masking.schedules import Schedule, check_rate
 
 if TYPE_CHECKING:
     from corrmask_fast.cells.vocabulary import Vocabulary
-    from corrmask_fast.masking.neighbor_tables import NeighborTable
+    from corrmask_fast.masking.engine.tables import NeighborTable
 
 __all__ = ["MaskedBatch", "Masker"]
 
-CPU = torch.device("cpu")
+NO_ADDRESS = -1  # of a plan of a device: never that of memory
 RateLike = float | tuple[float, float] | Schedule
-# What the kernels take from buffers: setting the attribute alone would change nothing but what is shown.
+# Kernels read these from buffers. Setting the attribute would change nothing but what is shown.
 FIXED = frozenset(
     {"mlm_probability", "structural_ratio", "max_partners", "mask_replace_prob", "random_replace_prob", "seed"}
 )
@@ -42,7 +52,7 @@ class MaskedBatch(NamedTuple):
     labels
         (rows, columns) int64: the token at masked columns, −100 elsewhere.
     masked_positions
-        (rows, floor(columns · p)) int64: the masked columns of each row ascending, −1 behind them.
+        (rows, floor(columns · p)) int64: the masked columns of each row ascending, −1 after them.
     """
 
     input_ids: torch.Tensor
@@ -60,14 +70,15 @@ class RaggedMasked(NamedTuple):
 
 
 class Masker(nn.Module):
-    """A masking strategy; the classes of :mod:`corrmask_fast.masking.maskers` say what is proposed.
+    """A masking strategy; its subclasses, one in each file of ``masking/strategies/``, say what is proposed.
 
     Parameters
     ----------
     vocabulary
         Which id is which gene.
     strategy, table
-        What is proposed before the random top-up: a number of ``kernels/layout.py``, and what it looks up.
+        What is proposed before the random top-up: an index of ``KERNELS`` in ``kernels/layout.py``, and what its
+        kernels look up.
     mlm_probability
         p, in (0, 1): share of a row's maskable tokens that is masked, exactly floor(n · p) of n. A number; or
         ``(low, high)``, between which each row draws its own; or a schedule over steps (``schedules.py``).
@@ -89,7 +100,7 @@ class Masker(nn.Module):
     rate_bits: torch.Tensor
     schedule_step: torch.Tensor
     label = ""  # what tables and pictures call it
-    goes_by = "vocabulary"  # what its masks depend on, beside the numbers
+    mask_source = "vocabulary"  # what its masks depend on, beside the numbers
     needs_model = False  # whether they depend on a model too, with which the masker learns
     own_parameters: tuple[str, ...] = ()  # parameters beside FIXED that decide its masks, and that no table tells
 
@@ -110,8 +121,8 @@ class Masker(nn.Module):
         super().__init__()
         p = check_rate("mlm_probability", mlm_probability, open_ends=True)
         ratio = check_rate("structural_ratio", structural_ratio)
-        self.mlm_probability = p.said
-        self.structural_ratio = ratio.said
+        self.mlm_probability = p.as_given
+        self.structural_ratio = ratio.as_given
         self.max_partners = check_integer("max_partners", max_partners, 0, 2**31 - 1)
         self.mask_replace_prob = check_number("mask_replace_prob", mask_replace_prob, 0, 1)
         self.random_replace_prob = check_number("random_replace_prob", random_replace_prob, 0, 1)
@@ -127,12 +138,12 @@ class Masker(nn.Module):
         self.max_probability = p.largest  # that a row may ever have: the width of masked_positions
         schedules = ((P_LO, p.schedule), (RATIO_LO, ratio.schedule))
         self._schedules = [(entry, schedule) for entry, schedule in schedules if schedule is not None]
-        self._settings = RowRules.settings_of(
-            vocabulary, strategy, table.degree, self.max_partners, self.mask_replace_prob, self.random_replace_prob
-        )
         self.n_graphs = table.n_graphs
-        self._needs_more = table.n_graphs > 1 or strategy == SAMPLED  # than a batch: graph_ids or priorities
-        self._cpu_rules: tuple[RowRules, np.ndarray, int] | None = None  # with the address of one buffer's memory
+        self._settings = self._make_settings(strategy, table.degree)
+        self._needs_priorities = KERNELS[strategy].priorities == "top-up"
+        self._needs_more = table.n_graphs > 1 or self._needs_priorities  # than a batch
+        # What kernels take of the masker: packed once, with its device and the address of one buffer's memory.
+        self._plan: tuple[Any, torch.device, int] | None = None
         # Not saved: a table is large and lies in a file of its own; its fingerprint tells whether it is the same.
         self.register_buffer("neighbor_lookup", _bits(table.lookup), persistent=False)
         self.register_buffer("neighbor_indptr", torch.from_numpy(table.indptr), persistent=False)
@@ -146,6 +157,22 @@ class Masker(nn.Module):
         self.register_buffer("draw_counter", torch.zeros(1, dtype=torch.int64, device="cpu"))
         fingerprint = np.frombuffer(bytes.fromhex(table.fingerprint), np.uint8)
         self.register_buffer("table_fingerprint", torch.from_numpy(fingerprint.copy()))
+
+    def _make_settings(self, strategy: int, degree: int) -> Settings:
+        pad, mask = self.vocabulary.pad_token_id, self.vocabulary.mask_token_id
+        lo, hi = self.vocabulary.gene_range
+        return Settings(
+            pad=pad,
+            mask=pad if mask is None else mask,  # any id that is no gene's marks what is hidden
+            lo=lo,
+            hi=hi,
+            size=self.vocabulary.size,
+            max_partners=self.max_partners,
+            mask_below=math.floor(self.mask_replace_prob * 2**32),
+            random_below=math.floor((self.mask_replace_prob + self.random_replace_prob) * 2**32),
+            degree=degree,
+            strategy=strategy,
+        )
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in FIXED and name in self.__dict__:
@@ -179,17 +206,17 @@ class Masker(nn.Module):
         draw_ids
             (rows,) int64: the draw of each row.
         epoch
-            Draws follow from this number and the row's content: another mask in each epoch, whatever the batch.
+            Draws are computed from this number and the row's content: masks change with the epoch, not with the batch.
             A one-element int64 tensor on the masker's device stays variable in a captured CUDA graph.
         graph_ids
-            (rows,) int64: which of the masker's graphs each row goes by, where it has several. On a device, a number
-            that is none's is a row without a graph.
+            (rows,) int64: the number of each row's graph, for a masker with several. On a device, a row whose number
+            is out of range has no graph.
         priorities
             (rows, columns) int64 in [0, 2**32), by which groups of columns are proposed, smallest first (ties: the
             earlier column), in place of random words; without ``validate`` their lower 32 bits count. See
-            :func:`corrmask_fast.masking.draws.priorities_of`.
+            :func:`corrmask_fast.masking.engine.draws.priorities_of`.
         marks_only
-            True: the masked ids go into no model, they only mark what is hidden. The vocabulary needs no mask token.
+            True: the masked ids only mark what is hidden, and no model reads them. The vocabulary needs no mask token.
 
         Raises
         ------
@@ -202,50 +229,34 @@ class Masker(nn.Module):
             self.vocabulary.require_mask_token()
         # A plain call skips the dispatcher, which costs as much as a row on the CPU, or as all else on a device's host.
         plain = type(input_ids) is torch.Tensor and not torch.compiler.is_compiling()
-        # Looking a buffer up costs time, and rules are kept for the CPU alone.
-        device = CPU if plain and self._cpu_rules is not None else self.neighbor_indptr.device
+        kept = self._plan if plain else None  # a compiled function would be compiled anew when the plan is made
+        # Looking a buffer up costs time.
+        device = self.neighbor_indptr.device if kept is None else kept[1]
         check_batch(input_ids, attention_mask, special_tokens_mask, device)
         if graph_ids is not None or priorities is not None or self._needs_more:
-            check_row_numbers(graph_ids, priorities, self.n_graphs, self._settings[STRATEGY] == SAMPLED, input_ids)
+            check_row_numbers(graph_ids, priorities, self.n_graphs, self._needs_priorities, input_ids)
         draws, mode, offset = draws_of_tensors(input_ids.shape[0], draw_ids, epoch, self.draw_counter, device)
         validate = device.type == "cpu" if self.validate is None else self.validate
         if plain and device.type == "cpu":
-            rules, rates = self._rules_and_rates()
             values = draws.numpy()
-            result = torch_ops.mask_on_cpu(
-                rules,
-                rates,
+            result = on_cpu.mask_batch(
+                self._cpu_plan(),
                 input_ids,
                 attention_mask,
                 special_tokens_mask,
                 Draws(values, mode, offset),
-                max_probability=self.max_probability,
+                graph_ids,
+                priorities,
                 validate=validate,
-                graph_ids=graph_ids,
-                priorities=priorities,
             )
             if mode == COUNTED:
                 values[0] += input_ids.shape[0]  # the counter's memory; adding to the tensor is far slower
             return MaskedBatch(*result)
-        mask = torch_ops.mask_on_device if plain and device.type == "cuda" else torch_ops.mask
-        result = mask(
-            input_ids,
-            attention_mask,
-            special_tokens_mask,
-            draws,
-            mode,
-            offset,
-            self.seed_bits,
-            self.rate_bits,
-            self.neighbor_lookup,
-            self.neighbor_indptr,
-            self.neighbor_indices,
-            graph_ids,
-            priorities,
-            self._settings,
-            self.max_probability,
-            validate,
-        )
+        batch = (input_ids, attention_mask, special_tokens_mask, draws, mode, offset, graph_ids, priorities, validate)
+        if plain and device.type == "cuda":
+            result = on_device.mask_batch(self._device_plan(device), *batch)
+        else:
+            result = ops.mask(*batch, *self.fixed_arguments())
         if mode == COUNTED:
             self.draw_counter.add_(input_ids.shape[0])  # += would register the buffer anew, at twenty times the cost
         return MaskedBatch(*result)
@@ -262,8 +273,8 @@ class Masker(nn.Module):
         salt: int | None = None,
         structural_ratio: float | None = None,
         graph_ids: np.ndarray | None = None,
-        seen: np.ndarray | None = None,
-        protected: np.ndarray | None = None,
+        attention_mask: np.ndarray | None = None,
+        special_tokens_mask: np.ndarray | None = None,
         marks_only: bool = False,
     ) -> RaggedMasked:
         """Pad and mask ragged rows of NumPy arrays in one pass, on the CPU.
@@ -279,20 +290,20 @@ class Masker(nn.Module):
         structural_ratio
             λ in place of the masker's own (a control with 0 has the same draws).
         graph_ids
-            (rows,) int64: which of the masker's graphs each row goes by, where it has several.
-        seen, protected
+            (rows,) int64: the number of each row's graph, for a masker with several.
+        attention_mask, special_tokens_mask
             (nnz,) uint8: 0 where a stored token is padding; 1 where a token must not be masked.
         marks_only
-            As for a call: the masked ids go into no model.
+            As for a call.
         """
         if self._lacks_mask_token and not marks_only:
             self.vocabulary.require_mask_token()
-        rules, rates = self._rules_and_rates()
+        plan = self._cpu_plan()
         check_integer("multiple_of", multiple_of, 1)
         if structural_ratio is not None:
             ratio = check_number("structural_ratio", structural_ratio, 0, 1)
-            rates = np.array([rates[P_LO], rates[P_HI], ratio, ratio])
-        indptr, narrow, longest = check_ragged(indptr, tokens, self.vocabulary.size)
+            plan = plan._replace(rates=np.array([plan.rates[P_LO], plan.rates[P_HI], ratio, ratio]))
+        indptr, narrow, longest = check_ragged(indptr, tokens, plan.size)
         rows = indptr.size - 1
         columns = (
             -(-longest // multiple_of) * multiple_of if columns is None else check_integer("columns", columns, longest)
@@ -302,38 +313,37 @@ class Masker(nn.Module):
         positions = empty((rows, math.floor(columns * self.max_probability)))
         marks = {
             name: check_array(name, mark, narrow.size, np.uint8)
-            for name, mark in (("seen", seen), ("protected", protected))
+            for name, mark in (("attention_mask", attention_mask), ("special_tokens_mask", special_tokens_mask))
             if mark is not None
         }
         if graph_ids is not None or self._needs_more:
             check_graphs_given(graph_ids is not None, self.n_graphs)
-            if self._settings[STRATEGY] == SAMPLED:
+            if self._needs_priorities:
                 raise InputError("ragged rows have no priorities; mask a padded batch by calling the masker")
         if graph_ids is not None:
             marks["graph_ids"] = check_graph_ids(check_array("graph_ids", graph_ids, rows, np.int64), self.n_graphs)
-        bad = mask_rows(
-            rules, rates, indptr, narrow, draws, out, labels, positions, attention=attention, **marks
+        bad = on_cpu.mask_rows(
+            plan, indptr, narrow, draws, out, labels, positions, out_attention=attention, **marks
         ) if rows else -1  # fmt: skip
         if bad >= 0 and self.validate is not False:
-            raise_unknown_token(bad, tokens[indptr[bad] : indptr[bad + 1]], self.vocabulary.size)
-        if seen is not None:  # what is given is not to be guessed from the padding token
+            raise_unknown_token(bad, tokens[indptr[bad] : indptr[bad + 1]], plan.size)
+        if attention_mask is not None:  # what is given is not to be guessed from the padding token
             attention[:] = 0
-            attention[np.arange(columns) < np.diff(indptr)[:, None]] = marks["seen"]
+            attention[np.arange(columns) < np.diff(indptr)[:, None]] = marks["attention_mask"]
         return RaggedMasked(out, attention, labels, positions)
 
     def set_step(self, step: int | torch.Tensor) -> None:
-        """Set the training step that schedules go by, from the next batch on; without schedules it changes nothing.
+        """Set the training step of schedules, from the next batch on. Without schedules it changes nothing.
 
         Parameters
         ----------
         step
-            The step, from 0 on; or a one-element int64 tensor on the masker's device: nothing waits for its value, so
-            that it may be part of a captured CUDA graph or of a compiled function, and change there.
+            The step, from 0 on; or a one-element int64 tensor on the masker's device. Nothing waits for its value: in a
+            captured CUDA graph or a compiled function it may change.
         """
         device = self.rate_bits.device
         if isinstance(step, torch.Tensor):
-            if step.numel() != 1 or step.dtype != torch.int64 or step.device != device:
-                raise InputError(f"a step tensor must be one int64 on {device}; got {step.dtype} on {step.device}")
+            check_one_number("a step", step, device)
         elif torch.compiler.is_compiling():
             step = torch.full((1,), step, dtype=torch.int64, device=device)  # a constant would compile for each step
         else:
@@ -348,7 +358,7 @@ class Masker(nn.Module):
 
     @property
     def has_schedule(self) -> bool:
-        """Whether a rate goes by the step."""
+        """Whether a rate depends on the step."""
         return bool(self._schedules)
 
     def current_rates(self) -> tuple[tuple[float, float], tuple[float, float]]:
@@ -356,41 +366,50 @@ class Masker(nn.Module):
         p_low, p_high, low, high = self.rate_bits.view(torch.float64).tolist()
         return (p_low, p_high), (low, high)
 
-    def _rules_and_rates(self) -> tuple[RowRules, np.ndarray]:
-        """Return the constants as the CPU kernels take them: views of the buffers, made once.
+    def fixed_arguments(self) -> tuple[Any, ...]:
+        """Return the last arguments of the operator (``engine/ops.py``), the same for all batches."""
+        return (
+            *(self.seed_bits, self.rate_bits, self.neighbor_lookup, self.neighbor_indptr, self.neighbor_indices),
+            *(self._settings, self.max_probability),
+        )
+
+    def _cpu_plan(self) -> on_cpu.CpuPlan:
+        """Return what the CPU kernel takes of the masker: views of its buffers, made once.
 
         A tensor that is sent to a process, by this masker or by a copy that shares it, leaves its memory for another.
         """
         address = self._buffers["rate_bits"].data_ptr()  # type: ignore[union-attr]
-        if self._cpu_rules is None or self._cpu_rules[2] != address:
-            if self.neighbor_indptr.device.type != "cpu":
+        plan = self._plan
+        if plan is None or plan[2] != address:
+            device = self.neighbor_indptr.device
+            if device.type != "cpu":
                 raise InputError(
-                    f"this masker lies on {self.neighbor_indptr.device}; masking on the CPU needs masker.to('cpu') "
+                    f"this masker lies on {device}; masking on the CPU needs masker.to('cpu') "
                     "(a collator masks on the CPU: give it a masker of its own)"
                 )
-            rules = RowRules.make(
-                self.neighbor_lookup.numpy(),
-                self.neighbor_indptr.numpy(),
-                self.neighbor_indices.numpy(),
-                self._settings,
-                self.seed_bits.numpy(),
-            )
-            self._cpu_rules = rules, self.rate_bits.numpy().view(np.float64), address
-        return self._cpu_rules[:2]
+            plan = self._plan = on_cpu.make_plan(*self.fixed_arguments()), device, address
+        return plan[0]
+
+    def _device_plan(self, device: torch.device) -> on_device.DevicePlan:
+        """Return what the CUDA kernels take of the masker: addresses of its buffers and its constants, packed once."""
+        if self._plan is None:
+            self._plan = on_device.make_plan(*self.fixed_arguments()), device, NO_ADDRESS
+        return self._plan[0]
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        self._cpu_rules = None
+        self._plan = None
         return super()._apply(fn, recurse)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cpu_rules": None}
+        return {**self.__dict__, "_plan": None}
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         saved = state_dict.get(f"{prefix}table_fingerprint")
         if saved is not None and not torch.equal(saved.cpu(), self.table_fingerprint.cpu()):
             raise InputError(
-                f"the saved masker used {self.goes_by} {bytes(saved.tolist()).hex()[:12]}…, this one uses "
-                f"{bytes(self.table_fingerprint.tolist()).hex()[:12]}…; resume with the {self.goes_by} of the first run"
+                f"the saved masker used {self.mask_source} {bytes(saved.tolist()).hex()[:12]}…, "
+                f"this one uses {bytes(self.table_fingerprint.tolist()).hex()[:12]}…; "
+                f"resume with the {self.mask_source} of the first run"
             )
         super()._load_from_state_dict(state_dict, prefix, *args)
 

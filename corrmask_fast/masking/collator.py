@@ -11,9 +11,9 @@ import torch
 from corrmask_fast.buffers import empty
 from corrmask_fast.cells.dataset import RaggedBatch
 from corrmask_fast.errors import InputError, check_integer
-from corrmask_fast.masking.draws import epoch_salt, mix, signed
+from corrmask_fast.masking.engine.draws import epoch_salt, mix, signed
+from corrmask_fast.masking.engine.torch_random import draw_ids_by_values
 from corrmask_fast.masking.features import Cells, as_cells, graph_ids_of, other_inputs, padded_width, ragged
-from corrmask_fast.masking.torch_random import draw_ids_by_values
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -44,7 +44,7 @@ class DataCollatorForCorrMask:
         ``<pad>`` nor ``<mask>`` with probability p (``<cls>`` and ``<eos>`` too), from torch's global generator; the
         graph, the seed and the epoch have no part in it.
     graph_column
-        For a masker with several graphs: the name of the feature that says which one each cell goes by, such as
+        For a masker with several graphs: the name of the feature that chooses each cell's graph, such as
         ``"tissue"``; of a :class:`~corrmask_fast.CorpusDataset` made with ``columns=("tissue",)``, or in the features.
     graph_numbers
         Value of that feature → number of the graph. None: the values are the numbers.
@@ -103,12 +103,12 @@ class DataCollatorForCorrMask:
         # Shared memory: persistent workers see an epoch that is set after they started.
         self._epoch = torch.tensor([-1], device="cpu").share_memory_()
         self._step = torch.tensor([0], device="cpu").share_memory_()  # of the masker's schedules
-        self._step_set = 0  # the one that the masker of this process has been told
+        self._step_set = 0  # the step that the masker of this process has
 
     def set_step(self, step: int) -> None:
-        """Set the training step that the masker's schedules go by, in running workers too.
+        """Set the training step of the masker's schedules, in running workers too.
 
-        Workers prepare batches ahead: a batch goes by the step at which it is prepared.
+        Workers prepare batches ahead: the step at which a batch is prepared decides its rates.
         """
         self._step[0] = check_integer("step", step, 0, 2**63 - 1)
 
@@ -150,7 +150,7 @@ class DataCollatorForCorrMask:
         if step != self._step_set:
             self.masker.set_step(step)
             self._step_set = step
-        indptr, tokens, marks = ragged(cells, self.masker.vocabulary, self.masker.goes_by)
+        indptr, tokens, marks = ragged(cells, self.masker.vocabulary, self.masker.mask_source)
         if isinstance(cells, RaggedBatch) and cells.epoch is not None:
             epoch = cells.epoch
         salt = epoch_salt(epoch) if epoch >= 0 else self._fresh_salt()
@@ -174,10 +174,10 @@ class DataCollatorForCorrMask:
         return batch | others
 
     def frozen(self, epoch: int) -> DataCollatorForCorrMask:
-        """Return a copy that masks as in one epoch, always: for evaluation, so that losses compare."""
-        twin = copy.deepcopy(self)
-        twin.set_epoch(epoch)
-        return twin
+        """Return a copy whose masks are always those of one epoch. Evaluation uses it: its losses can be compared."""
+        frozen = copy.deepcopy(self)
+        frozen.set_epoch(epoch)
+        return frozen
 
     def _mask_as_geneformer(self, cells: Cells) -> dict[str, torch.Tensor]:
         from corrmask_fast.masking.stock import mask_as_stock
@@ -281,7 +281,7 @@ def check_graph_column(masker: Masker, column: str | None, numbers: Mapping[Any,
     if column is None and masker.n_graphs > 1:
         raise InputError(
             f"the masker has {masker.n_graphs} graphs; give graph_column to the collator: the name of the feature that "
-            "says which of them a cell goes by"
+            "chooses each cell's graph"
         )
     if column is not None and masker.n_graphs == 0:
         raise InputError(f"graph_column={column!r} chooses among graphs, and this masker has none; leave it out")
@@ -304,13 +304,13 @@ def _padded(
     ids[:] = vocabulary.pad_token_id
     ids[inside] = tokens
     attention[:] = ids != vocabulary.pad_token_id
-    if "seen" in marks:
-        attention[inside] = marks["seen"]
+    if "attention_mask" in marks:
+        attention[inside] = marks["attention_mask"]
     batch = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(attention)}
-    if "protected" in marks:
-        protected = np.zeros(shape, np.int64)
-        protected[inside] = marks["protected"]
-        batch["special_tokens_mask"] = torch.from_numpy(protected)
+    if "special_tokens_mask" in marks:
+        special = np.zeros(shape, np.int64)
+        special[inside] = marks["special_tokens_mask"]
+        batch["special_tokens_mask"] = torch.from_numpy(special)
     return batch
 
 

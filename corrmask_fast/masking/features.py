@@ -22,7 +22,7 @@ __all__ = ["as_cells", "graph_ids_of", "other_inputs", "padded_width", "ragged"]
 # What collators take care of; "length" (Geneformer's column) says what the attention mask says.
 OWN = frozenset({"input_ids", "attention_mask", "special_tokens_mask", "length"})
 MADE = frozenset({"labels", "masked_positions", "graph_ids", "mask_epoch"})  # which a feature must not bring along
-IGNORED_LABEL = -100  # behind a row's own labels: no loss counts it
+IGNORED_LABEL = -100  # after a row's own labels: no loss counts it
 
 Cells = RaggedBatch | list[Mapping[str, Any]]
 
@@ -52,21 +52,21 @@ def as_cells(features: Any) -> Cells:
 
 
 def ragged(
-    cells: Cells, vocabulary: Vocabulary, goes_by: str = "vocabulary"
+    cells: Cells, vocabulary: Vocabulary, mask_source: str = "vocabulary"
 ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
     """Return (indptr, tokens, marks) of a batch."""
     if isinstance(cells, RaggedBatch):
         if cells.vocabulary is not None:
-            cells.vocabulary.check_same(vocabulary, "the corpus", f"the masker's {goes_by}")
+            cells.vocabulary.check_same(vocabulary, "the corpus", f"the masker's {mask_source}")
         return cells.indptr, cells.tokens, {}
     indptr, tokens = concatenate([row["input_ids"] for row in cells], "input_ids")
     marks = {}
-    for name, mark in (("attention_mask", "seen"), ("special_tokens_mask", "protected")):
+    for name in ("attention_mask", "special_tokens_mask"):
         if any(name in row for row in cells):
             ends, values = concatenate([row.get(name, ()) for row in cells], name)
             if not np.array_equal(ends, indptr):
                 raise InputError(f"{name} must have one value for each of a row's input_ids, in all rows or none")
-            marks[mark] = (values != 0).view(np.uint8)
+            marks[name] = (values != 0).view(np.uint8)
     return indptr, tokens, marks
 
 
@@ -108,8 +108,8 @@ def graph_ids_of(cells: Cells, column: str, numbers: Mapping[Any, int] | None) -
         for i, cell in enumerate(cells):
             if column not in cell:
                 raise InputError(
-                    f"feature {i} has no {column!r}, which says which graph the cell goes by; under the stock Trainer "
-                    "set remove_unused_columns=False, for it takes away what the model does not take"
+                    f"feature {i} has no {column!r}, which chooses the cell's graph; under the stock Trainer "
+                    "set remove_unused_columns=False: it removes what the model does not take"
                 )
         values = [cell[column] for cell in cells]
     if numbers is not None:

@@ -26,7 +26,7 @@ DECIMALS = 1e12
 
 
 class Schedule:
-    """A rate as a function of the training step, from 0 on; behind its last step it stays as it is there."""
+    """A rate as a function of the training step, from 0 on; after its last step it stays as it is there."""
 
     @property
     def values(self) -> tuple[float, ...]:
@@ -129,7 +129,7 @@ class Cosine(_Ramp):
 
 @dataclass(frozen=True)
 class Piecewise(Schedule):
-    """Straight lines between (step, value) points; constant before the first and behind the last.
+    """Straight lines between (step, value) points; constant before the first and after the last.
 
     Examples
     --------
@@ -169,14 +169,14 @@ class Piecewise(Schedule):
 class Rate(NamedTuple):
     """A rate, checked: its ends at the first step, the largest that a row may ever have, and its schedule if any.
 
-    ``said`` is the rate as it was given, in plain Python numbers.
+    ``as_given`` is the rate as it was given, in plain Python numbers.
     """
 
     low: float
     high: float
     largest: float
     schedule: Schedule | None
-    said: float | tuple[float, float] | Schedule
+    as_given: float | tuple[float, float] | Schedule
 
 
 def check_rate(name: str, rate: Any, *, open_ends: bool = False) -> Rate:

@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 from corrmask_fast.errors import InputError, check_number, shown
-from corrmask_fast.masking.batch_checks import check_batch, check_tensor
-from corrmask_fast.masking.draws import draws_of_tensors
-from corrmask_fast.masking.maskers import RandomMasker
-from corrmask_fast.masking.torch_random import maskable_columns, mix, relative_columns, row_content
+from corrmask_fast.masking.engine.checks import check_batch, check_tensor
+from corrmask_fast.masking.engine.draws import draws_of_tensors
+from corrmask_fast.masking.engine.torch_random import maskable_columns, mix, relative_columns, row_content
+from corrmask_fast.masking.strategies.random import RandomMasker
 from corrmask_fast.threads import run_ranges
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ DTYPES = (
     *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
     *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
 )  # of values
-VALUES_A_RANGE = 65_536  # at least: a thread takes half a millisecond for them
+MIN_VALUES_OF_RANGE = 65_536  # a thread takes half a millisecond for them
 
 
 class MaskedValues(NamedTuple):
@@ -172,12 +172,12 @@ class ValueReplacement(nn.Module):
             raise InputError(f"values of {values.dtype} cannot hold the mask value {self.mask_value}; convert them")
         kind = float if values.dtype.is_floating_point else int
         check_batch(gene_ids.expand_as(values), attention_mask, None, self.masker.seed_bits.device)
-        seen = gene_ids != self.masker.vocabulary.pad_token_id if attention_mask is None else attention_mask != 0
-        self._check_no_nan(values, seen)
+        visible = gene_ids != self.masker.vocabulary.pad_token_id if attention_mask is None else attention_mask != 0
+        self._check_no_nan(values, visible)
         if epoch is not None:
             draws = draws_of_tensors(values.shape[0], draw_ids, epoch, self.masker.draw_counter, values.device)
-            maskable = maskable_columns(self.masker.vocabulary, gene_ids, seen, None)
-            draw_ids, epoch = mix(_content(gene_ids, maskable, relative_columns(seen), values) + draws[0]), None
+            maskable = maskable_columns(self.masker.vocabulary, gene_ids, visible, None)
+            draw_ids, epoch = mix(_content(gene_ids, maskable, relative_columns(visible), values) + draws[0]), None
         gene_ids = gene_ids.expand_as(values).contiguous()
         fixed = more.pop("special_tokens_mask", None)
         zero = _either(values == 0, fixed) if self.nonzero_only else fixed
@@ -191,11 +191,11 @@ class ValueReplacement(nn.Module):
             hide = hide | self._hidden(zeros)
         return MaskedValues(values.masked_fill(hide, kind(self.mask_value)), values, masked)
 
-    def _check_no_nan(self, values: torch.Tensor, seen: torch.Tensor) -> None:
+    def _check_no_nan(self, values: torch.Tensor, visible: torch.Tensor) -> None:
         validate = values.device.type == "cpu" if self.masker.validate is None else self.masker.validate
         if not validate or not values.is_floating_point() or torch.compiler.is_compiling() or not values.isnan().any():
             return
-        bad = (values.isnan() & seen).nonzero()
+        bad = (values.isnan() & visible).nonzero()
         if len(bad):
             row, column = bad[0].tolist()
             raise InputError(
@@ -243,5 +243,5 @@ def _content(
     def work(begin: int, end: int) -> None:
         value_content(begin, end, tokens, may, first, bits, content.numpy().view(np.uint64))
 
-    run_ranges(work, rows, -(-VALUES_A_RANGE // width))
+    run_ranges(work, rows, -(-MIN_VALUES_OF_RANGE // width))
     return content

@@ -47,7 +47,7 @@ def check_model(model: Any, masker: Masker, dataset: Any) -> None:
             )
     corpus = getattr(dataset, "corpus", None)
     if isinstance(corpus, Corpus):
-        corpus.vocabulary.check_same(vocabulary, "the corpus", f"the masker's {masker.goes_by}")
+        corpus.vocabulary.check_same(vocabulary, "the corpus", f"the masker's {masker.mask_source}")
     places, lost = _positions_of(model)
     if places is not None and not is_stream(dataset) and len(dataset):
         _check_lengths(dataset, places, lost)

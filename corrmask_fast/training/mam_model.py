@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from corrmask_fast.masking.mam import MultinomialAttentionMasker
+    from corrmask_fast.masking.strategies.mam import MultinomialAttentionMasker
 
-__all__ = ["attach", "attached", "detach", "taken_off"]
+__all__ = ["attach", "attached", "detach", "detached"]
 
 NAME = "attention_masker"  # of the masker in the model
 FILE = f"{NAME}.safetensors"  # beside a model's weights
@@ -115,7 +115,7 @@ def _add_context(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 
 
 @contextmanager
-def taken_off(model: nn.Module) -> Iterator[None]:
+def detached(model: nn.Module) -> Iterator[None]:
     """Take the masker off a model inside the block, to save an ordinary model."""
     masker = attached(model)
     setattr(model, NAME, None)  # not deleted: the optimiser needs the order of the model's parameters

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from corrmask_fast.errors import InputError, check_integer, check_number, naming, readable, shown
+from corrmask_fast.masking.strategies import DEFAULT, OPTIONS, SOURCES
 
 if TYPE_CHECKING:
     import argparse
@@ -28,15 +29,10 @@ CHOICES = {
 
 # Options of the masker in a configuration file; None: the masker's own default.
 MASKER_OPTIONS: dict[str, Any] = {
-    "strategy": "corrmask",
-    "graph": None,
-    "pmi": None,
+    "strategy": DEFAULT,
+    **{name: None for name, source in SOURCES.items() if source.command},
     "mlm_probability": 0.15,
-    "structural_ratio": None,
-    "max_partners": None,
-    "npmi_min": None,
-    "n_latents": None,
-    "latent_ratio": None,
+    **dict.fromkeys(OPTIONS),
     "seed": 0,
 }
 

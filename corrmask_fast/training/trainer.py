@@ -18,8 +18,8 @@ from torch.utils.data import SequentialSampler
 
 from corrmask_fast.errors import InputError, import_extra, readable, shown
 from corrmask_fast.masking.collator import DataCollatorForCorrMask, PaddingCollator, check_graph_column
-from corrmask_fast.masking.draws import draws_of_tensors
-from corrmask_fast.masking.torch_random import draw_ids_by_values
+from corrmask_fast.masking.engine.draws import draws_of_tensors
+from corrmask_fast.masking.engine.torch_random import draw_ids_by_values
 from corrmask_fast.training.callback import CorrMaskCallback, batches_of
 from corrmask_fast.training.checkpoint_files import KIND, check_checkpoint
 from corrmask_fast.training.checks import check_arguments, check_learning, check_model, parameters_of
@@ -348,14 +348,14 @@ class CorrMaskTrainer(transformers.Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model. A masker that is a part of it goes to ``attention_masker.safetensors`` in the same folder."""
-        from corrmask_fast.training.mam_model import FILE, attached, taken_off
+        from corrmask_fast.training.mam_model import FILE, attached, detached
 
         masker = attached(self.model)
         checkpoint = _internal_call and output_dir is not None  # to resume from; push_to_hub gives no output_dir
         if masker is None or checkpoint:
             super().save_model(output_dir, _internal_call)
             return
-        with taken_off(self.model):
+        with detached(self.model):
             super().save_model(output_dir, _internal_call=True)
         if self.args.should_save:
             masker.save(Path(output_dir or self.args.output_dir) / FILE)

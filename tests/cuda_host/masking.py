@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
-from corrmask_fast.kernels.layout import CONTENT, GIVEN, PARTNERS, SIZE, STRATEGY
-from corrmask_fast.masking.rows_cuda import Arena, kernel_of, mask_arguments
+from corrmask_fast.kernels.layout import CONTENT, GIVEN, KERNELS
+from corrmask_fast.masking.engine.device import Arena, kernel_arguments, kernel_of, pack
 from corrmask_fast.testing import Expected
 
 GOLDEN = 0x9E3779B97F4A7C15
@@ -77,38 +77,40 @@ def emulate(
         draws = (draw_ids, GIVEN, 0) if epoch is None else (salt, CONTENT, 0)
     rows, columns = case.input_ids.shape
     settings = masker._settings
-    strategy, size = settings[STRATEGY], settings[SIZE]
-    max_masked = math.floor(columns * masker.max_probability)
-    arena = arena or Arena.make(columns, size, settings[PARTNERS], threads, strategy)
+    kernels = KERNELS[settings.strategy]
+    arena = arena or Arena.make(columns, settings.size, settings.max_partners, threads, kernels)
     masks = [
         None if mask is None else mask.astype(mask_dtype) for mask in (case.attention_mask, case.special_tokens_mask)
     ]
-    inputs = {
-        "input_ids": np.ascontiguousarray(case.input_ids),
-        "attention_mask": masks[0],
-        "special_tokens_mask": masks[1],
-        "draws": np.ascontiguousarray(draws[0]),
+    fixed = {
         "seed": masker.seed_bits.numpy(),
         "rates": masker.rate_bits.numpy().view(np.float64) if rates is None else np.repeat(rates, 2),
         "lookup": masker.neighbor_lookup.numpy(),
         "indptr": masker.neighbor_indptr.numpy().astype(indptr_dtype),
         "indices": masker.neighbor_indices.numpy(),
+    }
+    inputs = {
+        "input_ids": np.ascontiguousarray(case.input_ids),
+        "attention_mask": masks[0],
+        "special_tokens_mask": masks[1],
+        "draws": np.ascontiguousarray(draws[0]),
         "graph_ids": graph_ids,
         "priorities": None if priorities is None else np.ascontiguousarray(priorities),
     }
     outputs = {
         "out_ids": poisoned((rows, columns), case.input_ids.dtype),
         "labels": poisoned((rows, columns), np.int64),
-        "masked_positions": poisoned((rows, max_masked), np.int64),
+        "masked_positions": poisoned((rows, math.floor(columns * masker.max_probability)), np.int64),
     }
-    arrays = {name: read_only(array) for name, array in inputs.items()} | outputs
+    arrays = {name: read_only(array) for name, array in (fixed | inputs).items()} | outputs
     guarded = {name: Guarded(array, offset=offset, guard_bytes=guard_bytes) for name, array in arrays.items()}
     buffers = {name: array.buffer for name, array in guarded.items()}
-    args = mask_arguments(
-        (rows, columns), max_masked, settings, arena, draws[1], draws[2],
-        tables=inputs["indptr"].size // (size + 1), **buffers,
+    plan = pack(
+        settings, masker.max_probability, n_starts=fixed["indptr"].size, device=None,
+        **{name: buffers.pop(name) for name in fixed},
     )  # fmt: skip
-    name = kernel_of(strategy, case.input_ids.itemsize, in_device_memory=bool(scratch_blocks))[1]
+    args = kernel_arguments(plan, arena, (rows, columns), *draws[1:], **buffers)
+    name = kernel_of(kernels, case.input_ids.itemsize, in_device_memory=bool(scratch_blocks))[1]
     if rows == 0 or columns == 0:
         pass  # nothing is launched
     elif scratch_blocks:

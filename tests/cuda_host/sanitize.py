@@ -28,7 +28,8 @@ def corrmask(sanitizer: str, left_out: str = "") -> None:
     from masking import emulate, with_ties
 
     from corrmask_fast.cuda import kernel_source
-    from corrmask_fast.masking.rows_cuda import Arena
+    from corrmask_fast.kernels.layout import CORRMASK, KERNELS
+    from corrmask_fast.masking.engine.device import Arena
     from corrmask_fast.testing import Case, draw_ids, make_graph, make_vocabulary
 
     source = without_barrier(with_ties(kernel_source("corrmask.cu")), *left_out.split())
@@ -41,7 +42,9 @@ def corrmask(sanitizer: str, left_out: str = "") -> None:
     masks = (ids != 0).astype(np.uint8), rng.choice([0, 1], ids.shape, p=[0.9, 0.1])
     plain, masked = Case("plain", graph, ids, known=False), Case("masks", graph, ids, *masks, known=False)
     draws = {"draw_ids": draw_ids(3), "mlm_probability": 0.4, "guard_bytes": 0}
-    small = Arena.make(300, graph.vocabulary.size, 5, 96)._replace(wave_capacity=4)  # waves overflow, and are many
+    small = Arena.make(300, graph.vocabulary.size, 5, 96, KERNELS[CORRMASK])._replace(
+        wave_capacity=4
+    )  # waves overflow, and are many
     emulate(module, plain, **draws, threads=128, schedule=REVERSE)
     emulate(module, masked, **draws, threads=96, arena=small, schedule=RANDOM, preempt_percent=20)
     emulate(module, masked, epoch=3, mlm_probability=0.4, guard_bytes=0, threads=64, schedule=RANDOM, schedule_seed=2)

@@ -22,13 +22,13 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812 (its usual name)
 
 from corrmask_fast.errors import InputError, check_integer, readable, shown
-from corrmask_fast.kernels.layout import CORRMASK, SAMPLED, STRATEGY
+from corrmask_fast.kernels.layout import SAMPLED
 from corrmask_fast.masking.base import MaskedBatch, Masker, RateLike
-from corrmask_fast.masking.batch_checks import check_embedded, check_no_priorities
-from corrmask_fast.masking.maskers import graphs_of
-from corrmask_fast.masking.neighbor_tables import no_table, table_of_graphs
+from corrmask_fast.masking.engine.checks import check_embedded, check_no_priorities
+from corrmask_fast.masking.engine.tables import no_table
+from corrmask_fast.masking.engine.torch_random import gumbel_priorities, philox_words, row_draws
 from corrmask_fast.masking.schedules import parse_rate, rate_text
-from corrmask_fast.masking.torch_random import gumbel_priorities, look_at_rows, philox_words
+from corrmask_fast.masking.strategies.corrmask import by_graphs
 from corrmask_fast.tensor_files import FileKind, read_graph, write_graph
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MultinomialAttentionMasker"]
 
-MOST = 65_536  # latents, and the width that they may have
+MAX_SIZE = 65_536  # of latents, in number and in width
 LATENT_BLOCK = 2**32 - 1  # the Philox block from which latents are chosen
 LAYERS = ("norm", "query", "key", "value", "project")
 WEIGHTS = frozenset({"latents", *(f"{name}.{part}" for name in LAYERS for part in ("weight", "bias"))})
@@ -113,13 +113,13 @@ class MultinomialAttentionMasker(Masker):
         seed: int = 0,
         validate: bool | None = None,
     ) -> None:
-        strategy, table, by_graph = SAMPLED, no_table(vocabulary), {"structural_ratio": 0.0, "max_partners": 0}
+        strategy, table, defaults = SAMPLED, no_table(vocabulary), {"structural_ratio": 0.0, "max_partners": 0}
         given = {"structural_ratio": structural_ratio, "max_partners": max_partners}
         given = {name: value for name, value in given.items() if value is not None}
         if graph is not None:
-            graphs = graphs_of(graph)
-            graphs[0].vocabulary.check_same(vocabulary, "the graph", "the masker")
-            strategy, table, by_graph = CORRMASK, table_of_graphs(graphs), {"structural_ratio": 0.5, "max_partners": 5}
+            graph_vocabulary, strategy, table = by_graphs(graph)
+            graph_vocabulary.check_same(vocabulary, "the graph", "the masker")
+            defaults = {"structural_ratio": 0.5, "max_partners": 5}
         elif given:
             raise InputError(f"{next(iter(given))} goes with a graph; give graph=DependencyGraph.load(path)")
         super().__init__(
@@ -131,15 +131,15 @@ class MultinomialAttentionMasker(Masker):
             random_replace_prob=random_replace_prob,
             seed=seed,
             validate=validate,
-            **(by_graph | given),  # type: ignore[arg-type]
+            **(defaults | given),  # type: ignore[arg-type]
         )
         if graph is not None:
-            self.label, self.goes_by = "CorrMask-MAM", "graph"
-        self.dim = check_integer("dim", dim, 1, MOST)
-        self.n_heads = check_integer("n_heads", n_heads, 1, MOST)
+            self.label, self.mask_source = "CorrMask-MAM", "graph"
+        self.dim = check_integer("dim", dim, 1, MAX_SIZE)
+        self.n_heads = check_integer("n_heads", n_heads, 1, MAX_SIZE)
         if dim % n_heads:
             raise InputError(f"n_heads must divide dim={dim}; got {n_heads}")
-        self.n_latents = check_integer("n_latents", n_latents, 1, MOST)
+        self.n_latents = check_integer("n_latents", n_latents, 1, MAX_SIZE)
         if isinstance(latent_ratio, bool) or not isinstance(latent_ratio, int | float) or not 0 < latent_ratio <= 1:
             raise InputError(
                 f"latent_ratio must be a number in (0, 1]; got {shown(latent_ratio)}; 1 lets all latents attend"
@@ -196,8 +196,9 @@ class MultinomialAttentionMasker(Masker):
         embeddings
             The model's token embeddings, ``model.get_input_embeddings()``: ids to (rows, columns, dim).
         weighted
-            False: all genes alike, whatever was learned. These are the masks of :class:`~corrmask_fast.RandomMasker`
-            (with a graph: :class:`~corrmask_fast.CorrMasker`) of the same seed, by which losses can be compared.
+            False: all genes alike, without the learned weights. These are the masks of
+            :class:`~corrmask_fast.RandomMasker` (with a graph: :class:`~corrmask_fast.CorrMasker`) of the same seed,
+            so that losses can be compared.
 
         Returns
         -------
@@ -209,12 +210,12 @@ class MultinomialAttentionMasker(Masker):
             As every masker; and if ``embeddings`` are not given, of another width or dtype, or ``priorities`` are.
         """
         check_no_priorities(more, "the latents' attention is")
-        rows = look_at_rows(self, input_ids, attention_mask, special_tokens_mask, draw_ids, epoch)
+        rows = row_draws(self, input_ids, attention_mask, special_tokens_mask, draw_ids, epoch)
         latents = self.choose_latents(rows.draw_ids)
         if weighted:
             weights = self.weights(self._embedded(embeddings, input_ids), rows.visible, latents)
             more["priorities"] = gumbel_priorities(torch.where(rows.maskable, weights, 0.0), rows.w0)
-        elif self._settings[STRATEGY] == SAMPLED:
+        elif self._needs_priorities:
             more["priorities"] = rows.w1  # by which the other strategies top up
         masked = super().forward(input_ids, attention_mask, special_tokens_mask, draw_ids=rows.draw_ids, **more)
         if rows.counted:
@@ -329,9 +330,9 @@ class MultinomialAttentionMasker(Masker):
         masked, latents = self.draw(
             input_ids, attention_mask, special_tokens_mask, embeddings=embeddings, draw_ids=draw_ids, epoch=epoch
         )
-        seen = _visible(input_ids, attention_mask, self.vocabulary.pad_token_id).to(torch.int64)
-        embedded = self.embed(model, masked.input_ids, seen, latents)
-        return model(inputs_embeds=embedded, attention_mask=seen, labels=masked.labels, **inputs), masked
+        attention_mask = _visible(input_ids, attention_mask, self.vocabulary.pad_token_id).to(torch.int64)
+        embedded = self.embed(model, masked.input_ids, attention_mask, latents)
+        return model(inputs_embeds=embedded, attention_mask=attention_mask, labels=masked.labels, **inputs), masked
 
     # ------------------------------------------------------------------------------------------------- saving, loading
 

@@ -1,16 +1,17 @@
-"""Neighbour tables as the masking kernels take them: CSR over the vocabulary, and bits that answer most questions.
+"""What strategies look up, as the masking kernels take it.
 
-CorrMask    a dependency graph, or several one behind the other:
+"graph"     a dependency graph, or several one after the other, as CSR:
 indptr      (graphs · (V + 1),)   of graph g from g · (V + 1) on
 indices     all neighbours; ``indptr`` counts through all graphs
-lookup      (graphs · W,) words of 64 bits, W = V / 64 rounded up: which genes have neighbours
-            The CPU kernels go by numbers of these genes alone (``number_connected``): a small table is quickly read.
-PMI         ordered pairs of tokens: u is followed by v
+            The CPU kernels go by numbers of the genes with neighbours (``number_connected``): a small table is quickly
+            read.
+"pairs"     ordered pairs of tokens: u is followed by v
 lookup      a head for each u (for each 65 536 possible v, where the vocabulary has more), then buckets of 4 words:
                 head       (u's first bucket << 32) | (their number − 1); the number is a power of two
                 bucket     i, from word 4 · i on: sixteen v, their low 16 bits; v is in number v mod the number, or none
-indptr, indices   nothing: the lookup says it all
 others      nothing, in the same form
+
+What a strategy does not read holds nothing.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from corrmask_fast.cells.vocabulary import Vocabulary
     from corrmask_fast.graph.dependency_graph import DependencyGraph
 
+NO_LOOKUP = np.zeros(1, np.uint64)
 SLOTS = 16  # of a bucket: one comparison of 256 bits looks at all of them
 
 
@@ -42,15 +44,11 @@ class NeighborTable(NamedTuple):
 
 def table_of_graphs(graphs: Sequence[DependencyGraph]) -> NeighborTable:
     """Stack dependency graphs of one vocabulary."""
-    size = graphs[0].vocabulary.size
-    flags = np.zeros((len(graphs), -(-size // 64) * 64), np.bool_)
     starts = np.cumsum([0, *(graph.indices.size for graph in graphs)])
-    for row, graph in zip(flags, graphs, strict=True):
-        row[:size] = graph.degrees > 0
     fingerprints = [graph.fingerprint for graph in graphs]
     both = hashlib.sha256("\n".join(fingerprints).encode()).hexdigest()
     return NeighborTable(
-        np.packbits(flags, axis=1, bitorder="little").reshape(-1).view(np.uint64),
+        NO_LOOKUP,
         _narrow(np.concatenate([graph.indptr + start for graph, start in zip(graphs, starts, strict=False)])),
         np.concatenate([graph.indices for graph in graphs]).astype(np.int32, copy=False),
         max(int(graph.degrees.max(initial=0)) for graph in graphs),
@@ -62,13 +60,13 @@ def table_of_graphs(graphs: Sequence[DependencyGraph]) -> NeighborTable:
 class Connected(NamedTuple):
     """Dependency graphs as the CPU kernels take them: only genes with neighbours have a number, from 1 on."""
 
-    ids: np.ndarray  # (graphs · (V + 1),): the number of each gene, 0 without neighbours; 0 behind each graph's genes
+    ids: np.ndarray  # (graphs · (V + 1),): the number of each gene, 0 without neighbours; 0 after each graph's genes
     indptr: np.ndarray  # (numbers + 2,): number 0 has no neighbours
     indices: np.ndarray  # numbers
 
 
 def number_connected(indptr: np.ndarray, indices: np.ndarray, size: int) -> Connected:
-    """Give genes with neighbours numbers, those of each of the stacked graphs behind the ones before."""
+    """Give genes with neighbours numbers, those of each of the stacked graphs after the ones before."""
     graphs = indptr.size // (size + 1)
     starts = indptr.reshape(graphs, size + 1)
     connected = np.zeros((graphs, size + 1), np.bool_)
@@ -87,7 +85,7 @@ def table_of_pairs(indptr: np.ndarray, indices: np.ndarray, fingerprint: str) ->
     """Return the table of ordered pairs given as CSR over the vocabulary, ascending in each row."""
     size = indptr.size - 1
     heads = size * max(1, -(-size // 2**16))
-    before = -(-heads // 4)  # buckets' room, which the heads take
+    before = -(-heads // 4)  # buckets whose memory the heads take
     # A head's pairs lie together: by v / 65 536, then u. Mostly that is the order they are given in.
     head = np.repeat(np.arange(size), np.diff(indptr)) + size * (indices >> 16)
     order = np.argsort(head, kind="stable") if heads > size else slice(None)
@@ -130,7 +128,7 @@ def _buckets_needed(head: np.ndarray, low: np.ndarray, heads: int) -> np.ndarray
 def no_table(vocabulary: Vocabulary) -> NeighborTable:
     """Return the table of a strategy that needs none."""
     nothing = np.zeros(vocabulary.size + 1, np.int32)
-    return NeighborTable(np.zeros(1, np.uint64), nothing, np.empty(0, np.int32), 0, vocabulary.fingerprint)
+    return NeighborTable(NO_LOOKUP, nothing, np.empty(0, np.int32), 0, vocabulary.fingerprint)
 
 
 def _narrow(indptr: np.ndarray) -> np.ndarray:

@@ -6,20 +6,18 @@ right brings in the sign, which a mask takes away.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 
-from corrmask_fast.errors import InputError
 from corrmask_fast.kernels.layout import CONTENT, COUNTED
-from corrmask_fast.masking.batch_checks import check_batch
-from corrmask_fast.masking.draws import draws_of_tensors, priorities_of
+from corrmask_fast.masking.engine.checks import check_batch
+from corrmask_fast.masking.engine.draws import draws_of_tensors, priorities_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from corrmask_fast.cells.vocabulary import Vocabulary
-    from corrmask_fast.masking.base import Masker
 
 LOW = 0xFFFFFFFF
 PHILOX_M0, PHILOX_M1 = 0xD2511F53, 0xCD9E8D57
@@ -101,7 +99,7 @@ def draw_ids_of(
     Parameters
     ----------
     draws
-        (values, mode, offset) of :func:`corrmask_fast.masking.draws.draws_of_tensors`.
+        (values, mode, offset) of :func:`corrmask_fast.masking.engine.draws.draws_of_tensors`.
     input_ids, maskable, columns
         (rows, columns): tokens, which of them can be masked, and their :func:`relative_columns`.
     """
@@ -177,7 +175,15 @@ def gumbel_priorities(weights: torch.Tensor, w0: torch.Tensor) -> torch.Tensor:
     return priorities_of(weights.to(torch.float64).log() - (-uniform.log()).log())
 
 
-class Rows(NamedTuple):
+class HasDraws(Protocol):
+    """What :func:`row_draws` reads of a masker."""
+
+    vocabulary: Vocabulary
+    seed_bits: torch.Tensor
+    draw_counter: torch.Tensor
+
+
+class RowDraws(NamedTuple):
     """What the kernels would find out about the rows of a batch."""
 
     draw_ids: torch.Tensor  # (rows,) int64
@@ -188,14 +194,14 @@ class Rows(NamedTuple):
     counted: bool  # whether the masker's counter has to move on
 
 
-def look_at_rows(
-    masker: Masker,
+def row_draws(
+    masker: HasDraws,
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor | None,
     special_tokens_mask: torch.Tensor | None,
     draw_ids: torch.Tensor | None,
     epoch: int | torch.Tensor | None,
-) -> Rows:
+) -> RowDraws:
     """Check a padded batch and return its rows' draws and words."""
     check_batch(input_ids, attention_mask, special_tokens_mask, masker.seed_bits.device)
     visible = input_ids != masker.vocabulary.pad_token_id if attention_mask is None else attention_mask != 0
@@ -204,19 +210,4 @@ def look_at_rows(
     draws = draws_of_tensors(input_ids.shape[0], draw_ids, epoch, masker.draw_counter, input_ids.device)
     draw = draw_ids_of(draws, input_ids, maskable, columns)
     w0, w1, *_ = philox_words(masker.seed_bits, draw[:, None], columns.clamp(min=0), 0)
-    return Rows(draw, visible, maskable, w0, w1, draws[1] == COUNTED)
-
-
-def check_weights(name: str, weights: torch.Tensor, input_ids: torch.Tensor) -> None:
-    """Raise InputError unless there is a weight for each column; on a device their values are not looked at."""
-    if weights.shape != input_ids.shape or not weights.dtype.is_floating_point or weights.device != input_ids.device:
-        raise InputError(
-            f"{name} must be {tuple(input_ids.shape)} floating point on {input_ids.device}, a weight >= 0 for each "
-            f"column; got {tuple(weights.shape)} {weights.dtype} on {weights.device}"
-        )
-    if weights.device.type == "cpu" and not torch.compiler.is_compiling() and not bool((weights >= 0).all()):
-        row, column = (~(weights >= 0)).nonzero()[0].tolist()
-        raise InputError(
-            f"{name} must be >= 0; got {weights[row, column].item()} in row {row}, column {column}; "
-            "give 0 where no seed shall be"
-        )
+    return RowDraws(draw, visible, maskable, w0, w1, draws[1] == COUNTED)

@@ -1,18 +1,25 @@
-"""Where each row's draw comes from: given, counted, or from the row's content and a salt (its epoch, or a nonce)."""
+"""Where each row's draw comes from: it is given, or counted, or computed from the row's content and a salt."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from corrmask_fast.errors import InputError, check_integer
 from corrmask_fast.kernels.layout import CONTENT, COUNTED, GIVEN
-from corrmask_fast.masking.batch_checks import check_tensor
-from corrmask_fast.masking.rows import Draws
+from corrmask_fast.masking.engine.checks import check_array, check_int64, check_one_number
 
 GOLDEN = 0x9E3779B97F4A7C15
+
+
+class Draws(NamedTuple):
+    """Where a CPU kernel finds each row's draw_id."""
+
+    values: np.ndarray  # int64: (rows,) draw ids (GIVEN), (1,) a counter (COUNTED), or (1,) a salt (CONTENT)
+    mode: int  # GIVEN, COUNTED or CONTENT of kernels/layout.py
+    offset: int = 0  # COUNTED: added to the counter (rank << 48)
 
 
 def epoch_salt(epoch: Any) -> int:
@@ -35,26 +42,20 @@ def draws_of_tensors(
     counter: torch.Tensor,
     device: torch.device,
 ) -> tuple[torch.Tensor, int, int]:
-    """Return (values, mode, offset): where the kernel finds the draw of each row of a padded batch."""
+    """Return (values, mode, offset), as of :class:`Draws`, for a padded batch; the values stay a tensor."""
     if draw_ids is not None:
         if epoch is not None:
             raise InputError("give draw_ids or epoch, not both: each alone decides the draw")
-        check_tensor("draw_ids", draw_ids)
-        if draw_ids.shape != (rows,) or draw_ids.dtype != torch.int64 or draw_ids.device != device:
-            raise InputError(
-                f"draw_ids must be ({rows},) int64 on {device}; "
-                f"got {tuple(draw_ids.shape)} {draw_ids.dtype} on {draw_ids.device}"
-            )
+        check_int64("draw_ids", draw_ids, (rows,), device)
         return draw_ids.contiguous(), GIVEN, 0
     if epoch is None:
         return counter, COUNTED, signed((_rank() << 48) % 2**64)
     if torch.compiler.is_compiling() and not isinstance(epoch, torch.Tensor):
         epoch = torch.full((1,), epoch, dtype=torch.int64, device=device)  # a constant would compile for each epoch
     if isinstance(epoch, torch.Tensor):
-        if epoch.numel() != 1 or epoch.dtype != torch.int64 or epoch.device != device:
-            raise InputError(f"an epoch tensor must be one int64 on {device}; got {epoch.dtype} on {epoch.device}")
+        check_one_number("an epoch", epoch, device)
         return epoch.reshape(1) * signed(GOLDEN), CONTENT, 0
-    # Filled in where it is used: a copy from the host would wait, and could not be captured in a CUDA graph.
+    # Filled on the device: a copy from the host would wait, and a CUDA graph could not capture it.
     return torch.full((1,), signed(epoch_salt(epoch)), dtype=torch.int64, device=device), CONTENT, 0
 
 
@@ -89,13 +90,6 @@ def priorities_of(scores: torch.Tensor) -> torch.Tensor:
     step = 2**32 // max(scores.shape[1], 1)
     ranks = torch.arange(scores.shape[1], device=scores.device) * step
     return torch.empty_like(order).scatter_(1, order, ranks.expand_as(order))
-
-
-def check_array(name: str, array: np.ndarray, size: int, dtype: Any) -> np.ndarray:
-    """Return an array as the kernels take it: (size,) of ``dtype``."""
-    if array.shape != (size,) or array.dtype != dtype:
-        raise InputError(f"{name} must be ({size},) {np.dtype(dtype)}; got {array.shape} {array.dtype}")
-    return np.ascontiguousarray(array)
 
 
 def _rank() -> int:

@@ -1,0 +1,89 @@
+"""``make_masker``: every strategy by its name, made through one function."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from corrmask_fast.errors import InputError, shown
+from corrmask_fast.masking.strategies import LEARNED_STRATEGIES, OF_MODEL, OPTIONS, SOURCES, STRATEGIES
+
+if TYPE_CHECKING:
+    from corrmask_fast.cells.vocabulary import Vocabulary
+    from corrmask_fast.graph.dependency_graph import DependencyGraph
+    from corrmask_fast.masking.base import Masker
+    from corrmask_fast.masking.pmi_table import PMITable
+
+__all__ = ["make_masker"]
+
+
+def make_masker(
+    strategy: str,
+    *,
+    graph: DependencyGraph | None = None,
+    pmi: PMITable | None = None,
+    vocabulary: Vocabulary | None = None,
+    **parameters: Any,
+) -> Masker:
+    """Return the masker of a strategy.
+
+    Parameters
+    ----------
+    strategy
+        A name of ``STRATEGIES`` or ``LEARNED_STRATEGIES`` in :mod:`corrmask_fast.masking.strategies`.
+    graph, pmi, vocabulary
+        What strategies are made from; give what is there, each takes what it needs. A strategy that needs a
+        vocabulary takes the graph's or the table's where none is given.
+    **parameters
+        Those of the strategy's class, such as ``mlm_probability``, ``structural_ratio``, ``max_partners``,
+        ``npmi_min``, ``seed``. A strategy that learns needs ``dim``, the width of its model.
+
+    Raises
+    ------
+    InputError
+        If there is no such strategy, what it needs is not given, the things given have different vocabularies, or a
+        parameter has no meaning for it.
+
+    Examples
+    --------
+    >>> from corrmask_fast import Vocabulary, make_masker
+    >>> genes = Vocabulary(("<pad>", "<mask>", "A", "B", "C"))
+    >>> type(make_masker("random", vocabulary=genes, mlm_probability=0.3)).__name__
+    'RandomMasker'
+    """
+    every = STRATEGIES | LEARNED_STRATEGIES
+    found = every.get(strategy) if isinstance(strategy, str) else None
+    if found is None:
+        raise InputError(f"strategy must be one of {', '.join(every)}; got {shown(strategy)}")
+    learns = strategy in LEARNED_STRATEGIES
+    sources = {"graph": graph, "pmi": pmi, "vocabulary": vocabulary}
+    sources |= {name: parameters.pop(name, None) for name in SOURCES if name not in sources}
+    for name in parameters:
+        if name in found.fixed:
+            base = next(other for other, each in STRATEGIES.items() if each.masker == found.masker)
+            raise InputError(
+                f"{name} is {found.fixed[name]} in the strategy {strategy!r}; choose it freely with {base!r}"
+            )
+        if name in {*OPTIONS, *OF_MODEL} and name not in found.takes:
+            raise InputError(f"{name} has no meaning for the strategy {strategy!r}; leave it out")
+    vocabularies: dict[str, Any] = {
+        SOURCES[name].name: getattr(source, "vocabulary", source)
+        for name, source in sources.items()
+        if source is not None
+    }
+    for one, other in pairwise(vocabularies):
+        vocabularies[one].check_same(vocabularies[other], f"the {one}", f"the {other}")
+    source: Any = sources[found.needs]
+    if found.needs == "vocabulary" and source is None:
+        source = next(iter(vocabularies.values()), None)
+    if source is None:
+        needs = SOURCES[found.needs]
+        raise InputError(f"the strategy {strategy!r} needs {needs.kind}: give {found.needs}={needs.cls}.load(path)")
+    if learns and "dim" not in parameters:
+        raise InputError(f"the strategy {strategy!r} needs dim, the width of the model that it learns with")
+    import corrmask_fast
+
+    masker = getattr(corrmask_fast, found.masker)
+    if learns and found.needs != "vocabulary":
+        return masker(source.vocabulary, **{found.needs: source}, **parameters)
+    return masker(source, **found.fixed, **parameters)

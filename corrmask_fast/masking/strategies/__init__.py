@@ -1,0 +1,114 @@
+"""Every masking strategy by its name: its class, what it is made from, and which parameters are its own.
+
+==============  ======================================================================  =====  ==========
+name            what is masked together                                                 λ      needs
+==============  ======================================================================  =====  ==========
+random          nothing: single genes                                                   –      vocabulary
+span            runs of random length (SpanBERT)                                        1      vocabulary
+pmi             runs of genes that stand next to each other more often than by chance   1      PMI table
+pmi-rand        the same, half the genes at random                                      0.5    PMI table
+corrmask        genes and their partners in a dependency graph, half at random          0.5    graph
+corrmask-100    the same, as many as there are                                          1      graph
+mam             nothing: single genes, those that learned latents attend to             –      vocabulary
+corrmask-mam    as corrmask, from genes that learned latents attend to                  0.5    graph
+==============  ======================================================================  =====  ==========
+
+The last two learn with the model that is trained: pretraining takes them, an audit of masks alone cannot.
+
+``make_masker``, the command line, settings of runs, audits and the cases of tests go by these tables. A strategy that
+is added here needs no other line in them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from corrmask_fast.masking.schedules import parse_rate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["CONTROL", "DEFAULT", "LEARNED_STRATEGIES", "OPTIONS", "SOURCES", "STRATEGIES", "Option", "Strategy"]
+
+
+class Source(NamedTuple):
+    """What strategies are made from: a keyword of ``make_masker`` and, where a command writes it, a file's option."""
+
+    name: str  # in messages
+    kind: str  # in full
+    cls: str  # the public class, whose ``load`` reads a file
+    metavar: str = ""
+    command: str = ""  # which writes such a file
+
+
+SOURCES = {
+    "graph": Source("graph", "a dependency graph", "DependencyGraph", "GRAPH", "corrmask-fast graph build"),
+    "pmi": Source("PMI table", "a PMI table", "PMITable", "TABLE", "corrmask-fast pmi build"),
+    "vocabulary": Source("vocabulary", "a vocabulary", "Vocabulary"),
+}
+
+
+class Option(NamedTuple):
+    """A parameter that not every strategy takes, as the command line has it."""
+
+    parse: Callable[[str], Any]
+    metavar: str
+    help: str
+
+
+OPTIONS = {
+    "structural_ratio": Option(
+        parse_rate,
+        "L",
+        "lambda: share of masked genes that the strategy chooses, the rest is random; given like --mlm-probability",
+    ),
+    "max_partners": Option(int, "K", "partners masked with a gene (default: 5)"),
+    "npmi_min": Option(float, "X", "least NPMI of neighbours in a run (default: 0.1)"),
+    "n_latents": Option(int, "N", "latents that learn, for mam (default: 64)"),
+    "latent_ratio": Option(float, "X", "share of them that attend to a cell (default: 0.5)"),
+}
+OF_MODEL = ("dim", "n_heads")  # parameters that a strategy which learns has in common with its model
+
+
+class Strategy(NamedTuple):
+    """How a strategy is made, and what it takes."""
+
+    label: str  # in tables and pictures
+    masker: str  # the public class
+    needs: str  # a key of SOURCES
+    summary: str
+    ratio: float | None  # λ where none is given; None: λ has no meaning
+    takes: tuple[str, ...] = ()  # keys of OPTIONS and names of OF_MODEL
+    fixed: dict[str, Any] = {}  # parameters that its name stands for  # noqa: RUF012 (never changed)
+
+
+DEFAULT, CONTROL = "corrmask", "random"  # what is masked unless asked otherwise; what all others are compared with
+STRATEGIES: dict[str, Strategy] = {
+    "random": Strategy("Random", "RandomMasker", "vocabulary", "single genes", None),
+    "span": Strategy("Span", "SpanMasker", "vocabulary", "runs of random length", 1.0, ("structural_ratio",)),
+    "pmi": Strategy("PMI", "PMIMasker", "pmi", "runs of associated neighbours", 1.0, ("structural_ratio", "npmi_min")),
+    "pmi-rand": Strategy(
+        *("PMI-Rand", "PMIMasker", "pmi", "half of that, half single genes", 0.5, ("npmi_min",)),
+        fixed={"structural_ratio": 0.5},
+    ),
+    "corrmask": Strategy(
+        *("CorrMask", "CorrMasker", "graph", "correlated genes, half single genes", 0.5),
+        takes=("structural_ratio", "max_partners"),
+    ),
+    "corrmask-100": Strategy(
+        *("CorrMask-100", "CorrMasker", "graph", "correlated genes", 1.0, ("max_partners",)),
+        fixed={"structural_ratio": 1.0},
+    ),
+}
+# Those whose masks depend on a model, with which they learn.
+LEARNED_STRATEGIES: dict[str, Strategy] = {
+    "mam": Strategy(
+        *("MAM", "MultinomialAttentionMasker", "vocabulary", "single genes that learned latents attend to", None),
+        takes=("n_latents", "latent_ratio", *OF_MODEL),
+    ),
+    "corrmask-mam": Strategy(
+        *("CorrMask-MAM", "MultinomialAttentionMasker", "graph"),
+        *("correlated genes, from genes that learned latents attend to", 0.5),
+        takes=("structural_ratio", "max_partners", "n_latents", "latent_ratio", *OF_MODEL),
+    ),
+}
