@@ -10,17 +10,20 @@ import pytest
 import corrmask_fast
 
 PACKAGE = Path(corrmask_fast.__file__).parent
+MASKING = ("masking", "masking/engine", "masking/strategies")
 # Subpackages as in a path below corrmask_fast/. One that lies inside another may be imported by it, and vice versa only
 # file by file, without a circle.
 MAY_IMPORT = {
     "cells": set(),
     "graph": {"cells", "graph/build"},
     "graph/build": {"cells", "graph"},
-    "masking": {"cells", "graph"},
-    "audit": {"cells", "graph", "masking"},
-    "training": {"cells", "graph", "masking"},
+    "masking": {"cells", "graph", *MASKING[1:]},
+    "masking/engine": {"cells", "graph"},
+    "masking/strategies": {"cells", "graph", "masking", "masking/engine"},
+    "audit": {"cells", "graph", *MASKING},
+    "training": {"cells", "graph", *MASKING},
     "evaluation": {"cells"},
-    "cli": {"cells", "graph", "graph/build", "masking", "audit", "training", "evaluation"},
+    "cli": {"cells", "graph", "graph/build", *MASKING, "audit", "training", "evaluation"},
 }
 # What each file beside the subpackages imports of the package.
 SHARED = {
@@ -38,7 +41,7 @@ SHARED = {
     "synthetic": {"errors", "files", "cells", "graph"},
     "tables": {"files"},
     "tensor_files": {"errors", "files", "cells"},
-    "testing": {"reference", "cells", "graph", "masking"},
+    "testing": {"reference", "cells", "graph", "masking", "masking/strategies"},
     "threads": {"errors"},
 }
 
@@ -191,13 +194,13 @@ def test_a_planted_circle_is_found(tmp_path, text, circle):
 @pytest.mark.parametrize(
     ("text", "subpackages"),
     [
-        ("from corrmask_fast import CorrMasker, InputError", {"masking"}),
+        ("from corrmask_fast import CorrMasker, InputError", {"masking/strategies"}),
         ("import corrmask_fast\ndef late(): return corrmask_fast.build_dependency_graph", {"graph/build"}),
         ("from corrmask_fast.graph.build import work", {"graph/build"}),
         ("from corrmask_fast.graph.compare import merge_graphs", {"graph"}),
         ("def late():\n    from corrmask_fast.cli import main", {"cli"}),
         ("import corrmask_fast.audit.masks", {"audit"}),
-        ("from corrmask_fast.testing import Case", {"cells", "graph", "masking"}),
+        ("from corrmask_fast.testing import Case", {"cells", "graph", "masking", "masking/strategies"}),
         ("from corrmask_fast import plots, __version__", set()),
     ],
 )

@@ -286,7 +286,7 @@ def test_attached_it_is_a_part_of_the_model():
         assert len(model.state_dict()) == len(make_bert().state_dict())
     assert model.attention_masker is masker
     with pytest.raises(
-        InputError, match=r"another masker; take that off first: corrmask_fast.training.mam_model.detach\(model\) does"
+        InputError, match=r"another masker; call corrmask_fast.training.mam_model.detach\(model\) first"
     ):
         attach(make_masker(), model)
     with pytest.raises(InputError, match="dim must be the width of the model's embeddings, 8; got 16"):

@@ -129,7 +129,9 @@ def run_demo(
         journal.show(str(corrmask_fast.tokenize(source, corpus_path, vocabulary, medians, progress=progress)))
     corpus = corrmask_fast.read_corpus(corpus_path)
     graph = _build_graph(journal, corpus, modules, progress)
-    masker = corrmask_fast.CorrMasker(graph)
+    from corrmask_fast.masking.strategies import DEFAULT
+
+    masker = corrmask_fast.make_masker(DEFAULT, graph=graph)
     _mask_an_epoch(journal, corpus, masker)
     _audit(journal, corpus, masker, graph, progress)
     try:
