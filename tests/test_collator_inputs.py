@@ -12,6 +12,7 @@ from corrmask_fast import (
     DataCollatorForCorrMask,
     InputError,
     PaddingCollator,
+    RandomMasker,
     read_corpus,
     reference,
 )
@@ -142,7 +143,7 @@ def test_values_of_a_panel_are_a_part_of_the_cell():
     collator.pad_to_multiple_of = 64
     assert torch.equal(collator(cells)["labels"][:, :60], labels)
     two = [cell | {"more": [float(i)] * 60} for i, cell in enumerate(cells[:1] * 5)]
-    assert len({tuple(row) for row in collator(two)["labels"].tolist()}) == 5
+    assert len({tuple(row) for row in collator(two)["labels"].tolist()}) == 1  # "values" alone is a part of the cell
 
 
 def test_other_numbers_change_no_mask(collator):
@@ -190,3 +191,12 @@ def test_code_around_a_collator_finds_what_it_asks_for(collator, tmp_path):
     assert tokenizer.all_special_ids == [0, 1]
     tokenizer.save_pretrained(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_vector_of_a_cell_changes_no_mask_whatever_the_width_of_the_batch():
+    collator = DataCollatorForCorrMask(RandomMasker(make_vocabulary(60), mlm_probability=0.5))
+    collator.set_epoch(0)
+    one, other = ({"input_ids": list(range(2, 2 + n)), "embedding": np.linspace(0, 1, 20)} for n in (20, 24))
+    labels = collator([one])["labels"][0]
+    assert torch.equal(collator([one, other])["labels"][0, :20], labels)
+    assert torch.equal(collator([{"input_ids": one["input_ids"]}])["labels"][0], labels)

@@ -12,7 +12,7 @@ from corrmask_fast.buffers import empty
 from corrmask_fast.cells.dataset import RaggedBatch
 from corrmask_fast.errors import InputError, check_integer
 from corrmask_fast.masking.engine.draws import epoch_salt, mix, signed
-from corrmask_fast.masking.engine.torch_random import draw_ids_by_values
+from corrmask_fast.masking.engine.torch_random import VALUES, draw_ids_by_values
 from corrmask_fast.masking.features import Cells, as_cells, graph_ids_of, other_inputs, padded_width, ragged
 
 if TYPE_CHECKING:
@@ -57,8 +57,8 @@ class DataCollatorForCorrMask:
     Other columns of the features come along as tensors: one number a cell as (rows,); one number a token
     (``token_type_ids``) padded with 0 to (rows, columns), labels of another task (``…labels``) with −100; arrays of one
     shape as (rows, …). Integers are int64, the rest float32. ``length`` is left out, the column of ``graph_column`` is
-    used up, and what is no number is left out with a warning. Numbers of tokens in floating point (values of a gene
-    panel that all cells share) count as a part of the cell: cells that differ in them have masks of their own.
+    used up, and what is no number is left out with a warning. A column ``values`` of one floating-point number a token
+    (of a gene panel that all cells share) is a part of the cell: cells that differ in it have masks of their own.
 
     Examples
     --------
@@ -156,9 +156,11 @@ class DataCollatorForCorrMask:
         salt = epoch_salt(epoch) if epoch >= 0 else self._fresh_salt()
         draw: dict[str, Any] = {"salt": salt}
         others = other_inputs(cells, indptr, self.pad_to_multiple_of, self.graph_column)
-        if others:
+        if VALUES in others:
             padded = _padded(indptr, tokens, marks, self.masker.vocabulary, self.pad_to_multiple_of)
-            draws = draw_ids_by_values(self.masker.vocabulary, padded | others, torch.tensor([signed(salt)]))
+            draws = draw_ids_by_values(
+                self.masker.vocabulary, padded | others, torch.tensor([signed(salt)], device="cpu")
+            )
             draw = draw if draws is None else {"draw_ids": draws.numpy()}
         if self.graph_column is not None:
             marks["graph_ids"] = graph_ids_of(cells, self.graph_column, self.graph_numbers)
@@ -270,7 +272,7 @@ class PaddingCollator:
         indptr, tokens, marks = ragged(cells, self.vocabulary)
         batch = _padded(indptr, tokens, marks, self.vocabulary, self.pad_to_multiple_of)
         if isinstance(cells, RaggedBatch) and cells.epoch is not None:
-            batch["mask_epoch"] = torch.full((len(cells),), cells.epoch)
+            batch["mask_epoch"] = torch.full((len(cells),), cells.epoch, device="cpu")
         if self.graph_column is not None:
             batch["graph_ids"] = torch.from_numpy(graph_ids_of(cells, self.graph_column, self.graph_numbers))
         return batch | other_inputs(cells, indptr, self.pad_to_multiple_of, self.graph_column)

@@ -19,7 +19,7 @@ from torch.utils.data import SequentialSampler
 from corrmask_fast.errors import InputError, import_extra, readable, shown
 from corrmask_fast.masking.collator import DataCollatorForCorrMask, PaddingCollator, check_graph_column
 from corrmask_fast.masking.engine.draws import draws_of_tensors
-from corrmask_fast.masking.engine.torch_random import draw_ids_by_values
+from corrmask_fast.masking.engine.torch_random import VALUES, draw_ids_by_values
 from corrmask_fast.training.callback import CorrMaskCallback, batches_of
 from corrmask_fast.training.checkpoint_files import KIND, check_checkpoint
 from corrmask_fast.training.checks import check_arguments, check_learning, check_model, parameters_of
@@ -326,7 +326,7 @@ class CorrMaskTrainer(transformers.Trainer):
         learning = self.masker.needs_model and epoch != EVALUATION_EPOCH
         epoch = batch.pop("mask_epoch")[:1] if "mask_epoch" in batch else epoch  # the dataset's own
         more["epoch"] = epoch
-        if any(value.is_floating_point() for value in batch.values()):
+        if VALUES in batch:
             salt, *_ = draws_of_tensors(0, None, epoch, self.masker.draw_counter, batch["input_ids"].device)
             draws = draw_ids_by_values(self.masker.vocabulary, batch, salt)
             more |= {} if draws is None else {"draw_ids": draws, "epoch": None}

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from corrmask_fast.cells.vocabulary import Vocabulary
 
+VALUES = "values"  # the column of numbers beside tokens that are a part of a cell's content
 LOW = 0xFFFFFFFF
 PHILOX_M0, PHILOX_M1 = 0xD2511F53, 0xCD9E8D57
 PHILOX_W0, PHILOX_W1 = 0x9E3779B9, 0xBB67AE85
@@ -137,15 +138,15 @@ def draw_ids_by_values(
 ) -> torch.Tensor | None:
     """Return (rows,) int64: the draws of a padded batch whose tokens have values beside them; None if they have none.
 
-    Values are all that is floating point and of the shape of ``input_ids``; ``salt``, (1,) int64, is added to content.
+    Values have the name ``values``, floating point and the shape of ``input_ids``; the name decides, for a vector of a
+    cell may be as long as a batch is wide. ``salt``, (1,) int64, is added to content.
     """
-    ids, seen = batch["input_ids"], batch["attention_mask"] != 0
-    values = [batch[name] for name in sorted(batch) if batch[name].is_floating_point()]
-    values = [one for one in values if one.shape == ids.shape]
-    if not values:
+    ids, values = batch["input_ids"], batch.get(VALUES)
+    if values is None or not values.is_floating_point() or values.shape != ids.shape:
         return None
+    seen = batch["attention_mask"] != 0
     maskable = maskable_columns(vocabulary, ids, seen, batch.get("special_tokens_mask"))
-    return mix(row_content(ids, maskable, relative_columns(seen), values) + salt)
+    return mix(row_content(ids, maskable, relative_columns(seen), [values]) + salt)
 
 
 def _float_bits(values: torch.Tensor) -> torch.Tensor:
