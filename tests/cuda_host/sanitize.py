@@ -53,14 +53,13 @@ def corrmask(sanitizer: str, left_out: str = "") -> None:
 
 def graph(sanitizer: str, file: str = "", old: str = "", new: str = "") -> None:
     """The kernels of a graph on cells that reach most of their code; ``old`` becomes ``new`` in ``file``."""
-    from functools import partial
-
     import torch
     from graph import EmulatedDevice, changed, in_place
     from launch import RANDOM
 
     from corrmask_fast import Corpus
-    from corrmask_fast.progress import progress_bar
+    from corrmask_fast.graph.build.products import Cut
+    from corrmask_fast.graph.build.records import Cells
     from corrmask_fast.testing import make_vocabulary
 
     torch.set_num_threads(1)  # its threads are no business of the sanitizer
@@ -70,18 +69,18 @@ def graph(sanitizer: str, file: str = "", old: str = "", new: str = "") -> None:
     rng = np.random.default_rng(0)
     cells = [rng.permutation(20)[: rng.integers(0, 20)] + 2 for _ in range(40)] + [np.arange(2, 22)] * 3
     corpus = Corpus(np.cumsum([0, *map(len, cells)]), np.concatenate(cells), make_vocabulary(20))
-    bar = partial(progress_bar, shown=False)
     for shared_limit, preempt_percent in ((2000, 0), (400, 20)):
         device = EmulatedDevice(
             shared_limit=shared_limit, replace=small, sanitizer=sanitizer, schedule=RANDOM,
             preempt_percent=preempt_percent,
         )  # fmt: skip
-        with in_place(device, CHUNK_CELLS=9) as stages:
-            sample = stages.read_sample(corpus, np.arange(corpus.n_cells), 15, bar)
-            columns = stages.make_columns(sample, np.arange(2, 21), 15)
+        with in_place(device, CHUNK_CELLS=9) as make_stages:
+            stages = make_stages(cut=Cut(7, 16, 4))
+            sample = stages.read_sample(Cells(corpus, range(corpus.n_cells), 15))
+            columns = stages.make_columns(sample, np.arange(2, 21))
             ranks = stages.rank_genes(columns)
-            pairs = stages.strongest_pairs(columns, ranks, 3, 0.0, bar, cut=stages.Cut(7, 16, 4))
-            stages.correlate_pairs(columns, pairs, 3, bar)
+            pairs = stages.strongest_pairs(columns, ranks, 3, 0.0)
+            stages.correlate_pairs(columns, pairs, 3)
 
 
 def without_barrier(source: str, kind: str = "", number: str = "0") -> str:
