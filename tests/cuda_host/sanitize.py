@@ -58,8 +58,8 @@ def graph(sanitizer: str, file: str = "", old: str = "", new: str = "") -> None:
     from launch import RANDOM
 
     from corrmask_fast import Corpus
-    from corrmask_fast.graph.build.products import Cut
     from corrmask_fast.graph.build.records import Cells
+    from corrmask_fast.graph.build.stages_cuda import Cut
     from corrmask_fast.testing import make_vocabulary
 
     torch.set_num_threads(1)  # its threads are no business of the sanitizer
