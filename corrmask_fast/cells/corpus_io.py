@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from corrmask_fast.cells.corpus import Corpus, with_special_tokens
-from corrmask_fast.cells.dataset_corpus import corpus_of_dataset
+from corrmask_fast.cells.dataset_corpus import MAX_TEXT, corpus_of_dataset
 from corrmask_fast.cells.obs_columns import ObsColumn, obs_column
 from corrmask_fast.cells.vocabulary import Vocabulary
 from corrmask_fast.errors import InputError, brief, import_extra, naming, readable, reason
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 __all__ = ["CorpusWriter", "read_corpus", "write_corpus"]
 
 VOCABULARY_FILE = "vocabulary.json"
-MAX_TEXT = 1000  # characters: NumPy gives every cell room for the longest text
 NPZ_ARRAYS = {"indptr", "tokens", "vocabulary", "array_names"}  # beside obs/… and missing/…
 
 
