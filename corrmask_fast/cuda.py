@@ -141,7 +141,7 @@ def open_device(device: torch.device) -> CudaDevice:
 
 
 class Buffer(NamedTuple):
-    """Where an array lies, as a kernel is told."""
+    """The address of an array, as a kernel takes it."""
 
     address: int = 0
     itemsize: int = 0

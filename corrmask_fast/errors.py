@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 LONGEST_VALUE = 120  # characters of a value that a message quotes
 LONGEST_REASON = 400  # characters of what a library says
-LONGEST_NAME, MOST_NAMES = 40, 20  # of a list of names
+MAX_NAME_CHARS, MAX_NAMES = 40, 20  # of a list of names
 
 __all__ = ["InputError", "MissingExtraError"]
 
@@ -38,15 +38,19 @@ def readable(source: str | os.PathLike[str], kind: str) -> Iterator[None]:
     InputError raised inside keeps its message, with the source before it.
 
     >>> with readable("cells.npz", ".npz file"):
-    ...     raise MemoryError("8 TiB")
+    ...     raise OverflowError("a size of 10**30")
     Traceback (most recent call last):
-    corrmask_fast.errors.InputError: cells.npz is not a readable .npz file: MemoryError: 8 TiB
+    corrmask_fast.errors.InputError: cells.npz is not a readable .npz file: a size of 10**30
     """
     try:
         with naming(source):
             yield
     except (InputError, MissingExtraError):
         raise
+    except MemoryError as error:
+        raise InputError(
+            f"{source} takes more memory than there is, or is a damaged {kind}: {reason(error)}"
+        ) from error
     except Exception as error:
         raise InputError(f"{source} is not a readable {kind}: {reason(error)}") from error
 
@@ -84,8 +88,8 @@ def brief(text: str, longest: int = LONGEST_VALUE) -> str:
 def listed(names: Iterable[str]) -> str:
     """Return names from a file for a message: the first twenty, each cut; "none" of none."""
     names = list(names)
-    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
-    return ", ".join(brief(str(name), LONGEST_NAME) for name in names[:MOST_NAMES]) + more or "none"
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return ", ".join(brief(str(name), MAX_NAME_CHARS) for name in names[:MAX_NAMES]) + more or "none"
 
 
 def shown(value: Any) -> str:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def check_output(path: str | os.PathLike[str]) -> Path:
-    """Return where to write a file, as given, or raise InputError: to be asked before the work, not behind it.
+    """Return where to write a file, as given, or raise InputError: to be called before the work, not after it.
 
     A file that is there is replaced; a folder is refused, and what is no ordinary file (``/dev/null``), for it would be
     replaced too. A link is followed: all this goes for what it leads to.

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import os
     from pathlib import Path
 
-# Okabe and Ito's colours, told apart with any colour vision; the control is grey.
+# Okabe and Ito's colours, distinct with any colour vision; the control is grey.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 GREY = "#8C8C8C"
 

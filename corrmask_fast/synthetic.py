@@ -40,7 +40,7 @@ CHUNK_CELLS = 1000  # held as dense arrays at a time; part of what a seed means
 
 @dataclass(frozen=True)
 class SyntheticCells:
-    """Counts and the truth behind them."""
+    """Counts, and the modules and types that were planted in them."""
 
     counts: csr_matrix  # (n_cells, n_genes) int32
     modules: np.ndarray  # (n_genes,) int32: the module of each gene, -1 for none

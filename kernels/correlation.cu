@@ -89,7 +89,7 @@ __device__ __forceinline__ void keep_found(List& list, Found& found) {
     const u32 gene = found.gene[i];
     found.place[i] = stronger_found(found, rho, gene) + stronger_listed(list, rho, gene);
   }
-  // From the end of the list: everyone moves back or stays, so that nobody steps on who was not read yet.
+  // From the end of the list: each entry moves back or stays, so that none overwrites one that was not read yet.
   for (u32 last = list.size; last != 0; last -= min(last, blockDim.x)) {
     const bool is_mine = threadIdx.x < last;
     const u32 i = is_mine ? last - 1 - threadIdx.x : 0;

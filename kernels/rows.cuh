@@ -461,7 +461,7 @@ __device__ __forceinline__ void finish_row(const Batch& batch, const Row& row) {
 constexpr u32 MAX_THREADS = 32 * MAX_WARPS;
 
 // At 48 registers five blocks of 256 threads live on a multiprocessor. A Turing has room for four, whatever they need;
-// compilers before 12.4 cannot be told.
+// compilers before 12.4 cannot be told so.
 #if __CUDA_ARCH__ >= 800 && __CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__ >= 1204
 #define FIVE_BLOCKS __maxnreg__(48)
 #else

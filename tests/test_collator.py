@@ -348,14 +348,14 @@ def test_the_stock_collator_repeats_its_masks_and_ours_does_not(collator):
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda collator: pickle.loads(pickle.dumps(collator))])
 def test_copies_have_an_epoch_of_their_own(collator, copied):
     collator.set_epoch(3)
-    twin = copied(collator)
-    assert_equal(twin(CELLS), collator(CELLS))
-    twin.set_epoch(4)
+    copy_of_it = copied(collator)
+    assert_equal(copy_of_it(CELLS), collator(CELLS))
+    copy_of_it.set_epoch(4)
     expected = collator(CELLS)
-    assert not torch.equal(twin(CELLS)["labels"], expected["labels"])
-    assert twin._epoch.is_shared()  # its own workers must hear of its epochs
+    assert not torch.equal(copy_of_it(CELLS)["labels"], expected["labels"])
+    assert copy_of_it._epoch.is_shared()  # its own workers must hear of its epochs
     collator.set_epoch(4)
-    assert_equal(twin(CELLS), collator(CELLS))
+    assert_equal(copy_of_it(CELLS), collator(CELLS))
 
 
 def test_a_masker_on_a_device_cannot_go_to_workers(collator):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
+import h5py
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -64,12 +65,21 @@ def test_texts_of_any_length(tmp_path):
     pytest.importorskip("datasets")
     corpus = read_corpus([[2], [3]], FIVE)
     corpus.obs = {"note": np.array(["x", "y" * 100_000], object)}
-    with pytest.raises(InputError, match=r"has a text of 100000 characters, and .npz takes 1000; write a folder"):
+    with pytest.raises(
+        InputError, match=r"has a text of 100000 characters, .*; .npz takes 1000, and drops .*; write a folder"
+    ):
         write_corpus(corpus, tmp_path / "out.npz")
     write_corpus(corpus, tmp_path / "out.dataset")
     stored = read_corpus(tmp_path / "out.dataset").obs["note"]
     assert stored.dtype == object
     assert stored.tolist() == corpus.obs["note"].tolist()
+    corpus.obs = {"note": np.array(["x", "y\0z\0"], object)}
+    with pytest.raises(
+        InputError, match=r"has a text of 4 characters, .*; .npz takes 1000, and drops a NUL at the end;"
+    ):
+        write_corpus(corpus, tmp_path / "nul.npz")
+    write_corpus(corpus, tmp_path / "nul.dataset")
+    assert read_corpus(tmp_path / "nul.dataset").obs["note"].tolist() == ["x", "y\0z\0"]
     corpus.obs = {"note": np.array(["x", "\ud800"], object)}
     with pytest.raises(InputError, match="obs column 'note' is not a readable column of numbers or text"):
         write_corpus(corpus, tmp_path / "other.dataset")
@@ -93,8 +103,11 @@ def test_columns_are_named_in_a_list(tmp_path):
             tokenize(path, tmp_path / "out.npz", obs=bad)
     twice = pandas.DataFrame([[1, 2]] * 60, columns=["t", "t"], index=[f"c{i}" for i in range(60)])
     cells = anndata.AnnData(sp.csr_matrix(some_counts()), obs=twice, var=pandas.DataFrame(index=list(NAMES)))
-    with pytest.raises(InputError, match="has the obs column 't' twice; rename one"):
-        tokenize(cells, tmp_path / "out.npz", obs=["t"])
+    with h5py.File(path, "r+") as file:
+        file["obs"].attrs["column-order"] = ["t", "t"]
+    for source in (cells, path):
+        with pytest.raises(InputError, match="has the obs column 't' twice; rename one"):
+            tokenize(source, tmp_path / "out.npz", obs=["t"])
 
 
 def test_memory_does_not_follow_cells_that_are_deep_in_a_row(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ import pytest
 
 import corrmask_fast
 from corrmask_fast import InputError, MissingExtraError
-from corrmask_fast.errors import check_integer, check_number, check_seed, import_extra
+from corrmask_fast.errors import check_integer, check_number, check_seed, import_extra, readable
 from corrmask_fast.files import atomic_file, atomic_folder, check_output, check_output_folder
 
 
@@ -35,6 +35,14 @@ def test_open_ends_are_out_of_range():
     for value in (0, 1):
         with pytest.raises(InputError, match=rf"p must be a number in \(0, 1\); got {value}"):
             check_number("p", value, 0, 1, open_ends=True)
+
+
+def test_a_file_larger_than_memory_is_not_called_unreadable():
+    message = (
+        r"^x.npz takes more memory than there is, or is a damaged .npz file: MemoryError: Unable to allocate 8 TiB"
+    )
+    with pytest.raises(InputError, match=message), readable("x.npz", ".npz file"):
+        raise MemoryError("Unable to allocate 8 TiB")
 
 
 @pytest.mark.parametrize("value", [3, np.int16(3), np.uint64(3)])

@@ -127,7 +127,7 @@ def test_cells_that_are_cut_keep_their_end_token(v2_corpus):
     ids, seen = padded_cells(v2_corpus, np.arange(3), 4)
     assert ids.tolist() == [[2, 5, 6, 3], [2, 7, 3, 0], [2, 3, 0, 0]]
     assert seen.sum(1).tolist() == [4, 3, 2]
-    with pytest.raises(InputError, match=r"room for a gene beside <cls> and <eos>, so be 3 at least; got 2"):
+    with pytest.raises(InputError, match=r"space for a gene beside <cls> and <eos>, so be 3 at least; got 2"):
         padded_cells(v2_corpus, np.arange(3), 2)
 
 

@@ -64,7 +64,7 @@ def imported(path):
         for name in names:
             package, _, module = name.partition(".")
             if package == "corrmask_fast" and module and not module.startswith("_"):
-                yield corrmask_fast._ROOMS.get(module, module)
+                yield corrmask_fast._MODULES.get(module, module)
 
 
 def parts_of(path):

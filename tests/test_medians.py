@@ -46,6 +46,16 @@ def test_medians_are_exact_however_many_passes_they_take(most_values):
     assert passes == {10**6: 1, 1700: 2, 0: 6}[most_values]
 
 
+def test_medians_of_a_cell_whose_total_is_above_2_to_the_53rd(tmp_path):
+    """Its other counts are less than 2**-53 of the total, where a search first looks for values."""
+    counts = some_counts().astype(np.float64)
+    counts[0], counts[0, :3] = 1, (2.0**60, 72, 1)
+    path = write_h5ad(tmp_path / "cells.h5ad", sp.csr_matrix(counts))
+    scaled = counts / counts.sum(axis=1, keepdims=True) * 10_000
+    expected = [np.median(column[column > 0]) for column in scaled.T]
+    assert list(corpus_medians(path, GENES, progress=False).values()) == expected
+
+
 def test_medians_from_json_and_pickle(tmp_path):
     path = write_h5ad(tmp_path / "cells.h5ad", sp.csr_matrix(some_counts()))
     medians = corpus_medians(path, GENES, progress=False)

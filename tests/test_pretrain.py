@@ -347,6 +347,13 @@ def test_bad_input(tmp_path):
             make(**options)
     with pytest.raises(InputError, match="CorrMaskCallback needs a DataCollatorForCorrMask; got list"):
         CorrMaskCallback([])
+    with pytest.raises(InputError, match=r"label_names must contain 'labels', the masked genes; got \['cell_type'\]"):
+        CorrMaskTrainer(make_model(), make_arguments(tmp_path, label_names=["cell_type"]), masker=MASKER)
+    trainer = make(masker=MASKER, train=None, model=make_model(positions=20))
+    with pytest.raises(
+        InputError, match=r"a batch has 2\d columns, the model 20 positions; read the corpus with max_len"
+    ):
+        trainer.evaluate(DATASET)
     trainer = make(masker=MASKER)
     trainer.data_collator = collator.PaddingCollator(VOCABULARY)
     with pytest.raises(InputError, match=r"a batch came without labels \(it has input_ids, attention_mask\)"):

@@ -122,7 +122,7 @@ def test_masks_go_by_the_step(as_tensor):
 
 def test_one_compiled_step_serves_all_steps():
     masker = SpanMasker(GENES, mlm_probability=Cosine(0.1, 0.5, 100), structural_ratio=Piecewise(((0, 1.0), (9, 0.5))))
-    twin = copy.deepcopy(masker)
+    copied = copy.deepcopy(masker)
     graphs = []
 
     def backend(graph, inputs):
@@ -136,14 +136,14 @@ def test_one_compiled_step_serves_all_steps():
     torch.compiler.reset()
     compiled = torch.compile(step, fullgraph=True, backend=backend)
     for number in (0, 1, 5, 50, 200):
-        twin.set_step(number)
-        assert torch.equal(compiled(ROWS, torch.tensor([number])), twin(ROWS, epoch=number).labels)
+        copied.set_step(number)
+        assert torch.equal(compiled(ROWS, torch.tensor([number])), copied(ROWS, epoch=number).labels)
     assert len(graphs) == 1
     torch.compiler.reset()
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
     for number in (3, 4, 70):
-        twin.set_step(number)
-        assert torch.equal(compiled(ROWS, number), twin(ROWS, epoch=number).labels)
+        copied.set_step(number)
+        assert torch.equal(compiled(ROWS, number), copied(ROWS, epoch=number).labels)
 
 
 def test_a_step_without_schedules_changes_nothing():

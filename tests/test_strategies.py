@@ -108,8 +108,8 @@ def test_modules_travel_and_resume(strategy):
     case = next(case for case in CASES if case.name == "any length")
     masker = case.masker(strategy)
     first = masker(*tensors(case))
-    for twin in (copy.deepcopy(masker), pickle.loads(pickle.dumps(masker)), copy.deepcopy(masker).half()):
-        assert torch.equal(twin(*tensors(case)).labels, copy.deepcopy(masker)(*tensors(case)).labels)
+    for again in (copy.deepcopy(masker), pickle.loads(pickle.dumps(masker)), copy.deepcopy(masker).half()):
+        assert torch.equal(again(*tensors(case)).labels, copy.deepcopy(masker)(*tensors(case)).labels)
     again = case.masker(strategy)
     again.load_state_dict(masker.state_dict())
     assert torch.equal(again(*tensors(case)).labels, masker(*tensors(case)).labels)

@@ -264,6 +264,9 @@ def test_retired_ids_by_a_mapping(tmp_path):
     file.write_text(json.dumps(mapping))
     assert cells_of(tokenize(path, tmp_path / "out.npz", medians=ONES, gene_mapping=file)[1]) == cells_of(corpus)
     assert tokenize(path, tmp_path / "out.npz", medians=ONES)[0].n_columns_matched == 10
+    swapped = {current: old for old, current in mapping.items() if current != NAMES[3]}
+    with pytest.raises(InputError, match=r"gene_mapping names no gene of the vocabulary: '.*' becomes 'OLD0', and so"):
+        tokenize(path, tmp_path / "out.npz", medians=ONES, gene_mapping=swapped)
 
 
 def test_symbols_of_the_file_are_kept(tmp_path):

@@ -291,10 +291,10 @@ def test_a_masker_that_was_sent_to_a_process_masks_on(masker, sent):
 
 def test_copies_count_on_their_own(masker):
     masker(batch())
-    twin = copy.deepcopy(masker)
-    assert_equal(twin(batch()), masker(batch()))
+    copied = copy.deepcopy(masker)
+    assert_equal(copied(batch()), masker(batch()))
     masker(batch())
-    assert (twin.draw_counter.item(), masker.draw_counter.item()) == (8, 12)
+    assert (copied.draw_counter.item(), masker.draw_counter.item()) == (8, 12)
 
 
 def test_under_inference_mode_no_grad_and_autocast(masker):

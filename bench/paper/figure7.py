@@ -15,7 +15,7 @@ from real_cells import CELLS, data_folder, read_cells
 
 from corrmask_fast import CorrMasker, build_dependency_graph
 from corrmask_fast.audit.masks import audit_strategies, masks_of
-from corrmask_fast.audit.plots import SEEN_AT_LEAST
+from corrmask_fast.audit.plots import MIN_TIMES_PRESENT
 from corrmask_fast.plots import COLORS, new_figure, save_figure, style_axis
 
 LAMBDAS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -30,7 +30,7 @@ PANELS = (
 
 def unevenness(row):
     """Return the share of masked positions to move until every gene is masked at one rate, among genes seen often."""
-    often = row.times_present >= min(SEEN_AT_LEAST, int(row.times_present.max()))
+    often = row.times_present >= min(MIN_TIMES_PRESENT, int(row.times_present.max()))
     masked, present = row.times_masked[often], row.times_present[often]
     even = masked.sum() * present / present.sum()
     return float(np.abs(masked - even).sum() / 2 / masked.sum())

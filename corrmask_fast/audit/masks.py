@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from corrmask_fast.graph.dependency_graph import DependencyGraph
     from corrmask_fast.masking.base import Masker
 
-    # (indptr, tokens, epoch) -> masked columns of each row, (rows, k) int64, -1 behind a row's own
+    # (indptr, tokens, epoch) -> masked columns of each row, (rows, k) int64, -1 after a row's own
     Masks = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
 
 __all__ = ["CONTROL", "audit_masking", "audit_strategies", "masks_of"]
@@ -109,7 +109,7 @@ def audit_strategies(
     ----------
     strategies
         Name → function of ``(indptr, tokens, epoch)`` that returns the masked columns of each row, (rows, k) int64,
-        -1 behind a row's own. Rows come as they do to the collator, so that an epoch is audited as it is trained on.
+        -1 after a row's own. Rows come as they do to the collator, so that an epoch is audited as it is trained on.
     graph
         Whose neighbours count as partners.
     controls

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["plot_audit"]
 
 # Fewer sightings than this say little about how often a gene is masked.
-SEEN_AT_LEAST = 50
+MIN_TIMES_PRESENT = 50
 
 _PANELS = (
     ("hit_rate", "Partners masked together", "present partners masked (%)", True),
@@ -93,7 +93,7 @@ def _bars(axis: Any, values: np.ndarray, colors: list[str], percent: bool) -> No
 def _coverage(axis: Any, strategies: Sequence[StrategyAudit], colors: list[str]) -> None:
     """Histogram over genes of how often each is masked when present, a line a strategy with its name on it."""
     present = strategies[0].times_present
-    least = min(SEEN_AT_LEAST, max(int(present.max()), 1))
+    least = min(MIN_TIMES_PRESENT, max(int(present.max()), 1))
     genes = present >= least
     shares = [100 * strategy.coverage[genes] for strategy in strategies]
     highest = max(float(np.max(share)) for share in shares)

@@ -9,7 +9,7 @@ windows   of all runs of ``width`` neighbouring tokens, the share that holds a p
 ========  ========================================================================================================
 
 Beside them two controls: the same cells with a rewired graph (same degrees, other partners), and the same graph with
-each cell's genes in random order. If closeness in rank told of correlation, the first line would stand out from both.
+each cell's genes in random order. If closeness in rank meant correlation, the first line would stand out from both.
 """
 
 from __future__ import annotations

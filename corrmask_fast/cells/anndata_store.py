@@ -26,7 +26,7 @@ OLD_FILE = (
     "it was written by anndata < 0.7 or by another program; read it with `anndata.read_h5ad` and write it anew with "
     "`.write_h5ad`"
 )
-MOST_UNSTORED = 1 << 24  # elements that a dataset may declare without a byte of them in the file
+MAX_UNSTORED = 1 << 24  # elements that a dataset may declare without a byte of them in the file
 
 
 class Frame(Protocol):
@@ -152,6 +152,8 @@ class _Frame:
 
     def column(self, name: str) -> Any:
         names = self.columns()
+        if names.count(name) > 1:
+            raise InputError(f"{self._store.name} has the {self._name} column {name!r} twice; rename one")
         if name in names:
             with self._store.reading():
                 return self._read(name)
@@ -172,7 +174,8 @@ class _GroupFrame(_Frame):
     def __init__(self, store: _GroupStore, name: str, group: Any, read_elem: Any) -> None:
         super().__init__(store, name)
         self._group, self._read_elem = group, read_elem
-        if hasattr(group, "shape") or "column-order" not in group.attrs:
+        # Without this mark AnnData takes the file for one of before 0.7, and numbers the rows.
+        if str(group.attrs.get("encoding-type")) != "dataframe" or "column-order" not in group.attrs:
             raise InputError(f"{store.name}: {name} is no dataframe as AnnData writes it: {OLD_FILE}")
         self._index_name = str(group.attrs["_index"])
         elem = group[self._index_name]
@@ -208,7 +211,7 @@ class _GroupFrame(_Frame):
 def check_stored(dataset: Any, name: str) -> None:
     """Refuse an HDF5 dataset that declares many elements and stores none: to read it would never end."""
     stored = getattr(getattr(dataset, "id", None), "get_storage_size", None)
-    if stored is not None and dataset.shape is not None and dataset.size > MOST_UNSTORED and stored() == 0:
+    if stored is not None and dataset.shape is not None and dataset.size > MAX_UNSTORED and stored() == 0:
         raise InputError(f"{name} is damaged: {dataset.name} declares {dataset.size} values, and the file holds none")
 
 
@@ -265,8 +268,6 @@ class _MemoryFrame(_Frame):
         return self._frame.index
 
     def _read(self, name: str) -> Any:
-        if self.columns().count(name) > 1:
-            raise InputError(f"{self._store.name} has the {self._name} column {name!r} twice; rename one")
         return self._frame[name].array
 
 

@@ -142,7 +142,7 @@ class Corpus:
         self.obs: Mapping[str, np.ndarray] = {} if obs is None else obs
         self._segments = [segment for segment in segments if segment.offsets.size > 1] or segments[:1]
         self._order = order
-        self.files: Mapping[Path, int] = {}  # behind memory-mapped segments, with their sizes
+        self.files: Mapping[Path, int] = {}  # of memory-mapped segments, with their sizes
         self._clean = False  # whether the one segment holds the cells stripped, cut and checked
         self._index_segments()
         self._repeats = Repeats(int(self._first_cell[-1])) if repeats is None else repeats
@@ -422,7 +422,7 @@ def obs_of(obs: Mapping[str, np.ndarray], rows: np.ndarray) -> Mapping[str, np.n
 def with_special_tokens(
     indptr: np.ndarray, tokens: np.ndarray, vocabulary: Vocabulary, max_length: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Put ``<cls>`` before and ``<eos>`` behind every cell where the vocabulary has them (V2).
+    """Put ``<cls>`` before and ``<eos>`` after every cell where the vocabulary has them (V2).
 
     Genes that no longer fit ``max_length`` tokens are cut off; there, no more fit than the vocabulary's own.
     """
@@ -434,7 +434,7 @@ def with_special_tokens(
     longest = most if max_length is None else min(most, max_length)
     if added and longest <= added:
         raise InputError(
-            f"max_length must leave room for a gene beside <cls> and <eos>, so be {added + 1} at least; got {longest}"
+            f"max_length must leave space for a gene beside <cls> and <eos>, so be {added + 1} at least; got {longest}"
         )
     from corrmask_fast.kernels.ragged import surround_rows
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from corrmask_fast.cells.corpus import Corpus, with_special_tokens
-from corrmask_fast.cells.dataset_corpus import MAX_TEXT, corpus_of_dataset
-from corrmask_fast.cells.obs_columns import ObsColumn, obs_column
+from corrmask_fast.cells.dataset_corpus import corpus_of_dataset
+from corrmask_fast.cells.obs_columns import MAX_TEXT, ObsColumn, obs_column, unfit_text
 from corrmask_fast.cells.vocabulary import Vocabulary
-from corrmask_fast.errors import InputError, brief, import_extra, naming, readable, reason
+from corrmask_fast.errors import InputError, brief, import_extra, naming, readable, reason, shown
 from corrmask_fast.files import atomic_file, atomic_folder, check_output, check_output_folder
 
 if TYPE_CHECKING:
@@ -60,7 +60,9 @@ def read_corpus(path_or_cells: Any, vocabulary: Vocabulary | None = None, *, max
     if isinstance(path_or_cells, str | os.PathLike):
         path = Path(path_or_cells)
         if path.suffix == ".h5ad":
-            raise InputError(f"{path} is an .h5ad of counts: run `corrmask-fast tokenize` first (or tokenize_h5ad)")
+            raise InputError(
+                f"{path} is an .h5ad of counts: run `corrmask-fast tokenize` first (or corrmask_fast.tokenize)"
+            )
         if not path.exists():
             raise InputError(f"no corpus at {path}: give a datasets folder or an .npz file")
         with naming(path):
@@ -203,9 +205,10 @@ class _NpzSink:
         self.tokens.append(np.asarray(tokens, self.vocabulary.token_dtype))
         for name, (values, _, missing) in obs.items():
             gone = np.zeros(len(values), np.bool_) if missing is None else missing
-            if values.dtype == object and (longest := max(map(len, values), default=0)) > MAX_TEXT:
+            if values.dtype == object and (text := unfit_text(values)) is not None:
                 raise InputError(
-                    f"obs column {name!r} has a text of {longest} characters, and .npz takes {MAX_TEXT}; write a folder"
+                    f"obs column {name!r} has a text of {len(text)} characters, {shown(text)}; .npz takes {MAX_TEXT}, "
+                    "and drops a NUL at the end; write a folder"
                 )
             self.obs.setdefault(f"obs/{name}", []).append(values.astype(str) if values.dtype == object else values)
             self.obs.setdefault(f"missing/{name}", []).append(gone)
@@ -226,7 +229,7 @@ class _NpzSink:
         columns = {
             "array_names": np.array(sorted(columns)),
             **columns,
-        }  # first: what hides a member hides one behind it
+        }  # first: what hides a member hides one inside it
         with self.path.open("wb") as file:
             np.savez(file, allow_pickle=False, **columns)  # type: ignore[arg-type]
 
@@ -340,7 +343,7 @@ def _load_folder(path: Path) -> Any:
 
 
 def _load_files(files: list[Path]) -> Any:
-    """Return the dataset of ``.arrow`` files (memory-mapped) or of ``.parquet`` files, one behind the other."""
+    """Return the dataset of ``.arrow`` files (memory-mapped) or of ``.parquet`` files, one after the other."""
     datasets = import_extra("datasets", "hf")
     if files[0].suffix == ".arrow":
         parts = []

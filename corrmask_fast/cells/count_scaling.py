@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from corrmask_fast.cells.counts import Counts, Rows
     from corrmask_fast.cells.gene_matching import GeneMatch
 
-FEWEST_CELLS = 64  # a thread is not worth waking for fewer
+MIN_CELLS_A_THREAD = 64  # a thread is not worth waking for fewer
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def scaled_chunks(
             totals = none if scaling.totals is None else scaling.totals[chosen]
             given = (rows.indptr, rows.columns, numbers, genes.token_of_column, n_tokens, scaling.target_sum)
             scale = partial(scale_rows, *given, totals, scaling.fractional, *cells[1:])
-            for code, row, position in run_ranges(scale, chosen.size, FEWEST_CELLS):
+            for code, row, position in run_ranges(scale, chosen.size, MIN_CELLS_A_THREAD):
                 if code != OK:
                     raise InputError(_no_count(counts, rows, scaling, code, int(chosen[row]), position))
             yield chosen, cells

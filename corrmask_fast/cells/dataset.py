@@ -21,11 +21,11 @@ __all__ = ["CorpusDataset", "RaggedBatch", "RaggedRow"]
 
 
 class RaggedBatch(Sequence[dict[str, np.ndarray]]):
-    """Cells one behind the other: cell i is ``tokens[indptr[i]:indptr[i + 1]]``.
+    """Cells one after the other: cell i is ``tokens[indptr[i]:indptr[i + 1]]``.
 
     A sequence of ``{"input_ids": array}`` too, so that any collator can read it; ours takes the buffers as they are.
     ``batch[2]`` is a cell, ``batch[1:]`` and ``batch[[0, 2]]`` are batches.
-    It finds them behind a list of the rows as well: Trainer copies what it finds in a batch to a list, row by row, and
+    It finds them after a list of the rows as well: Trainer copies what it finds in a batch to a list, row by row, and
     every row that is a ``dict`` to another one, to remove columns that the model does not take.
     """
 

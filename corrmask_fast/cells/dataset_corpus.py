@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from corrmask_fast.cells.corpus import Corpus, Segment
+from corrmask_fast.cells.obs_columns import unfit_text
 from corrmask_fast.errors import InputError, import_extra, readable
 
 if TYPE_CHECKING:
@@ -71,9 +72,6 @@ def _order(dataset: Any, n_stored: int) -> np.ndarray | None:
     return order
 
 
-MAX_TEXT = 1000  # characters: NumPy would give every cell room for the longest text
-
-
 class _DatasetCorpus(Corpus):
     """A corpus over a dataset's buffers: goes to worker processes as the dataset does, by the paths of its files."""
 
@@ -122,8 +120,7 @@ class _DatasetColumns(Mapping[str, np.ndarray]):
             column.data.validate(full=True)
             values = (column if self._rows is None else column.select(self._rows))[name][:]
             text = any(isinstance(value, str) for value in values[:1])
-            longest = max((len(value) for value in values if value is not None), default=0) if text else 0
-            return np.array(values, object) if longest > MAX_TEXT else np.asarray(values)
+            return np.array(values, object) if text and unfit_text(values) is not None else np.asarray(values)
 
     def take(self, rows: np.ndarray) -> _DatasetColumns:
         """Return the columns of some cells; nothing is read yet."""

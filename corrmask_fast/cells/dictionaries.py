@@ -20,7 +20,7 @@ __all__ = [
     "read_dictionary", "symbols_by_gene",
 ]  # fmt: skip
 
-LONGEST_NAME = 1000  # characters
+MAX_NAME_CHARS = 1000  # characters
 
 
 def read_dictionary(source: str | os.PathLike[str] | Mapping[str, Any]) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def _first_twice(names: Iterable[str]) -> str:
 
 def is_text(name: Any) -> bool:
     """Whether a name can be stored and shown."""
-    if not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME:
+    if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME_CHARS:
         return False
     return name.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in name)  # halves of letters
 
@@ -119,7 +119,7 @@ def checked_names(names: Any) -> tuple[str, ...]:
     for token, name in enumerate(names):
         if not is_text(name):
             raise InputError(
-                f"the name of a token must be text of 1 to {LONGEST_NAME} characters; token {token} has {shown(name)}"
+                f"the name of a token must be text of 1 to {MAX_NAME_CHARS} characters; token {token} has {shown(name)}"
             )
     if len(set(names)) != len(names):
         twice = _first_twice(names)

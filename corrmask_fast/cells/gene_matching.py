@@ -12,7 +12,7 @@ import numpy as np
 
 from corrmask_fast.cells.dictionaries import read_dictionary
 from corrmask_fast.cells.obs_columns import obs_column
-from corrmask_fast.errors import InputError, listed
+from corrmask_fast.errors import InputError, listed, shown
 
 if TYPE_CHECKING:
     import os
@@ -73,6 +73,12 @@ def match_genes(
     """Find the vocabulary's genes among the columns; None: by whichever column of ``var`` matches most genes."""
     mapping = {} if gene_mapping is None else read_dictionary(gene_mapping)
     known, (counted, left_out) = vocabulary.tokens_by_name, gene_columns(counts)
+    if mapping and all(_token(known, str(current)) < 0 for current in mapping.values()):
+        old, current = next(iter(mapping.items()))
+        raise InputError(
+            f"gene_mapping names no gene of the vocabulary: {shown(old)} becomes {shown(current)}, and so on; it must "
+            "map retired ids to names of the vocabulary (are its columns swapped?)"
+        )
     if gene_column is None:
         columns = counts.var.columns()
         candidates = {name: _names(counts, name) for name in ("index", *(id_ for id_ in ID_COLUMNS if id_ in columns))}

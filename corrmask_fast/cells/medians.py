@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     Medians = Mapping[str, float] | str | os.PathLike[str]
 
 MEDIAN_VALUES = 16_000_000  # values held at once to pick medians from, 8 bytes each
-OCTAVES = 53  # a count is at least 2**-53 of its cell's total
+OCTAVES = 53  # a count is at least 2**-53 of its cell's total, unless that is above 2**53
 ALL_OCTAVES = 2047  # of a float64, from 0 to infinity
 EXPONENT = 52  # where the exponent begins in the bits of a float64
-FEWEST_TOKENS = 4096  # a thread is not worth waking for fewer
+MIN_TOKENS_A_THREAD = 4096  # a thread is not worth waking for fewer
 
 
 def read_medians(medians: Medians, vocabulary: Vocabulary) -> np.ndarray:
@@ -85,21 +85,25 @@ class MedianSearch:
 
     ``count`` all values, ``narrow``, and so on until ``narrow_enough``; then ``collect`` all values, and ask for
     ``medians``. ``most_values`` bounds what is collected. Whole counts of a cell's own total lie between ``target_sum``
-    and 2**-53 of it; with ``target_sum=None`` values may be any number, and the search takes a pass more.
+    and 2**-53 of it, but for totals above 2**53. With ``target_sum=None``, or if the first pass finds a value below
+    these, values may be any number, and the search takes a pass more.
     """
 
     def __init__(self, n_tokens: int, target_sum: float | None, most_values: int = MEDIAN_VALUES) -> None:
+        self._most_values = most_values
+        self._begin(n_tokens, *((np.inf, ALL_OCTAVES) if target_sum is None else (target_sum, OCTAVES)))
+
+    def _begin(self, n_tokens: int, highest: float, octaves: int) -> None:
+        """Search all values from ``highest`` to so many octaves below it."""
         from corrmask_fast.kernels.tokenize import N_BINS
 
-        octaves = ALL_OCTAVES if target_sum is None else OCTAVES
-        highest = np.inf if target_sum is None else target_sum
         lowest = int(np.float64(highest).view(np.int64)) - (octaves << EXPONENT)
-        self._most_values = most_values
         self._low = np.full(n_tokens, lowest, np.int64)  # where a token's interval begins
         self._step = int(N_BINS).bit_length() - 1
         self._shift = ((octaves << EXPONENT) + 1).bit_length() - self._step  # bins of 2**shift bits
         self._width = N_BINS << self._shift  # of all intervals
         self._histogram = np.zeros((n_tokens, N_BINS), np.int32)
+        self._n_values = 0  # of all tokens, wherever they lie
         self._total: np.ndarray | None = None  # values of each token
         self._place: np.ndarray | None = None
 
@@ -112,14 +116,18 @@ class MedianSearch:
         """Add values to the histograms."""
         from corrmask_fast.kernels.tokenize import histogram_values
 
+        self._n_values += int(cells.lengths.sum())
         given = (cells.indptr, cells.lengths, cells.tokens, cells.values.view(np.int64))
         histogram = partial(histogram_values, *given, self._low, self._shift, self._histogram)
-        run_ranges(histogram, self._low.size, FEWEST_TOKENS)
+        run_ranges(histogram, self._low.size, MIN_TOKENS_A_THREAD)
 
     def narrow(self) -> None:
         """Keep of each interval the bin that holds the lower middle value."""
         upto = np.cumsum(self._histogram, axis=1, out=self._histogram)
         if self._total is None:
+            if upto[:, -1].sum(dtype=np.int64) < self._n_values:
+                self._begin(self._low.size, np.inf, ALL_OCTAVES)
+                return
             self._total = upto[:, -1].astype(np.int64)
             self._rank = np.maximum(self._total - 1, 0) // 2  # of the lower middle value, inside the interval
         rows = np.arange(self._low.size)
@@ -145,7 +153,7 @@ class MedianSearch:
             self._above = np.full(self._low.size, np.iinfo(np.int64).max)
         given = (cells.indptr, cells.lengths, cells.tokens, cells.values.view(np.int64))
         taken = (self._low, self._width, self._above, self._place, self._ends, self._values)
-        run_ranges(partial(collect_values, *given, *taken), self._low.size, FEWEST_TOKENS)
+        run_ranges(partial(collect_values, *given, *taken), self._low.size, MIN_TOKENS_A_THREAD)
 
     def medians(self) -> np.ndarray:
         """(V,) float64: the mean of the two middle values, NaN for tokens without a value."""

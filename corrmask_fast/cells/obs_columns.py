@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from corrmask_fast.errors import InputError, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+MAX_TEXT = 1000  # characters: NumPy would give every cell space for the longest text
 
 
 class ObsColumn(NamedTuple):
@@ -71,6 +77,14 @@ def obs_column(name: str, column: Any) -> ObsColumn:
     if values.ndim != 1:
         raise _unfit(name, f"{values.ndim} dimensions")
     return ObsColumn(values, None, missing if missing is not None and missing.any() else None)
+
+
+def unfit_text(values: Iterable[str | None]) -> str | None:
+    """Return the first text that NumPy's strings of one width do not suit, or None.
+
+    A long one takes gigabytes, and NumPy drops a NUL at the end.
+    """
+    return next((text for text in values if text and (len(text) > MAX_TEXT or text.endswith("\0"))), None)
 
 
 def marks(name: str, column: Any, what: str) -> np.ndarray:

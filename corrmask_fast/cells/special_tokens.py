@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 BRACKETS = {"[": "]", "(": ")", "{": "}", "|": "|", "_": "_"}  # that special tokens have in other models
-MOST_SHOWN = 6  # names in a message
+MAX_SHOWN = 6  # names in a message
 
 
 def in_angles(name: str) -> bool:
@@ -44,7 +44,7 @@ def roles_of(suspects: Sequence[str]) -> str:
             options.append(f"--{role}-token {shown(name)}")
     rest = [shown(name) for name in suspects if _word(name) not in {"pad", "mask"} and not in_angles(name)]
     if rest:
-        rest = [*rest[:MOST_SHOWN], *["…"] * (len(rest) > MOST_SHOWN)]
+        rest = [*rest[:MAX_SHOWN], *["…"] * (len(rest) > MAX_SHOWN)]
         python.append(f"special=[{', '.join(rest)}]")
         options.append(f"--special-tokens {' '.join(rest)}")
     return f"{', '.join(python)} (at the command line: {' '.join(options)})"

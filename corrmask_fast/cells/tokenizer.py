@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from corrmask_fast.cells.corpus_io import CorpusWriter, check_corpus_output
-from corrmask_fast.cells.count_scaling import FEWEST_CELLS, Scaling, scaled_chunks
+from corrmask_fast.cells.count_scaling import MIN_CELLS_A_THREAD, Scaling, scaled_chunks
 from corrmask_fast.cells.counts import Counts
 from corrmask_fast.cells.gene_matching import gene_columns, match_genes, symbols_of, warn_of_few_counts
 from corrmask_fast.cells.medians import exact_medians, read_medians
@@ -334,5 +334,5 @@ def _rank(cells: ScaledCells, median_of_token: np.ndarray, limit: int) -> tuple[
     indptr = np.zeros(cells.lengths.size + 1, np.int64)
     np.cumsum(np.minimum(cells.lengths, limit), out=indptr[1:])
     tokens = np.empty(indptr[-1], np.int32)
-    run_ranges(partial(rank_rows, *cells, median_of_token, indptr, tokens), cells.lengths.size, FEWEST_CELLS)
+    run_ranges(partial(rank_rows, *cells, median_of_token, indptr, tokens), cells.lengths.size, MIN_CELLS_A_THREAD)
     return indptr, tokens

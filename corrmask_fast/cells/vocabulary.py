@@ -78,7 +78,7 @@ class Vocabulary:
     symbols of a gene find it: the one it is shown by, and its aliases. A symbol that genes share means the one with the
     lowest id among those that are shown by it; if none is, the lowest among those that have it as an alias.
 
-    *What is put around cells in training*: ``<cls>`` before and ``<eos>`` behind, if tokens of these very names are
+    *What is put around cells in training*: ``<cls>`` before and ``<eos>`` after, if tokens of these very names are
     there (Geneformer V2). Other special tokens, such as ``[CLS]``, are put nowhere.
 
     Examples
@@ -297,7 +297,7 @@ class Vocabulary:
 
     @property
     def n_surrounding(self) -> int:
-        """How many tokens a cell in training has besides its genes: ``<cls>`` before, ``<eos>`` behind; V1: none."""
+        """How many tokens a cell in training has besides its genes: ``<cls>`` before, ``<eos>`` after; V1: none."""
         return sum(token is not None for token in (self.cls_token_id, self.eos_token_id))
 
     @cached_property
@@ -326,7 +326,7 @@ class Vocabulary:
 
     @cached_property
     def _roles(self) -> dict[str, Any]:
-        """The special tokens that are not told by their names alone; {} for Geneformer's."""
+        """The special tokens that are not known by their names alone; {} for Geneformer's."""
         usual = self.pad == "<pad>" and self.mask == ("<mask>" if "<mask>" in self._ids else None)
         return {} if usual and not self.special else {"pad": self.pad, "mask": self.mask, "special": self.special}
 

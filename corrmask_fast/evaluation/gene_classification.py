@@ -1,4 +1,4 @@
-"""Two classes of genes told apart by a fine-tuned model, such as dosage sensitivity (paper, section 6.2)."""
+"""Two classes of genes distinguished by a fine-tuned model, such as dosage sensitivity (paper, section 6.2)."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class GeneFold(NamedTuple):
 
 @dataclass(frozen=True)
 class GeneClassification:
-    """How well two classes of genes are told apart, genes held out.
+    """How well two classes of genes are distinguished, genes held out.
 
     Attributes
     ----------

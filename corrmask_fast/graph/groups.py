@@ -25,7 +25,7 @@ __all__ = ["build_graphs_by", "iter_graphs_by", "rows_by_group", "save_graphs"]
 
 INDEX = "groups.csv"
 MAX_NAMED = 10  # groups that a message names
-MAX_NAME_LENGTH = 80  # of a file, in characters
+MAX_NAME_CHARS = 80  # of a file, in characters
 
 
 def build_graphs_by(
@@ -197,7 +197,7 @@ def check_graph_folder(folder: str | os.PathLike[str]) -> Path:
 
 def _file_name(group: str, taken: set[str]) -> str:
     """Return a name for a group's file that every file system takes, unlike those ``taken`` (in lower case)."""
-    plain = re.sub(r"[^A-Za-z0-9._-]+", "_", group)[:MAX_NAME_LENGTH].strip("._") or "group"
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "_", group)[:MAX_NAME_CHARS].strip("._") or "group"
     name, number = plain, 1
     while name.lower() in taken:
         number += 1

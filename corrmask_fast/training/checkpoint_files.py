@@ -34,7 +34,7 @@ PICKLES = ("*optimizer.pt", "optimizer.bin", "scheduler.pt", "scaler.pt", "pytor
 # Types of the state of NumPy's generator.
 NUMPY_STATE: list[Any] = [np.ndarray, np.dtype, type(np.dtype(np.uint32)), np.empty(0).__reduce__()[0]]
 WORDS = 624  # of the Mersenne Twister
-MOST_STEPS = 2**53
+MAX_STEPS = 2**53
 
 
 def check_checkpoint(folder: str | os.PathLike[str], model: Any, *, whole: bool = False) -> None:
@@ -117,7 +117,7 @@ def _check_state(folder: Path, *, numbers: bool) -> None:
             if kind is not type(None) and type(value) not in wanted and (name, value) != ("epoch", None):
                 raise TypeError(f"{name} is {shown(value)}")
         step, named = state.global_step, re.fullmatch(r"checkpoint-(\d+)", folder.name)
-        if not (type(step) is int and 0 <= step < MOST_STEPS) or (named and int(named[1]) != step):
+        if not (type(step) is int and 0 <= step < MAX_STEPS) or (named and int(named[1]) != step):
             raise ValueError(f"global_step is {shown(step)}")
         if not math.isfinite(state.epoch or 0):
             raise ValueError(f"epoch is {state.epoch}")

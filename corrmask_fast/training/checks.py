@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from corrmask_fast.cells.vocabulary import Vocabulary
     from corrmask_fast.masking.base import Masker
 
-__all__ = ["check_arguments", "check_learning", "check_model", "parameters_of"]
+__all__ = ["check_arguments", "check_learning", "check_model", "check_width", "parameters_of", "positions_of"]
 
 # The names that Hugging Face's models give to tables of positions. Tables of distances have other names.
 POSITIONS = re.compile(r"(^|\.)(position_embeddings?|embed_positions|wpe)$")
@@ -48,7 +48,7 @@ def check_model(model: Any, masker: Masker, dataset: Any) -> None:
     corpus = getattr(dataset, "corpus", None)
     if isinstance(corpus, Corpus):
         corpus.vocabulary.check_same(vocabulary, "the corpus", f"the masker's {masker.mask_source}")
-    places, lost = _positions_of(model)
+    places, lost = positions_of(model)
     if places is not None and not is_stream(dataset) and len(dataset):
         _check_lengths(dataset, places, lost)
 
@@ -75,7 +75,7 @@ def _check_padding(embedding: Any, vocabulary: Vocabulary) -> None:
         )
 
 
-def _positions_of(model: Any) -> tuple[int | None, int]:
+def positions_of(model: Any) -> tuple[int | None, int]:
     """Return (number of positions of a cell, number of unused ones before them); (None, 0) without such a table.
 
     Models like RoBERTa start to count after the number of the padding token, the table's ``padding_idx``.
@@ -103,6 +103,15 @@ def _check_lengths(dataset: Any, places: int, lost: int) -> None:
         raise InputError(
             f"cell {longest} has {length} tokens, the model {places} positions; read the corpus with "
             f"max_length, or make the model with max_position_embeddings={length + lost}"
+        )
+
+
+def check_width(width: int, places: int | None) -> None:
+    """Raise InputError if a batch is wider than the model: of cells that no check saw before (``evaluate(other)``)."""
+    if places is not None and width > places:
+        raise InputError(
+            f"a batch has {width} columns, the model {places} positions; read the corpus with max_length={places}, or "
+            "lower pad_to_multiple_of"
         )
 
 
@@ -142,6 +151,10 @@ def check_arguments(args: Any, compute_loss_func: Any, train_dataset: Any) -> No
         raise InputError(
             f"CorrMaskTrainer needs one process for each GPU, and this process has {args.n_gpu}; start it with "
             "torchrun --nproc-per-node=auto …, or set CUDA_VISIBLE_DEVICES to one GPU"
+        )
+    if args.label_names is not None and "labels" not in args.label_names:
+        raise InputError(
+            f"label_names must contain 'labels', the masked genes; got {shown(args.label_names)}; leave label_names out"
         )
     if groups_by_length(args) and is_stream(train_dataset):
         raise InputError(

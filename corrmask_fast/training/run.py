@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PretrainingReport", "pretrain"]
 
-MOST_HELD_OUT = 2000
+MAX_HELD_OUT = 2000
 LOG, MODEL, PLOT = "log.csv", "model", "loss.png"
 # Settings that a resumed run must keep. Its record checks corpus, masker and cells per step.
 LASTING = ("hidden_size", "layers", "heads", "intermediate_size", "max_length", "held_out", "run_seed")
@@ -167,12 +167,12 @@ def split_cells(corpus: Corpus, settings: PretrainingSettings) -> tuple[Corpus, 
     """Return (training cells, held-out cells); the split depends on ``run_seed`` alone."""
     if corpus.n_cells == 0:
         raise InputError("the corpus has no cells; check the file that it was read from")
-    n_held_out = min(round(corpus.n_cells * settings.held_out), MOST_HELD_OUT)
-    everyone = np.arange(corpus.n_cells)
-    held_out = corpus.sample_rows(n_held_out, settings.run_seed) if n_held_out else everyone[:0]
+    n_held_out = min(round(corpus.n_cells * settings.held_out), MAX_HELD_OUT)
+    all_cells = np.arange(corpus.n_cells)
+    held_out = corpus.sample_rows(n_held_out, settings.run_seed) if n_held_out else all_cells[:0]
     if n_held_out == corpus.n_cells:
         raise InputError(f"held_out={settings.held_out} leaves none of {corpus.n_cells} cells to train on; lower it")
-    return corpus.select(np.setdiff1d(everyone, held_out)), corpus.select(held_out)
+    return corpus.select(np.setdiff1d(all_cells, held_out)), corpus.select(held_out)
 
 
 def make_model(vocab_size: int, pad_token_id: int, settings: PretrainingSettings) -> Any:

@@ -24,7 +24,7 @@ __all__ = ["RunRecord"]
 
 FILE = "corrmask.json"
 CELLS_LOOKED_AT = 64
-MOST_EPOCHS = 2**53
+MAX_EPOCHS = 2**53
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class RunRecord:
             pairs = [(field.name, saved[field.name], own[field.name]) for field in fields(self)]
             epoch = saved.get("epoch")
             wrong = [name for name, then, now in pairs if type(then) is not type(now)]
-            if wrong or not (epoch is None or (type(epoch) is int and 0 <= epoch < MOST_EPOCHS)):
+            if wrong or not (epoch is None or (type(epoch) is int and 0 <= epoch < MAX_EPOCHS)):
                 raise TypeError(f"{wrong[0] if wrong else 'epoch'} has a wrong value")
         for name, then, now in pairs:
             if then != now:

@@ -37,7 +37,7 @@ MASKER_OPTIONS: dict[str, Any] = {
 }
 
 
-MOST_WEIGHTS = 10**10  # of a model; the largest single-cell models have about 10**9
+MAX_WEIGHTS = 10**10  # of a model; the largest single-cell models have about 10**9
 LONG = 10**9  # steps; no run has more
 
 
@@ -107,9 +107,9 @@ class PretrainingSettings:
         width = self.hidden_size
         layer = 4 * width**2 + 2 * width * self.intermediate_size
         weights = self.layers * layer + (n_tokens + self.max_length) * width
-        if weights > MOST_WEIGHTS:
+        if weights > MAX_WEIGHTS:
             raise InputError(
-                f"the model must have at most {MOST_WEIGHTS:,} weights; it would have {weights:,} "
+                f"the model must have at most {MAX_WEIGHTS:,} weights; it would have {weights:,} "
                 f"(layers={self.layers}, hidden_size={width}, intermediate_size={self.intermediate_size}, "
                 f"max_length={self.max_length}); lower one of these"
             )

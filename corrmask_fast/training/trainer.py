@@ -22,7 +22,14 @@ from corrmask_fast.masking.engine.draws import draws_of_tensors
 from corrmask_fast.masking.engine.torch_random import VALUES, draw_ids_by_values
 from corrmask_fast.training.callback import CorrMaskCallback, batches_of
 from corrmask_fast.training.checkpoint_files import KIND, check_checkpoint
-from corrmask_fast.training.checks import check_arguments, check_learning, check_model, parameters_of
+from corrmask_fast.training.checks import (
+    check_arguments,
+    check_learning,
+    check_model,
+    check_width,
+    parameters_of,
+    positions_of,
+)
 from corrmask_fast.training.losses import logits_of, summed_by_row, targets_of
 from corrmask_fast.training.run_record import RunRecord
 from corrmask_fast.training.sampling import (
@@ -133,7 +140,7 @@ class CorrMaskTrainer(transformers.Trainer):
             from corrmask_fast.training.mam_model import attach
 
             attach(self.masker, self.model)  # type: ignore[arg-type]
-        parameters = parameters_of(self.model)
+        parameters, (self._places, _) = parameters_of(self.model), positions_of(self.model)
         self._takes = {name for name in ("masked_positions", "num_items_in_batch") if name in parameters}
         # A model that projects at the labels alone (ModernBERT's sparse_prediction) needs them.
         self._projects_at_labels = "labels" in parameters and bool(getattr(self.model, "sparse_prediction", False))
@@ -310,6 +317,8 @@ class CorrMaskTrainer(transformers.Trainer):
 
     def _masked(self, batch: dict[str, Any], epoch: int, step: int) -> dict[str, Any]:
         """Mask a padded batch on its device; with ``masking="worker"`` it is masked already."""
+        if "input_ids" in batch:
+            check_width(batch["input_ids"].shape[1], self._places)
         if self.args.remove_unused_columns:  # Trainer removes them from a datasets.Dataset only
             if self._kept is None:
                 self._set_signature_columns_if_needed()

@@ -196,7 +196,7 @@ class TorchTeam(Team):
     # ----------------------------------------------------------------------------------------- how the others are
 
     def _failure(self) -> Exception | None:
-        """Return what another rank's failure means for this one, if one has told of its own."""
+        """Return what another rank's failure means for this one, if one has reported one."""
         if not self._store.check(["failed"]):
             return None
         report = json.loads(self._store.get("failed"))
@@ -209,7 +209,7 @@ class TorchTeam(Team):
         return failure
 
     def _lost(self, error: RuntimeError) -> Exception:
-        """Return what it means that a connection closed: a rank that told why, or one that is gone."""
+        """Return what it means that a connection closed: a rank that reported why, or one that is gone."""
         error.with_traceback(None)  # its frames hold the group, whose connections shall close
         with suppress(RuntimeError):
             if failure := self._failure():
@@ -220,7 +220,7 @@ class TorchTeam(Team):
         )
 
     def check(self) -> None:
-        """Raise if another rank has told of a failure; looked up once in CHECK_SECONDS."""
+        """Raise if another rank has reported a failure; looked up once in CHECK_SECONDS."""
         if time.monotonic() - self._looked < CHECK_SECONDS:
             return
         self._looked = time.monotonic()

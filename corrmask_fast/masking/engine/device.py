@@ -65,7 +65,7 @@ class DevicePlan(NamedTuple):
     table: tuple[Any, ...]  # what the strategy looks up, in the same way
     n_graphs: int
     max_probability: float
-    held: tuple[torch.Tensor, ...] = ()  # the memory behind the addresses
+    held: tuple[torch.Tensor, ...] = ()  # the memory at the addresses
 
 
 def make_plan(
