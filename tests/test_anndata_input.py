@@ -131,6 +131,10 @@ DAMAGE = {
     "a single number": (lambda f: replaced(f, "X/indptr", 3), "its parts are no lists of numbers"),
     "no index": (lambda f: f["var"].attrs.__delitem__("_index"), "is not a readable .h5ad file: .*_index"),
     "an index that is not there": (lambda f: f["obs"].attrs.__setitem__("_index", "x"), "is not a readable .h5ad file"),
+    "a version of tomorrow": (
+        lambda f: f.attrs.__setitem__("encoding-version", "9"),
+        "says that it is 'anndata 9', and",
+    ),
     "no mark of a dataframe": (lambda f: f["var"].attrs.__delitem__("encoding-type"), "var is no dataframe as AnnData"),
     "no order of columns": (lambda f: f["obs"].attrs.__delitem__("column-order"), "obs is no dataframe as AnnData"),
     "a column that is not there": (lambda f: f.__delitem__("obs/donor"), "is not a readable .h5ad file: .*donor"),

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from corrmask_fast.cells.obs_columns import ObsColumn, obs_column
 from corrmask_fast.errors import InputError, MissingExtraError, import_extra, listed, readable, reason
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ OLD_FILE = (
     "it was written by anndata < 0.7 or by another program; read it with `anndata.read_h5ad` and write it anew with "
     "`.write_h5ad`"
 )
+ENCODINGS = ["anndata", "0.1.0"], ["", ""]  # of the file as a whole; the latter before anndata 0.8
 MAX_UNSTORED = 1 << 24  # elements that a dataset may declare without a byte of them in the file
 
 
@@ -40,8 +42,8 @@ class Frame(Protocol):
     def index(self) -> np.ndarray:
         """(size,) object: the names of the rows, as text."""
 
-    def column(self, name: str) -> Any:
-        """Return a column as a NumPy or pandas array; ``"index"`` is the index where no column has this name."""
+    def column(self, name: str) -> ObsColumn:
+        """Return a column; ``"index"`` is the index where no column has this name."""
 
 
 class Store(Protocol):
@@ -88,6 +90,12 @@ def open_anndata(source: Any) -> Iterator[Store]:
         store = _GroupStore(group, str(path), kind)
         with store.reading():
             members = set(group)
+            encoding = [str(group.attrs.get(f"encoding-{name}", "")) for name in ("type", "version")]
+        if encoding not in ENCODINGS:
+            raise InputError(
+                f"{path} says that it is {' '.join(encoding)!r}, and this version reads {' '.join(ENCODINGS[0])!r}; "
+                "write it anew with AnnData"
+            )
         if not {"obs", "var"} <= members or ("mod" in members and "X" not in members):
             raise InputError(f"{path} {_what_else(members) or _no_anndata(members, kind)}")
         yield store
@@ -150,15 +158,15 @@ class _Frame:
         with self._store.reading():
             return np.array([str(name) for name in self._read_index()], object)
 
-    def column(self, name: str) -> Any:
+    def column(self, name: str) -> ObsColumn:
         names = self.columns()
         if names.count(name) > 1:
             raise InputError(f"{self._store.name} has the {self._name} column {name!r} twice; rename one")
         if name in names:
             with self._store.reading():
-                return self._read(name)
+                return obs_column(name, self._read(name))
         if name == "index":
-            return self.index()
+            return obs_column(name, self.index())
         raise InputError(f"{self._store.name} has no {self._name} column {name!r}; it has {listed(names)}")
 
     def _read_index(self) -> Any:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from corrmask_fast.cells.dictionaries import read_dictionary
-from corrmask_fast.cells.obs_columns import obs_column
 from corrmask_fast.errors import InputError, listed, shown
 
 if TYPE_CHECKING:
@@ -149,7 +148,7 @@ def _mapped(mapping: Mapping[str, str], name: str) -> str:
 def _names(counts: Counts, column: str) -> list[str]:
     if column == "index":
         return counts.var.index().tolist()
-    values = obs_column(column, counts.var.column(column)).to_numpy()
+    values = counts.var.column(column).to_numpy()
     return ["" if value is None else str(value) for value in values.tolist()]
 
 

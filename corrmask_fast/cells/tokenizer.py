@@ -151,7 +151,7 @@ def tokenize(
         genes = match_genes(counts, vocabulary, gene_column, gene_mapping)
         filter_column = _filter_column(counts, filter_pass)
         scaling = Scaling(target_sum, allow_fractional, _totals(counts, total), _kept(counts, filter_column))
-        columns = {name: obs_column(name, counts.obs.column(name)) for name in obs}
+        columns = {name: counts.obs.column(name) for name in obs}
         if obs_names is not None:
             columns[obs_names] = obs_column(obs_names, counts.obs.index())
         if medians is None:
@@ -262,7 +262,7 @@ def _totals(counts: Counts, total: str | None) -> np.ndarray | None:
     """(n_cells,) float64: each cell's total where an obs column gives it, NaN where that has no value."""
     if total is None:
         return None
-    values, _, missing = obs_column(total, counts.obs.column(total)).flat()
+    values, _, missing = counts.obs.column(total).flat()
     if values.dtype.kind not in "iuf":
         raise InputError(f"total must be a column of numbers; obs {total!r} of {counts.name} holds {values.dtype}")
     numbers = values.astype(np.float64)
