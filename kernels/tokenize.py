@@ -1,7 +1,6 @@
-"""Rank-value encoding (Theodoris et al. 2023, Geneformer): counts of a cell to its genes by falling expression.
+"""Medians of scaled counts, and what they are found from (Theodoris et al. 2023, Geneformer; SPEC 7).
 
-    value = ((count / total of the cell) * target_sum) / median of the gene        float64, in exactly this order
-    tokens of the cell: by falling value, ties by lower token
+    value = (count / total of the cell) * target_sum        float64, in exactly this order
 
 The total is over all columns, also those of genes outside the vocabulary, or given; columns of one gene are summed
 first (whole numbers below 2**53: exact in any order). Genes of count 0 have no place in the cell.
@@ -9,23 +8,20 @@ first (whole numbers below 2**53: exact in any order). Genes of count 0 have no 
     columns   c0 c1 c2 c3         token_of_column  7 -1 9 7        →  tokens (ascending) 7 9
     counts     2  5  0  1                                             values             (3 / 8) * target_sum …
 
-``scale_rows`` makes that, ``rank_rows`` divides and sorts, and between them ``histogram_values`` and ``collect_values``
-find exact medians: float64 values above zero sort as their bits do (read as int64), so a gene's median is found by
-narrowing an interval of bits, pass by pass over the file.
+``scale_rows`` makes that, and ``histogram_values`` and ``collect_values`` find exact medians: float64 values above zero
+sort as their bits do (read as int64), so a gene's median is found by narrowing an interval of bits, pass by pass over
+the file. Ranking is kernels/encode.py.
 
-Work split: the first two take rows, the last two tokens; ranges of these may run on any number of threads.
-Assumed: column indices lie inside ``token_of_column``; medians are finite and above zero.
+Work split: the first takes rows, the others tokens; ranges of these may run on any number of threads.
+Assumed: column indices lie inside ``token_of_column``.
 """
 
 import numpy as np
 
 from .bits import lowest_one
+from .encode import BAD_TOTAL, FRACTIONAL, NEGATIVE, NOT_FINITE, OK
 from .jit import kernel, stage
 
-OK, NEGATIVE, FRACTIONAL, NOT_FINITE, BAD_TOTAL = 0, 1, 2, 3, 4  # what scale_rows found
-
-DIGIT = 8  # bits that one pass of the radix sort looks at
-BUCKETS = 1 << DIGIT
 N_BINS = 1024  # bins of a histogram: each pass narrows a gene's interval by ten bits
 
 
@@ -87,61 +83,6 @@ def scale_rows(
                 n += 1
         out_lengths[r] = n - begin
     return OK, 0, 0
-
-
-@stage
-def sort_by_key(keys, tokens, spare_keys, spare_tokens, n):
-    """Sort n pairs by key, ties as they stand (radix sort, least digit first); return where the tokens end up."""
-    count = np.zeros((64 // DIGIT, BUCKETS), np.int64)
-    low = np.uint64(BUCKETS - 1)
-    for i in range(n):
-        for digit in range(64 // DIGIT):
-            count[digit, np.int64((keys[i] >> np.uint64(DIGIT * digit)) & low)] += 1
-    for digit in range(64 // DIGIT):
-        shift = np.uint64(DIGIT * digit)
-        if count[digit, np.int64((keys[0] >> shift) & low)] == n:
-            continue  # the same digit everywhere
-        place = 0
-        for bucket in range(BUCKETS):
-            size = count[digit, bucket]
-            count[digit, bucket] = place
-            place += size
-        for i in range(n):
-            bucket = np.int64((keys[i] >> shift) & low)
-            place = count[digit, bucket]
-            count[digit, bucket] = place + 1
-            spare_keys[place] = keys[i]
-            spare_tokens[place] = tokens[i]
-        keys, spare_keys = spare_keys, keys
-        tokens, spare_tokens = spare_tokens, tokens
-    return tokens
-
-
-@kernel
-def rank_rows(indptr, lengths, tokens, values, median_of_token, out_indptr, out, first, last):
-    """out[out_indptr[r]:out_indptr[r + 1]] = the first tokens of row r by falling value / median, ties by lower token.
-
-    ``indptr``, ``lengths``, ``tokens`` and ``values`` are as ``scale_rows`` leaves them.
-    """
-    longest = 0
-    for r in range(first, last):
-        longest = max(longest, lengths[r])
-    ranked = np.empty(longest, np.float64)
-    keys = ranked.view(np.uint64)
-    spare_keys = np.empty(longest, np.uint64)
-    row_tokens, spare_tokens = np.empty(longest, np.int32), np.empty(longest, np.int32)
-    for r in range(first, last):
-        begin, n = indptr[r], lengths[r]
-        if n == 0:
-            continue
-        for i in range(n):
-            token = tokens[begin + i]
-            row_tokens[i] = token
-            ranked[i] = values[begin + i] / median_of_token[token]
-            keys[i] = ~keys[i]  # bits of floats above zero rise with them; turned round, the largest comes first
-        in_order = sort_by_key(keys, row_tokens, spare_keys, spare_tokens, n)
-        for i in range(out_indptr[r + 1] - out_indptr[r]):
-            out[out_indptr[r] + i] = in_order[i]
 
 
 @kernel

@@ -229,7 +229,7 @@ def test_obs_columns_travel_along(tmp_path):
 
 def test_nothing_to_write(tmp_path):
     path = write_h5ad(tmp_path / "zero.h5ad", sp.csr_matrix((3, 12), dtype=np.float32))
-    with pytest.raises(InputError, match="none of the 3 cells has a count"):
+    with pytest.raises(InputError, match=r"none of the 3 cells of .*zero.h5ad has a count"):
         tokenize(path, tmp_path / "out.npz")
     path = write_h5ad(tmp_path / "none.h5ad", sp.csr_matrix((0, 12), dtype=np.float32))
     with pytest.raises(InputError, match="has no cells"):

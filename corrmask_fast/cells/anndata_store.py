@@ -11,14 +11,15 @@ import math
 import os
 import re
 import threading
+from collections.abc import Iterable
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
 from corrmask_fast.cells.obs_columns import ObsColumn, obs_column
-from corrmask_fast.errors import InputError, MissingExtraError, import_extra, listed, readable, reason
+from corrmask_fast.errors import InputError, MissingExtraError, import_extra, listed, readable, reason, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -84,6 +85,9 @@ def open_anndata(source: Any) -> Iterator[Store]:
         return
     import_extra("anndata.io", "anndata")
     path = _check_path(source)
+    if is_count_matrix(path, "10x"):
+        yield _read_by(TENX_FOLDER, path)
+        return
     with ExitStack() as opened:
         kind = "zarr store" if path.is_dir() else ".h5ad file"
         group = _open_zarr(path, opened) if path.is_dir() else _open_hdf5(path, opened)
@@ -96,6 +100,10 @@ def open_anndata(source: Any) -> Iterator[Store]:
                 f"{path} says that it is {' '.join(encoding)!r}, and this version reads {' '.join(ENCODINGS[0])!r}; "
                 "write it anew with AnnData"
             )
+        if (other := _other_format(members)) is not None:
+            opened.close()
+            yield _read_by(other, path)
+            return
         if not {"obs", "var"} <= members or ("mod" in members and "X" not in members):
             raise InputError(f"{path} {_what_else(members) or _no_anndata(members, kind)}")
         yield store
@@ -239,17 +247,16 @@ def lacks_chunks(array: Any) -> bool:
 class _MemoryStore:
     """An ``AnnData``, in memory or backed."""
 
-    name = "the AnnData"
-
-    def __init__(self, adata: Any) -> None:
-        self._adata = adata
+    def __init__(self, adata: Any, name: str = "the AnnData") -> None:
+        self._adata, self.name = adata, name
 
     def reading(self) -> contextlib.AbstractContextManager[None]:
         return readable(self.name, "AnnData")
 
     def frame(self, name: str) -> Frame:
         with self.reading():
-            return _MemoryFrame(self, name, self._adata.raw.var if name == "raw/var" else getattr(self._adata, name))
+            frame = self._adata.raw.var if name == "raw/var" else getattr(self._adata, name)
+            return MemoryFrame(frame, name, self)
 
     def matrix(self, name: str) -> Any:
         with self.reading():
@@ -261,15 +268,16 @@ class _MemoryStore:
         return list(self._adata.layers)
 
 
-class _MemoryFrame(_Frame):
-    """A ``pandas.DataFrame``."""
+class MemoryFrame(_Frame):
+    """A ``pandas.DataFrame``: ``obs`` or ``var`` of a store, or by itself."""
 
-    def __init__(self, store: _MemoryStore, name: str, frame: Any) -> None:
-        super().__init__(store, name)
+    def __init__(self, frame: Any, name: str, store: Any = None) -> None:
+        super().__init__(_MemoryStore(None, name) if store is None else store, name)
         self._frame = frame
         self.size = len(frame.index)
 
     def columns(self) -> list[str]:
+        """Return the names of the columns."""
         return [str(name) for name in self._frame.columns]
 
     def _read_index(self) -> Any:
@@ -277,6 +285,24 @@ class _MemoryFrame(_Frame):
 
     def _read(self, name: str) -> Any:
         return self._frame[name].array
+
+
+class NamesFrame(_Frame):
+    """A list of names alone: an index without columns."""
+
+    def __init__(self, names: Any) -> None:
+        super().__init__(_MemoryStore(None, "the list of names"), "names")
+        if isinstance(names, str) or not isinstance(names, Iterable):
+            raise InputError(f"genes must be a list of names, or a table with them as its index; got {shown(names)}")
+        self._names = list(names)
+        self.size = len(self._names)
+
+    def columns(self) -> list[str]:
+        """Return none."""
+        return []
+
+    def _read_index(self) -> Any:
+        return self._names
 
 
 # -------------------------------------------------------------------------------------------------------------- opening
@@ -291,24 +317,26 @@ def _check_path(source: str | os.PathLike[str]) -> Path:
         raise InputError("counts cannot be read from standard input ('-'); give the path of an .h5ad file")
     if not path.exists():
         raise InputError(f"no file at {path}; give the path of an .h5ad file or a zarr store")
-    if path.is_dir() and not any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zmetadata")):
+    if path.is_dir() and not is_count_matrix(path):
         raise InputError(f"{path} is a folder, but no zarr store; {_what_folder(path)}")
     return path
+
+
+def is_count_matrix(folder: Path, kind: str = "any") -> bool:
+    """Whether a folder is one matrix of counts: a zarr store, or 10x' (``kind="10x"``) matrix with names beside it."""
+    stores = () if kind == "10x" else ("zarr.json", ".zgroup", ".zmetadata")
+    return any((folder / name).exists() for name in (*stores, "matrix.mtx", "matrix.mtx.gz"))
 
 
 def _what_folder(path: Path) -> str:
     names = {entry.name for entry in path.iterdir()}
     if {"state.json", "dataset_info.json"} & names:
         return "it is a corpus of tokenised cells already; give it to `graph build`"
-    if any(name.startswith("matrix.mtx") for name in names):
-        return f"convert the 10x matrix: {_convert('scanpy.read_10x_mtx', path)}"
-    if files := sorted(name for name in names if name.endswith((".h5ad", ".zarr"))):
-        return f"give one of its files, such as {path / files[0]}"
     return "give the path of an .h5ad file or a zarr store"
 
 
 def _convert(reader: str, path: Path) -> str:
-    module = reader.partition(".")[0]
+    module = reader.rpartition(".")[0]
     return f'python -c "import {module}; {reader}({str(path)!r}).write_h5ad({str(path.with_suffix(".h5ad"))!r})"'
 
 
@@ -396,11 +424,45 @@ def _what_else(members: set[str]) -> str | None:
     """Say what an HDF5 file is that is no AnnData, by the names of its groups."""
     if "mod" in members:
         return "holds several modalities (MuData); write one: mudata.read_h5mu(file)['rna'].write_h5ad('rna.h5ad')"
-    if {"row_attrs", "col_attrs"} <= members:
-        return "is a loom file; convert it: anndata.io.read_loom(file).write_h5ad('cells.h5ad')"
-    if "matrix" in members:
-        return "is a 10x file; convert it: scanpy.read_10x_h5(file).write_h5ad('cells.h5ad')"
     return None
+
+
+class _Format(NamedTuple):
+    """Another format of counts, and who reads it into memory."""
+
+    what: str
+    module: str
+    function: str
+    needs: str  # package
+
+
+TENX_FOLDER = _Format("10x matrix", "scanpy", "read_10x_mtx", "scanpy")
+TENX_FILE = _Format("10x file", "scanpy", "read_10x_h5", "scanpy")
+LOOM = _Format("loom file", "anndata.io", "read_loom", "loompy")
+
+
+def _other_format(members: set[str]) -> _Format | None:
+    """Say which other format an HDF5 file has, by the names of its groups; None: AnnData's, or none that is known."""
+    if "obs" in members or "mod" in members:
+        return None
+    if {"row_attrs", "col_attrs"} <= members:
+        return LOOM
+    return TENX_FILE if "matrix" in members else None
+
+
+def _read_by(format_: _Format, path: Path) -> Store:
+    """Read a file of another format into memory, by a reader that is installed; else say how to convert it."""
+    module, function = format_.module, format_.function
+    try:
+        import_extra(format_.needs, "anndata")
+        read = getattr(import_extra(module, "anndata"), function)
+    except MissingExtraError as error:
+        convert = _convert(f"{module}.{function}", path)
+        raise InputError(
+            f"{path} is a {format_.what}; to read it, pip install {format_.needs}, or convert it: {convert}"
+        ) from error
+    with readable(path, format_.what):
+        return _MemoryStore(read(path), str(path))
 
 
 def _no_anndata(members: set[str], kind: str) -> str:

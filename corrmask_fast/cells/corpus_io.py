@@ -150,14 +150,14 @@ class CorpusWriter(AbstractContextManager["CorpusWriter"]):
         self.path, self.vocabulary = Path(path), vocabulary
         self._exit = ExitStack()
         self._kinds: dict[str, np.dtype[Any]] | None = None
-        self._sink: _NpzSink | _FolderSink
+        self._sink: _NpzSink | _OneFileSink
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:  # nothing may stay behind if the sink cannot be made (a missing extra)
             if self.path.suffix == ".npz":
                 self._sink = _NpzSink(stack.enter_context(atomic_file(self.path)), self.vocabulary)
             else:
-                self._sink = _FolderSink(stack.enter_context(atomic_folder(self.path)), self.vocabulary)
+                self._sink = _OneFileSink(stack.enter_context(atomic_folder(self.path)), self.vocabulary)
             self._exit = stack.pop_all()
         return self
 
@@ -180,7 +180,7 @@ class CorpusWriter(AbstractContextManager["CorpusWriter"]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            self._sink.close(complete=kind is None)
+            self._sink.finish(complete=kind is None)
         except BaseException as failure:
             if not self._exit.__exit__(type(failure), failure, failure.__traceback__):
                 raise
@@ -213,7 +213,7 @@ class _NpzSink:
             self.obs.setdefault(f"obs/{name}", []).append(values.astype(str) if values.dtype == object else values)
             self.obs.setdefault(f"missing/{name}", []).append(gone)
 
-    def close(self, *, complete: bool) -> None:
+    def finish(self, *, complete: bool) -> None:
         if not complete:
             return
         indptr = np.zeros(sum(map(len, self.lengths)) + 1, np.int64)
@@ -234,17 +234,17 @@ class _NpzSink:
             np.savez(file, allow_pickle=False, **columns)  # type: ignore[arg-type]
 
 
-class _FolderSink:
-    """Streams record batches into the Arrow file of a datasets folder."""
+class FolderSink:
+    """Streams record batches into an Arrow file of a datasets folder."""
 
-    def __init__(self, folder: Path, vocabulary: Vocabulary) -> None:
-        self.folder, self.vocabulary = folder, vocabulary
+    def __init__(self, file: Path, vocabulary: Vocabulary) -> None:
+        self.file, self.vocabulary = file, vocabulary
         self.arrow = import_extra("pyarrow", "hf")
-        self.datasets = import_extra("datasets", "hf")
-        self.file_name = "data-00000-of-00001.arrow"
+        import_extra("datasets", "hf")  # before the work: the folder is described with it
         self.writer: Any = None
 
     def write(self, indptr: np.ndarray, tokens: np.ndarray, obs: Mapping[str, ObsColumn]) -> None:
+        """Append cells: see :meth:`CorpusWriter.write`."""
         pa = self.arrow
         indptr, tokens = with_special_tokens(np.asarray(indptr, np.int64), np.asarray(tokens), self.vocabulary)
         columns = {
@@ -257,29 +257,47 @@ class _FolderSink:
         table = pa.table(columns)
         if self.writer is None:
             self.writer_schema = table.schema
-            self.writer = pa.ipc.new_stream(str(self.folder / self.file_name), table.schema)
+            self.writer = pa.ipc.new_stream(str(self.file), table.schema)
         self.writer.write_table(table.cast(self.writer_schema))
 
-    def close(self, *, complete: bool) -> None:
-        if complete and self.writer is None:
-            self.write(np.zeros(1, np.int64), np.empty(0, np.int32), {})
+    def close(self) -> None:
+        """Write the end of the file."""
         if self.writer is not None:
             self.writer.close()
-        if not complete:
-            return
-        features = self.datasets.Features.from_arrow_schema(self.writer_schema)
-        self.datasets.DatasetInfo(features=features).write_to_directory(str(self.folder))
-        state: dict[str, Any] = {
-            "_data_files": [{"filename": self.file_name}],
-            "_fingerprint": self.vocabulary.fingerprint[:16],
-            "_format_columns": None,
-            "_format_kwargs": {},
-            "_format_type": None,
-            "_output_all_columns": False,
-            "_split": None,
-        }
-        (self.folder / "state.json").write_text(json.dumps(state, indent=2))
-        (self.folder / VOCABULARY_FILE).write_text(self.vocabulary.to_json())
+
+
+class _OneFileSink(FolderSink):
+    """A datasets folder of one Arrow file."""
+
+    def __init__(self, folder: Path, vocabulary: Vocabulary) -> None:
+        super().__init__(folder / "data-00000-of-00001.arrow", vocabulary)
+
+    def finish(self, *, complete: bool) -> None:
+        if complete and self.writer is None:
+            self.write(np.zeros(1, np.int64), np.empty(0, np.int32), {})
+        self.close()
+        if complete:
+            folder = self.file.parent
+            describe_folder(folder, self.file, [self.file.name], self.vocabulary)
+            (folder / VOCABULARY_FILE).write_text(self.vocabulary.to_json())
+
+
+def describe_folder(folder: Path, file: Path, names: list[str], vocabulary: Vocabulary) -> None:
+    """Write what makes a datasets folder of Arrow files: their columns, as one of them has them, and their names."""
+    pa, datasets = import_extra("pyarrow", "hf"), import_extra("datasets", "hf")
+    with pa.memory_map(str(file)) as source, pa.ipc.open_stream(source) as stream:
+        features = datasets.Features.from_arrow_schema(stream.schema)
+    datasets.DatasetInfo(features=features).write_to_directory(str(folder))
+    state: dict[str, Any] = {
+        "_data_files": [{"filename": name} for name in names],
+        "_fingerprint": vocabulary.fingerprint[:16],
+        "_format_columns": None,
+        "_format_kwargs": {},
+        "_format_type": None,
+        "_output_all_columns": False,
+        "_split": None,
+    }
+    (folder / "state.json").write_text(json.dumps(state, indent=2))
 
 
 def _from_npz(path: Path, vocabulary: Vocabulary | None, max_length: int | None) -> Corpus:

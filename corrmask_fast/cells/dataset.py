@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from corrmask_fast.cells.corpus import Corpus
     from corrmask_fast.cells.vocabulary import Vocabulary
 
-__all__ = ["CorpusDataset", "RaggedBatch", "RaggedRow"]
+__all__ = ["CorpusDataset", "CountsDataset", "RaggedBatch", "RaggedRow"]
 
 
 class RaggedBatch(Sequence[dict[str, np.ndarray]]):
@@ -144,3 +144,40 @@ class CorpusDataset(Dataset[dict[str, np.ndarray]]):
         cells = self.corpus.gather_for_training(rows)
         columns = {name: column[rows] for name, column in self.columns.items()} if self.columns else None
         return RaggedBatch(*cells, self.corpus.vocabulary, self.epoch, columns)
+
+
+class CountsDataset(Dataset[Any]):
+    """Map-style dataset over a matrix of raw counts, for :class:`~corrmask_fast.DataCollatorForCounts`.
+
+    A DataLoader gets the rows of a batch as one matrix of the same kind.
+
+    Parameters
+    ----------
+    counts
+        (cells, genes): a SciPy CSR matrix, a dense array, or an ``AnnData`` in memory or backed.
+
+    Examples
+    --------
+    >>> import scipy.sparse
+    >>> dataset = CountsDataset(scipy.sparse.csr_matrix([[1, 0], [0, 2], [3, 4]]))
+    >>> len(dataset), dataset.__getitems__([2, 0]).toarray().tolist()
+    (3, [[3, 4], [1, 0]])
+    """
+
+    def __init__(self, counts: Any) -> None:
+        if len(getattr(counts, "shape", ())) != 2 or not hasattr(counts, "__getitem__"):
+            raise InputError(f"counts must be a matrix of cells and genes, or an AnnData; got {type(counts).__name__}")
+        if getattr(counts, "format", "csr") != "csr":
+            raise InputError(f"counts must be CSR, whose rows are quick to find; got {counts.format!r}; give .tocsr()")
+        self.counts = counts
+
+    def __len__(self) -> int:
+        return int(self.counts.shape[0])
+
+    def __getitem__(self, index: int) -> Any:
+        """Return a cell as a matrix of one row."""
+        return self.__getitems__([index])
+
+    def __getitems__(self, indices: Sequence[int] | np.ndarray) -> Any:
+        """Return the cells of a batch; DataLoader calls this once for each."""
+        return self.counts[np.atleast_1d(rows_of(indices, len(self)))]

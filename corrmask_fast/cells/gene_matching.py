@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Mapping
 
-    from corrmask_fast.cells.counts import Counts
+    from corrmask_fast.cells.anndata_store import Frame
     from corrmask_fast.cells.vocabulary import Vocabulary
 
     GeneMapping = Mapping[str, str] | str | os.PathLike[str]
@@ -51,9 +51,14 @@ class GeneMatch:
         return self.read[self.column]
 
     @property
+    def tokens(self) -> np.ndarray:
+        """The tokens of all columns that have one."""
+        return self.token_of_column[self.token_of_column >= 0]
+
+    @property
     def n_genes(self) -> int:
         """Number of genes of the vocabulary found."""
-        return np.unique(self.token_of_column[self.token_of_column >= 0]).size
+        return np.unique(self.tokens).size
 
     @property
     def n_columns(self) -> int:
@@ -67,11 +72,14 @@ class GeneMatch:
 
 
 def match_genes(
-    counts: Counts, vocabulary: Vocabulary, gene_column: str | None, gene_mapping: GeneMapping | None = None
+    var: Frame, name: str, vocabulary: Vocabulary, gene_column: str | None, gene_mapping: GeneMapping | None = None
 ) -> GeneMatch:
-    """Find the vocabulary's genes among the columns; None: by whichever column of ``var`` matches most genes."""
+    """Find the vocabulary's genes among the rows of ``var``; None: by whichever column of it matches most genes.
+
+    ``name`` is where ``var`` comes from, in messages.
+    """
     mapping = {} if gene_mapping is None else read_dictionary(gene_mapping)
-    known, (counted, left_out) = vocabulary.tokens_by_name, gene_columns(counts)
+    known, (counted, left_out) = vocabulary.tokens_by_name, gene_columns(var, name)
     if mapping and all(_token(known, str(current)) < 0 for current in mapping.values()):
         old, current = next(iter(mapping.items()))
         raise InputError(
@@ -79,13 +87,13 @@ def match_genes(
             "map retired ids to names of the vocabulary (are its columns swapped?)"
         )
     if gene_column is None:
-        columns = counts.var.columns()
-        candidates = {name: _names(counts, name) for name in ("index", *(id_ for id_ in ID_COLUMNS if id_ in columns))}
+        columns = var.columns()
+        candidates = {each: names_of(var, each) for each in ("index", *(id_ for id_ in ID_COLUMNS if id_ in columns))}
     else:
-        candidates = {gene_column: _names(counts, gene_column)}
+        candidates = {gene_column: names_of(var, gene_column)}
     matches = []
     for column, names in candidates.items():
-        found = np.array([_token(known, name) for name in names], np.int32)
+        found = np.array([_token(known, each) for each in names], np.int32)
         if counted is not None:
             found[~counted] = -1
         n_direct = np.count_nonzero(found >= 0)
@@ -96,8 +104,8 @@ def match_genes(
         matches.append(GeneMatch(column, found, counted, left_out, n_mapped, read=candidates))
     best = max(matches, key=lambda match: match.n_genes)
     if best.n_genes == 0:
-        raise InputError(_no_gene(counts, vocabulary, candidates))
-    _warn_of_few(counts, vocabulary, best)
+        raise InputError(_no_gene(name, vocabulary, candidates))
+    _warn_of_few(name, vocabulary, best)
     places = np.flatnonzero(best.token_of_column >= 0).tolist()
     tokens = best.token_of_column[places].tolist()
     by_id = sum(vocabulary.names[t] == unversioned(best.names[place]) for place, t in zip(places, tokens, strict=True))
@@ -105,17 +113,17 @@ def match_genes(
     return replace(best, n_by_id=by_id, n_ambiguous=sum(best.names[place] in shared for place in places))
 
 
-def symbols_of(counts: Counts, genes: GeneMatch, vocabulary: Vocabulary) -> dict[str, str]:
+def symbols_of(var: Frame, genes: GeneMatch, vocabulary: Vocabulary) -> dict[str, str]:
     """Return gene name → symbol as the file has it, where genes were found by id; else nothing."""
     if genes.n_by_id == 0:
         return {}  # found by symbols, which the vocabulary has
     names, found = vocabulary.names, np.flatnonzero(genes.token_of_column >= 0).tolist()
     tokens = genes.token_of_column[found].tolist()
-    there = {"index", *counts.var.columns()} - {genes.column}
+    there = {"index", *var.columns()} - {genes.column}
     for column in ("index", *SYMBOL_COLUMNS):
         if column not in there:
             continue
-        symbols = genes.read.get(column) or _names(counts, column)
+        symbols = genes.read.get(column) or names_of(var, column)
         if 2 * sum(_is_ensembl(symbol) or symbol.isdigit() for symbol in symbols) >= len(symbols):
             continue
         out: dict[str, str] = {}
@@ -145,25 +153,26 @@ def _mapped(mapping: Mapping[str, str], name: str) -> str:
     return str(mapping.get(name, mapping.get(unversioned(name), name)))
 
 
-def _names(counts: Counts, column: str) -> list[str]:
+def names_of(var: Frame, column: str) -> list[str]:
+    """Return a column of ``var`` as text, "" where it has no value; ``"index"`` is the index."""
     if column == "index":
-        return counts.var.index().tolist()
-    values = counts.var.column(column).to_numpy()
+        return var.index().tolist()
+    values = var.column(column).to_numpy()
     return ["" if value is None else str(value) for value in values.tolist()]
 
 
-def gene_columns(counts: Counts) -> tuple[np.ndarray | None, dict[str, int]]:
+def gene_columns(var: Frame, name: str) -> tuple[np.ndarray | None, dict[str, int]]:
     """Return which columns are genes where ``var`` says of what type they are (None: all), and the other types."""
-    if FEATURE_TYPES not in counts.var.columns():
+    if FEATURE_TYPES not in var.columns():
         return None, {}
-    types = _names(counts, FEATURE_TYPES)
+    types = names_of(var, FEATURE_TYPES)
     genes = np.array([kind.lower() in GENE_EXPRESSION for kind in types], np.bool_)
     if genes.all():
         return None, {}
     left_out = Counter(kind or "no type" for kind, gene in zip(types, genes, strict=True) if not gene)
     if not genes.any():
         warnings.warn(
-            f"no column of {counts.name} has the feature type 'Gene Expression' (there are "
+            f"no column of {name} has the feature type 'Gene Expression' (there are "
             f"{listed(left_out)}); all columns count",
             UserWarning,
             stacklevel=2,
@@ -172,7 +181,7 @@ def gene_columns(counts: Counts) -> tuple[np.ndarray | None, dict[str, int]]:
     return genes, dict(left_out)
 
 
-def _no_gene(counts: Counts, vocabulary: Vocabulary, candidates: Mapping[str, list[str]]) -> str:
+def _no_gene(source: str, vocabulary: Vocabulary, candidates: Mapping[str, list[str]]) -> str:
     lo = vocabulary.gene_range[0]
     theirs = "; ".join(f"{column}: {listed(names[:3])}" for column, names in candidates.items())
     mine = [vocabulary.names[token] for token in range(lo, min(lo + 3, vocabulary.gene_range[1]))]
@@ -180,12 +189,12 @@ def _no_gene(counts: Counts, vocabulary: Vocabulary, candidates: Mapping[str, li
         f"{name} ({vocabulary.symbols[name]})" if name in vocabulary.symbols else name for name in mine
     )
     return (
-        f"no gene of {counts.name} is in the vocabulary. The file has {theirs}; the vocabulary has {shown_names}. Name "
+        f"no gene of {source} is in the vocabulary. The file has {theirs}; the vocabulary has {shown_names}. Name "
         "the column of ids with gene_column=, or give symbols (symbols=) if the file has symbols only"
     )
 
 
-def _warn_of_few(counts: Counts, vocabulary: Vocabulary, match: GeneMatch) -> None:
+def _warn_of_few(source: str, vocabulary: Vocabulary, match: GeneMatch) -> None:
     """Warn where hardly a gene matches: of another species, or by another kind of name."""
     lo, hi = vocabulary.gene_range
     if match.n_genes >= FEW * min(hi - lo, match.n_columns):
@@ -196,7 +205,7 @@ def _warn_of_few(counts: Counts, vocabulary: Vocabulary, match: GeneMatch) -> No
         f"; in capitals {upper} would match: are these genes of another species?" if upper > 2 * match.n_genes else ""
     )
     warnings.warn(
-        f"only {match.n_genes} genes of {counts.name} are in the vocabulary of {hi - lo}, of {match.n_columns} columns "
+        f"only {match.n_genes} genes of {source} are in the vocabulary of {hi - lo}, of {match.n_columns} columns "
         f"(by var {match.column}){more}",
         UserWarning,
         stacklevel=2,
@@ -209,6 +218,18 @@ def warn_of_few_counts(name: str, share: float) -> None:
         warnings.warn(
             f"only {100 * share:.1f} % of the counts of {name} are of genes with a token and a median; check that "
             "vocabulary, medians and totals belong to these cells",
+            UserWarning,
+            stacklevel=2,
+        )
+
+
+def warn_of_other_names(source: str, names: Mapping[str, None], more: Mapping[str, None]) -> None:
+    """Warn where an input shares hardly a name of a gene with the inputs before it."""
+    shared = len(names.keys() & more.keys())
+    if shared < FEW * min(len(names), len(more)):
+        warnings.warn(
+            f"{source} shares {shared} of its {len(more)} genes' names with the inputs before it; are they of one "
+            "organism, and named alike? Name a column of var with gene_column, or give a vocabulary",
             UserWarning,
             stacklevel=2,
         )

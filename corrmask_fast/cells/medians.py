@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from corrmask_fast.cells.count_scaling import ScaledCells, Scaling, scaled_chunks
+from corrmask_fast.cells.count_scaling import ScaledCells, scaled_chunks
 from corrmask_fast.cells.dictionaries import read_dictionary
 from corrmask_fast.cells.gene_matching import unversioned
 from corrmask_fast.cells.vocabulary import SPECIAL_TOKENS
 from corrmask_fast.errors import InputError, check_number, shown
+from corrmask_fast.progress import progress_bar
 from corrmask_fast.threads import run_ranges
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
-    from corrmask_fast.cells.counts import Counts
-    from corrmask_fast.cells.gene_matching import GeneMatch
+    from corrmask_fast.cells.sources import Sources
     from corrmask_fast.cells.vocabulary import Vocabulary
 
     Medians = Mapping[str, float] | str | os.PathLike[str]
@@ -62,17 +62,31 @@ def read_medians(medians: Medians, vocabulary: Vocabulary) -> np.ndarray:
     return out
 
 
-def exact_medians(counts: Counts, genes: GeneMatch, n_tokens: int, scaling: Scaling, *, progress: bool) -> np.ndarray:
-    """(V,) float64: the non-zero median of each token's scaled counts, NaN where it never occurs."""
-    bounded = not scaling.fractional and scaling.totals is None
-    search = MedianSearch(n_tokens, scaling.target_sum if bounded else None)
+def exact_medians(sources: Sources, n_tokens: int, *, progress: bool) -> np.ndarray:
+    """(V,) float64: the non-zero median of each token's scaled counts over all inputs, NaN where it never occurs."""
+    reading = sources.reading
+    bounded = not reading.allow_fractional and reading.total is None
+    search = MedianSearch(n_tokens, reading.target_sum if bounded else None)
+
+    def each(do: Callable[[ScaledCells], None]) -> None:
+        with progress_bar("medians", sources.n_kept, "cell", shown=progress) as bar:
+            for source in sources:
+                for cells in scaled_chunks(source, n_tokens):
+                    do(cells)
+                    bar.update(cells.lengths.size)
+
     while not search.narrow_enough:
-        for _, cells in scaled_chunks(counts, genes, n_tokens, scaling, "medians", progress=progress):
-            search.count(cells)
+        each(search.count)
         search.narrow()
-    for _, cells in scaled_chunks(counts, genes, n_tokens, scaling, "medians", progress=progress):
-        search.collect(cells)
+    each(search.collect)
     return search.medians()
+
+
+def medians_by_name(median_of_token: np.ndarray, vocabulary: Vocabulary) -> dict[str, float]:
+    """Return gene → median, of the genes that have one."""
+    return {
+        vocabulary.names[token]: float(median_of_token[token]) for token in np.flatnonzero(~np.isnan(median_of_token))
+    }
 
 
 class MedianSearch:

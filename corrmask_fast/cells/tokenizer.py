@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,35 +16,43 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from corrmask_fast.cells.corpus_io import CorpusWriter, check_corpus_output
-from corrmask_fast.cells.count_scaling import MIN_CELLS_A_THREAD, Scaling, scaled_chunks
-from corrmask_fast.cells.counts import Counts
-from corrmask_fast.cells.gene_matching import gene_columns, match_genes, symbols_of, warn_of_few_counts
-from corrmask_fast.cells.medians import exact_medians, read_medians
-from corrmask_fast.cells.obs_columns import ObsColumn, marks, obs_column
-from corrmask_fast.cells.tokenize_report import TokenizeReport
+from corrmask_fast.cells.corpus_parts import CorpusParts, check_shard
+from corrmask_fast.cells.count_batches import CountRows
+from corrmask_fast.cells.count_scaling import no_count
+from corrmask_fast.cells.gene_matching import (
+    gene_columns,
+    names_of,
+    symbols_of,
+    warn_of_few_counts,
+    warn_of_other_names,
+)
+from corrmask_fast.cells.medians import exact_medians, medians_by_name, read_medians
+from corrmask_fast.cells.obs_columns import ObsColumn
+from corrmask_fast.cells.rank_encoder import EncodingTables, check_max_length
+from corrmask_fast.cells.sources import Reading, Source, Sources, as_kind, inputs_of, united_kinds
+from corrmask_fast.cells.tokenize_report import TokenizeReport, united
 from corrmask_fast.cells.vocabulary import Vocabulary
-from corrmask_fast.errors import InputError, check_integer, check_number, shown
+from corrmask_fast.errors import InputError, shown
 from corrmask_fast.files import check_not_input
-from corrmask_fast.threads import run_ranges
+from corrmask_fast.progress import progress_bar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Sequence
 
-    from corrmask_fast.cells.count_scaling import ScaledCells
+    from corrmask_fast.cells.counts import Rows
     from corrmask_fast.cells.gene_matching import GeneMapping
     from corrmask_fast.cells.medians import Medians
 
 __all__ = ["TokenizeReport", "corpus_medians", "tokenize", "tokenize_h5ad", "vocabulary_of"]
 
 RESERVED = ("input_ids", "length")  # columns of the corpus itself
-FILTER_PASS = "filter_pass"  # Geneformer's column of obs
 CELLS_CHECKED = 256  # to see whether their counts are of the vocabulary's genes
 
 
 def tokenize(
     adata_or_path: Any,
     output: str | os.PathLike[str],
-    vocabulary: Vocabulary,
+    vocabulary: Vocabulary | None = None,
     medians: Medians | None = None,
     *,
     layer: str | None = None,
@@ -51,15 +60,17 @@ def tokenize(
     gene_mapping: GeneMapping | None = None,
     obs: Sequence[str] = (),
     obs_names: str | None = None,
+    file_column: str | None = "file",
     filter_pass: str = "auto",
     total: str | None = None,
     allow_fractional: bool = False,
     target_sum: float = 10_000,
     max_length: int | None = None,
     chunk_cells: int | None = None,
+    shard: tuple[int, int] | None = None,
     progress: bool = True,
 ) -> TokenizeReport:
-    """Tokenise the raw counts of an AnnData into a corpus on disk.
+    """Tokenise the raw counts of one or many AnnData into one corpus on disk.
 
     A gene's value in a cell is ``count / total * target_sum / median``, in float64 and in this order; the total is over
     all columns that are genes, of the vocabulary or not. Genes are sorted by falling value, ties by lower token.
@@ -70,17 +81,21 @@ def tokenize(
     ----------
     adata_or_path
         The path of an ``.h5ad`` file or a zarr store, or an ``AnnData`` in memory or backed, with raw counts as CSR,
-        CSC or dense. Where ``var`` has Cell Ranger's ``feature_types`` and some are ``Gene Expression``, the other
+        CSC or dense; 10x ``.h5`` files, ``matrix.mtx`` folders and ``.loom`` files where scanpy (loompy) is installed.
+        A list of these, or a folder that holds some: the cells of all, in this order. Where ``var`` has Cell Ranger's
+        ``feature_types`` and some are ``Gene Expression``, the other
         columns (antibodies, peaks) are left out, of totals too.
     output
         A folder to write (Hugging Face ``datasets``), or a file by the suffix ``.npz``; see
-        :class:`corrmask_fast.cells.corpus_io.CorpusWriter`.
+        :class:`corrmask_fast.cells.corpus_io.CorpusWriter`. Of several inputs, a folder has a part for each; while
+        parts are missing they lie in ``OUTPUT.parts``, and the same call goes on with those that are missing.
     vocabulary
         The genes, by id or symbol. Versions of Ensembl ids (``ENSG….12``) do not matter. Where genes are found by id
-        and ``var`` has symbols, the corpus stores these.
+        and ``var`` has symbols, the corpus stores these. None: the inputs' own genes (:func:`vocabulary_of`).
     medians
         Gene → non-zero median of scaled counts: a mapping, or a ``.json`` or ``.pkl`` file such as Geneformer's
-        ``gene_median_dictionary``. Genes without one are left out. None: of these cells (:func:`corpus_medians`).
+        ``gene_median_dictionary``. Genes without one are left out. None: of the cells of all
+        inputs (:func:`corpus_medians`).
     layer
         Where the counts are: None for ``X``, ``"raw"`` for ``raw/X``, else the name of a layer.
     gene_column
@@ -90,9 +105,12 @@ def tokenize(
         Retired id → current id, for names that the vocabulary lacks: a mapping, or a file such as Geneformer's
         ``ensembl_mapping_dict``.
     obs
-        Columns of ``obs`` that travel along; missing values become None. A column keeps its type.
+        Columns of ``obs`` that travel along; missing values become None. A column keeps its type; over several inputs
+        it has the widest of them, or text, and is missing in the cells of inputs without it.
     obs_names
         Name of a column of the corpus for the cells' names, the index of ``obs``. None: they do not travel along.
+    file_column
+        Of several inputs: name of a column of the corpus for the name of each cell's input. None: no such column.
     filter_pass
         Column of ``obs`` that is 1 (or True) for the cells to write, as Geneformer's ``filter_pass``. ``"auto"``: the
         column ``filter_pass`` where there is one. ``"none"``: all cells.
@@ -106,20 +124,23 @@ def tokenize(
         Most genes of a cell. None: the vocabulary's, two fewer with V2 for ``<cls>`` and ``<eos>``.
     chunk_cells
         Cells read at a time. None: as many as hold about two million counts.
+    shard
+        (k, n): write the parts of the k-th of n shares of the inputs alone, from 1. The shares may be written at
+        the same time; the last one to finish makes the corpus. Needs ``medians``.
     progress
         Show progress bars.
 
     Returns
     -------
     TokenizeReport
-        How many cells and genes were found and left out.
+        How many cells and genes were found and left out; of several inputs in all, and in each (``files``).
 
     Raises
     ------
     InputError
         If the counts are negative, NaN or (without ``allow_fractional``) fractional; no gene matches; a layer or column
-        is missing; the parts of the AnnData do not fit each other; no cell has a gene of the vocabulary; ``output`` is
-        an existing folder, or what is read here.
+        is missing; the parts of the AnnData do not fit each other; an input has no cell with a gene of the vocabulary;
+        ``output`` is an existing folder, or what is read here; ``OUTPUT.parts`` is of another call.
     MissingExtraError
         Without anndata, or (for a folder) datasets.
 
@@ -136,61 +157,212 @@ def tokenize(
     >>> report.n_cells_written, read_corpus(output).tokens.tolist()
     (2, [2, 3, 4, 2])
     """
-    limit = _check_length(max_length, vocabulary)
-    target_sum = check_number("target_sum", target_sum, 0, np.inf, open_ends=True)
+    inputs, shard = inputs_of(adata_or_path), check_shard(shard)
+    reading = Reading(layer, gene_column, gene_mapping, filter_pass, total, allow_fractional, target_sum, chunk_cells)
     if isinstance(obs, str) or not isinstance(obs, Iterable):
         raise InputError(f"obs must be a list of names of columns; got {shown(obs)}")
-    names = [*obs, *([] if obs_names is None else [obs_names])]
-    _check_columns(names)
+    in_parts = Path(output).suffix != ".npz" and (len(inputs) > 1 or shard[1] > 1)
+    file_column = file_column if len(inputs) > 1 else None
+    _check_columns([*obs, *(name for name in (obs_names, file_column) if name is not None)])
+    if shard[1] > 1 and (not in_parts or medians is None):
+        raise InputError(
+            "shards need medians, the same for all, and a folder to write; find them first: `corrmask-fast medians IN… "
+            "-o medians.json`, or corpus_medians(inputs)"
+        )
     check_corpus_output(output)
-    for path in (adata_or_path, medians, gene_mapping):
+    for path in (*inputs, medians, gene_mapping):
         check_not_input(output, path)
-    with Counts(adata_or_path, layer=layer, chunk_cells=chunk_cells) as counts:
-        if counts.n_cells == 0:
-            raise InputError(f"{counts.name} has no cells; give an AnnData with counts")
-        genes = match_genes(counts, vocabulary, gene_column, gene_mapping)
-        filter_column = _filter_column(counts, filter_pass)
-        scaling = Scaling(target_sum, allow_fractional, _totals(counts, total), _kept(counts, filter_column))
-        columns = {name: counts.obs.column(name) for name in obs}
-        if obs_names is not None:
-            columns[obs_names] = obs_column(obs_names, counts.obs.index())
+    vocabulary = vocabulary_of(inputs, layer=layer, gene_column=gene_column) if vocabulary is None else vocabulary
+    limit = check_max_length(max_length, vocabulary)
+    with Sources(inputs, vocabulary, reading) as sources:
+        task = _Task(sources, vocabulary, limit, list(obs), obs_names, file_column, progress=progress)
+        if in_parts:
+            return task.write_parts(output, medians, shard)
+        return task.write(output, medians)
+
+
+tokenize_h5ad = tokenize  # its name when it took files alone
+
+
+class _Task:
+    """Sources that become a corpus: what is known before the first cell is read, and the ways to write it."""
+
+    def __init__(
+        self,
+        sources: Sources,
+        vocabulary: Vocabulary,
+        limit: int,
+        obs: list[str],
+        obs_names: str | None,
+        file_column: str | None,
+        *,
+        progress: bool,
+    ) -> None:
+        self.sources, self.vocabulary, self.limit, self.progress = sources, vocabulary, limit, progress
+        self.obs, self.obs_names, self.file_column = obs, obs_names, file_column
+        sources.check_columns(obs)
+        self.kinds: dict[str, np.dtype[Any]] = {}
+        if len(sources) > 1:  # also opens every input: what is wrong with one is said before the work
+            for name in obs or [None]:  # type: ignore[list-item]
+                found = [column for source in sources if name is not None and (column := source.obs(name)) is not None]
+                self.kinds |= {} if name is None else {name: united_kinds(name, found)}
+        symbols: dict[str, str] = {}
+        for source in sources:
+            symbols = symbols_of(source.counts.var, source.genes, vocabulary) | symbols
+        self.stored = vocabulary.with_symbols(symbols)
+
+    def write(self, output: str | os.PathLike[str], medians: Medians | None) -> TokenizeReport:
+        """Write one file, or a folder of one."""
+        median_of_token = self._medians(medians)
+        with CorpusWriter(output, self.stored) as writer, self._bar(self.sources.n_kept) as bar:
+            reports = [
+                self._encode(number, median_of_token, medians, writer.write, bar) for number in range(len(self.sources))
+            ]
+        return united(reports, Path(output))
+
+    def write_parts(
+        self, output: str | os.PathLike[str], medians: Medians | None, shard: tuple[int, int]
+    ) -> TokenizeReport:
+        """Write the missing parts of a shard; where it is the last one, the corpus is there."""
+        parts = CorpusParts(output, self._plan(medians), len(self.sources))
+        with ExitStack() as undo:
+            parts.begin()
+            undo.callback(
+                parts.forget, everything=not all(isinstance(one, str | os.PathLike) for one in self.sources.inputs)
+            )
+            medians_known = medians
+            if medians is None and (medians_known := parts.medians()) is None:
+                medians_known = medians_by_name(self._medians(None), self.vocabulary)
+                parts.keep_medians(medians_known)
+            median_of_token = self._medians(medians_known)
+            mine = [number for number in range(shard[0] - 1, len(self.sources), shard[1]) if not parts.is_done(number)]
+            with self._bar(sum(self.sources[number].n_kept for number in mine)) as bar:
+                for number in mine:
+                    with parts.part(number, self.stored) as sink:
+                        report = self._encode(number, median_of_token, medians, partial(_flat, sink.write), bar)
+                    parts.finish_part(number, report.to_dict())
+            reports = [TokenizeReport.from_dict(one) for one in parts.reports()]
+            n_missing = parts.n_missing()
+            done = parts.complete(self.stored)
+            undo.pop_all()
+        return united(reports, Path(output), n_missing=0 if done else n_missing)
+
+    def _plan(self, medians: Medians | None) -> dict[str, Any]:
+        inputs = []
+        for one in self.sources.inputs:
+            if not isinstance(one, str | os.PathLike):
+                inputs.append([f"in memory {id(one)}", 0, 0])  # no other call goes on with it
+                continue
+            stat = Path(one).stat()
+            inputs.append([os.path.realpath(one), stat.st_size, stat.st_mtime_ns])
+        given = None if medians is None else [float(x) for x in np.nan_to_num(self._medians(medians))]
+        reading = {name: value for name, value in vars(self.sources.reading).items() if name != "chunk_cells"}
+        mapping = reading.pop("gene_mapping")
+        return {
+            "inputs": inputs,
+            "vocabulary": self.vocabulary.fingerprint,
+            "medians": given,
+            "gene_mapping": str(mapping) if isinstance(mapping, str | os.PathLike) else mapping and dict(mapping),
+            **reading,
+            "max_length": self.limit,
+            "obs": self.obs,
+            "obs_names": self.obs_names,
+            "file_column": self.file_column,
+        }
+
+    def _bar(self, n_cells: int) -> Any:
+        return progress_bar("tokenize", n_cells, "cell", shown=self.progress)
+
+    def _medians(self, medians: Medians | None) -> np.ndarray:
         if medians is None:
-            median_of_token = exact_medians(counts, genes, vocabulary.size, scaling, progress=progress)
-            kept = genes
-        else:
-            median_of_token = read_medians(medians, vocabulary)
-            kept = genes.only(~np.isnan(median_of_token))
-        chunks = scaled_chunks(counts, kept, vocabulary.size, scaling, "tokenize", progress=progress)
-        chunks = _warned_of_few(counts.name, chunks, target_sum)
-        stored = vocabulary.with_symbols(symbols_of(counts, genes, vocabulary))
-        lengths = _write(output, stored, chunks, median_of_token, limit, columns)
+            return exact_medians(self.sources, self.vocabulary.size, progress=self.progress)
+        return read_medians(medians, self.vocabulary)
+
+    def _columns(self, number: int) -> dict[str, ObsColumn]:
+        """Return the columns of an input that travel along."""
+        source, n = self.sources[number], self.sources[number].counts.n_cells
+        columns = {name: source.obs(name) for name in self.obs}
+        columns = {
+            name: as_kind(column, n, self.kinds[name]) if self.kinds else column for name, column in columns.items()
+        }
+        if self.obs_names is not None:
+            columns[self.obs_names] = source.cell_names(self.obs_names)
+        if self.file_column is not None:
+            names = np.array([self.sources.names()[number]], object)
+            columns[self.file_column] = ObsColumn(names, np.zeros(n, np.int8))
+        return columns  # type: ignore[return-value]
+
+    def _encode(
+        self, number: int, median_of_token: np.ndarray, medians: Medians | None, write: Any, bar: Any
+    ) -> TokenizeReport:
+        """Write the cells of an input that have a gene; return what came of them."""
+        source, columns = self.sources[number], self._columns(number)
+        reading, limit = self.sources.reading, self.limit
+        tables = EncodingTables.of(
+            source.genes, median_of_token, reading.target_sum, limit, fractional=reading.allow_fractional
+        )
+        lengths = np.zeros(self.vocabulary.size, np.int64)
+        looked = False
+        for chosen, rows in source.counts.chunks(source.kept):
+            totals = None if source.totals is None else source.totals[chosen]
+            fault = partial(no_count, source, rows, chosen)
+            cells = CountRows(rows.indptr, rows.columns, rows.counts)
+            indptr, tokens, found = tables.encode(cells, totals, fault)
+            if not looked:
+                looked = _warn_of_few_counts(source.name, rows, tables, totals)
+            written = np.flatnonzero(found)
+            values = {name: column.take(chosen[written]) for name, column in columns.items()}
+            write(indptr[np.append(written, found.size)], tokens, values)
+            lengths += np.bincount(found, minlength=lengths.size)
+            bar.update(chosen.size)
+        if not lengths[1:].any():
+            raise InputError(
+                f"none of the {lengths.sum()} cells of {source.name} has a count in a gene that has a token and a "
+                "median; check the counts (layer), the vocabulary and the medians"
+            )
+        without = 0 if medians is None else np.unique(source.genes.only(np.isnan(median_of_token)).tokens).size
+        return _report(source, lengths, limit, without, medians)
+
+
+def _flat(write: Any, indptr: np.ndarray, tokens: np.ndarray, columns: dict[str, ObsColumn]) -> None:
+    write(indptr, tokens, {name: column.flat() for name, column in columns.items()})
+
+
+def _cut(lengths: np.ndarray, limit: int) -> list[int]:
+    """Return how many cells have n genes after the cut, for every n from 0 to the largest."""
+    kept = lengths[: limit + 1].copy()
+    kept[-1] += lengths[limit + 1 :].sum()
+    return np.trim_zeros(kept, "b").tolist()
+
+
+def _report(
+    source: Source, lengths: np.ndarray, limit: int, n_without_median: int, medians: Medians | None
+) -> TokenizeReport:
+    counts, genes = source.counts, source.genes
     return TokenizeReport(
-        output=Path(output),
+        output=Path(source.name),
         n_cells_read=counts.n_cells,
         n_cells_written=int(lengths[1:].sum()),
         n_cells_filtered=counts.n_cells - int(lengths.sum()),
-        filter_column=filter_column,
+        filter_column=source.filter_column,
         n_cells_cut=int(lengths[limit + 1 :].sum()),
-        median_length=_median_length(lengths, limit),
+        cells_by_length=_cut(lengths, limit),
         gene_column=genes.column,
         n_columns=counts.n_genes,
         n_columns_matched=int(np.count_nonzero(genes.token_of_column >= 0)),
         n_columns_mapped=genes.n_mapped,
         n_columns_ambiguous=genes.n_ambiguous,
         n_genes_matched=genes.n_genes,
-        n_genes_without_median=genes.n_genes - kept.n_genes,
-        medians=_source(medians),
-        total=total,
-        other_features=genes.left_out,
+        n_genes_without_median=n_without_median,
+        medians=_source_of(medians),
+        total=source.reading.total,
+        other_features=dict(genes.left_out),
     )
-
-
-tokenize_h5ad = tokenize  # its name when it took files alone
 
 
 def corpus_medians(
     adata_or_path: Any,
-    vocabulary: Vocabulary,
+    vocabulary: Vocabulary | None = None,
     *,
     layer: str | None = None,
     gene_column: str | None = None,
@@ -202,30 +374,51 @@ def corpus_medians(
     chunk_cells: int | None = None,
     progress: bool = True,
 ) -> dict[str, float]:
-    """Return the exact non-zero median of each gene's scaled counts, by name; parameters as in :func:`tokenize`.
+    """Return the exact non-zero median of each gene's scaled counts over all inputs, by name.
 
-    With an even number of values: the mean of the two in the middle. Genes that never occur have no entry. What is
-    returned may be given to :func:`tokenize`, or be kept as JSON for it.
+    Parameters as in :func:`tokenize`: one or many AnnData. With an even number of values: the mean of the two in the
+    middle. Genes that never occur have no entry. What is returned may be given to :func:`tokenize` and
+    :class:`~corrmask_fast.RankEncoder`, or be kept as JSON for them.
 
     Notes
     -----
-    Two passes over the file, more only beyond hundreds of millions of counts. Memory, whatever the file: 4 kB a gene of
-    the vocabulary for histograms, 128 MB of values, one chunk of cells.
+    Two passes over the inputs, more only beyond hundreds of millions of counts. Memory, whatever the inputs: 4 kB a
+    gene of the vocabulary for histograms, 128 MB of values, one chunk of cells.
+
+    Examples
+    --------
+    >>> import anndata, pandas
+    >>> from corrmask_fast import Vocabulary, corpus_medians
+    >>> genes = pandas.DataFrame(index=["RPL3", "CD3E"])
+    >>> cells = [anndata.AnnData(np.array([counts]), var=genes) for counts in ([3.0, 1.0], [2.0, 2.0], [1.0, 0.0])]
+    >>> corpus_medians(cells, Vocabulary(("<pad>", "<mask>", "RPL3", "CD3E")), progress=False)
+    {'RPL3': 7500.0, 'CD3E': 3750.0}
     """
-    target_sum = check_number("target_sum", target_sum, 0, np.inf, open_ends=True)
-    with Counts(adata_or_path, layer=layer, chunk_cells=chunk_cells) as counts:
-        genes = match_genes(counts, vocabulary, gene_column, gene_mapping)
-        kept = _kept(counts, _filter_column(counts, filter_pass))
-        scaling = Scaling(target_sum, allow_fractional, _totals(counts, total), kept)
-        medians = exact_medians(counts, genes, vocabulary.size, scaling, progress=progress)
-    return {vocabulary.names[token]: float(medians[token]) for token in np.flatnonzero(~np.isnan(medians))}
+    inputs = inputs_of(adata_or_path)
+    reading = Reading(layer, gene_column, gene_mapping, filter_pass, total, allow_fractional, target_sum, chunk_cells)
+    vocabulary = vocabulary_of(inputs, layer=layer, gene_column=gene_column) if vocabulary is None else vocabulary
+    with Sources(inputs, vocabulary, reading) as sources:
+        return medians_by_name(exact_medians(sources, vocabulary.size, progress=progress), vocabulary)
 
 
-def vocabulary_of(adata_or_path: Any, *, layer: str | None = None) -> Vocabulary:
-    """Return a vocabulary of an AnnData's own genes (index of ``var``), in order, after ``<pad>`` and ``<mask>``."""
-    with Counts(adata_or_path, layer=layer) as counts:
-        names, (genes, _) = counts.var.index(), gene_columns(counts)
-        return Vocabulary(("<pad>", "<mask>", *dict.fromkeys(names if genes is None else names[genes])))
+def vocabulary_of(adata_or_path: Any, *, layer: str | None = None, gene_column: str | None = None) -> Vocabulary:
+    """Return a vocabulary of the inputs' own genes, in their order, after ``<pad>`` and ``<mask>``.
+
+    Genes are named by the index of ``var``, or by ``gene_column`` of it. Inputs may be many; genes that an input adds
+    come after those before. Warns if an input shares hardly a name with those before it.
+    """
+    from corrmask_fast.cells.counts import Counts
+
+    found: dict[str, None] = {}
+    for one in inputs_of(adata_or_path):
+        with Counts(one, layer=layer) as counts:
+            names = np.array(names_of(counts.var, gene_column or "index"), object)
+            genes, _ = gene_columns(counts.var, counts.name)
+            mine = dict.fromkeys(name for name in (names if genes is None else names[genes]).tolist() if name)
+            if found:
+                warn_of_other_names(counts.name, found, mine)
+            found |= mine
+    return Vocabulary(("<pad>", "<mask>", *found))
 
 
 def _check_columns(names: list[str]) -> None:
@@ -236,103 +429,22 @@ def _check_columns(names: list[str]) -> None:
             raise InputError(f"obs column {name!r} is named twice; name each column once")
 
 
-def _filter_column(counts: Counts, filter_pass: str) -> str | None:
-    if filter_pass != "auto":
-        return None if filter_pass == "none" else filter_pass
-    return FILTER_PASS if FILTER_PASS in counts.obs.columns() else None
+def _warn_of_few_counts(name: str, rows: Rows, tables: EncodingTables, totals: np.ndarray | None) -> bool:
+    """Warn if the first cells have few counts in genes of the vocabulary; return whether there were any to look at."""
+    first = np.flatnonzero(np.diff(rows.indptr))[:CELLS_CHECKED]
+    shares = []
+    for row in first.tolist():
+        entries = slice(rows.indptr[row], rows.indptr[row + 1])
+        tokens, counts = tables.token_of_column[rows.columns[entries]], rows.counts[entries]
+        total = counts[tokens >= -1].sum() if totals is None else totals[row]
+        if total > 0:
+            shares.append(counts[tokens >= 0].sum() / total)
+    if shares:
+        warn_of_few_counts(name, float(np.mean(shares)))
+    return bool(shares)
 
 
-def _kept(counts: Counts, column: str | None) -> np.ndarray | None:
-    """Return (n_cells,) bool, the cells that pass; None: all do."""
-    if column is None:
-        return None
-    values = counts.obs.column(column)
-    try:
-        kept = marks(column, values, "filter_pass")
-    except InputError as error:
-        raise InputError(f"{counts.name}: {error}; filter_pass='none' takes all cells") from error
-    if not kept.any():
-        raise InputError(
-            f"no cell of {counts.name} passes: obs {column!r} is 1 nowhere; filter_pass='none' takes all cells"
-        )
-    return kept
-
-
-def _totals(counts: Counts, total: str | None) -> np.ndarray | None:
-    """(n_cells,) float64: each cell's total where an obs column gives it, NaN where that has no value."""
-    if total is None:
-        return None
-    values, _, missing = counts.obs.column(total).flat()
-    if values.dtype.kind not in "iuf":
-        raise InputError(f"total must be a column of numbers; obs {total!r} of {counts.name} holds {values.dtype}")
-    numbers = values.astype(np.float64)
-    return numbers if missing is None else np.where(missing, np.nan, numbers)
-
-
-def _warned_of_few(
-    name: str, chunks: Iterable[tuple[np.ndarray, ScaledCells]], target_sum: float
-) -> Iterator[tuple[np.ndarray, ScaledCells]]:
-    """Pass chunks on; warn if the first cells have few counts in genes of the vocabulary."""
-    looked = False
-    for chosen, cells in chunks:
-        first = np.flatnonzero(np.diff(cells.indptr))[:CELLS_CHECKED]
-        if first.size and not looked:
-            ends = cells.indptr[first] + cells.lengths[first]
-            sums = [cells.values[begin:end].sum() for begin, end in zip(cells.indptr[first], ends, strict=True)]
-            warn_of_few_counts(name, float(np.mean(sums)) / target_sum)
-            looked = True
-        yield chosen, cells
-
-
-def _median_length(lengths: np.ndarray, limit: int) -> float:
-    """Return the median length of cells that have a gene, cut to ``limit``; ``lengths[n]`` cells have n genes."""
-    upto = np.cumsum(lengths[1:])
-    middle = [int(np.searchsorted(upto, rank, side="right")) + 1 for rank in ((upto[-1] - 1) // 2, upto[-1] // 2)]
-    return float(np.mean(np.minimum(middle, limit)))
-
-
-def _source(medians: Medians | None) -> str:
+def _source_of(medians: Medians | None) -> str:
     if medians is None:
         return "of these cells"
     return f"from {medians}" if isinstance(medians, str | os.PathLike) else "as given"
-
-
-def _check_length(max_length: int | None, vocabulary: Vocabulary) -> int:
-    longest = vocabulary.max_length - vocabulary.n_surrounding
-    return longest if max_length is None else check_integer("max_length", max_length, 1, longest)
-
-
-def _write(
-    output: str | os.PathLike[str],
-    vocabulary: Vocabulary,
-    chunks: Iterable[tuple[np.ndarray, ScaledCells]],
-    median_of_token: np.ndarray,
-    limit: int,
-    columns: Mapping[str, ObsColumn],
-) -> np.ndarray:
-    """Rank and write the cells that have a gene; return how many cells have n genes, before the cut."""
-    lengths = np.zeros(vocabulary.size, np.int64)
-    with CorpusWriter(output, vocabulary) as writer:
-        for chosen, cells in chunks:
-            indptr, tokens = _rank(cells, median_of_token, limit)
-            written = np.flatnonzero(cells.lengths)
-            values = {name: column.take(chosen[written]) for name, column in columns.items()}
-            writer.write(indptr[np.append(written, cells.lengths.size)], tokens, values)
-            lengths += np.bincount(cells.lengths, minlength=lengths.size)
-        if not lengths[1:].any():
-            raise InputError(
-                f"none of the {lengths.sum()} cells has a count in a gene that has a token and a median; "
-                "check the counts (layer), the vocabulary and the medians"
-            )
-    return lengths
-
-
-def _rank(cells: ScaledCells, median_of_token: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return ``(indptr, tokens)`` of the cells, ranked and cut."""
-    from corrmask_fast.kernels.tokenize import rank_rows
-
-    indptr = np.zeros(cells.lengths.size + 1, np.int64)
-    np.cumsum(np.minimum(cells.lengths, limit), out=indptr[1:])
-    tokens = np.empty(indptr[-1], np.int32)
-    run_ranges(partial(rank_rows, *cells, median_of_token, indptr, tokens), cells.lengths.size, MIN_CELLS_A_THREAD)
-    return indptr, tokens

@@ -25,12 +25,11 @@ from corrmask_fast.cli.options import (
     check_dictionary,
     command,
     in_options,
-    inputs_of,
-    load_vocabulary,
     roles_of,
 )
 from corrmask_fast.cli.pmi import add_pmi
 from corrmask_fast.cli.pretrain import add_pretrain
+from corrmask_fast.cli.tokenize import add_medians, add_tokenize
 from corrmask_fast.errors import InputError, MissingExtraError, reason
 
 if TYPE_CHECKING:
@@ -110,7 +109,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    _add_tokenize(commands)
+    add_tokenize(commands)
+    add_medians(commands)
     add_graph(commands)
     add_pmi(commands)
     add_audit(commands)
@@ -118,75 +118,6 @@ def build_parser() -> argparse.ArgumentParser:
     add_evaluate(commands)
     _add_demo(commands)
     return parser
-
-
-# ---------------------------------------------------------------------------------------------------------- tokenize
-
-
-def _add_tokenize(commands: Any) -> None:
-    parser = command(
-        commands,
-        "tokenize",
-        _tokenize,
-        summary="counts (AnnData) to rank-value encoded cells",
-        text="Turn raw counts into Geneformer's rank-value encoding: counts per cell scaled to 10 000, divided by "
-        "each gene's median, genes sorted by falling value. Writes a Hugging Face datasets folder (or an .npz file).",
-        notes="Where var has feature_types, columns other than Gene Expression are left out, of cells' totals too.",
-        example="tokenize cells.h5ad cells.dataset --tokens token_dictionary.pkl --medians gene_median_dictionary.pkl "
-        "--symbols gene_name_id_dict.pkl --obs cell_type",
-    )
-    parser.add_argument("input", metavar="IN", help="AnnData with raw counts: an .h5ad file or a zarr store")
-    parser.add_argument("output", metavar="OUT", help="folder to write, or a file ending in .npz")
-    parser.add_argument("--tokens", required=True, metavar="DICT", help="token dictionary (.pkl or .json)")
-    parser.add_argument("--medians", metavar="FILE", help="gene medians (.pkl or .json; default: of these cells)")
-    add_dictionary_options(parser, "--tokens")
-    parser.add_argument("--layer", help="layer with the counts, or 'raw' for .raw (default: X)")
-    parser.add_argument("--gene-column", metavar="COLUMN", help="var column with the gene ids (default: found)")
-    parser.add_argument("--gene-mapping", metavar="FILE", help="retired gene id to current id (.pkl or .json)")
-    parser.add_argument("--max-length", type=int, metavar="N", help="most genes of a cell (default: the vocabulary's)")
-    parser.add_argument("--obs", nargs="+", default=[], metavar="COLUMN", help="obs columns that travel along")
-    parser.add_argument(
-        "--obs-names",
-        nargs="?",
-        const="obs_names",
-        metavar="COLUMN",
-        help="the cells' names travel along too, under this name (default: obs_names)",
-    )
-    parser.add_argument(
-        "--filter-pass",
-        default="auto",
-        metavar="COLUMN",
-        help="obs column that is 1 for the cells to write; 'none': all cells (default: filter_pass where there is one)",
-    )
-    parser.add_argument("--total", metavar="COLUMN", help="obs column with cells' totals (default: sums of the counts)")
-    parser.add_argument(
-        "--allow-fractional", action="store_true", help="take fractions: corrected (SoupX) or estimated (RSEM) counts"
-    )
-
-
-def _tokenize(arguments: argparse.Namespace) -> None:
-    from corrmask_fast.cells.tokenizer import tokenize
-    from corrmask_fast.files import check_not_input
-
-    for path in inputs_of(arguments):
-        check_not_input(arguments.output, path)
-    report = tokenize(
-        arguments.input,
-        arguments.output,
-        load_vocabulary(arguments.tokens, arguments.symbols, roles_of(arguments)),
-        arguments.medians,
-        layer=arguments.layer,
-        gene_column=arguments.gene_column,
-        gene_mapping=arguments.gene_mapping,
-        obs=arguments.obs,
-        obs_names=arguments.obs_names,
-        filter_pass=arguments.filter_pass,
-        total=arguments.total,
-        allow_fractional=arguments.allow_fractional,
-        max_length=arguments.max_length,
-        progress=arguments.progress,
-    )
-    print(report)
 
 
 # -------------------------------------------------------------------------------------------------------------- demo

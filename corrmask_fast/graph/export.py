@@ -180,7 +180,7 @@ def add_to_h5ad(
     if Path(source).is_dir():
         raise InputError(f"{source} is a folder; a graph is added to a copy of an .h5ad file")
     with Counts(source) as counts:
-        tokens = match_genes(counts, graph.vocabulary, gene_column).token_of_column.astype(np.int64)
+        tokens = match_genes(counts.var, counts.name, graph.vocabulary, gene_column).token_of_column.astype(np.int64)
     _, first = np.unique(tokens, return_index=True)
     repeats = np.ones(tokens.size, np.bool_)
     repeats[first] = False

@@ -216,14 +216,19 @@ def read(plan, folder, **options):
     return anndata.read_h5ad(path, **options) if plan["format"] == "h5ad" else anndata.read_zarr(path)
 
 
-def ours(plan, folder):
+def given(plan, folder):
+    """What we are given: the path, or an object that AnnData reads."""
+    if plan["door"] == "path":
+        return path_of(plan, folder)
+    try:
+        return read(plan, folder, backed="r" if plan["door"] == "backed" else None)
+    except Exception as error:
+        raise corrmask_fast.InputError(f"AnnData refuses: {type(error).__name__}") from error
+
+
+def ours(plan, folder, given):
     """Tokenize, and read the corpus back."""
-    given, output = path_of(plan, folder), folder / "out" / f"cells.{plan['output']}"
-    if plan["door"] != "path":
-        try:
-            given = read(plan, folder, backed="r" if plan["door"] == "backed" else None)
-        except Exception as error:
-            raise corrmask_fast.InputError(f"AnnData refuses: {type(error).__name__}") from error
+    output = folder / "out" / f"cells.{plan['output']}"
     options = options_of(plan) | {name: plan[name] for name in ("max_length", "chunk_cells", "allow_fractional")}
     options["gene_mapping"] = MAPPING if plan["mapping"] else None
     vocabulary = VOCABULARIES[plan["vocabulary"]]
@@ -262,4 +267,4 @@ def prepare(folder):
         place = folder / f"whole {number}"
         (place / "out").mkdir(parents=True)
         make(plan, place)
-        assert difference(ours(plan, place), right(plan, place)) is None
+        assert difference(ours(plan, place, given(plan, place)), right(plan, place)) is None

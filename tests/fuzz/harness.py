@@ -202,7 +202,9 @@ def run_file(module: Any, plan: Any, folder: Path) -> Verdict:
 
     def all_stages(say: Any) -> None:
         say("made", module.make(plan, folder))
-        ours = attempt(module.ours, plan, folder)
+        opened = attempt(module.given, plan, folder)
+        say("given", opened[0])
+        ours = attempt(module.ours, plan, folder, opened[1]) if opened[0] == "value" else opened
         say("ours", ours)
         say("judged", judged(module, plan, folder, ours))
 
@@ -210,6 +212,8 @@ def run_file(module: Any, plan: Any, folder: Path) -> Verdict:
     change = said.get("made", plan["change"])
     if "made" not in said:
         return Verdict("not made", source, change, end)
+    if "given" not in said:
+        return Verdict("reference crashes or hangs", source, change, f"{end}; before we were called")
     ours = said.get("ours", ("nothing", end))
     if "judged" not in said:
         again, their_end = {}, end

@@ -1,0 +1,235 @@
+"""Batches of counts in memory, as loaders hand them out, to rank-value encoded cells."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from corrmask_fast.cells.anndata_store import MemoryFrame, NamesFrame
+from corrmask_fast.cells.corpus import with_special_tokens
+from corrmask_fast.cells.count_batches import CountRows, count_batch, var_of
+from corrmask_fast.cells.gene_matching import GeneMatch, match_genes
+from corrmask_fast.cells.medians import read_medians
+from corrmask_fast.errors import InputError, brief, check_integer, check_number
+from corrmask_fast.threads import run_ranges
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from corrmask_fast.cells.dataset import RaggedBatch
+    from corrmask_fast.cells.gene_matching import GeneMapping
+    from corrmask_fast.cells.medians import Medians
+    from corrmask_fast.cells.vocabulary import Vocabulary
+
+__all__ = ["RankEncoder"]
+
+MIN_CELLS_A_THREAD = 32  # a thread is not worth waking for fewer
+
+
+@dataclass(frozen=True)
+class EncodingTables:
+    """What the kernel looks up: which token each column is, and each token's median."""
+
+    token_of_column: np.ndarray  # (columns,) int32; -1: counted without a token; -2: no part of totals
+    median_of_token: np.ndarray  # (V,) float64
+    once: bool  # no token has two columns, and all columns count
+    target_sum: float
+    fractional: bool  # whether counts may be fractions
+    limit: int  # most genes of a cell
+
+    @classmethod
+    def of(
+        cls, genes: GeneMatch, median_of_token: np.ndarray, target_sum: float, limit: int, *, fractional: bool
+    ) -> EncodingTables:
+        """Make them of the columns' genes; genes without a median (NaN) are left out."""
+        from corrmask_fast.kernels.encode import NOT_COUNTED
+
+        tokens = genes.only(~np.isnan(median_of_token)).token_of_column
+        if genes.counted is not None:
+            tokens = np.where(genes.counted, tokens, NOT_COUNTED)
+        known = tokens[tokens >= 0]
+        once = genes.counted is None and np.unique(known).size == known.size
+        medians = np.where(np.isnan(median_of_token), 1.0, median_of_token)  # of genes that no column is
+        return cls(np.ascontiguousarray(tokens, np.int32), medians, once, target_sum, fractional, limit)
+
+    def encode(
+        self, rows: CountRows, totals: np.ndarray | None, fault: Callable[[int, int, int], InputError]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return ``(indptr, tokens, found)`` of cells; ``found`` (n,) are their genes before the cut.
+
+        ``fault(code, row, entry)`` makes the error of what is no count.
+        """
+        from corrmask_fast.kernels.encode import OK, encode_rows
+
+        indptr = rows.indptr
+        n = indptr.size - 1
+        found, out = np.zeros(n, np.int64), np.empty(indptr[-1] - indptr[0], np.int32)
+        tables = self.token_of_column, self.median_of_token, self.once, self.target_sum
+        totals = np.empty(0, np.float64) if totals is None else totals
+        run = partial(encode_rows, *rows, *tables, totals, self.fractional, self.limit, found, out)
+        ends: dict[int, int] = {}  # of the tokens of each range of rows
+        for code, row, position, first in run_ranges(run, n, MIN_CELLS_A_THREAD):
+            if code != OK:
+                raise fault(code, row, position)
+            ends[first] = position
+        out_indptr = np.concatenate([[0], np.cumsum(np.minimum(found, self.limit))])
+        for first, end in ends.items():  # close the gaps between the ranges
+            begin, place = indptr[first] - indptr[0], out_indptr[first]
+            if begin != place:
+                out[place : place + end - begin] = out[begin:end]
+        return out_indptr, out[: out_indptr[-1]], found
+
+
+class RankEncoder:
+    """Batches of raw counts to rank-value encoded cells, without a copy of the cells on disk.
+
+    A cell is what :func:`~corrmask_fast.tokenize` makes of it, to the bit (docs/SPEC.md 7): its genes by falling
+    ``count / total * target_sum / median``. Calling it gives a ragged batch, as
+    :class:`~corrmask_fast.CorpusDataset` does; :class:`~corrmask_fast.DataCollatorForCounts` masks and pads it.
+
+    Parameters
+    ----------
+    vocabulary
+        The genes, by id or symbol.
+    medians
+        Gene → non-zero median of scaled counts: a mapping, or a ``.json`` or ``.pkl`` file such as Geneformer's
+        ``gene_median_dictionary``; :func:`~corrmask_fast.corpus_medians` finds those of a corpus. Genes without one are
+        left out.
+    genes
+        Which gene each column of the counts is: names (ids or symbols) such as ``adata.var_names``, or a table ``var``
+        with a column of ids. None: batches are ``AnnData``, which name them.
+    gene_column, gene_mapping, target_sum, allow_fractional
+        As for :func:`~corrmask_fast.tokenize`.
+    max_length
+        Most genes of a cell. None: the vocabulary's, two fewer with V2 for ``<cls>`` and ``<eos>``.
+
+    Raises
+    ------
+    InputError
+        If no gene is in the vocabulary, medians are none, or a batch (when it is encoded) has another number of columns
+        than there are genes, or holds what is no count.
+
+    Examples
+    --------
+    >>> import scipy.sparse
+    >>> from corrmask_fast import RankEncoder, Vocabulary
+    >>> genes = Vocabulary(("<pad>", "<mask>", "RPL3", "CD3E", "LYZ"))
+    >>> encoder = RankEncoder(genes, {"RPL3": 5000.0, "CD3E": 900.0, "LYZ": 1000.0}, ["LYZ", "CD3E", "RPL3"])
+    >>> cells = encoder(scipy.sparse.csr_matrix([[0, 1, 5], [9, 0, 1]]))
+    >>> cells.indptr, cells.tokens
+    (array([0, 2, 4]), array([3, 2, 4, 2], dtype=int32))
+    """
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        medians: Medians,
+        genes: Any = None,
+        *,
+        gene_column: str | None = None,
+        gene_mapping: GeneMapping | None = None,
+        target_sum: float = 10_000,
+        max_length: int | None = None,
+        allow_fractional: bool = False,
+    ) -> None:
+        self.vocabulary = vocabulary
+        self.max_length = check_max_length(max_length, vocabulary)
+        self.target_sum = check_number("target_sum", target_sum, 0, np.inf, open_ends=True)
+        self.allow_fractional = allow_fractional
+        self.gene_column, self.gene_mapping = gene_column, gene_mapping
+        self._median_of_token = read_medians(medians, vocabulary)
+        self._names: Any = None  # the index of the var whose tables these are
+        self._tables: EncodingTables | None = None
+        self._fixed = genes is not None
+        if genes is not None:
+            self._match(genes)
+
+    def __call__(self, counts: Any, totals: Any = None) -> RaggedBatch:
+        """Encode a batch.
+
+        Parameters
+        ----------
+        counts
+            (cells, columns) raw counts: a SciPy sparse matrix (CSR is fastest), a sparse or dense tensor on the CPU, a
+            dense array, an ``AnnData`` (view) or what has ``X`` and ``var_names`` like one, a mapping with ``"X"``, or
+            a list of rows.
+        totals
+            (cells,) each cell's total. None: the sum of its counts here.
+
+        Returns
+        -------
+        RaggedBatch
+            The cells as int32 tokens; of a V2 vocabulary each between ``<cls>`` and ``<eos>``. A cell without a count
+            in a known gene has no gene.
+
+        Raises
+        ------
+        InputError
+            If the number of columns is not that of the genes, an entry is no count (names row and gene), or a total is
+            not above 0.
+        """
+        from corrmask_fast.cells.dataset import RaggedBatch
+
+        tables, batch = self._tables_for(counts), count_batch(counts)
+        if batch.n_columns != tables.token_of_column.size:
+            raise InputError(
+                f"a batch has {batch.n_columns} columns, and the encoder knows the genes of "
+                f"{tables.token_of_column.size}; give RankEncoder(genes=…) those of this loader"
+            )
+        given = None if totals is None else _totals(totals, len(batch))
+        indptr, tokens, _ = tables.encode(batch.rows, given, partial(self._fault, batch.rows, given))
+        return RaggedBatch(*with_special_tokens(indptr, tokens, self.vocabulary), self.vocabulary)
+
+    def _tables_for(self, counts: Any) -> EncodingTables:
+        if not self._fixed:
+            var = var_of(counts)
+            if var is None:
+                raise InputError(
+                    f"the encoder does not know which genes the columns of a {type(counts).__name__} are; give "
+                    "RankEncoder(genes=…)"
+                )
+            if self._names is None or not var.index.equals(self._names):
+                self._match(var)
+        assert self._tables is not None
+        return self._tables
+
+    def _match(self, genes: Any) -> None:
+        var = var_of(genes)
+        frame = NamesFrame(genes) if var is None else MemoryFrame(var, "genes")
+        match = match_genes(frame, "the encoder", self.vocabulary, self.gene_column, self.gene_mapping)
+        tables = EncodingTables.of(
+            match, self._median_of_token, self.target_sum, self.max_length, fractional=self.allow_fractional
+        )
+        self._tables, self._names = tables, None if var is None else var.index
+        self._columns = match.names
+
+    def _fault(self, rows: CountRows, totals: np.ndarray | None, code: int, row: int, entry: int) -> InputError:
+        from corrmask_fast.kernels.encode import BAD_TOTAL, OUTSIDE
+
+        if code == OUTSIDE:
+            return InputError(f"row {row} of the batch has a count in column {rows.columns[entry]}, which is not there")
+        if code == BAD_TOTAL:
+            total = "the sum of its counts" if totals is None else totals[row]
+            return InputError(f"a cell's total must be a finite number above 0; row {row} of the batch has {total}")
+        rule = "numbers" if self.allow_fractional else "whole numbers"
+        gene = brief(self._columns[rows.columns[entry]])
+        return InputError(
+            f"counts must be {rule} >= 0; row {row} of the batch has {rows.counts[entry]} in gene {gene}; give raw "
+            "counts, or allow_fractional=True if these are corrected or estimated counts"
+        )
+
+
+def check_max_length(max_length: int | None, vocabulary: Vocabulary) -> int:
+    """Return the most genes of a cell: at most the vocabulary's, less what is put around cells."""
+    longest = vocabulary.max_length - vocabulary.n_surrounding
+    return longest if max_length is None else check_integer("max_length", max_length, 1, longest)
+
+
+def _totals(totals: Any, n: int) -> np.ndarray:
+    array = np.asarray(totals)
+    if array.shape != (n,) or array.dtype.kind not in "iuf":
+        raise InputError(f"totals must hold one number for each of {n} cells; got {array.dtype} {array.shape}")
+    return np.ascontiguousarray(array, np.float64)
