@@ -37,7 +37,8 @@ def encode_cell(
     ValueError
         If a count is negative, not finite or (without ``fractional``) not whole, or a total is not above 0.
     """
-    whole, sums = 0.0, {}
+    whole = 0.0
+    sums: dict[int, float] = {}
     for column, count in entries:
         token = token_of_column[column]
         if token is None:

@@ -23,6 +23,7 @@ REGISTERS = {
     **{f"{name}_{token}_scratch": 64 for name in MASKING for token in ("i32", "i64")},
     "count_columns": 32, "fill_columns": 32, "rank_columns": 32, "rank_columns_scratch": 40,
     "fill_dense": 32, "keep_strongest": 64,
+    "encode_rows": 56, "pad_rows": 32,
     "fill_levels": 32, "correlate_overlaps": 40, "correlate_overlaps_scratch": 48,
 }  # fmt: skip
 REGISTERS_ON_SM_75 = 64  # all that 1 024 threads, the most of a multiprocessor, can have

@@ -323,3 +323,110 @@ def test_what_does_not_fit_the_collator_is_refused():
         CountsDataset(sp.csc_matrix(COUNTS))
     with pytest.raises(InputError, match="counts must be a matrix of cells and genes, or an AnnData; got list"):
         CountsDataset([1, 2])
+
+
+# ---------------------------------------------------------------------------------------------------------- on a device
+
+
+@pytest.fixture(params=["emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request, monkeypatch):
+    """Where counts lie: a GPU, or the CPU with the CUDA kernels emulated and told that it is one."""
+    if request.param == "cuda":
+        return request.getfixturevalue("gpu")
+    request.getfixturevalue("emulated_cuda")
+
+    def padded(self, counts, totals=None, *, pad_to_multiple_of=1):
+        given = counts["X"] if isinstance(counts, dict) else counts
+        return self._padded_on_device(counts, given, totals, pad_to_multiple_of)
+
+    monkeypatch.setattr(RankEncoder, "padded", padded)
+    return torch.device("cpu")
+
+
+def on(device, counts):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # torch: sparse CSR is in beta
+        return torch.from_numpy(np.asarray(counts)).to_sparse_csr().to(device)
+
+
+def assert_padded(batch, cells, width):
+    assert batch["input_ids"].shape == batch["attention_mask"].shape == (len(cells), width)
+    for ids, mask, cell in zip(batch["input_ids"].tolist(), batch["attention_mask"].tolist(), cells, strict=True):
+        assert ids == [*cell, *[0] * (width - len(cell))]
+        assert mask == [*[1] * len(cell), *[0] * (width - len(cell))]
+
+
+def test_padded_on_the_cpu():
+    cells = ragged(ENCODER(COUNTS))
+    assert_padded(ENCODER.padded(COUNTS, pad_to_multiple_of=8), cells, 16)
+    assert_padded(ENCODER.padded({"X": torch.from_numpy(COUNTS)}), cells, max(map(len, cells)))
+
+
+@pytest.mark.parametrize("v2", [False, True])
+@pytest.mark.parametrize("max_length", [None, 3])
+def test_a_device_gives_the_cells_of_the_cpu(device, v2, max_length):
+    vocabulary = Vocabulary(("<pad>", "<mask>", *(["<cls>", "<eos>"] if v2 else []), *NAMES))
+    encoder = RankEncoder(vocabulary, MEDIANS, NAMES, max_length=max_length)
+    cells = ragged(encoder(COUNTS))
+    for counts in (on(device, COUNTS), {"X": torch.from_numpy(COUNTS).to(device)}):
+        assert_padded(encoder.padded(counts, pad_to_multiple_of=4), cells, -(-max(map(len, cells)) // 4) * 4)
+    totals = np.arange(1.0, 61)
+    assert_padded(encoder.padded(on(device, COUNTS), totals), ragged(encoder(COUNTS, totals)), max(map(len, cells)))
+    empty = encoder.padded(on(device, COUNTS[:3] * 0))
+    assert empty["input_ids"].tolist() == [[2, 3]] * 3 if v2 else empty["input_ids"].shape == (3, 0)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_case_on_a_device(device, case, monkeypatch):
+    from corrmask_fast.cells import encode_device
+
+    rng = np.random.default_rng(CASES.index(case))
+    n_columns = 90
+    rows = rows_of(case, rng, n_columns, np.float64)[:12]
+    if case == "beyond 2**53":
+        rows = [(columns, np.where(np.arange(counts.size) == 0, 2.0**60, counts)) for columns, counts in rows]
+    tokens = np.where(rng.random(n_columns) < 0.1, -1, 2 + rng.permutation(n_columns)).astype(np.int32)
+    tokens[5:9] = tokens[4]  # several columns of a gene
+    if case == "other features":
+        tokens[::7] = NOT_COUNTED
+    medians = rng.choice([0.5, 1.0, 1.5, 7.0], n_columns + 2)
+    indptr = np.append(0, np.cumsum([columns.size for columns, _ in rows]))
+    cells = CountRows(
+        indptr, np.concatenate([c for c, _ in rows]).astype(np.int64), np.concatenate([c for _, c in rows])
+    )
+    tables = EncodingTables(tokens, medians, False, 10_000.0, case == "fractional", 40)
+    expected = tables.encode(cells, None, lambda *_: AssertionError("no count"))
+    held = encode_device.DeviceTables.of(tables, device)
+    there = encode_device.DeviceCells(*(torch.from_numpy(np.array(part)).to(device) for part in cells), n_columns)
+    genes = Vocabulary(("<pad>", "<mask>", *(f"G{i}" for i in range(n_columns))))
+    for capacity in (4096, 16):  # shared memory, and device memory
+        monkeypatch.setattr(encode_device, "IN_SHARED", capacity)
+        ids, mask = encode_device.encode_on_device(there, tables, held, genes, None, 1)
+        found = [row[row_mask != 0].tolist() for row, row_mask in zip(ids.cpu(), mask.cpu(), strict=True)]
+        assert found == [expected[1][a:b].tolist() for a, b in zip(expected[0][:-1], expected[0][1:], strict=True)]
+
+
+def test_what_is_no_count_on_a_device_is_refused_as_on_the_cpu(device):
+    for value, message in (
+        (-1.0, "row 4 of the batch has -1.0 in gene ENSG002"),
+        (0.5, "has 0.5"),
+        (np.nan, "has nan"),
+    ):
+        with pytest.raises(InputError, match=message):
+            ENCODER.padded(on(device, wrong(value)))
+    with pytest.raises(InputError, match="a batch has 9 columns, and the encoder knows the genes of 12"):
+        ENCODER.padded(on(device, COUNTS[:, :9]))
+    with pytest.raises(InputError, match=r"row 0 of the batch has 0\.0"):
+        ENCODER.padded(on(device, COUNTS), np.zeros(60))
+    with pytest.raises(InputError, match=r"totals must hold one number for each of 60 cells; got \(3,\)"):
+        ENCODER.padded(on(device, COUNTS), np.ones(3))
+
+
+def test_counts_to_masks_on_a_device(device):
+    masker = CorrMasker(make_graph(GENES), mlm_probability=0.4, seed=3)
+    batch = ENCODER.padded(on(device, COUNTS))
+    masked = masker.to(device)(batch["input_ids"], batch["attention_mask"], epoch=1)
+    on_cpu = ENCODER(COUNTS).padded(0)
+    expected = CorrMasker(make_graph(GENES), mlm_probability=0.4, seed=3)(*on_cpu.values(), epoch=1)
+    assert torch.equal(masked.input_ids.cpu(), expected.input_ids)
+    assert torch.equal(masked.labels.cpu(), expected.labels)

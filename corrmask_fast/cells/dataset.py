@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch.utils.data import Dataset
 
 from corrmask_fast.cells.corpus import rows_of
@@ -54,6 +55,15 @@ class RaggedBatch(Sequence[dict[str, np.ndarray]]):
             return self._take(chosen)
         more = {name: column[chosen] for name, column in self.columns.items()}
         return {"input_ids": self.tokens[self.indptr[chosen] : self.indptr[chosen + 1]], **more}
+
+    def padded(self, pad_token_id: int, multiple: int = 1) -> dict[str, torch.Tensor]:
+        """Return ``input_ids`` and ``attention_mask``, each (cells, columns) int64, padded on the right."""
+        lengths = np.diff(self.indptr)
+        width = -(-int(lengths.max(initial=0)) // multiple) * multiple
+        inside = np.arange(width) < lengths[:, None]
+        ids = np.full(inside.shape, pad_token_id)
+        ids[inside] = self.tokens
+        return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(inside.astype(np.int64))}
 
     def _take(self, rows: np.ndarray) -> RaggedBatch:
         starts, lengths = self.indptr[rows], self.indptr[rows + 1] - self.indptr[rows]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,8 @@ from corrmask_fast.threads import run_ranges
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import torch
+
     from corrmask_fast.cells.dataset import RaggedBatch
     from corrmask_fast.cells.gene_matching import GeneMapping
     from corrmask_fast.cells.medians import Medians
@@ -29,7 +32,7 @@ __all__ = ["RankEncoder"]
 MIN_CELLS_A_THREAD = 32  # a thread is not worth waking for fewer
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EncodingTables:
     """What the kernel looks up: which token each column is, and each token's median."""
 
@@ -143,6 +146,7 @@ class RankEncoder:
         self._median_of_token = read_medians(medians, vocabulary)
         self._names: Any = None  # the index of the var whose tables these are
         self._tables: EncodingTables | None = None
+        self._on_device: Any = None  # a device, tables, and these there
         self._fixed = genes is not None
         if genes is not None:
             self._match(genes)
@@ -174,14 +178,68 @@ class RankEncoder:
         from corrmask_fast.cells.dataset import RaggedBatch
 
         tables, batch = self._tables_for(counts), count_batch(counts)
-        if batch.n_columns != tables.token_of_column.size:
-            raise InputError(
-                f"a batch has {batch.n_columns} columns, and the encoder knows the genes of "
-                f"{tables.token_of_column.size}; give RankEncoder(genes=…) those of this loader"
-            )
+        _check_width(batch.n_columns, tables)
         given = None if totals is None else _totals(totals, len(batch))
         indptr, tokens, _ = tables.encode(batch.rows, given, partial(self._fault, batch.rows, given))
         return RaggedBatch(*with_special_tokens(indptr, tokens, self.vocabulary), self.vocabulary)
+
+    def padded(
+        self, counts: Any, totals: Any = None, *, pad_to_multiple_of: int | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Encode a batch and pad it: what a masker takes, on the device of the counts.
+
+        Counts on a CUDA device (a dense or sparse tensor, or a mapping with one as ``"X"``) are encoded there, and
+        nothing of them is copied to the host but the length of the longest cell. The bits are those of the CPU.
+
+        Parameters
+        ----------
+        counts, totals
+            As for calling the encoder.
+        pad_to_multiple_of
+            Round the batch's width up to a multiple of this.
+
+        Returns
+        -------
+        ``input_ids`` and ``attention_mask``, each (cells, columns) int64, padded on the right.
+
+        Raises
+        ------
+        InputError
+            As for calling the encoder.
+        MissingExtraError
+            For counts on a device without CuPy.
+        """
+        multiple = 1 if pad_to_multiple_of is None else check_integer("pad_to_multiple_of", pad_to_multiple_of, 1)
+        given = counts["X"] if isinstance(counts, Mapping) and "X" in counts else counts
+        if not hasattr(given, "layout") or given.device.type == "cpu":
+            return self(counts, totals).padded(self.vocabulary.pad_token_id, multiple)
+        return self._padded_on_device(counts, given, totals, multiple)
+
+    def _padded_on_device(
+        self, counts: Any, given: torch.Tensor, totals: Any, multiple: int
+    ) -> dict[str, torch.Tensor]:
+        import torch
+
+        from corrmask_fast.cells.encode_device import DeviceTables, cells_on_device, encode_on_device
+
+        tables, cells = self._tables_for(counts), cells_on_device(given)
+        _check_width(cells.n_columns, tables)
+        if self._on_device is None or self._on_device[:2] != (given.device, tables):
+            self._on_device = given.device, tables, DeviceTables.of(tables, given.device)
+        if totals is not None:
+            totals = torch.as_tensor(totals, dtype=torch.float64, device=given.device)
+            if totals.shape != (given.shape[0],):
+                raise InputError(
+                    f"totals must hold one number for each of {given.shape[0]} cells; got {tuple(totals.shape)}"
+                )
+        batch = encode_on_device(cells, tables, self._on_device[2], self.vocabulary, totals, multiple)
+        if batch is None:  # the CPU says what is wrong
+            self(given.cpu(), None if totals is None else totals.cpu().numpy())
+            raise InputError("a batch holds what is no count, on the device alone; encode it on the CPU to find it")
+        return dict(zip(("input_ids", "attention_mask"), batch, strict=True))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_on_device": None}
 
     def _tables_for(self, counts: Any) -> EncodingTables:
         if not self._fixed:
@@ -219,6 +277,14 @@ class RankEncoder:
         return InputError(
             f"counts must be {rule} >= 0; row {row} of the batch has {rows.counts[entry]} in gene {gene}; give raw "
             "counts, or allow_fractional=True if these are corrected or estimated counts"
+        )
+
+
+def _check_width(n_columns: int, tables: EncodingTables) -> None:
+    if n_columns != tables.token_of_column.size:
+        raise InputError(
+            f"a batch has {n_columns} columns, and the encoder knows the genes of {tables.token_of_column.size}; give "
+            "RankEncoder(genes=…) those of this loader"
         )
 
 
