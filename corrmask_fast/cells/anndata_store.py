@@ -94,7 +94,7 @@ def open_anndata(source: Any) -> Iterator[Store]:
         store = _GroupStore(group, str(path), kind)
         with store.reading():
             members = set(group)
-            encoding = [str(group.attrs.get(f"encoding-{name}", "")) for name in ("type", "version")]
+            encoding = [attribute(group, f"encoding-{name}") for name in ("type", "version")]
         if encoding not in ENCODINGS:
             raise InputError(
                 f"{path} says that it is {' '.join(encoding)!r}, and this version reads {' '.join(ENCODINGS[0])!r}; "
@@ -143,7 +143,7 @@ class _GroupStore:
             if hasattr(elem, "shape"):
                 check_stored(elem, self.name)
                 return elem
-            encoding = str(elem.attrs.get("encoding-type", elem.attrs.get("h5sparse_format", "unknown")))
+            encoding = attribute(elem, "encoding-type") or attribute(elem, "h5sparse_format") or "unknown"
             if not encoding.startswith(("csr", "csc")):
                 raise InputError(f"{self.name} holds {name} as {encoding!r}; store counts as CSR, CSC or dense")
             return self._io.sparse_dataset(elem)
@@ -191,7 +191,7 @@ class _GroupFrame(_Frame):
         super().__init__(store, name)
         self._group, self._read_elem = group, read_elem
         # Without this mark AnnData takes the file for one of before 0.7, and numbers the rows.
-        if str(group.attrs.get("encoding-type")) != "dataframe" or "column-order" not in group.attrs:
+        if attribute(group, "encoding-type") != "dataframe" or "column-order" not in group.attrs:
             raise InputError(f"{store.name}: {name} is no dataframe as AnnData writes it: {OLD_FILE}")
         self._index_name = str(group.attrs["_index"])
         elem = group[self._index_name]
@@ -211,7 +211,7 @@ class _GroupFrame(_Frame):
         return self._whole(self._index_name, self._read_elem(self._group[self._index_name]))
 
     def _read(self, name: str) -> Any:
-        if str(self._group.attrs.get("encoding-version")) == "0.2.0":
+        if attribute(self._group, "encoding-version") == "0.2.0":
             return self._whole(name, self._read_elem(self._group[name]))
         return self._read_elem(self._group)[name].array  # anndata 0.7 keeps categories beside the columns
 
@@ -222,6 +222,11 @@ class _GroupFrame(_Frame):
                 f"{self.size} names"
             )
         return column
+
+
+def attribute(elem: Any, name: str) -> str:
+    """Return an attribute as text, "" where there is none; ``attrs.get`` would say so of a damaged one too."""
+    return str(elem.attrs[name]) if name in elem.attrs else ""
 
 
 def check_stored(dataset: Any, name: str) -> None:
