@@ -31,7 +31,9 @@ class CountBatch(NamedTuple):
 
 
 def var_of(source: Any) -> Any:
-    """Return the ``var`` (a pandas table) of an AnnData or of what is like one, or the table itself; else None."""
+    """Return the ``var`` (a pandas table) of an AnnData, of what is like one or of a mapping, or the table itself."""
+    if isinstance(source, Mapping):
+        return source.get("var")
     for table in (source, getattr(source, "var", None)):
         if hasattr(table, "columns") and hasattr(table, "index") and hasattr(table, "iloc"):
             return table

@@ -1,0 +1,184 @@
+"""From raw counts to tokens and to masked batches: ``python bench/counts/run.py``; rows go to results/counts.csv.
+
+The rival is the arithmetic of Geneformer's TranscriptomeTokenizer, written anew: blocks of 512 cells, scaled and divided
+with SciPy, each cell's values sorted by ``np.argsort``; for batches, Hugging Face's collator after it.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from harness.bench import Bench, parser_of
+from harness.goals import Goal
+from harness.timing import Contestant
+
+from corrmask_fast import (
+    DataCollatorForCounts,
+    DependencyGraph,
+    RankEncoder,
+    Vocabulary,
+    make_masker,
+    set_num_threads,
+    tokenize,
+)
+from corrmask_fast.masking.stock import stock_collator
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CASES = ("encode", "masked", "tokenize")
+N_GENES, LONGEST, BLOCK = 20_000, 2_048, 512
+EXPRESSED = (700, 2_000, 6_000)  # genes of a cell
+GENEFORMER, SORT = "Geneformer's arithmetic", "floor: np.sort of the float32 keys"
+STOCK = "Geneformer's arithmetic, Hugging Face's collator"
+ENCODER, OURS, TOKENIZE = "RankEncoder", "DataCollatorForCounts", "tokenize"
+GOALS = (
+    *(Goal(f"{n} genes: counts to tokens", f"encode {n}", ENCODER, (GENEFORMER,), 10) for n in EXPRESSED),
+    *(
+        Goal(f"{n} genes: counts to a masked batch", f"masked {n}", OURS, (STOCK,), 15 if n == EXPRESSED[-1] else 30)
+        for n in EXPRESSED
+    ),
+    *(Goal(f"{n} genes: a file to a corpus on disk", f"tokenize {n}", TOKENIZE, (GENEFORMER,), 5) for n in EXPRESSED),
+)
+
+
+class Cells:
+    """Made-up cells that express ``n`` genes each: counts as float32 CSR, a vocabulary, medians, a graph."""
+
+    def __init__(self, n: int, n_cells: int, n_genes: int) -> None:
+        rng = np.random.default_rng(n)
+        weight = rng.gamma(0.4, size=n_genes)
+        chosen = [np.sort(rng.choice(n_genes, n, replace=False, p=weight / weight.sum())) for _ in range(n_cells)]
+        columns = np.concatenate(chosen)
+        counts = 1 + rng.poisson(rng.gamma(0.3, 3, columns.size) * weight[columns] / weight.mean())
+        indptr = np.arange(n_cells + 1) * n
+        self.counts = sp.csr_matrix((counts.astype(np.float32), columns.astype(np.int32), indptr), (n_cells, n_genes))
+        names = tuple(f"ENSG{i:011d}" for i in range(n_genes))
+        order = rng.permutation(n_genes)  # columns stand in another order than tokens
+        self.names = [names[k] for k in order]
+        self.vocabulary = Vocabulary(("<pad>", "<mask>", *names))
+        self.medians = dict(zip(names, (rng.gamma(2, 1, n_genes) + 0.1).tolist(), strict=True))
+        self.token_of_column = 2 + order
+        self.median_of_column = np.array([self.medians[name] for name in self.names])
+        self.n_genes_a_cell, self.nnz = n, self.counts.nnz
+
+
+def geneformer_tokens(cells: Cells) -> Iterator[np.ndarray]:
+    """Yield each cell's tokens by Geneformer's arithmetic."""
+    for begin in range(0, cells.counts.shape[0], BLOCK):
+        block = cells.counts[begin : begin + BLOCK]
+        totals = np.asarray(block.sum(axis=1, dtype=np.float64))
+        scaled = sp.csr_matrix(block.multiply(1 / totals).multiply(10_000).multiply(1 / cells.median_of_column[None]))
+        for i in range(scaled.shape[0]):
+            row = scaled[i]
+            yield cells.token_of_column[row.indices][np.argsort(-row.data)][:LONGEST]
+
+
+def geneformer_batches(cells: Cells, batch: int, collator: Any) -> None:
+    tokens = list(geneformer_tokens(cells))
+    for begin in range(0, len(tokens), batch):
+        collator([{"input_ids": cell.tolist()} for cell in tokens[begin : begin + batch]])
+
+
+def geneformer_file(path: Path, cells: Cells, folder: Path) -> None:
+    """Tokenise a file as TranscriptomeTokenizer does, and write it with ``datasets``."""
+    import anndata
+    import datasets
+
+    file = anndata.read_h5ad(path, backed="r")
+    cells.counts = file.X[:]
+    found = [cell.tolist() for cell in geneformer_tokens(cells)]
+    lengths = [len(cell) for cell in found]
+    datasets.Dataset.from_dict({"input_ids": found, "length": lengths}).save_to_disk(str(folder))
+
+
+def sort_keys(cells: Cells, keys: np.ndarray) -> None:
+    indptr = cells.counts.indptr
+    for begin, end in zip(indptr[:-1], indptr[1:], strict=True):
+        np.sort(keys[begin:end])
+
+
+def check(cells: Cells, encoder: RankEncoder) -> None:
+    """Both ways name the same genes in the same order, but for ties and the last bits of a value."""
+    batch = encoder(cells.counts)
+    for i, theirs in enumerate(geneformer_tokens(cells)):
+        ours = batch.tokens[batch.indptr[i] : batch.indptr[i + 1]]
+        assert ours.size == theirs.size, "cells of other lengths"
+        assert np.mean(ours == theirs) > 0.98, f"cell {i}: other genes"
+
+
+def measure(bench: Bench, case: str, cells: Cells, batch: int) -> None:
+    """Time one case for cells of one depth."""
+    rows, n = cells.counts.shape[0], cells.n_genes_a_cell
+    encoder = RankEncoder(cells.vocabulary, cells.medians, cells.names)
+    check(cells, encoder)
+    name, more = f"{case} {n}", {"genes_a_cell": n, "nnz": cells.nnz}
+    if case == "encode":
+        keys = cells.counts.data * np.float32(1.7)
+        timings = bench.race(name, batch, [
+            Contestant(GENEFORMER, lambda: list(geneformer_tokens(cells)), rows),
+            Contestant(ENCODER, lambda: [encoder(cells.counts[i : i + batch]) for i in range(0, rows, batch)], rows),
+            Contestant(SORT, lambda: sort_keys(cells, keys), rows),
+        ], more=more)  # fmt: skip
+        print("  ".join(f"{one}: {timing.p50 * 1000 / n:.1f} ns a nonzero" for one, timing in timings.items()))
+    elif case == "masked":
+        graph = DependencyGraph.from_edges([(i, i + 1) for i in range(2, len(cells.names) // 3, 2)], cells.vocabulary)
+        collator = DataCollatorForCounts(encoder, make_masker("corrmask", graph=graph))
+        stock = stock_collator(cells.vocabulary)
+        bench.race(name, batch, [
+            Contestant(STOCK, lambda: geneformer_batches(cells, batch, stock), rows),
+            Contestant(OURS, lambda: [collator(cells.counts[i : i + batch]) for i in range(0, rows, batch)], rows),
+        ], more=more)  # fmt: skip
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            measure_files(bench, name, cells, Path(folder), more)
+
+
+def measure_files(bench: Bench, name: str, cells: Cells, folder: Path, more: dict[str, Any]) -> None:
+    """Time a file to a corpus on disk."""
+    import shutil
+
+    import anndata
+    import pandas as pd
+
+    rows, path, output = cells.counts.shape[0], folder / "cells.h5ad", folder / "out.dataset"
+    anndata.AnnData(cells.counts, var=pd.DataFrame(index=cells.names)).write_h5ad(path)
+
+    def remove() -> None:
+        shutil.rmtree(output, ignore_errors=True)
+
+    bench.race(name, rows, [
+        Contestant(GENEFORMER, lambda: geneformer_file(path, cells, output), rows, prepare=remove),
+        Contestant(
+            TOKENIZE, lambda: tokenize(path, output, cells.vocabulary, cells.medians, progress=False), rows, prepare=remove
+        ),
+    ], more=more, sample_ms=0.0)  # fmt: skip
+
+
+def main() -> None:
+    """Check, time, print, record."""
+    parser = parser_of(__doc__, "counts.csv", CASES, rounds=9)
+    parser.add_argument("--batch", type=int, default=64)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    set_num_threads(1)
+    bench = Bench(arguments, GOALS, {"columns": N_GENES, "longest": LONGEST}, floors=(SORT,))
+    for n in (30, 60, 90) if arguments.smoke else EXPRESSED:
+        cells = Cells(
+            n, 64 if arguments.smoke else 512 if n == EXPRESSED[-1] else 1024, 200 if arguments.smoke else N_GENES
+        )
+        for case in arguments.cases:
+            measure(bench, case, cells, 16 if arguments.smoke else arguments.batch)
+    bench.finish()
+
+
+if __name__ == "__main__":
+    main()
