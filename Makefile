@@ -44,12 +44,14 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python bench/run.py
+	$(BIN)/python bench/counts/run.py
 	$(BIN)/python bench/graph/run.py
 	$(BIN)/python bench/pretrain/run.py
 
 bench-smoke: $(READY)
 	$(BIN)/pytest --quiet bench
 	$(BIN)/python bench/run.py --smoke --keep build/bench-smoke
+	$(BIN)/python bench/counts/run.py --smoke
 	$(BIN)/python bench/gpu/run.py --smoke
 
 # The Python that has PyTorch for CUDA and CuPy, in any environment; without a GPU the report prints why it cannot run, and ends with 2.

@@ -36,6 +36,7 @@ SHARED = {
     "plots": {"errors", "files"},
     "progress": set(),
     "reference": set(),
+    "reference_encode": set(),
     "reference_pmi": set(),
     "reference_windows": set(),
     "synthetic": {"errors", "files", "cells", "graph"},

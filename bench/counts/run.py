@@ -1,13 +1,14 @@
 """From raw counts to tokens and to masked batches: ``python bench/counts/run.py``; rows go to results/counts.csv.
 
-The rival is the arithmetic of Geneformer's TranscriptomeTokenizer, written anew: blocks of 512 cells, scaled and divided
-with SciPy, each cell's values sorted by ``np.argsort``; for batches, Hugging Face's collator after it.
+The rival is the arithmetic of Geneformer's TranscriptomeTokenizer, written anew: blocks of 512 cells, scaled and
+divided with SciPy, each cell's values sorted by ``np.argsort``; for batches, Hugging Face's collator after it.
 """
 
 from __future__ import annotations
 
 import sys
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,6 +94,7 @@ def geneformer_file(path: Path, cells: Cells, folder: Path) -> None:
     import anndata
     import datasets
 
+    datasets.disable_progress_bars()
     file = anndata.read_h5ad(path, backed="r")
     cells.counts = file.X[:]
     found = [cell.tolist() for cell in geneformer_tokens(cells)]
@@ -102,7 +104,7 @@ def geneformer_file(path: Path, cells: Cells, folder: Path) -> None:
 
 def sort_keys(cells: Cells, keys: np.ndarray) -> None:
     indptr = cells.counts.indptr
-    for begin, end in zip(indptr[:-1], indptr[1:], strict=True):
+    for begin, end in pairwise(indptr):
         np.sort(keys[begin:end])
 
 
@@ -155,11 +157,10 @@ def measure_files(bench: Bench, name: str, cells: Cells, folder: Path, more: dic
     def remove() -> None:
         shutil.rmtree(output, ignore_errors=True)
 
+    dictionaries = cells.vocabulary, cells.medians
     bench.race(name, rows, [
         Contestant(GENEFORMER, lambda: geneformer_file(path, cells, output), rows, prepare=remove),
-        Contestant(
-            TOKENIZE, lambda: tokenize(path, output, cells.vocabulary, cells.medians, progress=False), rows, prepare=remove
-        ),
+        Contestant(TOKENIZE, lambda: tokenize(path, output, *dictionaries, progress=False), rows, prepare=remove),
     ], more=more, sample_ms=0.0)  # fmt: skip
 
 
@@ -172,9 +173,8 @@ def main() -> None:
     set_num_threads(1)
     bench = Bench(arguments, GOALS, {"columns": N_GENES, "longest": LONGEST}, floors=(SORT,))
     for n in (30, 60, 90) if arguments.smoke else EXPRESSED:
-        cells = Cells(
-            n, 64 if arguments.smoke else 512 if n == EXPRESSED[-1] else 1024, 200 if arguments.smoke else N_GENES
-        )
+        n_cells = 64 if arguments.smoke else 512 if n == EXPRESSED[-1] else 1024
+        cells = Cells(n, n_cells, 200 if arguments.smoke else N_GENES)
         for case in arguments.cases:
             measure(bench, case, cells, 16 if arguments.smoke else arguments.batch)
     bench.finish()
