@@ -26,7 +26,7 @@ from corrmask_fast import (
     set_num_threads,
 )
 from corrmask_fast.cells.count_batches import CountRows
-from corrmask_fast.cells.rank_encoder import EncodingTables
+from corrmask_fast.cells.encoding import EncodingTables
 from corrmask_fast.kernels.encode import NOT_COUNTED
 from corrmask_fast.reference_encode import encode_cell
 from corrmask_fast.testing import make_graph

@@ -29,6 +29,8 @@ def reader(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     cells = generate_cells(600, 150, n_modules=5, n_types=2)
     cells.write_h5ad("cells.h5ad")
+    Path("more").mkdir()
+    cells.write_h5ad("more/cells2.h5ad")
     medians = corpus_medians("cells.h5ad", cells.vocabulary, progress=False)
     Path("gene_median_dictionary.pkl").write_bytes(pickle.dumps(medians))
     tokens = {name: token for token, name in enumerate(cells.vocabulary.names)}

@@ -11,7 +11,7 @@ from corrmask_fast import cuda
 from corrmask_fast.errors import InputError
 
 if TYPE_CHECKING:
-    from corrmask_fast.cells.rank_encoder import EncodingTables
+    from corrmask_fast.cells.encoding import EncodingTables
     from corrmask_fast.cells.vocabulary import Vocabulary
 
 FILE = "encode.cu"

@@ -19,6 +19,7 @@ from corrmask_fast.cells.corpus_io import CorpusWriter, check_corpus_output
 from corrmask_fast.cells.corpus_parts import CorpusParts, check_shard
 from corrmask_fast.cells.count_batches import CountRows
 from corrmask_fast.cells.count_scaling import no_count
+from corrmask_fast.cells.encoding import EncodingTables, check_max_length
 from corrmask_fast.cells.gene_matching import (
     gene_columns,
     names_of,
@@ -28,7 +29,6 @@ from corrmask_fast.cells.gene_matching import (
 )
 from corrmask_fast.cells.medians import exact_medians, medians_by_name, read_medians
 from corrmask_fast.cells.obs_columns import ObsColumn
-from corrmask_fast.cells.rank_encoder import EncodingTables, check_max_length
 from corrmask_fast.cells.sources import Reading, Source, Sources, as_kind, inputs_of, united_kinds
 from corrmask_fast.cells.tokenize_report import TokenizeReport, united
 from corrmask_fast.cells.vocabulary import Vocabulary
