@@ -35,12 +35,13 @@ from corrmask_fast.masking.stock import stock_collator
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-CASES = ("encode", "masked", "tokenize")
+CASES = ("encode", "masked", "tokenize", "disk")
 N_GENES, LONGEST, BLOCK = 20_000, 2_048, 512
 EXPRESSED = (700, 2_000, 6_000)  # genes of a cell
 GENEFORMER, SORT = "Geneformer's arithmetic", "floor: np.sort of the float32 keys"
 STOCK = "Geneformer's arithmetic, Hugging Face's collator"
 ENCODER, OURS, TOKENIZE = "RankEncoder", "DataCollatorForCounts", "tokenize"
+DISK_STOCK, DISK_OURS = (f"scDataset over a backed .h5ad, then: {name}" for name in (STOCK, OURS))
 GOALS = (
     *(Goal(f"{n} genes: counts to tokens", f"encode {n}", ENCODER, (GENEFORMER,), 10) for n in EXPRESSED),
     *(
@@ -48,6 +49,7 @@ GOALS = (
         for n in EXPRESSED
     ),
     *(Goal(f"{n} genes: a file to a corpus on disk", f"tokenize {n}", TOKENIZE, (GENEFORMER,), 5) for n in EXPRESSED),
+    *(Goal(f"{n} genes: a file to masked batches", f"disk {n}", DISK_OURS, (DISK_STOCK,), 3) for n in EXPRESSED),
 )
 
 
@@ -72,10 +74,11 @@ class Cells:
         self.n_genes_a_cell, self.nnz = n, self.counts.nnz
 
 
-def geneformer_tokens(cells: Cells) -> Iterator[np.ndarray]:
+def geneformer_tokens(cells: Cells, counts: Any = None) -> Iterator[np.ndarray]:
     """Yield each cell's tokens by Geneformer's arithmetic."""
-    for begin in range(0, cells.counts.shape[0], BLOCK):
-        block = cells.counts[begin : begin + BLOCK]
+    counts = cells.counts if counts is None else counts
+    for begin in range(0, counts.shape[0], BLOCK):
+        block = counts[begin : begin + BLOCK]
         totals = np.asarray(block.sum(axis=1, dtype=np.float64))
         scaled = sp.csr_matrix(block.multiply(1 / totals).multiply(10_000).multiply(1 / cells.median_of_column[None]))
         for i in range(scaled.shape[0]):
@@ -96,8 +99,7 @@ def geneformer_file(path: Path, cells: Cells, folder: Path) -> None:
 
     datasets.disable_progress_bars()
     file = anndata.read_h5ad(path, backed="r")
-    cells.counts = file.X[:]
-    found = [cell.tolist() for cell in geneformer_tokens(cells)]
+    found = [cell.tolist() for cell in geneformer_tokens(cells, file.X[:])]
     lengths = [len(cell) for cell in found]
     datasets.Dataset.from_dict({"input_ids": found, "length": lengths}).save_to_disk(str(folder))
 
@@ -139,9 +141,57 @@ def measure(bench: Bench, case: str, cells: Cells, batch: int) -> None:
             Contestant(STOCK, lambda: geneformer_batches(cells, batch, stock), rows),
             Contestant(OURS, lambda: [collator(cells.counts[i : i + batch]) for i in range(0, rows, batch)], rows),
         ], more=more)  # fmt: skip
+    elif case == "disk":
+        measure_disk(bench, name, cells, batch, more)
     else:
         with tempfile.TemporaryDirectory() as folder:
             measure_files(bench, name, cells, Path(folder), more)
+
+
+def blocks_from_disk(path: Path, batch: int, collator: Any) -> None:
+    """Pass over a backed file in shuffled blocks of cells, as scDataset reads it, through a collator."""
+    import anndata
+    from scdataset import BlockShuffling, scDataset
+    from torch.utils.data import DataLoader
+
+    cells = anndata.read_h5ad(path, backed="r")
+    dataset = scDataset(
+        cells, BlockShuffling(block_size=16), batch, fetch_factor=8, fetch_transform=to_memory, batch_transform=collator
+    )
+    for _ in DataLoader(dataset, batch_size=None):
+        pass
+
+
+def to_memory(view: Any) -> Any:
+    return view.to_memory()
+
+
+def measure_disk(bench: Bench, name: str, cells: Cells, batch: int, more: dict[str, Any]) -> None:
+    """Time a file on disk to masked batches: the same loader with either way behind it."""
+    import importlib.util
+
+    import anndata
+    import pandas as pd
+
+    if importlib.util.find_spec("scdataset") is None:
+        print(f"{name}: not run, scDataset is not installed here (python of an environment with it: see README.md)")
+        return
+    graph = DependencyGraph.from_edges([(i, i + 1) for i in range(2, len(cells.names) // 3, 2)], cells.vocabulary)
+    encoder = RankEncoder(cells.vocabulary, cells.medians)
+    ours, stock = DataCollatorForCounts(encoder, make_masker("corrmask", graph=graph)), stock_collator(cells.vocabulary)
+
+    def theirs(view: Any) -> Any:
+        return stock([{"input_ids": cell.tolist()} for cell in geneformer_tokens(cells, view.X)])
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "cells.h5ad")
+        anndata.AnnData(cells.counts, var=pd.DataFrame(index=cells.names)).write_h5ad(path)
+        rows = cells.counts.shape[0]
+        bench.race(name, batch, [
+            Contestant(DISK_STOCK, lambda: blocks_from_disk(path, batch, theirs), rows),
+            Contestant(DISK_OURS, lambda: blocks_from_disk(path, batch, ours), rows),
+            Contestant("scDataset over a backed .h5ad alone", lambda: blocks_from_disk(path, batch, to_memory), rows),
+        ], more=more, sample_ms=0.0)  # fmt: skip
 
 
 def measure_files(bench: Bench, name: str, cells: Cells, folder: Path, more: dict[str, Any]) -> None:

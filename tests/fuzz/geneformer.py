@@ -51,7 +51,9 @@ def entries_of(matrix):
 def plain(values):
     """A list of Python values, missing ones as None."""
     values = [value.item() if isinstance(value, np.generic) else value for value in values]
-    values = [value.decode() if isinstance(value, bytes) else value for value in values]  # files without encodings
+    values = [
+        value.decode(errors="replace") if isinstance(value, bytes) else value for value in values
+    ]  # files without encodings
     return [None if is_missing(value) else value for value in values]
 
 

@@ -73,7 +73,7 @@ def plan_of(strategy: Any, seed: int, number: int) -> Any:
 
 def is_missing(value: Any) -> bool:
     try:
-        return value is None or bool(value != value) or type(value).__name__ in {"NAType", "NaTType"}  # noqa: PLR0124
+        return value is None or type(value).__name__ in {"NAType", "NaTType"} or bool(value != value)  # noqa: PLR0124
     except (TypeError, ValueError):
         return type(value).__name__ == "NAType"  # pandas.NA has no truth value
 
