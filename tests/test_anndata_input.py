@@ -186,6 +186,18 @@ def test_layers_and_raw_have_to_fit_too(tmp_path, layer):
             tokenize(tmp_path / "cells.h5ad", tmp_path / "out.npz", layer=layer)
 
 
+def test_names_stored_as_bytes_are_text(tmp_path):
+    """Files without the mark of text: AnnData gives bytes."""
+    path = write_h5ad(tmp_path / "cells.h5ad", sp.csr_matrix(some_counts()))
+    with h5py.File(path, "r+") as file:
+        for name in ("var/_index", "obs/_index"):
+            for mark in ("encoding-type", "encoding-version"):
+                del file[name].attrs[mark]
+    _, corpus = tokenize(path, tmp_path / "out.npz", medians=ONES, obs_names="cell")
+    assert cells_of(corpus) == BY_HAND
+    assert corpus.obs["cell"][0] == "cell0"
+
+
 def test_a_zarr_store_that_does_not_fit_is_refused(tmp_path):
     zarr = pytest.importorskip("zarr")
     some_cells().write_zarr(tmp_path / "cells.zarr")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
-from corrmask_fast.cells.obs_columns import ObsColumn, obs_column
+from corrmask_fast.cells.obs_columns import ObsColumn, obs_column, text_of
 from corrmask_fast.errors import InputError, MissingExtraError, import_extra, listed, readable, reason, shown
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ class _Frame:
 
     def index(self) -> np.ndarray:
         with self._store.reading():
-            return np.array([str(name) for name in self._read_index()], object)
+            return np.array([text_of(name) for name in self._read_index()], object)
 
     def column(self, name: str) -> ObsColumn:
         names = self.columns()

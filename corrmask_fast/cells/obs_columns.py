@@ -68,7 +68,7 @@ def obs_column(name: str, column: Any) -> ObsColumn:
     if values.dtype.kind in "fmM":
         missing = np.isnan(values) if values.dtype.kind == "f" else np.isnat(values)
     elif values.dtype.kind in "UST":  # T: NumPy's strings of any length
-        values = np.array([_text(value) for value in values.tolist()], object).reshape(values.shape)
+        values = np.array([text_of(value) for value in values.tolist()], object).reshape(values.shape)
     elif values.dtype == object and values.ndim == 1:
         missing = np.fromiter(map(_is_missing, values), np.bool_, values.size)
         values = _typed(name, values, missing)
@@ -123,7 +123,7 @@ def _typed(name: str, values: np.ndarray, missing: np.ndarray) -> np.ndarray:
         if any(issubclass(type(value), int) and abs(value) >= 2**63 for value in there):
             dtype = object
     out = np.full(values.size, "", object) if dtype is object else np.zeros(values.size, dtype)
-    out[~missing] = [_text(value) for value in there] if dtype is object else there
+    out[~missing] = [text_of(value) for value in there] if dtype is object else there
     if dtype is np.float64:
         out[missing] = np.nan
     return out
@@ -135,7 +135,8 @@ def _is_missing(value: Any) -> bool:
     return isinstance(value, float | np.floating) and math.isnan(value)
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
+    """Return a name or value as text; bytes of files without encodings are decoded."""
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 

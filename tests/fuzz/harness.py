@@ -19,7 +19,7 @@ import traceback
 import warnings
 from functools import partial
 from itertools import pairwise
-from math import isfinite
+from math import isfinite, isnan
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,7 +73,11 @@ def plan_of(strategy: Any, seed: int, number: int) -> Any:
 
 def is_missing(value: Any) -> bool:
     try:
-        return value is None or type(value).__name__ in {"NAType", "NaTType"} or bool(value != value)  # noqa: PLR0124
+        return (
+            value is None
+            or type(value).__name__ in {"NAType", "NaTType"}
+            or (isinstance(value, float) and isnan(value))
+        )
     except (TypeError, ValueError):
         return type(value).__name__ == "NAType"  # pandas.NA has no truth value
 
