@@ -6,14 +6,20 @@ import json
 
 import numpy as np
 import pytest
+import scipy.sparse
 import torch
 
 from corrmask_fast import (
+    Corpus,
     CorpusDataset,
     CorrMasker,
+    CountsDataset,
     DataCollatorForCorrMask,
+    DataCollatorForCounts,
     InputError,
     Linear,
+    PaddingCollator,
+    RankEncoder,
     read_corpus,
     write_corpus,
 )
@@ -63,6 +69,28 @@ def test_masking_in_workers_and_on_the_device_train_alike(tmp_path, accumulated)
     assert len(worker.losses) == 4 * accumulated
     assert all(torch.equal(a, b) for a, b in zip(worker.gradients, device.gradients, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(worker.model.parameters(), device.model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("masking", ["worker", "device"])
+def test_straight_from_counts_as_from_tokens_on_disk(tmp_path, masking):
+    names = [VOCABULARY.names[token] for token in range(2, 62)]
+    counts = np.random.default_rng(3).poisson(0.4, (24, 60)).astype(np.float32)
+    encoder = RankEncoder(VOCABULARY, dict.fromkeys(names, 50.0), names)
+    cells = encoder(counts)
+    tokens = CorpusDataset(Corpus(cells.indptr, cells.tokens, VOCABULARY))
+    runs = []
+    for dataset, collate in (
+        (tokens, DataCollatorForCorrMask(MASKER)),
+        (CountsDataset(scipy.sparse.csr_matrix(counts)), DataCollatorForCounts(encoder, MASKER)),
+    ):
+        options = {"masker": MASKER, "data_collator": PaddingCollator.like(collate)} if masking == "device" else {}
+        trainer = OurTrainer(
+            make_model(positions=64), make_arguments(tmp_path), **{"data_collator": collate, **options},
+            train_dataset=dataset, eval_dataset=dataset, masking=masking,
+        )  # fmt: skip
+        trainer.train()
+        runs.append((trainer.losses, trainer.evaluate()["eval_loss"]))
+    assert runs[0] == runs[1]
 
 
 @pytest.mark.parametrize("masking", ["worker", "device"])

@@ -18,6 +18,7 @@ from corrmask_fast.masking.features import Cells, as_cells, graph_ids_of, other_
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from corrmask_fast.cells.rank_encoder import RankEncoder
     from corrmask_fast.cells.vocabulary import Vocabulary
     from corrmask_fast.masking.base import Masker
 
@@ -225,6 +226,8 @@ class PaddingCollator:
         Round the batch's width up to a multiple of this.
     graph_column, graph_numbers
         As for :class:`DataCollatorForCorrMask`: the batch gets ``graph_ids``, (rows,) int64.
+    encoder
+        Where the features are raw counts: what encodes them.
 
     Examples
     --------
@@ -240,8 +243,9 @@ class PaddingCollator:
         pad_to_multiple_of: int | None = None,
         graph_column: str | None = None,
         graph_numbers: Mapping[Any, int] | None = None,
+        encoder: RankEncoder | None = None,
     ) -> None:
-        self.vocabulary = vocabulary
+        self.vocabulary, self.encoder = vocabulary, encoder
         self.pad_to_multiple_of = _check_multiple(pad_to_multiple_of)
         self.graph_column, self.graph_numbers = graph_column, graph_numbers
 
@@ -253,6 +257,7 @@ class PaddingCollator:
             pad_to_multiple_of=collator.pad_to_multiple_of,
             graph_column=collator.graph_column,
             graph_numbers=collator.graph_numbers,
+            encoder=getattr(collator, "encoder", None),
         )
 
     @property
@@ -268,7 +273,7 @@ class PaddingCollator:
         :class:`DataCollatorForCorrMask`.
         """
         _check_return_tensors(return_tensors)
-        cells = as_cells(features)
+        cells = as_cells(features if self.encoder is None else self.encoder(features))
         indptr, tokens, marks = ragged(cells, self.vocabulary)
         batch = _padded(indptr, tokens, marks, self.vocabulary, self.pad_to_multiple_of)
         if isinstance(cells, RaggedBatch) and cells.epoch is not None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from corrmask_fast.cells.count_batches import count_batch
 from corrmask_fast.errors import InputError, listed, readable, shown
 from corrmask_fast.files import atomic_file
 from corrmask_fast.masking.schedules import Schedule
@@ -114,6 +116,14 @@ def _digest(dataset: Any) -> str:
     """Return a hash of at most 64 cells, spread over the dataset: a large corpus is not read as a whole."""
     digest = hashlib.sha256()
     for i in np.unique(np.linspace(0, len(dataset) - 1, min(CELLS_LOOKED_AT, len(dataset))).astype(np.int64)):
-        cell = np.asarray(dataset[int(i)]["input_ids"], np.int64)
-        digest.update(np.int64(cell.size).tobytes() + cell.tobytes())
+        for part in _parts_of(dataset[int(i)]):
+            digest.update(np.int64(part.size).tobytes() + part.tobytes())
     return digest.hexdigest()
+
+
+def _parts_of(cell: Any) -> list[np.ndarray]:
+    """Return what a cell is: its tokens, or the columns and values of its counts."""
+    if isinstance(cell, Mapping) and "input_ids" in cell:
+        return [np.asarray(cell["input_ids"], np.int64)]
+    rows = count_batch(cell).rows
+    return [rows.columns.astype(np.int64), rows.counts.astype(np.float64)]
