@@ -202,12 +202,11 @@ class _Task:
         self.obs, self.obs_names, self.file_column = obs, obs_names, file_column
         sources.check_columns(obs)
         self.kinds: dict[str, np.dtype[Any]] = {}
-        if len(sources) > 1:  # also opens every input: what is wrong with one is said before the work
-            for name in obs or [None]:  # type: ignore[list-item]
-                found = [column for source in sources if name is not None and (column := source.obs(name)) is not None]
-                self.kinds |= {} if name is None else {name: united_kinds(name, found)}
+        for name in obs if len(sources) > 1 else ():
+            columns = (source.obs(name) for source in sources)
+            self.kinds[name] = united_kinds(name, [column for column in columns if column is not None])
         symbols: dict[str, str] = {}
-        for source in sources:
+        for source in sources:  # opens every input: what is wrong with one is said before the work
             symbols = symbols_of(source.counts.var, source.genes, vocabulary) | symbols
         self.stored = vocabulary.with_symbols(symbols)
 
