@@ -89,9 +89,9 @@ def totals_of(column, kept, cells):
     if not there or any(isinstance(value, bool) or not isinstance(value, int | float) for value in there):
         raise Refused("totals that are no numbers")
     for i in kept:
-        if values[i] is None or not values[i] < np.inf or (values[i] <= 0 and cells[i]):
-            raise Refused(f"a total of {values[i]}")
-        if values[i] <= 0:
+        if values[i] is None or not 0 < values[i] < np.inf:
+            if cells[i]:
+                raise Refused(f"a total of {values[i]}")
             raise Unclear("a total that is none, of a cell without counts")
     return [value if value is None else float(value) for value in values]
 
