@@ -124,10 +124,10 @@ def test_columns_of_obs_are_united(tmp_path):
         tmp_path / "large.h5ad", sp.csr_matrix(np.ones((60, 12), np.float32)), obs={"n": np.full(60, 2**60)}
     )
     with pytest.raises(
-        InputError, match="obs column 'n' holds integers up to 1152921504606846976 in one input and fract"
+        InputError, match="obs column 'n' holds integers up to 1152921504606846976 in one input, and in another"
     ):
         tokenize([*paths, large], tmp_path / "no.dataset", GENES, obs=["n"], progress=False)
-    with pytest.raises(InputError, match="'file' is named twice"):
+    with pytest.raises(InputError, match="'file' and the column of the inputs' names have one name"):
         tokenize(paths, tmp_path / "no.dataset", GENES, obs=["file"], progress=False)
     assert tree(tmp_path) == ["0.h5ad", "1.h5ad", "2.h5ad", "large.h5ad", "out.dataset"]
 
@@ -150,7 +150,7 @@ def test_shards_written_in_any_order_are_one_corpus(files, tmp_path, order):
         with pytest.raises(InputError, match=message):
             tokenize(files, tmp_path / "no", GENES, medians, shard=shard, progress=False)
     for options in ({}, {"medians": medians, "output": "out.npz"}):
-        with pytest.raises(InputError, match="shards need medians, the same for all, and a folder"):
+        with pytest.raises(InputError, match="shards need inputs on disk, a folder to write, and medians"):
             tokenize(files, tmp_path / options.get("output", "no"), GENES, options.get("medians"), shard=(1, 2))
 
 
@@ -268,7 +268,10 @@ def test_the_command_line(files, tmp_path, capsys):
     assert read_corpus(tmp_path / "out.dataset").n_cells > 100
     for more, message in (
         ((str(files[0]),), "there is no output; give -o OUT"),
-        ((str(files[0]), "-o", str(tmp_path / "x"), "--shard", "1/2"), "shards need --medians"),
+        (
+            (str(files[0]), "-o", str(tmp_path / "x"), "--shard", "1/2"),
+            "shards need inputs on disk, a folder to write, and medians",
+        ),
     ):
         assert main(["tokenize", *more, "--no-progress"]) == 2
         assert message in capsys.readouterr().err
@@ -291,3 +294,129 @@ def test_more_files_than_stay_open(tmp_path, monkeypatch):
     monkeypatch.undo()
     tokenize(paths, tmp_path / "all.dataset", GENES, progress=False)
     assert cells_of(read_corpus(tmp_path / "few.dataset")) == cells_of(read_corpus(tmp_path / "all.dataset"))
+
+
+def test_a_column_without_a_value_in_one_file_has_the_type_of_the_others(tmp_path):
+    ones = sp.csr_matrix(np.ones((20, 12), np.float32))
+    a = write_h5ad(tmp_path / "a.h5ad", ones, obs={"age": np.arange(20) / 2})
+    b = write_h5ad(tmp_path / "b.h5ad", ones, obs={"age": pandas.Categorical([None] * 20)})
+    for k, files in enumerate(([a, b], [b, a])):
+        for output in (f"{k}.dataset", f"{k}.npz"):
+            tokenize(files, tmp_path / output, GENES, obs=iter(["age"]), progress=False)
+            ages = read_corpus(tmp_path / output).obs["age"].tolist()
+            assert (ages if k == 0 else ages[::-1])[20:] == [None] * 20
+            assert sorted(age for age in ages if age is not None) == (np.arange(20) / 2).tolist()
+
+
+def test_a_shard_that_fails_or_comes_late_harms_nobody(files, tmp_path, monkeypatch):
+    medians = corpus_medians(files, GENES, progress=False)
+    counts = some_counts()
+    counts[7, 3] = 0.5
+    files[0].unlink()
+    write_h5ad(files[0], sp.csr_matrix(counts))
+    with pytest.raises(InputError, match="counts must be whole numbers"):
+        tokenize(files, tmp_path / "out.dataset", GENES, medians, shard=(1, 2), progress=False)
+    assert (tmp_path / "out.dataset.parts" / "plan.json").exists()  # another shard may be at work
+    tokenize(files, tmp_path / "out.dataset", GENES, medians, shard=(2, 2), progress=False)
+    assert (tmp_path / "out.dataset.parts" / "part-00003.json").exists()
+    good = files[1:]
+    for k in (1, 2, 5, 1):  # the fifth of five has no file; the first comes once more, when all is done
+        report = tokenize(good, tmp_path / "good.dataset", GENES, medians, shard=(k, 5), progress=False)
+        if k == 2:
+            tokenize(good, tmp_path / "good.dataset", GENES, medians, shard=(3, 5), progress=False)
+    assert len(report.files) == 3
+    assert report.n_cells_written == read_corpus(tmp_path / "good.dataset").n_cells
+    with pytest.raises(InputError, match="exists already"):
+        tokenize(good, tmp_path / "good.dataset", GENES, medians, shard=(1, 3), max_length=5, progress=False)
+    with pytest.raises(InputError, match="shards need inputs on disk"):
+        tokenize([anndata.read_h5ad(good[1])], tmp_path / "x", GENES, medians, shard=(1, 2), progress=False)
+
+
+def test_ranks_that_begin_together_share_the_folder(tmp_path):
+    from concurrent.futures import ThreadPoolExecutor
+
+    from corrmask_fast.cells.corpus_parts import CorpusParts
+
+    for k in range(50):
+        parts = [CorpusParts(tmp_path / f"{k}", {"a": k}, 3) for _ in range(4)]
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(CorpusParts.begin, parts))
+
+
+@pytest.mark.parametrize("change", ["gene_mapping", "symbols", "a chunk of a zarr store", "version"])
+def test_a_run_goes_on_with_the_same_input_alone(files, tmp_path, monkeypatch, change):
+    from corrmask_fast.cells import tokenizer
+
+    mapping = tmp_path / "mapping.json"
+    mapping.write_text(json.dumps({"OLD": NAMES[0]}))
+    encode = tokenizer._Task._encode
+    monkeypatch.setattr(
+        tokenizer._Task, "_encode", lambda self, number, *rest: encode(self, number, *rest) if number < 1 else 1 / 0
+    )
+    with pytest.raises(ZeroDivisionError):
+        tokenize(files, tmp_path / "out.dataset", GENES, gene_mapping=mapping, progress=False)
+    monkeypatch.undo()
+    genes, field = GENES, {"symbols": "vocabulary", "a chunk of a zarr store": "inputs"}.get(change, change)
+    if change == "gene_mapping":
+        mapping.write_text(json.dumps({"OLD": NAMES[1]}))
+    elif change == "symbols":
+        genes = Vocabulary(GENES.names, {name: f"OTHER{i}" for i, name in enumerate(NAMES)})
+    elif change == "version":
+        monkeypatch.setattr(tokenizer, "__version__", "0.0.0")
+    else:
+        chunk = next(path for path in sorted(files[1].rglob("*")) if path.is_file() and "data" in str(path))
+        chunk.touch()
+    with pytest.raises(InputError, match=rf"it differs in: {field}"):
+        tokenize(files, tmp_path / "out.dataset", genes, gene_mapping=mapping, progress=False)
+
+
+def test_damaged_parts_are_noticed(files, tmp_path, monkeypatch):
+    from corrmask_fast.cells import tokenizer
+
+    encode = tokenizer._Task._encode
+    monkeypatch.setattr(
+        tokenizer._Task, "_encode", lambda self, number, *rest: encode(self, number, *rest) if number < 3 else 1 / 0
+    )
+    with pytest.raises(ZeroDivisionError):
+        tokenize(files, tmp_path / "out.dataset", GENES, progress=False)
+    monkeypatch.undo()
+    parts = tmp_path / "out.dataset.parts"
+    report, medians = (parts / "part-00002.json").read_text(), (parts / "medians.json").read_text()
+    for name, text in (("part-00002.json", "[]"), ("medians.json", "5"), ("plan.json", "[]"), ("plan.json", "{")):
+        before = (parts / name).read_text()
+        (parts / name).write_text(text)
+        with pytest.raises(InputError, match=rf"{name} is not a readable|it differs in"):
+            tokenize(files, tmp_path / "out.dataset", GENES, progress=False)
+        (parts / name).write_text(before)
+    (parts / "part-00000.arrow").write_bytes(b"")  # these two are written anew
+    (parts / "part-00001.arrow").unlink()
+    assert (report, medians) == ((parts / "part-00002.json").read_text(), (parts / "medians.json").read_text())
+    tokenize(files, tmp_path / "out.dataset", GENES, progress=False)
+    tokenize(files, tmp_path / "whole.dataset", GENES, progress=False)
+    assert cells_of(read_corpus(tmp_path / "out.dataset")) == cells_of(read_corpus(tmp_path / "whole.dataset"))
+
+
+def test_edges_of_inputs_and_outputs(files, tmp_path, capsys):
+    cells = anndata.read_h5ad(files[0])
+    with pytest.raises(InputError, match="an AnnData is given twice"):
+        tokenize([cells, cells], tmp_path / "x", GENES, progress=False)
+    with pytest.raises(InputError, match=r"lies inside .*b.zarr, which is read here"):
+        tokenize(files, files[1] / "x", GENES, progress=False)
+    empty = [write_h5ad(tmp_path / f"e{i}.h5ad", sp.csr_matrix((60, 12), dtype=np.float32)) for i in range(2)]
+    with pytest.raises(InputError, match="none of the 120 cells of 2 inputs has a count in a gene of the vocabulary"):
+        tokenize(empty, tmp_path / "x", GENES, progress=False)
+    assert not list(tmp_path.glob("x*"))
+    for options, message in (
+        ({"obs": [["a"]]}, "obs must be a name of a column"),
+        ({"obs_names": 5}, "obs_names must be a name of a column; got 5"),
+        ({"file_column": ["a"]}, "file_column must be a name of a column"),
+        ({"allow_fractional": "no"}, "allow_fractional must be True or False; got 'no'"),
+        ({"target_sum": "many"}, "target_sum must be a number"),
+    ):
+        with pytest.raises(InputError, match=message):
+            tokenize(files, tmp_path / "x", GENES, progress=False, **options)
+    with pytest.raises(InputError, match="vocabulary must be a Vocabulary; got 5"):
+        tokenize(files, tmp_path / "x", 5, progress=False)
+    for name in ("out.npz", "out.npz"):  # beside the inputs, and once more
+        assert main(["tokenize", str(files[0].parent), "-o", str(files[0].parent / name), "--no-progress"]) == 0
+    capsys.readouterr()

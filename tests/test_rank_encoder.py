@@ -205,6 +205,72 @@ def test_genes_are_matched_as_in_files_and_once(monkeypatch):
     assert ragged(retired(COUNTS)) == ragged(ENCODER(COUNTS))
 
 
+def test_genes_named_by_a_column_are_matched_anew_where_the_column_changes():
+    """The index of two batches may be the same, and their genes others (CELLxGENE numbers them)."""
+    encoder = RankEncoder(GENES, MEDIANS)
+    order = np.random.default_rng(0).permutation(12)
+    for columns in (np.arange(12), order):
+        var = pandas.DataFrame({"feature_id": np.array(NAMES)[columns]}, index=list(map(str, range(12))))
+        cells = anndata.AnnData(sp.csr_matrix(COUNTS[:, columns]), var=var)
+        assert ragged(encoder(cells)) == ragged(ENCODER(COUNTS))
+    typed = cells.copy()
+    typed.var["feature_types"] = ["Gene Expression"] * 11 + ["Antibody Capture"]
+    assert ragged(encoder(typed)) != ragged(ENCODER(COUNTS))
+    assert ragged(encoder({"X": COUNTS, "var": list(NAMES)})) == ragged(ENCODER(COUNTS))
+    assert ragged(encoder(pandas.DataFrame(COUNTS, columns=NAMES))) == ragged(ENCODER(COUNTS))
+
+
+def test_a_batch_that_names_the_genes_in_another_order_is_refused():
+    for batch in (as_anndata(COUNTS)[:, ::-1], pandas.DataFrame(COUNTS, columns=NAMES[::-1])):
+        with pytest.raises(InputError, match="names the encoder's genes in another order; give RankEncoder"):
+            ENCODER(batch)
+    assert ragged(ENCODER(pandas.DataFrame(COUNTS, columns=NAMES))) == ragged(ENCODER(COUNTS))
+
+
+@pytest.mark.parametrize("bad", [-5, 9, 10**8])
+def test_damaged_columns_of_csc_and_coo_are_refused_before_scipy_trusts_them(bad):
+    damaged = sp.csc_matrix(COUNTS[:8])
+    damaged.indices[3] = bad
+    coo = sp.coo_matrix(COUNTS[:8])
+    coo.row[3] = bad
+    for batch in (damaged, coo):
+        with pytest.raises(InputError, match="the batch: its sparse counts name rows outside its 8"):
+            ENCODER(batch)
+
+
+def test_tensors_of_every_type_and_what_is_no_matrix():
+    right = ragged(ENCODER(COUNTS))
+    for batch in (
+        torch.from_numpy(COUNTS).bfloat16(),
+        torch.from_numpy(COUNTS).half(),
+        [torch.from_numpy(row) for row in COUNTS],
+        torch.from_numpy(COUNTS).requires_grad_(),
+        COUNTS.astype(">f4"),
+        np.asfortranarray(COUNTS),
+    ):
+        assert ragged(ENCODER(batch)) == right
+    assert ENCODER(COUNTS[:0]).indptr.tolist() == [0]
+    for batch in (
+        torch.from_numpy(COUNTS).to(torch.complex64),
+        torch.zeros(3, 4, 12),
+        np.ma.masked_array(COUNTS, COUNTS > 3),
+        [[1, 2], [3]],
+        np.zeros((2, 12), [("a", "f4")]),
+        pandas.DataFrame([[pandas.NA] * 12]),
+        sp.coo_array(np.ones(12)),
+        5,
+    ):
+        with pytest.raises(InputError):
+            ENCODER(batch)
+    for totals in (torch.ones(60).bfloat16(), torch.ones(60, requires_grad=True), list(range(1, 61))):
+        ENCODER(COUNTS, totals)
+    for totals in ([[1], [2, 3]], ["a"] * 60, np.ones(60, bool), np.ma.masked_array(np.ones(60), np.ones(60))):
+        with pytest.raises(InputError, match="totals"):
+            ENCODER(COUNTS, totals)
+    with pytest.raises(InputError, match="vocabulary must be a Vocabulary; got 5"):
+        RankEncoder(5, MEDIANS)
+
+
 def test_options():
     assert max(map(len, ragged(RankEncoder(GENES, MEDIANS, NAMES, max_length=3)(COUNTS)))) == 3
     halves = RankEncoder(GENES, MEDIANS, NAMES, allow_fractional=True)
@@ -321,8 +387,12 @@ def test_what_does_not_fit_the_collator_is_refused():
         DataCollatorForCounts(ENCODER, RandomMasker(other))
     with pytest.raises(InputError, match="counts must be CSR, whose rows are quick to find; got 'csc'"):
         CountsDataset(sp.csc_matrix(COUNTS))
-    with pytest.raises(InputError, match="counts must be a matrix of cells and genes, or an AnnData; got list"):
+    with pytest.raises(
+        InputError, match="counts must be a SciPy CSR matrix, a dense array or an AnnData, of cells and genes; got"
+    ):
         CountsDataset([1, 2])
+    with pytest.raises(InputError, match="got DataFrame"):
+        CountsDataset(pandas.DataFrame(COUNTS))
 
 
 # ---------------------------------------------------------------------------------------------------------- on a device
@@ -418,8 +488,21 @@ def test_what_is_no_count_on_a_device_is_refused_as_on_the_cpu(device):
         ENCODER.padded(on(device, COUNTS[:, :9]))
     with pytest.raises(InputError, match=r"row 0 of the batch has 0\.0"):
         ENCODER.padded(on(device, COUNTS), np.zeros(60))
-    with pytest.raises(InputError, match=r"totals must hold one number for each of 60 cells; got \(3,\)"):
+    with pytest.raises(InputError, match=r"totals must hold one number for each of 60 cells; got float64 \(3,\)"):
         ENCODER.padded(on(device, COUNTS), np.ones(3))
+
+
+def test_damaged_pointers_on_a_device_are_refused(device):
+    counts = on(device, COUNTS)
+    pointers = counts.crow_indices().clone()
+    pointers[5] = 10**6
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        damaged = torch.sparse_csr_tensor(
+            pointers, counts.col_indices(), counts.values(), counts.shape, check_invariants=False
+        )
+    with pytest.raises(InputError, match="the pointers of its sparse counts do not fit its"):
+        ENCODER.padded(damaged)
 
 
 def test_counts_to_masks_on_a_device(device):

@@ -3,31 +3,32 @@
     OUT.parts/    while parts are missing                        OUT/    when all are there: renamed
       plan.json     inputs and options that the parts are of       part-00000.arrow …
       medians.json  of all inputs, if they were not given          vocabulary.json  medians.json
-      part-00000.arrow, part-00000.json                            state.json  dataset_info.json
+      part-00000.arrow, part-00000.json                            state.json  dataset_info.json  tokenize.json
 
 A part is written under another name and renamed, then its report beside it: it is done when that is there. Whoever
-finds that all are done makes a corpus of the folder; doing that twice does no harm.
+finds that all are done makes a corpus of the folder; doing that twice does no harm. ``tokenize.json`` holds the plan
+and the reports of the finished corpus: a process that comes late finds its work done.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import shutil
+import os
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from corrmask_fast.cells.corpus_io import VOCABULARY_FILE, FolderSink, describe_folder
-from corrmask_fast.errors import InputError, check_integer, readable, shown
+from corrmask_fast.errors import InputError, check_integer, import_extra, readable, shown
 from corrmask_fast.files import atomic_file, check_output_folder
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Iterator
 
     from corrmask_fast.cells.vocabulary import Vocabulary
 
-PLAN, MEDIANS = "plan.json", "medians.json"
+PLAN, MEDIANS, FINISHED = "plan.json", "medians.json", "tokenize.json"
 
 
 def check_shard(shard: tuple[int, int] | None) -> tuple[int, int]:
@@ -43,40 +44,61 @@ def check_shard(shard: tuple[int, int] | None) -> tuple[int, int]:
 class CorpusParts:
     """The folder of parts of a corpus at ``output``; ``plan`` are plain values that all parts must have in common."""
 
-    def __init__(self, output: str | os.PathLike[str], plan: dict[str, Any], n_parts: int) -> None:
-        self.output = check_output_folder(output, new=True)
-        self.folder = self.output.with_name(f"{self.output.name}.parts")
-        self.n_parts = n_parts
+    def __init__(self, output: Path, plan: dict[str, Any], n_parts: int) -> None:
+        self.output, self.n_parts = output, n_parts
+        self.folder = output.with_name(f"{output.name}.parts")
         self._plan = json.loads(json.dumps(plan, default=str))
-        check_output_folder(self.folder)
+
+    def finished(self) -> list[dict[str, Any]] | None:
+        """Return the reports of the corpus if it was made by this plan already; None if there is none."""
+        file = self.output / FINISHED
+        if not file.is_file():
+            return None
+        with readable(file, "report of a corpus"):
+            content = json.loads(file.read_text())
+            return content["files"] if content["plan"] == self._plan else None
 
     def begin(self) -> None:
         """Make the folder, or go on in one of the same plan; parts of another are refused."""
+        check_output_folder(self.folder).mkdir(exist_ok=True)
         file = self.folder / PLAN
-        if file.is_file():
-            with readable(file, "plan"):
-                there = json.loads(file.read_text())
-            if there != self._plan:
-                differ = sorted(
-                    key for key in self._plan if not isinstance(there, dict) or there.get(key) != self._plan[key]
-                )
-                raise InputError(
-                    f"{self.folder} holds parts of another run (it differs in: {', '.join(differ)}); remove that "
-                    "folder, or choose another output"
-                )
-            return
-        if self.folder.is_dir() and any(self.folder.iterdir()):
+        if not file.is_file():
+            if others := [path.name for path in self.folder.iterdir() if not path.name.startswith(f".{PLAN}.")]:
+                if not file.is_file():  # no other process was faster
+                    raise InputError(
+                        f"{self.folder} exists and holds no parts of a corpus ({others[0]} …); remove it, or choose "
+                        "another output"
+                    )
+            else:
+                self._write_plan(file)
+        with readable(file, "plan"):
+            there = json.loads(file.read_text())
+        if there != self._plan:
+            known = there if isinstance(there, dict) else {}
+            differ = sorted(key for key in self._plan if known.get(key) != self._plan[key])
             raise InputError(
-                f"{self.folder} exists and holds no parts of a corpus; remove it, or choose another output"
+                f"{self.folder} holds parts of another run (it differs in: {', '.join(differ)}); remove that "
+                "folder, or choose another output"
             )
-        self.folder.mkdir(exist_ok=True)
-        with atomic_file(file) as temporary:
-            temporary.write_text(json.dumps(self._plan))
 
-    def forget(self, *, everything: bool = False) -> None:
+    def _write_plan(self, file: Path) -> None:
+        """Write the plan, whole, unless another process was faster."""
+        handle, name = tempfile.mkstemp(prefix=f".{PLAN}.", dir=self.folder)
+        with os.fdopen(handle, "w") as temporary:
+            temporary.write(json.dumps(self._plan))
+        try:
+            with contextlib.suppress(FileExistsError):
+                os.link(name, file)
+        except OSError:  # a file system without hard links
+            Path(name).replace(file)
+        Path(name).unlink(missing_ok=True)
+
+    def forget(self) -> None:
         """Remove the folder after a failure, if there is nothing in it that another call could go on with."""
-        if everything or (not any(self.folder.glob("part-*.json")) and not (self.folder / MEDIANS).exists()):
-            shutil.rmtree(self.folder, ignore_errors=True)
+        names = [path.name for path in self.folder.iterdir()]
+        if names == [PLAN]:
+            (self.folder / PLAN).unlink()
+            self.folder.rmdir()
 
     def medians(self) -> dict[str, float] | None:
         """Return the medians that an earlier run found, None if there are none yet."""
@@ -84,7 +106,7 @@ class CorpusParts:
         if not file.is_file():
             return None
         with readable(file, "medians"):
-            return json.loads(file.read_text())
+            return {str(name): float(value) for name, value in json.loads(file.read_text()).items()}
 
     def keep_medians(self, medians: dict[str, float]) -> None:
         """Keep the medians for the other parts, and beside the corpus."""
@@ -92,8 +114,12 @@ class CorpusParts:
             temporary.write_text(json.dumps(medians))
 
     def is_done(self, number: int) -> bool:
-        """Whether a part was written."""
-        return self._report(number).is_file()
+        """Whether a part was written, and is whole."""
+        report, part = self._report(number), self.folder / _file_of(number)
+        if not (report.is_file() and part.is_file()):
+            return False
+        with readable(report, "report of a part"):
+            return part.stat().st_size == json.loads(report.read_text())["bytes"]
 
     def n_missing(self) -> int:
         """Return how many parts are not written yet."""
@@ -111,34 +137,51 @@ class CorpusParts:
 
     def finish_part(self, number: int, report: dict[str, Any]) -> None:
         """Write the report of a part: it is done."""
+        size = (self.folder / _file_of(number)).stat().st_size
         with atomic_file(self._report(number)) as temporary:
-            temporary.write_text(json.dumps(report))
+            temporary.write_text(json.dumps(report | {"bytes": size}))
 
     def reports(self) -> list[dict[str, Any]]:
-        """Return the reports of the parts that are done, by number."""
+        """Return the reports of the parts that are done, by number; those of the corpus, if it is there."""
         found = []
-        for number in filter(self.is_done, range(self.n_parts)):
-            with readable(self._report(number), "report of a part"):
+        for number in range(self.n_parts):
+            with contextlib.suppress(FileNotFoundError), readable(self._report(number), "report of a part"):
+                if not self._report(number).exists():
+                    continue
                 found.append(json.loads(self._report(number).read_text()))
-        return found
+        return self.finished() or found
 
     def complete(self, vocabulary: Vocabulary) -> bool:
         """Make the corpus of the parts, if all are there; return whether it is there."""
         try:
-            if self.n_missing():
-                return self.output.is_dir() and not self.folder.is_dir()
-            parts = [_file_of(number) for number in range(self.n_parts)]
-            describe_folder(self.folder, self.folder / parts[0], parts, vocabulary)
-            with atomic_file(self.folder / VOCABULARY_FILE) as temporary:
-                temporary.write_text(vocabulary.to_json())
+            if not self.folder.is_dir() or self.n_missing():
+                return self.finished() is not None
+            names = [_file_of(number) for number in range(self.n_parts)]
+            self._check_columns(names)
+            describe_folder(self.folder, self.folder / names[0], names, vocabulary)
+            for name, text in (
+                (VOCABULARY_FILE, vocabulary.to_json()),
+                (FINISHED, json.dumps({"plan": self._plan, "files": self.reports()})),
+            ):
+                with atomic_file(self.folder / name) as temporary:
+                    temporary.write_text(text)
             self.folder.rename(self.output)
         except (OSError, InputError):
-            if self.output.is_dir() and not self.folder.is_dir():  # another process was faster
+            if self.finished() is not None and not self.folder.is_dir():  # another process was faster
                 return True
             raise
         for file in (self.output / PLAN, *self.output.glob("part-*.json")):
             file.unlink(missing_ok=True)
         return True
+
+    def _check_columns(self, names: list[str]) -> None:
+        """Raise InputError if parts have other columns than the first one: they would be no corpus."""
+        pa, first = import_extra("pyarrow", "hf"), None
+        for name in names:
+            with readable(self.folder / name, "part of a corpus"), pa.memory_map(str(self.folder / name)) as source:
+                schema = pa.ipc.open_stream(source).schema
+                if not schema.equals(first := first or schema):
+                    raise InputError(f"{self.folder / name} has other columns than {names[0]}; remove it and its .json")
 
     def _report(self, number: int) -> Path:
         return self.folder / Path(_file_of(number)).with_suffix(".json")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 import numpy as np
 
 from corrmask_fast.cells.anndata_store import check_stored, lacks_chunks, open_anndata
+from corrmask_fast.cells.count_batches import dense_entries
 from corrmask_fast.errors import InputError, check_integer, listed
 
 if TYPE_CHECKING:
@@ -189,10 +190,8 @@ class _Dense:
         if hasattr(part, "compute"):  # dask
             part = part.compute()
         dense = part.toarray() if hasattr(part, "toarray") else np.asarray(part)
-        entries = dense != 0  # NaN is not 0
-        stored = dense[entries]
-        indptr = np.concatenate([[0], np.cumsum(entries.sum(axis=1))])
-        return Rows(indptr, np.nonzero(entries)[1], stored.astype(np.float64), stored)
+        indptr, columns, stored = dense_entries(dense)
+        return Rows(indptr, columns, stored.astype(np.float64), stored)
 
 
 class _Compressed:

@@ -175,8 +175,12 @@ class CountsDataset(Dataset[Any]):
     """
 
     def __init__(self, counts: Any) -> None:
-        if len(getattr(counts, "shape", ())) != 2 or not hasattr(counts, "__getitem__"):
-            raise InputError(f"counts must be a matrix of cells and genes, or an AnnData; got {type(counts).__name__}")
+        taken = isinstance(counts, np.ndarray) or hasattr(counts, "tocsr") or hasattr(counts, "var_names")
+        if not taken or len(counts.shape) != 2:
+            raise InputError(
+                "counts must be a SciPy CSR matrix, a dense array or an AnnData, of cells and genes; got "
+                f"{type(counts).__name__}"
+            )
         if getattr(counts, "format", "csr") != "csr":
             raise InputError(f"counts must be CSR, whose rows are quick to find; got {counts.format!r}; give .tocsr()")
         self.counts = counts

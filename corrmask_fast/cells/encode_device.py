@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from corrmask_fast import cuda
+from corrmask_fast.cells.count_batches import checked_tensor
 from corrmask_fast.errors import InputError
 
 if TYPE_CHECKING:
@@ -45,10 +46,9 @@ class DeviceCells(NamedTuple):
 
 def cells_on_device(counts: torch.Tensor) -> DeviceCells:
     """Return a dense or sparse tensor of counts as the kernels take it."""
-    if counts.ndim != 2:
-        raise InputError(f"counts must be a matrix of cells and genes; got {counts.ndim} dimensions of {counts.dtype}")
+    counts = checked_tensor(counts)
     if counts.layout != torch.sparse_csr:
-        counts = counts.detach().to_sparse_csr()
+        counts = counts.to_sparse_csr()
     return DeviceCells(
         counts.crow_indices().long().contiguous(),
         counts.col_indices().long().contiguous(),
@@ -67,7 +67,7 @@ def encode_on_device(
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
     """Return ``(input_ids, attention_mask)``, each (n, columns) int64; None if a cell is to be refused.
 
-    Waits for the device once, for the longest cell: the batch is no wider.
+    Waits for the device twice: to look at the pointers, and for the longest cell: the batch is no wider.
     """
     kernels = cuda.open_device(cells.columns.device)
     n, entries = cells.indptr.numel() - 1, cells.columns.numel()
@@ -76,9 +76,9 @@ def encode_on_device(
         return torch.empty(size, dtype=dtype, device=cells.columns.device)
 
     keys, tokens, found = empty(2 * entries), empty(entries, torch.int32), empty((2, n))
-    longest = int((cells.indptr[1:] - cells.indptr[:-1]).max()) if n else 0
-    capacity = min(longest, IN_SHARED, (kernels.shared_limit - STATE_BYTES) // ENTRY_BYTES)
-    capacity += capacity % 2  # the tokens begin after the keys, at a multiple of 16 bytes
+    longest = _longest(cells.indptr, entries) if n else 0
+    capacity = min(longest + 1, IN_SHARED, (kernels.shared_limit - STATE_BYTES) // ENTRY_BYTES)
+    capacity -= capacity % 2  # the tokens begin after the keys, at a multiple of 16 bytes
     if n:
         kernels.launch(
             FILE,
@@ -120,6 +120,15 @@ def encode_on_device(
             ],
         )
     return input_ids, attention_mask
+
+
+def _longest(indptr: torch.Tensor, entries: int) -> int:
+    """Return the entries of the longest cell; InputError if the pointers do not fit: the kernel trusts them."""
+    lengths = indptr[1:] - indptr[:-1]
+    shortest, longest, first, last = torch.stack([lengths.min(), lengths.max(), indptr[0], indptr[-1]]).tolist()
+    if shortest < 0 or first < 0 or last > entries or longest >= 2**31:
+        raise InputError(f"the batch: the pointers of its sparse counts do not fit its {entries} entries")
+    return longest
 
 
 def _threads(longest: int) -> int:

@@ -89,6 +89,16 @@ def medians_by_name(median_of_token: np.ndarray, vocabulary: Vocabulary) -> dict
     }
 
 
+def medians_of_tokens(medians: Mapping[str, float], vocabulary: Vocabulary) -> np.ndarray:
+    """(V,) float64: what :func:`medians_by_name` made names of."""
+    out = np.full(vocabulary.size, np.nan)
+    tokens = {name: token for token, name in enumerate(vocabulary.names)}
+    for name, value in medians.items():
+        if name in tokens:
+            out[tokens[name]] = value
+    return out
+
+
 class MedianSearch:
     """Exact medians of many streams at once, in several passes over the same values.
 

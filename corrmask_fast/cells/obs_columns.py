@@ -33,7 +33,8 @@ class ObsColumn(NamedTuple):
         if self.codes is None:
             return ObsColumn(self.values[rows], None, None if self.missing is None else self.missing[rows])
         codes = self.codes[rows]
-        labels = self.values if self.values.size else np.array([""], object)
+        blank = np.array([""], object) if self.values.dtype == object else np.zeros(1, self.values.dtype)
+        labels = self.values if self.values.size else blank
         return ObsColumn(labels[np.maximum(codes, 0)], None, codes < 0 if (codes < 0).any() else None)
 
     def flat(self) -> ObsColumn:
@@ -61,7 +62,8 @@ def obs_column(name: str, column: Any) -> ObsColumn:
     if isinstance(column, ObsColumn):
         return column
     if hasattr(column, "categories") and hasattr(column, "codes"):
-        return ObsColumn(obs_column(name, column.categories).values, np.asarray(column.codes))
+        labels = obs_column(name, column.categories).values
+        return ObsColumn(labels if labels.size else np.empty(0, object), np.asarray(column.codes))
     values, missing = _nullable(column)
     if values.dtype.kind == "f" and values.dtype.itemsize > 8:
         values = values.astype(np.float64)

@@ -6,6 +6,7 @@ Anything else is refused by name. Time and memory grow with the length of the fi
 
 from __future__ import annotations
 
+import pickle
 import pickletools
 import struct
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from corrmask_fast.errors import InputError, shown
 __all__ = ["read_plain_pickle"]
 
 LARGEST_INTEGER = 2**64
+FRAME_BYTES = 9  # the instruction and the length of a frame
 _VALUES = frozenset({  # instructions that push what they hold
     "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT",
     "STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8",
@@ -59,8 +61,12 @@ def read_plain_pickle(data: bytes) -> Any:
     marks: list[int] = []
     memo: dict[int, Any] = {}
     argument: Any
-    for instruction, argument, _ in pickletools.genops(data):
+    for instruction, argument, place in pickletools.genops(data):
         name = instruction.name
+        if name == "PROTO" and argument > pickle.HIGHEST_PROTOCOL:
+            raise ValueError(f"unsupported pickle protocol: {argument}")
+        if name == "FRAME" and place + FRAME_BYTES + argument > len(data):
+            raise ValueError("a frame of the pickle is longer than the file: it was cut off")
         if name == "MEMOIZE":
             memo[len(memo)] = stack[-1]
         elif name in _KEPT:
@@ -103,6 +109,8 @@ def read_plain_pickle(data: bytes) -> Any:
             raise InputError(
                 f"refused: the pickle has the instruction {name}, and a dictionary of names and numbers needs none such"
             )
+    if marks or len(stack) != 1:
+        raise ValueError("the pickle leaves values behind: it is damaged")
     return stack.pop()
 
 

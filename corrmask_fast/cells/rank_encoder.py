@@ -10,11 +10,12 @@ import numpy as np
 
 from corrmask_fast.cells.anndata_store import MemoryFrame, NamesFrame
 from corrmask_fast.cells.corpus import with_special_tokens
-from corrmask_fast.cells.count_batches import CountRows, count_batch, var_of
+from corrmask_fast.cells.count_batches import CountRows, count_batch, is_table, numbers_of_cells, var_of
 from corrmask_fast.cells.encoding import EncodingTables, check_max_length
-from corrmask_fast.cells.gene_matching import match_genes
+from corrmask_fast.cells.gene_matching import FEATURE_TYPES, ID_COLUMNS, match_genes
 from corrmask_fast.cells.medians import read_medians
-from corrmask_fast.errors import InputError, brief, check_integer, check_number
+from corrmask_fast.cells.vocabulary import Vocabulary
+from corrmask_fast.errors import InputError, brief, check_integer, check_number, shown
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from corrmask_fast.cells.dataset import RaggedBatch
     from corrmask_fast.cells.gene_matching import GeneMapping
     from corrmask_fast.cells.medians import Medians
-    from corrmask_fast.cells.vocabulary import Vocabulary
 
 __all__ = ["RankEncoder"]
 
@@ -79,18 +79,21 @@ class RankEncoder:
         max_length: int | None = None,
         allow_fractional: bool = False,
     ) -> None:
+        if not isinstance(vocabulary, Vocabulary):
+            raise InputError(f"vocabulary must be a Vocabulary; got {shown(vocabulary)}")
         self.vocabulary = vocabulary
         self.max_length = check_max_length(max_length, vocabulary)
         self.target_sum = check_number("target_sum", target_sum, 0, np.inf, open_ends=True)
         self.allow_fractional = allow_fractional
         self.gene_column, self.gene_mapping = gene_column, gene_mapping
         self._median_of_token = read_medians(medians, vocabulary)
-        self._names: Any = None  # the index of the var whose tables these are
+        self._seen: list[Any] = []  # names of the last batch that named its columns
         self._tables: EncodingTables | None = None
         self._on_device: Any = None  # a device, tables, and these there
         self._fixed = genes is not None
         if genes is not None:
-            self._match(genes)
+            named = None if is_table(genes) else var_of(genes)  # of an AnnData
+            self._match(genes if named is None else named)
 
     def __call__(self, counts: Any, totals: Any = None) -> RaggedBatch:
         """Encode a batch.
@@ -120,7 +123,7 @@ class RankEncoder:
 
         tables, batch = self._tables_for(counts), count_batch(counts)
         _check_width(batch.n_columns, tables)
-        given = None if totals is None else _totals(totals, len(batch))
+        given = None if totals is None else numbers_of_cells(totals, len(batch))
         indptr, tokens, _ = tables.encode(batch.rows, given, partial(self._fault, batch.rows, given))
         return RaggedBatch(*with_special_tokens(indptr, tokens, self.vocabulary), self.vocabulary)
 
@@ -129,8 +132,8 @@ class RankEncoder:
     ) -> dict[str, torch.Tensor]:
         """Encode a batch and pad it: what a masker takes, on the device of the counts.
 
-        Counts on a CUDA device (a dense or sparse tensor, or a mapping with one as ``"X"``) are encoded there, and
-        nothing of them is copied to the host but the length of the longest cell. The bits are those of the CPU.
+        Counts on a CUDA device (a dense or sparse tensor, or a mapping with one as ``"X"``) are encoded there; the host
+        reads a few numbers of a batch, such as the length of its longest cell. The bits are those of the CPU.
 
         Parameters
         ----------
@@ -168,11 +171,7 @@ class RankEncoder:
         if self._on_device is None or self._on_device[:2] != (given.device, tables):
             self._on_device = given.device, tables, DeviceTables.of(tables, given.device)
         if totals is not None:
-            totals = torch.as_tensor(totals, dtype=torch.float64, device=given.device)
-            if totals.shape != (given.shape[0],):
-                raise InputError(
-                    f"totals must hold one number for each of {given.shape[0]} cells; got {tuple(totals.shape)}"
-                )
+            totals = torch.from_numpy(numbers_of_cells(totals, len(given))).to(given.device)
         batch = encode_on_device(cells, tables, self._on_device[2], self.vocabulary, totals, multiple)
         if batch is None:  # the CPU says what is wrong
             self(given.cpu(), None if totals is None else totals.cpu().numpy())
@@ -183,26 +182,44 @@ class RankEncoder:
         return {**self.__dict__, "_on_device": None}
 
     def _tables_for(self, counts: Any) -> EncodingTables:
-        if not self._fixed:
-            var = var_of(counts)
-            if var is None:
-                raise InputError(
-                    f"the encoder does not know which genes the columns of a {type(counts).__name__} are; give "
-                    "RankEncoder(genes=…)"
-                )
-            if self._names is None or not var.index.equals(self._names):
-                self._match(var)
+        """Return the tables of a batch's columns; genes are matched anew only where a batch names others."""
+        names = var_of(counts)
+        if names is None and not self._fixed:
+            raise InputError(
+                f"the encoder does not know which genes the columns of a {type(counts).__name__} are; give "
+                "RankEncoder(genes=…)"
+            )
+        if names is not None and not _same(seen := self._looked_at(names), self._seen):
+            if self._fixed:
+                self._check_order(seen[0])
+            else:
+                self._match(names)
+            self._seen = seen
         assert self._tables is not None
         return self._tables
 
+    def _looked_at(self, names: Any) -> list[Any]:
+        """Return all of a batch's names that matching looks at: the index first, then columns."""
+        if not is_table(names):
+            return [names]
+        columns = [*(ID_COLUMNS if self.gene_column is None else (self.gene_column,)), FEATURE_TYPES]
+        return [names.index, *(names[name] for name in columns if name in names.columns)]
+
+    def _check_order(self, names: Any) -> None:
+        """Refuse a batch whose columns are the genes that were given, in another order."""
+        there = list(map(str, names))
+        if there != self._columns and sorted(there) == sorted(self._columns):
+            raise InputError(
+                "a batch names the encoder's genes in another order; give RankEncoder(genes=…) those of this "
+                "loader, or leave genes out where each batch names its own"
+            )
+
     def _match(self, genes: Any) -> None:
-        var = var_of(genes)
-        frame = NamesFrame(genes) if var is None else MemoryFrame(var, "genes")
+        frame = MemoryFrame(genes, "genes") if is_table(genes) else NamesFrame(genes)
         match = match_genes(frame, "the encoder", self.vocabulary, self.gene_column, self.gene_mapping)
-        tables = EncodingTables.of(
+        self._tables = EncodingTables.of(
             match, self._median_of_token, self.target_sum, self.max_length, fractional=self.allow_fractional
         )
-        self._tables, self._names = tables, None if var is None else var.index
         self._columns = match.names
 
     def _fault(self, rows: CountRows, totals: np.ndarray | None, code: int, row: int, entry: int) -> InputError:
@@ -229,8 +246,9 @@ def _check_width(n_columns: int, tables: EncodingTables) -> None:
         )
 
 
-def _totals(totals: Any, n: int) -> np.ndarray:
-    array = np.asarray(totals)
-    if array.shape != (n,) or array.dtype.kind not in "iuf":
-        raise InputError(f"totals must hold one number for each of {n} cells; got {array.dtype} {array.shape}")
-    return np.ascontiguousarray(array, np.float64)
+def _same(one: list[Any], other: list[Any]) -> bool:
+    """Whether two lists of names, or of columns of tables, are equal."""
+    return len(one) == len(other) and all(
+        a is b or (type(a) is type(b) and (a.equals(b) if hasattr(a, "equals") else a == b))
+        for a, b in zip(one, other, strict=True)
+    )

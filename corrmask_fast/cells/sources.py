@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 
@@ -16,16 +16,17 @@ from corrmask_fast.cells.anndata_store import is_count_matrix
 from corrmask_fast.cells.counts import Counts
 from corrmask_fast.cells.gene_matching import match_genes
 from corrmask_fast.cells.obs_columns import ObsColumn, marks, obs_column
-from corrmask_fast.errors import InputError, check_number, listed
+from corrmask_fast.errors import InputError, check_number, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
     from corrmask_fast.cells.gene_matching import GeneMapping, GeneMatch
     from corrmask_fast.cells.vocabulary import Vocabulary
 
 FILTER_PASS = "filter_pass"  # Geneformer's column of obs
 SUFFIXES = (".h5ad", ".zarr", ".h5", ".loom")  # of the inputs that a folder holds
+GROUPS = {"b": "b", "i": "n", "u": "n", "f": "n", "M": "M", "m": "m"}  # kinds of dtype that have a type in common
 KEPT_OPEN = 32  # inputs; files are few, and CSC is turned round once
 
 
@@ -43,7 +44,10 @@ class Reading:
     chunk_cells: int | None = None
 
     def __post_init__(self) -> None:
-        check_number("target_sum", self.target_sum, 0, np.inf, open_ends=True)
+        target_sum = check_number("target_sum", self.target_sum, 0, np.inf, open_ends=True)
+        object.__setattr__(self, "target_sum", target_sum)
+        if not isinstance(self.allow_fractional, bool | np.bool_):
+            raise InputError(f"allow_fractional must be True or False; got {shown(self.allow_fractional)}")
 
 
 def inputs_of(given: Any) -> list[Any]:
@@ -58,9 +62,14 @@ def inputs_of(given: Any) -> list[Any]:
     found = [one for each in several for one in _inputs_in(each)]
     if not found:
         raise InputError("there is no input; give one or more AnnData, .h5ad files, zarr stores or folders of these")
-    paths = [os.path.realpath(one) for one in found if isinstance(one, str | os.PathLike)]
-    if twice := [path for path in paths if paths.count(path) > 1] if len(set(paths)) < len(paths) else []:
-        raise InputError(f"{twice[0]} is given twice; its cells would count twice")
+    seen: set[Any] = set()
+    for one in found:
+        key = os.path.realpath(one) if isinstance(one, str | os.PathLike) else id(one)
+        if key in seen:
+            raise InputError(
+                f"{key if isinstance(key, str) else 'an AnnData'} is given twice; its cells would count twice"
+            )
+        seen.add(key)
     return found
 
 
@@ -194,46 +203,42 @@ class Sources:
         short = [Path(name).name for name in whole]
         return short if len(set(short)) == len(short) else whole
 
-    def check_columns(self, names: Iterable[str]) -> None:
-        """Raise InputError if a column of ``obs`` is in no input."""
-        missing = [name for name in names if name != "index"]
-        there: dict[str, None] = {}
-        for source in self:
-            there |= dict.fromkeys(source.counts.obs.columns())
-            missing = [name for name in missing if name not in there]
-            if not missing:
-                return
-        where = self[0].name if len(self) == 1 else f"any of {len(self)} inputs"
-        raise InputError(
-            f"{where} has no obs column {missing[0]!r}; it has {listed(there)}"
-            if len(self) == 1
-            else f"no obs column {missing[0]!r} in {where}; they have {listed(there)}"
-        )
+
+class KindOfColumn(NamedTuple):
+    """The type of a column's values in one input, and the largest integer of it."""
+
+    dtype: np.dtype[Any]
+    n_values: int
+    largest: int
+
+    @classmethod
+    def of(cls, column: ObsColumn) -> KindOfColumn:
+        """Look at a column."""
+        values = column.values
+        whole = values.dtype.kind in "iu" and values.size
+        return cls(values.dtype, values.size, max(abs(int(values.min())), abs(int(values.max()))) if whole else 0)
 
 
-def united_kinds(name: str, columns: Iterable[ObsColumn]) -> np.dtype[Any]:
+def united_kind(name: str, found: list[KindOfColumn]) -> np.dtype[Any]:
     """Return the one type that the values of a column have over all inputs: of numbers the wider, else text.
 
     Raises InputError where integers of one input would not survive as the floats of another.
     """
-    kinds: dict[np.dtype[Any], None] = {}
-    largest = 0
-    for column in columns:
-        values = column.values
-        kinds[values.dtype] = None
-        if values.dtype.kind in "iu" and values.size:
-            largest = max(largest, abs(int(values.min())), abs(int(values.max())))
-    groups = {"b": "b", "i": "n", "u": "n", "f": "n", "M": "M", "m": "m"}
-    found = {groups.get(kind.kind, "text") for kind in kinds}
-    if found != {"n"}:
-        return np.result_type(*kinds) if len(found) == 1 and "text" not in found else np.dtype(object)
+    known = [one for one in found if one.n_values]  # categories without a label have no type
+    kinds = list(dict.fromkeys(one.dtype for one in known or found))
+    largest = max(one.largest for one in found)
+    groups = {GROUPS.get(kind.kind, "text") for kind in kinds}
+    if len(groups) > 1 or "text" in groups:
+        return np.dtype(object)
+    if groups & {"M", "m"} and len(kinds) > 1:  # the unit that corpora have
+        return np.dtype(f"{kinds[0].kind}8[us]")
     kind = np.result_type(*kinds)
     if kind.kind == "f" and not any(each.kind == "f" for each in kinds) and largest < 2**63:
         return np.dtype(np.int64)  # NumPy takes floats for int64 beside uint64
     if kind.kind == "f" and largest > 2**53:
         raise InputError(
-            f"obs column {name!r} holds integers up to {largest} in one input and fractions in another, which "
-            "no one type holds; rename one, or leave it out"
+            f"obs column {name!r} holds integers up to {largest} in one input, and in another numbers that no one type "
+            "holds beside them; rename one, or leave it out"
         )
     return kind
 

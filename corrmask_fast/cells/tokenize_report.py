@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from corrmask_fast.errors import readable
 from corrmask_fast.tables import align
 
 if TYPE_CHECKING:
@@ -72,8 +73,10 @@ class TokenizeReport:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Return the report that :meth:`to_dict` made plain."""
-        return cls(**{**values, "output": Path(values["output"])})
+        """Return the report that :meth:`to_dict` made plain; other values beside it do not matter."""
+        with readable("a report of tokenize", "report"):
+            known = {one.name: values[one.name] for one in fields(cls) if one.name in values}
+            return cls(**{**known, "output": Path(values["output"])})
 
     def _table(self) -> str:
         header = ["input", "cells", "written", "median length", "genes", "of columns"]

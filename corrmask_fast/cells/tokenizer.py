@@ -6,19 +6,22 @@ the genes sorted by falling value: what stands first is unusually high in this c
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shutil
 from collections.abc import Iterable
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from corrmask_fast import __version__
 from corrmask_fast.cells.corpus_io import CorpusWriter, check_corpus_output
 from corrmask_fast.cells.corpus_parts import CorpusParts, check_shard
 from corrmask_fast.cells.count_batches import CountRows
 from corrmask_fast.cells.count_scaling import no_count
+from corrmask_fast.cells.dictionaries import read_dictionary
 from corrmask_fast.cells.encoding import EncodingTables, check_max_length
 from corrmask_fast.cells.gene_matching import (
     gene_columns,
@@ -27,13 +30,13 @@ from corrmask_fast.cells.gene_matching import (
     warn_of_few_counts,
     warn_of_other_names,
 )
-from corrmask_fast.cells.medians import exact_medians, medians_by_name, read_medians
+from corrmask_fast.cells.medians import exact_medians, medians_by_name, medians_of_tokens, read_medians
 from corrmask_fast.cells.obs_columns import ObsColumn
-from corrmask_fast.cells.sources import Reading, Source, Sources, as_kind, inputs_of, united_kinds
+from corrmask_fast.cells.sources import KindOfColumn, Reading, Source, Sources, as_kind, inputs_of, united_kind
 from corrmask_fast.cells.tokenize_report import TokenizeReport, united
 from corrmask_fast.cells.vocabulary import Vocabulary
-from corrmask_fast.errors import InputError, shown
-from corrmask_fast.files import check_not_input
+from corrmask_fast.errors import InputError, listed, shown
+from corrmask_fast.files import check_not_input, target_of
 from corrmask_fast.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -161,24 +164,34 @@ def tokenize(
     reading = Reading(layer, gene_column, gene_mapping, filter_pass, total, allow_fractional, target_sum, chunk_cells)
     if isinstance(obs, str) or not isinstance(obs, Iterable):
         raise InputError(f"obs must be a list of names of columns; got {shown(obs)}")
-    in_parts = Path(output).suffix != ".npz" and (len(inputs) > 1 or shard[1] > 1)
+    obs, path = list(obs), Path(output)
+    in_parts = path.suffix != ".npz" and (len(inputs) > 1 or shard[1] > 1)
     file_column = file_column if len(inputs) > 1 else None
-    _check_columns([*obs, *(name for name in (obs_names, file_column) if name is not None)])
-    if shard[1] > 1 and (not in_parts or medians is None):
+    _check_columns(obs, obs_names, file_column)
+    if shard[1] > 1 and (not in_parts or medians is None or not all(map(_is_path, inputs))):
         raise InputError(
-            "shards need medians, the same for all, and a folder to write; find them first: `corrmask-fast medians IN… "
-            "-o medians.json`, or corpus_medians(inputs)"
+            "shards need inputs on disk, a folder to write, and medians, the same for all; find them first: "
+            "`corrmask-fast medians IN… -o medians.json`, or corpus_medians(inputs)"
         )
-    check_corpus_output(output)
-    for path in (*inputs, medians, gene_mapping):
-        check_not_input(output, path)
+    if shard[1] == 1 or not path.is_dir():  # another shard may have finished the corpus
+        check_corpus_output(output)
+    for source in (*inputs, medians, gene_mapping):
+        check_not_input(output, source)
+        if _is_path(source) and target_of(source) in target_of(output).parents:
+            raise InputError(f"{output} lies inside {source}, which is read here; choose another place")
     vocabulary = vocabulary_of(inputs, layer=layer, gene_column=gene_column) if vocabulary is None else vocabulary
+    if not isinstance(vocabulary, Vocabulary):
+        raise InputError(f"vocabulary must be a Vocabulary; got {shown(vocabulary)}")
     limit = check_max_length(max_length, vocabulary)
     with Sources(inputs, vocabulary, reading) as sources:
-        task = _Task(sources, vocabulary, limit, list(obs), obs_names, file_column, progress=progress)
+        task = _Task(sources, vocabulary, limit, obs, obs_names, file_column, progress=progress)
         if in_parts:
-            return task.write_parts(output, medians, shard)
-        return task.write(output, medians)
+            return task.write_parts(path, medians, shard)
+        return task.write(path, medians)
+
+
+def _is_path(source: Any) -> bool:
+    return isinstance(source, str | os.PathLike)
 
 
 tokenize_h5ad = tokenize  # its name when it took files alone
@@ -200,68 +213,86 @@ class _Task:
     ) -> None:
         self.sources, self.vocabulary, self.limit, self.progress = sources, vocabulary, limit, progress
         self.obs, self.obs_names, self.file_column = obs, obs_names, file_column
-        sources.check_columns(obs)
-        self.kinds: dict[str, np.dtype[Any]] = {}
-        for name in obs if len(sources) > 1 else ():
-            columns = (source.obs(name) for source in sources)
-            self.kinds[name] = united_kinds(name, [column for column in columns if column is not None])
         symbols: dict[str, str] = {}
+        found: dict[str, list[KindOfColumn]] = {name: [] for name in obs}
+        there: dict[str, None] = {}
         for source in sources:  # opens every input: what is wrong with one is said before the work
             symbols = symbols_of(source.counts.var, source.genes, vocabulary) | symbols
+            there |= dict.fromkeys(source.counts.obs.columns())
+            for name in obs:
+                if (column := source.obs(name)) is not None:
+                    found[name].append(KindOfColumn.of(column))
+        for name in obs:
+            if not found[name]:
+                if len(sources) == 1:
+                    raise InputError(f"{sources[0].name} has no obs column {name!r}; it has {listed(there)}")
+                raise InputError(f"no obs column {name!r} in any of {len(sources)} inputs; they have {listed(there)}")
+        several = len(sources) > 1
+        self.kinds = {name: united_kind(name, kinds) for name, kinds in found.items()} if several else {}
         self.stored = vocabulary.with_symbols(symbols)
 
-    def write(self, output: str | os.PathLike[str], medians: Medians | None) -> TokenizeReport:
+    def write(self, output: Path, medians: Medians | None) -> TokenizeReport:
         """Write one file, or a folder of one."""
         median_of_token = self._medians(medians)
         with CorpusWriter(output, self.stored) as writer, self._bar(self.sources.n_kept) as bar:
             reports = [
                 self._encode(number, median_of_token, medians, writer.write, bar) for number in range(len(self.sources))
             ]
-        return united(reports, Path(output))
+        return united(reports, output)
 
-    def write_parts(
-        self, output: str | os.PathLike[str], medians: Medians | None, shard: tuple[int, int]
-    ) -> TokenizeReport:
+    def write_parts(self, output: Path, medians: Medians | None, shard: tuple[int, int]) -> TokenizeReport:
         """Write the missing parts of a shard; where it is the last one, the corpus is there."""
         parts = CorpusParts(output, self._plan(medians), len(self.sources))
-        with ExitStack() as undo:
-            parts.begin()
-            undo.callback(
-                parts.forget, everything=not all(isinstance(one, str | os.PathLike) for one in self.sources.inputs)
-            )
-            medians_known = medians
-            if medians is None and (medians_known := parts.medians()) is None:
-                medians_known = medians_by_name(self._medians(None), self.vocabulary)
-                parts.keep_medians(medians_known)
-            median_of_token = self._medians(medians_known)
-            mine = [number for number in range(shard[0] - 1, len(self.sources), shard[1]) if not parts.is_done(number)]
-            with self._bar(sum(self.sources[number].n_kept for number in mine)) as bar:
-                for number in mine:
-                    with parts.part(number, self.stored) as sink:
-                        report = self._encode(number, median_of_token, medians, partial(_flat, sink.write), bar)
-                    parts.finish_part(number, report.to_dict())
-            reports = [TokenizeReport.from_dict(one) for one in parts.reports()]
-            n_missing = parts.n_missing()
-            done = parts.complete(self.stored)
-            undo.pop_all()
-        return united(reports, Path(output), n_missing=0 if done else n_missing)
+        if (done := parts.finished()) is not None:  # by other shards, which found nothing missing
+            return united([TokenizeReport.from_dict(one) for one in done], output)
+        check_corpus_output(output)
+        parts.begin()
+        try:
+            self._write_missing(parts, medians, shard)
+            n_missing, reports = parts.n_missing(), [TokenizeReport.from_dict(one) for one in parts.reports()]
+            complete = parts.complete(self.stored)
+        except BaseException:
+            if not all(map(_is_path, self.sources.inputs)):  # no other call can go on with these
+                shutil.rmtree(parts.folder, ignore_errors=True)
+            elif shard[1] == 1 and parts.folder.is_dir():
+                parts.forget()
+            raise
+        return united(reports, output, n_missing=0 if complete else n_missing)
+
+    def _write_missing(self, parts: CorpusParts, medians: Medians | None, shard: tuple[int, int]) -> None:
+        if medians is not None:
+            median_of_token = self._medians(medians)
+        elif (known := parts.medians()) is not None:
+            median_of_token = medians_of_tokens(known, self.vocabulary)
+        else:
+            median_of_token = self._medians(None)
+            if np.isnan(median_of_token).all():
+                raise InputError(
+                    f"none of the {self.sources.n_kept} cells of {len(self.sources)} inputs has a count in a gene of "
+                    "the vocabulary; check the counts (layer) and the vocabulary"
+                )
+            parts.keep_medians(medians_by_name(median_of_token, self.vocabulary))
+        mine = [number for number in range(shard[0] - 1, len(self.sources), shard[1]) if not parts.is_done(number)]
+        with self._bar(sum(self.sources[number].n_kept for number in mine)) as bar:
+            for number in mine:
+                with parts.part(number, self.stored) as sink:
+                    report = self._encode(number, median_of_token, medians, partial(_flat, sink.write), bar)
+                parts.finish_part(number, report.to_dict())
 
     def _plan(self, medians: Medians | None) -> dict[str, Any]:
-        inputs = []
-        for one in self.sources.inputs:
-            if not isinstance(one, str | os.PathLike):
-                inputs.append([f"in memory {id(one)}", 0, 0])  # no other call goes on with it
-                continue
-            stat = Path(one).stat()
-            inputs.append([os.path.realpath(one), stat.st_size, stat.st_mtime_ns])
-        given = None if medians is None else [float(x) for x in np.nan_to_num(self._medians(medians))]
+        """Return all that decides what is in the parts, as plain values."""
         reading = {name: value for name, value in vars(self.sources.reading).items() if name != "chunk_cells"}
         mapping = reading.pop("gene_mapping")
+        given = None if medians is None else np.nan_to_num(self._medians(medians)).tolist()
         return {
-            "inputs": inputs,
-            "vocabulary": self.vocabulary.fingerprint,
+            "version": __version__,
+            "inputs": [_identity(one) for one in self.sources.inputs],
+            "names": self.sources.names(),
+            "vocabulary": _hash(self.vocabulary.to_json()),
             "medians": given,
-            "gene_mapping": str(mapping) if isinstance(mapping, str | os.PathLike) else mapping and dict(mapping),
+            "gene_mapping": None
+            if mapping is None
+            else _hash(repr(sorted(map(str, read_dictionary(mapping).items())))),
             **reading,
             "max_length": self.limit,
             "obs": self.obs,
@@ -420,12 +451,37 @@ def vocabulary_of(adata_or_path: Any, *, layer: str | None = None, gene_column: 
     return Vocabulary(("<pad>", "<mask>", *found))
 
 
-def _check_columns(names: list[str]) -> None:
-    for name in names:
+def _check_columns(obs: list[Any], obs_names: Any, file_column: Any) -> None:
+    for what, name in (*(("obs", name) for name in obs), ("obs_names", obs_names), ("file_column", file_column)):
+        if name is None and what != "obs":
+            continue
+        if not isinstance(name, str):
+            raise InputError(f"{what} must be a name of a column; got {shown(name)}")
         if name in RESERVED:
             raise InputError(f"obs column {name!r} would collide with the corpus' own; rename it in the AnnData first")
+    if file_column is not None and file_column in [*obs, obs_names]:
+        raise InputError(
+            f"obs column {file_column!r} and the column of the inputs' names have one name; give "
+            "file_column another, or None"
+        )
+    names = obs if obs_names is None else [*obs, obs_names]
+    for name in names:
         if names.count(name) > 1:
             raise InputError(f"obs column {name!r} is named twice; name each column once")
+
+
+def _identity(source: Any) -> Any:
+    """Return what tells an input from a changed one: path, size and time of a file, or of all files of a folder."""
+    if not _is_path(source):
+        return f"in memory {id(source)}"
+    path = Path(os.path.realpath(source))
+    files = sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path]
+    stats = [(str(one), one.stat().st_size, one.stat().st_mtime_ns) for one in files]
+    return stats[0] if stats and files == [path] else [str(path), _hash(repr(stats))]
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _warn_of_few_counts(name: str, rows: Rows, tables: EncodingTables, totals: np.ndarray | None) -> bool:

@@ -127,7 +127,7 @@ def _tokenize(arguments: argparse.Namespace) -> None:
         if len(arguments.inputs) < 2:
             raise InputError("there is no output; give -o OUT, a folder to write or a file ending in .npz")
         *arguments.inputs, arguments.output = arguments.inputs
-    for path in inputs_of(arguments):
+    for path in inputs_of(arguments):  # tokenize looks at the counts themselves, in folders too
         check_not_input(arguments.output, path)
     report = tokenize(
         arguments.inputs,
@@ -148,11 +148,14 @@ def _tokenize(arguments: argparse.Namespace) -> None:
 def _medians(arguments: argparse.Namespace) -> None:
     import json
 
+    from corrmask_fast.cells import sources
     from corrmask_fast.cells.tokenizer import corpus_medians
     from corrmask_fast.cli.options import check_outputs
-    from corrmask_fast.files import atomic_file
+    from corrmask_fast.files import atomic_file, check_not_input
 
     check_outputs(arguments, "output")
+    for source in sources.inputs_of(arguments.inputs):
+        check_not_input(arguments.output, source)
     if Path(arguments.output).suffix != ".json":
         raise InputError(f"the medians must go to a file ending in .json; got {arguments.output}")
     medians = corpus_medians(
