@@ -65,7 +65,7 @@ def read_plain_pickle(data: bytes) -> Any:
         name = instruction.name
         if name == "PROTO" and argument > pickle.HIGHEST_PROTOCOL:
             raise ValueError(f"unsupported pickle protocol: {argument}")
-        if name == "FRAME" and place + FRAME_BYTES + argument > len(data):
+        if name == "FRAME" and (place or 0) + FRAME_BYTES + argument > len(data):
             raise ValueError("a frame of the pickle is longer than the file: it was cut off")
         if name == "MEMOIZE":
             memo[len(memo)] = stack[-1]
