@@ -311,6 +311,7 @@ def npz_content(path):
     cells, obs = cells_in([tokens[a:b].tolist() for a, b in pairwise(bounds)], names), {}
     for name in (name[4:] for name in arrays if name.startswith("obs/")):
         column, gone = arrays[f"obs/{name}"], arrays.get(f"missing/{name}", np.zeros(len(cells), bool))
+        check(all(isinstance(each, np.ndarray) for each in (column, gone)), "obs that is no array")
         check(column.shape == gone.shape == (len(cells),) and gone.dtype == bool, "obs of another length")
         obs[name] = geneformer.plain([None if no else value for value, no in zip(column.tolist(), gone, strict=True)])
     return {"cells": cells, "obs": obs, "names": names}
