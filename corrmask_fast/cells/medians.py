@@ -43,13 +43,18 @@ def read_medians(medians: Medians, vocabulary: Vocabulary) -> np.ndarray:
             f"{source} is a token dictionary (it has {there[0]!r}), not medians; "
             "give Geneformer's gene_median_dictionary, or leave the medians out to take those of these cells"
         )
-    by_id = {name: unversioned(name) for name in given if isinstance(name, str)}
-    names = {vocabulary.names[token] for token in range(*vocabulary.gene_range)}
-    for name, value in sorted(given.items(), key=lambda item: by_id.get(item[0]) not in names):  # ids before symbols
-        token = known.get(name, known.get(by_id.get(name, "")))
-        if token is not None and np.isnan(out[token]):
+    lo, hi = vocabulary.gene_range
+    tokens = {name: token for token, name in enumerate(vocabulary.names) if lo <= token < hi}
+    for names in (tokens, known):  # ids before symbols
+        for name, value in given.items():
+            token = names.get(name)
+            if token is None and isinstance(name, str):
+                token = names.get(unversioned(name))
+            if token is None or out[token] == out[token]:
+                continue
             try:
-                out[token] = check_number("a median", value, 0, np.inf, open_ends=True)
+                usual = type(value) is float and 0 < value < np.inf
+                out[token] = value if usual else check_number("a median", value, 0, np.inf, open_ends=True)
             except InputError as error:
                 raise InputError(
                     f"the median of a gene must be a finite number above 0; {shown(name)} has {shown(value)} in "

@@ -486,17 +486,16 @@ def _hash(text: str) -> str:
 
 def _warn_of_few_counts(name: str, rows: Rows, tables: EncodingTables, totals: np.ndarray | None) -> bool:
     """Warn if the first cells have few counts in genes of the vocabulary; return whether there were any to look at."""
-    first = np.flatnonzero(np.diff(rows.indptr))[:CELLS_CHECKED]
-    shares = []
-    for row in first.tolist():
-        entries = slice(rows.indptr[row], rows.indptr[row + 1])
-        tokens, counts = tables.token_of_column[rows.columns[entries]], rows.counts[entries]
-        total = counts[tokens >= -1].sum() if totals is None else totals[row]
-        if total > 0:
-            shares.append(counts[tokens >= 0].sum() / total)
-    if shares:
+    n = min(rows.indptr.size - 1, CELLS_CHECKED)
+    end = rows.indptr[n]
+    tokens, counts = tables.token_of_column[rows.columns[:end]], rows.counts[:end]
+    cell = np.repeat(np.arange(n), np.diff(rows.indptr[: n + 1]))
+    known, all_of = (np.bincount(cell, np.where(tokens >= least, counts, 0.0), n) for least in (0, -1))
+    total = all_of if totals is None else totals[:n]
+    shares = known[total > 0] / total[total > 0]
+    if shares.size:
         warn_of_few_counts(name, float(np.mean(shares)))
-    return bool(shares)
+    return bool(shares.size)
 
 
 def _source_of(medians: Medians | None) -> str:
