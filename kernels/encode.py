@@ -56,13 +56,13 @@ def count_usual(columns, counts, begin, end, token_of_column, median_of_token, t
         stop = min(begin + BLOCK, end)
         first = n
         for k in range(begin, stop):
-            token = token_of_column[columns[k]]
+            token = token_of_column[np.uint64(columns[k])]
             count = np.float64(counts[k])
-            tokens[n] = token
-            values[n] = count
+            tokens[np.uint64(n)] = token
+            values[np.uint64(n)] = count
             n += np.int64(token >= 0) & np.int64(count > 0)
         for i in range(first, n):
-            values[i] = values[i] / total * target_sum / median_of_token[tokens[i]]
+            values[i] = values[i] / total * target_sum / median_of_token[np.uint64(tokens[i])]
         begin = stop
     return n
 
@@ -158,7 +158,7 @@ def sort_row(keys, tokens, n, limit, words, spare, low_place, high_place, out, p
         high_place[b] = 0
     for i in range(n):
         word = ((highest - keys[i]) >> cut) << HALF | np.uint64(i)
-        high_place[np.int64(word >> high)] += 1
+        high_place[word >> high] += 1
         words[i] = word
     kept = n
     if n > limit:  # leave out the buckets after that of number ``limit``
@@ -169,10 +169,10 @@ def sort_row(keys, tokens, n, limit, words, spare, low_place, high_place, out, p
         kept = 0
         for i in range(n):
             word = words[i]
-            words[kept] = word
+            words[np.uint64(kept)] = word
             kept += np.int64(np.int64(word >> high) <= last)
     for i in range(kept):
-        low_place[np.int64(words[i] >> HALF & low)] += 1
+        low_place[words[i] >> HALF & low] += 1
     before_low, before_high = np.int32(0), np.int32(0)
     for b in range(1 << digit):
         size = low_place[b]
@@ -183,13 +183,13 @@ def sort_row(keys, tokens, n, limit, words, spare, low_place, high_place, out, p
         before_high += size
     for i in range(kept):
         word = words[i]
-        b = np.int64(word >> HALF & low)
-        spare[low_place[b]] = word
+        b = word >> HALF & low
+        spare[np.uint64(low_place[b])] = word
         low_place[b] += 1
     for i in range(kept):
         word = spare[i]
-        b = np.int64(word >> high)
-        words[high_place[b]] = word
+        b = word >> high
+        words[np.uint64(high_place[b])] = word
         high_place[b] += 1
     begin = 0
     for i in range(1, kept + 1):
@@ -198,7 +198,7 @@ def sort_row(keys, tokens, n, limit, words, spare, low_place, high_place, out, p
                 sort_run(keys, tokens, words, begin, i, spare)
             begin = i
     for i in range(min(kept, limit)):
-        out[position + i] = tokens[np.int64(words[i] & LOW_HALF)]
+        out[position + i] = tokens[words[i] & LOW_HALF]
 
 
 @kernel

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from corrmask_fast.buffers import empty
 from corrmask_fast.errors import InputError, check_integer
 from corrmask_fast.threads import run_ranges
 
@@ -58,7 +59,7 @@ class EncodingTables:
 
         indptr = rows.indptr
         n = indptr.size - 1
-        found, out = np.zeros(n, np.int64), np.empty(indptr[-1] - indptr[0], np.int32)
+        found, out = np.zeros(n, np.int64), empty((int(indptr[-1] - indptr[0]),), np.int32)
         tables = self.token_of_column, self.median_of_token, self.once, self.target_sum
         totals = np.empty(0, np.float64) if totals is None else totals
         run = partial(encode_rows, *rows, *tables, totals, self.fractional, self.limit, found, out)
