@@ -167,9 +167,9 @@ def test_shards_of_processes_at_the_same_time(files, tmp_path):
 
 
 def test_an_interrupted_run_goes_on_with_the_files_that_are_missing(files, tmp_path, monkeypatch):
-    from corrmask_fast.cells import tokenizer
+    from corrmask_fast.cells import tokenize_task
 
-    encode, done = tokenizer._Task._encode, []
+    encode, done = tokenize_task.Task._encode, []
 
     def interrupted(self, number, *rest):
         if number == 2 and not monkeypatched:
@@ -178,7 +178,7 @@ def test_an_interrupted_run_goes_on_with_the_files_that_are_missing(files, tmp_p
         return encode(self, number, *rest)
 
     monkeypatched: list[int] = []
-    monkeypatch.setattr(tokenizer._Task, "_encode", interrupted)
+    monkeypatch.setattr(tokenize_task.Task, "_encode", interrupted)
     with pytest.raises(KeyboardInterrupt):
         tokenize(files, tmp_path / "out.dataset", GENES, progress=False)
     parts = tmp_path / "out.dataset.parts"
@@ -188,7 +188,7 @@ def test_an_interrupted_run_goes_on_with_the_files_that_are_missing(files, tmp_p
     with pytest.raises(InputError, match=r"holds parts of another run \(it differs in: max_length\); remove that"):
         tokenize(files, tmp_path / "out.dataset", GENES, max_length=5, progress=False)
     monkeypatched.append(1)
-    monkeypatch.setattr(tokenizer, "exact_medians", None)  # those found before count
+    monkeypatch.setattr(tokenize_task, "exact_medians", None)  # those found before count
     report = tokenize(files, tmp_path / "out.dataset", GENES, progress=False)
     assert done == [0, 1, 2, 3]
     assert len(report.files) == N
@@ -199,11 +199,11 @@ def test_an_interrupted_run_goes_on_with_the_files_that_are_missing(files, tmp_p
 
 
 def test_a_file_that_was_changed_since_is_noticed(files, tmp_path, monkeypatch):
-    from corrmask_fast.cells import tokenizer
+    from corrmask_fast.cells import tokenize_task
 
-    encode = tokenizer._Task._encode
+    encode = tokenize_task.Task._encode
     monkeypatch.setattr(
-        tokenizer._Task, "_encode", lambda self, number, *rest: encode(self, number, *rest) if number < 1 else 1 / 0
+        tokenize_task.Task, "_encode", lambda self, number, *rest: encode(self, number, *rest) if number < 1 else 1 / 0
     )
     with pytest.raises(ZeroDivisionError):
         tokenize(files, tmp_path / "out.dataset", GENES, progress=False)
@@ -345,13 +345,13 @@ def test_ranks_that_begin_together_share_the_folder(tmp_path):
 
 @pytest.mark.parametrize("change", ["gene_mapping", "symbols", "a chunk of a zarr store", "version"])
 def test_a_run_goes_on_with_the_same_input_alone(files, tmp_path, monkeypatch, change):
-    from corrmask_fast.cells import tokenizer
+    from corrmask_fast.cells import tokenize_task
 
     mapping = tmp_path / "mapping.json"
     mapping.write_text(json.dumps({"OLD": NAMES[0]}))
-    encode = tokenizer._Task._encode
+    encode = tokenize_task.Task._encode
     monkeypatch.setattr(
-        tokenizer._Task, "_encode", lambda self, number, *rest: encode(self, number, *rest) if number < 1 else 1 / 0
+        tokenize_task.Task, "_encode", lambda self, number, *rest: encode(self, number, *rest) if number < 1 else 1 / 0
     )
     with pytest.raises(ZeroDivisionError):
         tokenize(files, tmp_path / "out.dataset", GENES, gene_mapping=mapping, progress=False)
@@ -362,7 +362,7 @@ def test_a_run_goes_on_with_the_same_input_alone(files, tmp_path, monkeypatch, c
     elif change == "symbols":
         genes = Vocabulary(GENES.names, {name: f"OTHER{i}" for i, name in enumerate(NAMES)})
     elif change == "version":
-        monkeypatch.setattr(tokenizer, "__version__", "0.0.0")
+        monkeypatch.setattr(tokenize_task, "__version__", "0.0.0")
     else:
         chunk = next(path for path in sorted(files[1].rglob("*")) if path.is_file() and "data" in str(path))
         chunk.touch()
@@ -371,11 +371,11 @@ def test_a_run_goes_on_with_the_same_input_alone(files, tmp_path, monkeypatch, c
 
 
 def test_damaged_parts_are_noticed(files, tmp_path, monkeypatch):
-    from corrmask_fast.cells import tokenizer
+    from corrmask_fast.cells import tokenize_task
 
-    encode = tokenizer._Task._encode
+    encode = tokenize_task.Task._encode
     monkeypatch.setattr(
-        tokenizer._Task, "_encode", lambda self, number, *rest: encode(self, number, *rest) if number < 3 else 1 / 0
+        tokenize_task.Task, "_encode", lambda self, number, *rest: encode(self, number, *rest) if number < 3 else 1 / 0
     )
     with pytest.raises(ZeroDivisionError):
         tokenize(files, tmp_path / "out.dataset", GENES, progress=False)

@@ -14,11 +14,20 @@ import threading
 from collections.abc import Iterable
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from corrmask_fast.cells.obs_columns import ObsColumn, obs_column, text_of
+from corrmask_fast.cells.other_formats import (
+    TENX_FOLDER,
+    is_count_matrix,
+    other_format,
+    read_by,
+    what_else,
+    what_file,
+    what_folder,
+)
 from corrmask_fast.errors import InputError, MissingExtraError, import_extra, listed, readable, reason, shown
 
 if TYPE_CHECKING:
@@ -86,7 +95,7 @@ def open_anndata(source: Any) -> Iterator[Store]:
     import_extra("anndata.io", "anndata")
     path = _check_path(source)
     if is_count_matrix(path, "10x"):
-        yield _read_by(TENX_FOLDER, path)
+        yield _MemoryStore(read_by(TENX_FOLDER, path), str(path))
         return
     with ExitStack() as opened:
         kind = "zarr store" if path.is_dir() else ".h5ad file"
@@ -100,12 +109,12 @@ def open_anndata(source: Any) -> Iterator[Store]:
                 f"{path} says that it is {' '.join(encoding)!r}, and this version reads {' '.join(ENCODINGS[0])!r}; "
                 "write it anew with AnnData"
             )
-        if (other := _other_format(members)) is not None:
+        if (other := other_format(members)) is not None:
             opened.close()
-            yield _read_by(other, path)
+            yield _MemoryStore(read_by(other, path), str(path))
             return
         if not {"obs", "var"} <= members or ("mod" in members and "X" not in members):
-            raise InputError(f"{path} {_what_else(members) or _no_anndata(members, kind)}")
+            raise InputError(f"{path} {what_else(members) or _no_anndata(members, kind)}")
         yield store
 
 
@@ -323,42 +332,8 @@ def _check_path(source: str | os.PathLike[str]) -> Path:
     if not path.exists():
         raise InputError(f"no file at {path}; give the path of an .h5ad file or a zarr store")
     if path.is_dir() and not is_count_matrix(path):
-        raise InputError(f"{path} is a folder, but no zarr store; {_what_folder(path)}")
+        raise InputError(f"{path} is a folder, but no zarr store; {what_folder(path)}")
     return path
-
-
-def is_count_matrix(folder: Path, kind: str = "any") -> bool:
-    """Whether a folder is one matrix of counts: a zarr store, or 10x' (``kind="10x"``) matrix with names beside it."""
-    stores = () if kind == "10x" else ("zarr.json", ".zgroup", ".zmetadata")
-    return any((folder / name).exists() for name in (*stores, "matrix.mtx", "matrix.mtx.gz"))
-
-
-def _what_folder(path: Path) -> str:
-    names = {entry.name for entry in path.iterdir()}
-    if {"state.json", "dataset_info.json"} & names:
-        return "it is a corpus of tokenised cells already; give it to `graph build`"
-    return "give the path of an .h5ad file or a zarr store"
-
-
-def _convert(reader: str, path: Path) -> str:
-    module = reader.rpartition(".")[0]
-    return f'python -c "import {module}; {reader}({str(path)!r}).write_h5ad({str(path.with_suffix(".h5ad"))!r})"'
-
-
-# The first bytes of files that are taken for .h5ad files, and what they are.
-_MAGIC = (
-    (b"\x1f\x8b", "it is compressed with gzip; unpack it first: gunzip {path}"),
-    (b"PK\x03\x04", "it is a zip archive; unpack it first, and give what is in it"),
-    (b"BZh", "it is compressed with bzip2; unpack it first: bunzip2 {path}"),
-    (b"\xfd7zXZ", "it is compressed with xz; unpack it first: unxz {path}"),
-    (b"\x28\xb5\x2f\xfd", "it is compressed with zstd; unpack it first: unzstd {path}"),
-    (b"PAR1", "it is a parquet file; make an AnnData of it and write it with .write_h5ad"),
-    (
-        b"%%MatrixMarket",
-        "it is a Matrix Market file without names of genes; give the folder of the 10x matrix to scanpy",
-    ),
-)
-_TEXTS = {".csv": "read_csv", ".tsv": "read_text", ".txt": "read_text"}
 
 
 def _open_hdf5(path: Path, opened: ExitStack) -> Any:
@@ -371,19 +346,7 @@ def _open_hdf5(path: Path, opened: ExitStack) -> Any:
         try:
             return opened.enter_context(h5py.File(path, "r"))
         except Exception as error:
-            raise InputError(f"{path} is not a readable .h5ad file: {_what_file(path) or reason(error)}") from error
-
-
-def _what_file(path: Path) -> str | None:
-    """Say what a file is that is no HDF5, by how it begins or is named."""
-    with path.open("rb") as file:
-        begin = file.read(16)
-    for magic, what in _MAGIC:
-        if begin.startswith(magic):
-            return what.format(path=path)
-    if path.suffix in _TEXTS:
-        return f"it is a table; convert it (cells in rows): {_convert(f'anndata.io.{_TEXTS[path.suffix]}', path)}"
-    return None
+            raise InputError(f"{path} is not a readable .h5ad file: {what_file(path) or reason(error)}") from error
 
 
 def _open_zarr(path: Path, opened: ExitStack) -> Any:
@@ -423,51 +386,6 @@ class _RefusedCodec:
     @classmethod
     def from_config(cls, config: Any) -> Any:  # noqa: ARG003
         raise InputError("refused: an array of this store is a pickle, which can run code; write it anew with anndata")
-
-
-def _what_else(members: set[str]) -> str | None:
-    """Say what an HDF5 file is that is no AnnData, by the names of its groups."""
-    if "mod" in members:
-        return "holds several modalities (MuData); write one: mudata.read_h5mu(file)['rna'].write_h5ad('rna.h5ad')"
-    return None
-
-
-class _Format(NamedTuple):
-    """Another format of counts, and who reads it into memory."""
-
-    what: str
-    module: str
-    function: str
-    needs: str  # package
-
-
-TENX_FOLDER = _Format("10x matrix", "scanpy", "read_10x_mtx", "scanpy")
-TENX_FILE = _Format("10x file", "scanpy", "read_10x_h5", "scanpy")
-LOOM = _Format("loom file", "anndata.io", "read_loom", "loompy")
-
-
-def _other_format(members: set[str]) -> _Format | None:
-    """Say which other format an HDF5 file has, by the names of its groups; None: AnnData's, or none that is known."""
-    if "obs" in members or "mod" in members:
-        return None
-    if {"row_attrs", "col_attrs"} <= members:
-        return LOOM
-    return TENX_FILE if "matrix" in members else None
-
-
-def _read_by(format_: _Format, path: Path) -> Store:
-    """Read a file of another format into memory, by a reader that is installed; else say how to convert it."""
-    module, function = format_.module, format_.function
-    try:
-        import_extra(format_.needs, "anndata")
-        read = getattr(import_extra(module, "anndata"), function)
-    except MissingExtraError as error:
-        convert = _convert(f"{module}.{function}", path)
-        raise InputError(
-            f"{path} is a {format_.what}; to read it, pip install {format_.needs}, or convert it: {convert}"
-        ) from error
-    with readable(path, format_.what):
-        return _MemoryStore(read(path), str(path))
 
 
 def _no_anndata(members: set[str], kind: str) -> str:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 
-from corrmask_fast.cells.anndata_store import is_count_matrix
 from corrmask_fast.cells.counts import Counts
 from corrmask_fast.cells.gene_matching import match_genes
 from corrmask_fast.cells.obs_columns import ObsColumn, marks, obs_column
+from corrmask_fast.cells.other_formats import is_count_matrix
 from corrmask_fast.errors import InputError, check_number, shown
 
 if TYPE_CHECKING:
