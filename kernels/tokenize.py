@@ -18,25 +18,10 @@ Assumed: column indices lie inside ``token_of_column``.
 
 import numpy as np
 
-from .bits import lowest_one
-from .encode import BAD_TOTAL, FRACTIONAL, NEGATIVE, NOT_FINITE, OK
-from .jit import kernel, stage
+from .encode import BAD_TOTAL, OK, count_carefully
+from .jit import kernel
 
 N_BINS = 1024  # bins of a histogram: each pass narrows a gene's interval by ten bits
-
-
-@stage
-def check_row(counts, begin, end, fractional):
-    """Return (code, position) of the first entry that is no count, or (OK, 0)."""
-    for k in range(begin, end):
-        count = counts[k]
-        if count < 0:
-            return NEGATIVE, k
-        if not count < np.inf:
-            return NOT_FINITE, k
-        if count != np.floor(count) and not fractional:
-            return FRACTIONAL, k
-    return OK, 0
 
 
 @kernel
@@ -49,39 +34,25 @@ def scale_rows(
     ``totals`` holds one for each row, or none: then it is the sum of the row. ``fractional`` lets fractions pass.
 
     Row r's tokens, ascending, and values go to ``out_tokens`` and ``out_values`` from ``indptr[r]`` on, as many as
-    ``out_lengths[r]``. ``token_of_column`` is -1 for columns left out. Returns (code, row, position in ``counts``).
+    ``out_lengths[r]``. ``token_of_column`` is as in kernels/encode.py. Returns (code, row, position in ``counts``).
     """
     sums = np.zeros(n_tokens, np.float64)
     seen = np.zeros(n_tokens // 64 + 1, np.uint64)  # a bit a token: reading it gives the tokens in order
-    one = np.uint64(1)
     for r in range(first, last):
         begin, end = indptr[r], indptr[r + 1]
-        code, position = check_row(counts, begin, end, fractional)
+        values = out_values[begin:end]
+        code, position, n, total = count_carefully(
+            columns, counts, begin, end, token_of_column, fractional, sums, seen, out_tokens[begin:end], values
+        )
         if code != OK:
             return code, r, position
-        total = 0.0
-        for k in range(begin, end):
-            total += counts[k]
-            token = token_of_column[columns[k]]
-            if token >= 0 and counts[k] > 0:
-                sums[token] += counts[k]
-                seen[token >> 6] |= one << np.uint64(token & 63)
         if totals.size > 0 and total > 0:  # a cell without counts needs no total
             total = totals[r] if totals[r] > 0 else np.inf
         if not total < np.inf:
             return BAD_TOTAL, r, begin
-        n = begin
-        for word in range(seen.size):
-            bits = seen[word]
-            seen[word] = 0
-            while bits != 0:
-                token = (word << 6) + lowest_one(bits)
-                bits &= bits - one
-                out_tokens[n] = token
-                out_values[n] = sums[token] / total * target_sum
-                sums[token] = 0.0
-                n += 1
-        out_lengths[r] = n - begin
+        for i in range(n):
+            values[i] = values[i] / total * target_sum
+        out_lengths[r] = n
     return OK, 0, 0
 
 

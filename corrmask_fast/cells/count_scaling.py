@@ -32,13 +32,12 @@ def scaled_chunks(source: Source, n_tokens: int) -> Iterator[ScaledCells]:
     """Yield the cells of an input that are kept, scaled, chunk by chunk; refuses what is no count."""
     from corrmask_fast.kernels.tokenize import OK, scale_rows
 
-    genes, reading, none = source.genes, source.reading, np.empty(0, np.float64)
+    token_of_column, reading, none = source.genes.counting_tokens(), source.reading, np.empty(0, np.float64)
     for chosen, rows in source.counts.chunks(source.kept):
-        numbers = rows.counts if genes.counted is None else np.where(genes.counted[rows.columns], rows.counts, 0.0)
-        lengths = np.zeros(chosen.size, np.int64)
-        cells = ScaledCells(rows.indptr, lengths, np.empty(numbers.size, np.int32), np.empty(numbers.size, np.float64))
+        size, lengths = rows.counts.size, np.zeros(chosen.size, np.int64)
+        cells = ScaledCells(rows.indptr, lengths, np.empty(size, np.int32), np.empty(size, np.float64))
         totals = none if source.totals is None else source.totals[chosen]
-        given = (rows.indptr, rows.columns, numbers, genes.token_of_column, n_tokens, reading.target_sum)
+        given = (rows.indptr, rows.columns, rows.counts, token_of_column, n_tokens, reading.target_sum)
         scale = partial(scale_rows, *given, totals, reading.allow_fractional, *cells[1:])
         for code, row, position in run_ranges(scale, chosen.size, MIN_CELLS_A_THREAD):
             if code != OK:

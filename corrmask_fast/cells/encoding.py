@@ -38,11 +38,7 @@ class EncodingTables:
         cls, genes: GeneMatch, median_of_token: np.ndarray, target_sum: float, limit: int, *, fractional: bool
     ) -> EncodingTables:
         """Make them of the columns' genes; genes without a median (NaN) are left out."""
-        from corrmask_fast.kernels.encode import NOT_COUNTED
-
-        tokens = genes.only(~np.isnan(median_of_token)).token_of_column
-        if genes.counted is not None:
-            tokens = np.where(genes.counted, tokens, NOT_COUNTED)
+        tokens = genes.only(~np.isnan(median_of_token)).counting_tokens()
         known = tokens[tokens >= 0]
         once = genes.counted is None and np.unique(known).size == known.size
         medians = np.where(np.isnan(median_of_token), 1.0, median_of_token)  # of genes that no column is

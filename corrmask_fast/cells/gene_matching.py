@@ -50,6 +50,13 @@ class GeneMatch:
         """The names of the columns, by which genes were found."""
         return self.read[self.column]
 
+    def counting_tokens(self) -> np.ndarray:
+        """(columns,) int32: the token of each column as kernels take it: -1 without one, NOT_COUNTED beside totals."""
+        from corrmask_fast.kernels.encode import NOT_COUNTED
+
+        tokens = self.token_of_column
+        return tokens if self.counted is None else np.where(self.counted, tokens, NOT_COUNTED).astype(np.int32)
+
     @property
     def tokens(self) -> np.ndarray:
         """The tokens of all columns that have one."""
