@@ -84,13 +84,14 @@ class Task:
 
     def write_parts(self, output: Path, medians: Medians | None, shard: tuple[int, int]) -> TokenizeReport:
         """Write the missing parts of a shard; where it is the last one, the corpus is there."""
-        parts = CorpusParts(output, self._plan(medians), len(self.sources))
+        given = None if medians is None else self._medians(medians)
+        parts = CorpusParts(output, self._plan(given), len(self.sources))
         if (done := parts.finished()) is not None:  # by other shards, which found nothing missing
             return united([TokenizeReport.from_dict(one) for one in done], output)
         check_corpus_output(output)
         parts.begin()
         try:
-            self._write_missing(parts, medians, shard)
+            self._write_missing(parts, medians, given, shard)
             n_missing, reports = parts.n_missing(), [TokenizeReport.from_dict(one) for one in parts.reports()]
             complete = parts.complete(self.stored)
         except BaseException:
@@ -101,9 +102,11 @@ class Task:
             raise
         return united(reports, output, n_missing=0 if complete else n_missing)
 
-    def _write_missing(self, parts: CorpusParts, medians: Medians | None, shard: tuple[int, int]) -> None:
-        if medians is not None:
-            median_of_token = self._medians(medians)
+    def _write_missing(
+        self, parts: CorpusParts, medians: Medians | None, given: np.ndarray | None, shard: tuple[int, int]
+    ) -> None:
+        if given is not None:
+            median_of_token = given
         elif (known := parts.medians()) is not None:
             median_of_token = medians_of_tokens(known, self.vocabulary)
         else:
@@ -121,20 +124,18 @@ class Task:
                     report = self._encode(number, median_of_token, medians, partial(_flat, sink.write), bar)
                 parts.finish_part(number, report.to_dict())
 
-    def _plan(self, medians: Medians | None) -> dict[str, Any]:
-        """Return all that decides what is in the parts, as plain values."""
+    def _plan(self, given: np.ndarray | None) -> dict[str, Any]:
+        """Return all that decides what is in the parts, as plain values; ``given``: the medians, if they are."""
         reading = {name: value for name, value in vars(self.sources.reading).items() if name != "chunk_cells"}
         mapping = reading.pop("gene_mapping")
-        given = None if medians is None else np.nan_to_num(self._medians(medians)).tolist()
+        mapped = None if mapping is None else _hash(repr(sorted(map(str, read_dictionary(mapping).items()))))
         return {
             "version": __version__,
             "inputs": [_identity(one) for one in self.sources.inputs],
             "names": self.sources.names(),
             "vocabulary": _hash(self.vocabulary.to_json()),
-            "medians": given,
-            "gene_mapping": None
-            if mapping is None
-            else _hash(repr(sorted(map(str, read_dictionary(mapping).items())))),
+            "medians": None if given is None else np.nan_to_num(given).tolist(),
+            "gene_mapping": mapped,
             **reading,
             "max_length": self.limit,
             "obs": self.obs,
