@@ -19,7 +19,8 @@ import scipy.sparse as sp
 import torch
 from harness.bench import Bench, parser_of
 from harness.goals import Goal
-from harness.timing import Contestant
+from harness.records import PACKAGES
+from harness.timing import Contestant, Timing
 
 from corrmask_fast import (
     DataCollatorForCounts,
@@ -31,17 +32,19 @@ from corrmask_fast import (
     tokenize,
 )
 from corrmask_fast.masking.stock import stock_collator
+from counts.disk import LOADERS, SLAF, missing, slaf_microseconds
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 CASES = ("encode", "masked", "tokenize", "disk")
-N_GENES, LONGEST, BLOCK = 20_000, 2_048, 512
+N_GENES, LONGEST, BLOCK, COPIES = 20_000, 2_048, 512, 8
 EXPRESSED = (700, 2_000, 6_000)  # genes of a cell
 GENEFORMER, SORT = "Geneformer's arithmetic", "floor: np.sort of the float32 keys"
 STOCK = "Geneformer's arithmetic, Hugging Face's collator"
 ENCODER, OURS, TOKENIZE = "RankEncoder", "DataCollatorForCounts", "tokenize"
-DISK_STOCK, DISK_OURS = (f"scDataset over a backed .h5ad, then: {name}" for name in (STOCK, OURS))
+DISK_OURS = f"bionemo-scdl, then: {OURS}"
+DISK_STOCK = (*(f"{loader}, then: {STOCK}" for loader in LOADERS), SLAF)
 GOALS = (
     *(Goal(f"{n} genes: counts to tokens", f"encode {n}", ENCODER, (GENEFORMER,), 10) for n in EXPRESSED),
     *(
@@ -49,7 +52,7 @@ GOALS = (
         for n in EXPRESSED
     ),
     *(Goal(f"{n} genes: a file to a corpus on disk", f"tokenize {n}", TOKENIZE, (GENEFORMER,), 5) for n in EXPRESSED),
-    *(Goal(f"{n} genes: a file to masked batches", f"disk {n}", DISK_OURS, (DISK_STOCK,), 3) for n in EXPRESSED),
+    *(Goal(f"{n} genes: a file to masked batches", f"disk {n}", DISK_OURS, DISK_STOCK, 3) for n in EXPRESSED),
 )
 
 
@@ -72,6 +75,13 @@ class Cells:
         self.token_of_column = 2 + order
         self.median_of_column = np.array([self.medians[name] for name in self.names])
         self.n_genes_a_cell, self.nnz = n, self.counts.nnz
+
+    def batches(self, size: int) -> Iterator[Any]:
+        return (self.counts[i : i + size] for i in range(0, self.counts.shape[0], size))
+
+    def graph(self) -> DependencyGraph:
+        """Return a graph of pairs of a third of the genes."""
+        return DependencyGraph.from_edges([(i, i + 1) for i in range(2, len(self.names) // 3, 2)], self.vocabulary)
 
 
 def geneformer_tokens(cells: Cells, counts: Any = None) -> Iterator[np.ndarray]:
@@ -128,18 +138,17 @@ def measure(bench: Bench, case: str, cells: Cells, batch: int) -> None:
     if case == "encode":
         keys = cells.counts.data * np.float32(1.7)
         timings = bench.race(name, batch, [
-            Contestant(GENEFORMER, lambda: list(geneformer_tokens(cells)), rows),
-            Contestant(ENCODER, lambda: [encoder(cells.counts[i : i + batch]) for i in range(0, rows, batch)], rows),
+            Contestant(GENEFORMER, lambda: drop(id, geneformer_tokens(cells)), rows),
+            Contestant(ENCODER, lambda: drop(encoder, cells.batches(batch)), rows),
             Contestant(SORT, lambda: sort_keys(cells, keys), rows),
         ], more=more)  # fmt: skip
         print("  ".join(f"{one}: {timing.p50 * 1000 / n:.1f} ns a nonzero" for one, timing in timings.items()))
     elif case == "masked":
-        graph = DependencyGraph.from_edges([(i, i + 1) for i in range(2, len(cells.names) // 3, 2)], cells.vocabulary)
-        collator = DataCollatorForCounts(encoder, make_masker("corrmask", graph=graph))
+        collator = DataCollatorForCounts(encoder, make_masker("corrmask", graph=cells.graph()))
         stock = stock_collator(cells.vocabulary)
         bench.race(name, batch, [
             Contestant(STOCK, lambda: geneformer_batches(cells, batch, stock), rows),
-            Contestant(OURS, lambda: [collator(cells.counts[i : i + batch]) for i in range(0, rows, batch)], rows),
+            Contestant(OURS, lambda: drop(collator, cells.batches(batch)), rows),
         ], more=more)  # fmt: skip
     elif case == "disk":
         measure_disk(bench, name, cells, batch, more)
@@ -148,50 +157,49 @@ def measure(bench: Bench, case: str, cells: Cells, batch: int) -> None:
             measure_files(bench, name, cells, Path(folder), more)
 
 
-def blocks_from_disk(path: Path, batch: int, collator: Any) -> None:
-    """Pass over a backed file in shuffled blocks of cells, as scDataset reads it, through a collator."""
-    import anndata
-    from scdataset import BlockShuffling, scDataset
-    from torch.utils.data import DataLoader
-
-    cells = anndata.read_h5ad(path, backed="r")
-    dataset = scDataset(
-        cells, BlockShuffling(block_size=16), batch, fetch_factor=8, fetch_transform=to_memory, batch_transform=collator
-    )
-    for _ in DataLoader(dataset, batch_size=None):
-        pass
-
-
-def to_memory(view: Any) -> Any:
-    return view.to_memory()
+def drop(collator: Any, batches: Iterable[Any]) -> None:
+    """Collate batch after batch as training does: none is kept."""
+    for batch in batches:
+        collator(batch)
 
 
 def measure_disk(bench: Bench, name: str, cells: Cells, batch: int, more: dict[str, Any]) -> None:
-    """Time a file on disk to masked batches: the same loader with either way behind it."""
-    import importlib.util
-
+    """Time a file on disk to masked batches: each loader that is installed, with either way behind it."""
     import anndata
     import pandas as pd
 
-    if importlib.util.find_spec("scdataset") is None:
-        print(f"{name}: not run, scDataset is not installed here (python of an environment with it: see README.md)")
-        return
-    graph = DependencyGraph.from_edges([(i, i + 1) for i in range(2, len(cells.names) // 3, 2)], cells.vocabulary)
-    encoder = RankEncoder(cells.vocabulary, cells.medians)
-    ours, stock = DataCollatorForCounts(encoder, make_masker("corrmask", graph=graph)), stock_collator(cells.vocabulary)
+    stock = stock_collator(cells.vocabulary)
+    encoder = RankEncoder(cells.vocabulary, cells.medians, cells.names)
+    ours = DataCollatorForCounts(encoder, make_masker("corrmask", graph=cells.graph()))
+    rows = cells.counts.shape[0]
 
-    def theirs(view: Any) -> Any:
-        return stock([{"input_ids": cell.tolist()} for cell in geneformer_tokens(cells, view.X)])
+    def theirs(counts: Any) -> None:
+        stock([{"input_ids": cell.tolist()} for cell in geneformer_tokens(cells, counts)])
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "cells.h5ad")
         anndata.AnnData(cells.counts, var=pd.DataFrame(index=cells.names)).write_h5ad(path)
-        rows = cells.counts.shape[0]
-        bench.race(name, batch, [
-            Contestant(DISK_STOCK, lambda: blocks_from_disk(path, batch, theirs), rows),
-            Contestant(DISK_OURS, lambda: blocks_from_disk(path, batch, ours), rows),
-            Contestant("scDataset over a backed .h5ad alone", lambda: blocks_from_disk(path, batch, to_memory), rows),
-        ], more=more, sample_ms=0.0)  # fmt: skip
+        contestants = []
+        for loader, (begin_of, module) in LOADERS.items():
+            if missing(module):
+                print(f"{name}: {loader} is not installed here; see bench/README.md")
+                continue
+            begin = begin_of(path, batch)
+            contestants += [
+                Contestant(f"{loader}, then: {STOCK}", lambda begin=begin: drop(theirs, begin()), rows),
+                Contestant(f"{loader}, then: {OURS}", lambda begin=begin: drop(ours, begin()), rows),
+                Contestant(f"{loader} alone", lambda begin=begin: drop(id, begin()), rows),
+            ]
+        if contestants:
+            bench.race(name, batch, contestants, more=more, sample_ms=0.0)
+        if bench.smoke:
+            return
+        if missing("slaf"):
+            print(f"{name}: {SLAF} is not installed here; see bench/README.md")
+            return
+        passes = [slaf_microseconds(path, batch, LONGEST, len(cells.names), rows) for _ in range(3)]
+        timing = Timing(*np.percentile(passes, [20, 50, 80]))
+        bench.keep(name, batch, {SLAF: timing}, {SLAF: 0}, {**more, **bench.shared, "rounds": len(passes)})
 
 
 def measure_files(bench: Bench, name: str, cells: Cells, folder: Path, more: dict[str, Any]) -> None:
@@ -201,8 +209,10 @@ def measure_files(bench: Bench, name: str, cells: Cells, folder: Path, more: dic
     import anndata
     import pandas as pd
 
-    rows, path, output = cells.counts.shape[0], folder / "cells.h5ad", folder / "out.dataset"
-    anndata.AnnData(cells.counts, var=pd.DataFrame(index=cells.names)).write_h5ad(path)
+    path, output = folder / "cells.h5ad", folder / "out.dataset"
+    counts = sp.vstack([cells.counts] * (1 if bench.smoke else COPIES), format="csr")  # a file of 4 096 cells or more
+    anndata.AnnData(counts, var=pd.DataFrame(index=cells.names)).write_h5ad(path)
+    rows = counts.shape[0]
 
     def remove() -> None:
         shutil.rmtree(output, ignore_errors=True)
@@ -211,7 +221,7 @@ def measure_files(bench: Bench, name: str, cells: Cells, folder: Path, more: dic
     bench.race(name, rows, [
         Contestant(GENEFORMER, lambda: geneformer_file(path, cells, output), rows, prepare=remove),
         Contestant(TOKENIZE, lambda: tokenize(path, output, *dictionaries, progress=False), rows, prepare=remove),
-    ], more=more, sample_ms=0.0)  # fmt: skip
+    ], rounds=min(bench.rounds, 3), more=more, sample_ms=0.0)  # fmt: skip
 
 
 def main() -> None:
@@ -221,7 +231,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     set_num_threads(1)
-    bench = Bench(arguments, GOALS, {"columns": N_GENES, "longest": LONGEST}, floors=(SORT,))
+    packages = (*PACKAGES, "scipy", *LOADERS, SLAF)
+    bench = Bench(arguments, GOALS, {"columns": N_GENES, "longest": LONGEST}, floors=(SORT,), packages=packages)
     for n in (30, 60, 90) if arguments.smoke else EXPRESSED:
         n_cells = 64 if arguments.smoke else 512 if n == EXPRESSED[-1] else 1024
         cells = Cells(n, n_cells, 200 if arguments.smoke else N_GENES)
