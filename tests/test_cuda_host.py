@@ -172,6 +172,19 @@ def test_the_kernels_of_a_graph_are_clean_under_sanitizers(cuda_host, sanitizer)
     assert code == 0, report
 
 
+@pytest.mark.parametrize("sanitizer", ["thread", "address"])
+def test_the_kernels_of_encoding_are_clean_under_sanitizers(cuda_host, sanitizer):
+    code, report = sanitized(cuda_host, sanitizer, "encode")
+    assert code == 0, report
+
+
+def test_the_thread_sanitizer_finds_a_barrier_that_the_kernels_of_encoding_lack(cuda_host):
+    barrier = "    __syncthreads();  // all sums are made of the keys"
+    code, report = sanitized(cuda_host, "thread", "encode", barrier, "")
+    assert code == 66, report
+    assert "data race" in report
+
+
 @pytest.mark.parametrize(
     ("file", "old", "new"),
     [

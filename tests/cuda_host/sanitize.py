@@ -3,6 +3,7 @@
 LD_PRELOAD=$(g++ -print-file-name=libtsan.so) python sanitize.py thread selftest fault_plain_increment
 LD_PRELOAD=$(g++ -print-file-name=libasan.so) python sanitize.py address corrmask [barrier to leave out: syncthreads 3]
 LD_PRELOAD=$(g++ -print-file-name=libtsan.so) python sanitize.py thread graph [file old new: a change of its source]
+LD_PRELOAD=$(g++ -print-file-name=libtsan.so) python sanitize.py thread encode [old new]
 """
 
 from __future__ import annotations
@@ -83,6 +84,47 @@ def graph(sanitizer: str, file: str = "", old: str = "", new: str = "") -> None:
             stages.correlate_pairs(columns, pairs, 3)
 
 
+def encode(sanitizer: str, old: str = "", new: str = "") -> None:
+    """The kernels of rank-value encoding, in shared and in device memory; ``old`` becomes ``new`` in their source."""
+    from types import SimpleNamespace
+    from unittest.mock import patch
+
+    import torch
+    from launch import RANDOM, HostModule
+
+    from corrmask_fast.cells import encode_device
+    from corrmask_fast.cells.encoding import EncodingTables
+    from corrmask_fast.cuda import kernel_source
+    from corrmask_fast.testing import make_vocabulary
+
+    torch.set_num_threads(1)
+    source = kernel_source(encode_device.FILE)
+    assert old in source
+    module = HostModule(source.replace(old, new), sanitizer=sanitizer)
+
+    def launch(_: str, name: str, grid: int, threads: int, args: list, shared_bytes: int = 0) -> None:
+        module.launch(
+            name, (grid,), (min(threads, 96),), args, shared_bytes=shared_bytes, schedule=RANDOM, preempt_percent=20
+        )
+
+    rng, n_columns = np.random.default_rng(0), 150
+    vocabulary = make_vocabulary(100)
+    tokens = rng.integers(-2, 100, n_columns).astype(np.int32)  # several columns of a gene, and columns without one
+    tokens[tokens >= 0] += 2
+    counts = torch.from_numpy(rng.integers(0, 4, (5, n_columns)) * rng.choice([1.0, 0.5], (5, n_columns)))
+    emulated = SimpleNamespace(shared_limit=4096, launch=launch)
+    for once, capacity in ((False, 4096), (True, 4096), (False, 16)):
+        of = np.where(tokens >= 0, 2 + np.arange(n_columns) % 98, tokens).astype(np.int32) if once else tokens
+        tables = EncodingTables(of, rng.choice([0.5, 1.0], vocabulary.size), once, 1e4, fractional=True, limit=40)
+        with (
+            patch.object(encode_device.cuda, "open_device", lambda _: emulated),
+            patch.object(encode_device, "IN_SHARED", capacity),
+        ):
+            held = encode_device.DeviceTables.of(tables, torch.device("cpu"))
+            cells = encode_device.cells_on_device(counts)
+            assert encode_device.encode_on_device(cells, tables, held, vocabulary, None, 8) is not None
+
+
 def without_barrier(source: str, kind: str = "", number: str = "0") -> str:
     """Return the source without its number-th ``__<kind>();``."""
     if not kind:
@@ -94,4 +136,4 @@ def without_barrier(source: str, kind: str = "", number: str = "0") -> str:
 
 if __name__ == "__main__":
     sanitizer, what, *rest = sys.argv[1:]
-    {"selftest": selftest, "corrmask": corrmask, "graph": graph}[what](sanitizer, *rest)
+    {"selftest": selftest, "corrmask": corrmask, "graph": graph, "encode": encode}[what](sanitizer, *rest)
