@@ -17,12 +17,14 @@ import argparse
 import copy
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from harness.parity import check_graph, first_rows, tensors_of
 
-from corrmask_fast import cuda
+from corrmask_fast import RankEncoder, cuda
+from corrmask_fast.cells import encode_device
 from corrmask_fast.masking.strategies import STRATEGIES
 from corrmask_fast.testing import Case, assert_same, cases, make_graph, make_vocabulary
 from gpu import devices, profiling
@@ -98,6 +100,26 @@ def build_graphs(device: torch.device) -> None:
         print(check_graph(corpus, device, **settings), "with bins in device memory", flush=True)
 
 
+def encode_counts(device: torch.device) -> int:
+    """Encode cells with sums of columns and without, in shared and in device memory; return how many were compared."""
+    rng, n_genes = np.random.default_rng(0), 3_000
+    vocabulary = make_vocabulary(n_genes)
+    names = list(vocabulary.names[slice(*vocabulary.gene_range)])
+    medians = dict(zip(names, rng.gamma(2, 1, n_genes) + 0.1, strict=True))
+    counts = torch.from_numpy(rng.poisson(0.8, (ROWS, n_genes)).astype(np.float64))
+    compared = 0
+    for columns in (names, names[:-1] + names[:1]):
+        encoder = RankEncoder(vocabulary, medians, columns)
+        want = encoder.padded(counts)
+        for capacity in (encode_device.IN_SHARED, 16):
+            with patch.object(encode_device, "IN_SHARED", capacity):
+                got = encoder.padded(counts.to(device))
+            for name, tensor in want.items():
+                assert torch.equal(tensor, got[name].cpu()), f"{name}, {capacity} entries in shared memory"
+                compared += 1
+    return compared
+
+
 def unlaunched(launches: list[profiling.Launch]) -> list[str]:
     """Kernels of ``kernels/*.cu`` that were not launched."""
     launched = {(one.file, one.name) for one in launches}
@@ -120,6 +142,7 @@ def main() -> int:
     device = torch.device("cuda", torch.cuda.current_device())
     with profiling.watched_launches() as launches:
         if arguments.only != "graph":
+            print(f"{encode_counts(device)} tensors of encoded cells are the CPU's", flush=True)
             print(f"{mask_everything(device)} masked batches are the CPU's", flush=True)
         if arguments.only != "masking":
             build_graphs(device)
