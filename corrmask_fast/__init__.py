@@ -23,6 +23,7 @@ _MODULES = {
     "Cosine": "masking.schedules",
     "DataCollatorForCorrMask": "masking.collator",
     "DataCollatorForCounts": "masking.count_collator",
+    "DataCollatorForValues": "masking.value_collator",
     "DependencyGraph": "graph.dependency_graph",
     "EdgeStability": "graph.stability",
     "FineTuning": "evaluation.fine_tuning",

@@ -254,3 +254,23 @@ def encode_rows(
             sort_row(keys, tokens, n, limit, words, spare, low_place, high_place, out, position)
             position += min(n, limit)
     return OK, 0, position, first
+
+
+@kernel
+def values_of_rows(indptr, columns, counts, token_of_column, n_tokens, out_indptr, tokens, out, first, last):
+    """out[k] = the count of the gene tokens[k] in its cell, for the encoded rows [first, last); float32.
+
+    Entries of one gene are added in the order in which they are stored.
+    """
+    sums = np.zeros(n_tokens, np.float64)
+    for r in range(first, last):
+        for k in range(indptr[r], indptr[r + 1]):
+            token = token_of_column[columns[k]]
+            if token >= 0:
+                sums[token] += np.float64(counts[k])
+        for k in range(out_indptr[r], out_indptr[r + 1]):
+            out[k] = np.float32(sums[tokens[k]])
+        for k in range(indptr[r], indptr[r + 1]):
+            token = token_of_column[columns[k]]
+            if token >= 0:
+                sums[token] = 0.0

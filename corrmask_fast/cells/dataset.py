@@ -30,7 +30,7 @@ class RaggedBatch(Sequence[dict[str, np.ndarray]]):
     every row that is a ``dict`` to another one, to remove columns that the model does not take.
     """
 
-    __slots__ = ("columns", "epoch", "indptr", "tokens", "vocabulary")
+    __slots__ = ("columns", "epoch", "indptr", "tokens", "values", "vocabulary")
 
     def __init__(
         self,
@@ -39,8 +39,10 @@ class RaggedBatch(Sequence[dict[str, np.ndarray]]):
         vocabulary: Vocabulary | None = None,
         epoch: int | None = None,
         columns: Mapping[str, np.ndarray] | None = None,
+        values: np.ndarray | None = None,
     ) -> None:
         self.indptr, self.tokens = indptr, tokens
+        self.values = values  # float32, one a token, or none
         self.columns = columns or {}  # values of cells that travel along: name → (cells,)
         self.vocabulary = vocabulary  # so that a collator can tell a corpus that is not its graph's
         self.epoch = epoch  # masks of this epoch, whatever the collator's
@@ -54,7 +56,10 @@ class RaggedBatch(Sequence[dict[str, np.ndarray]]):
         if isinstance(chosen, np.ndarray):
             return self._take(chosen)
         more = {name: column[chosen] for name, column in self.columns.items()}
-        return {"input_ids": self.tokens[self.indptr[chosen] : self.indptr[chosen + 1]], **more}
+        cell = slice(self.indptr[chosen], self.indptr[chosen + 1])
+        if self.values is not None:
+            more["values"] = self.values[cell]
+        return {"input_ids": self.tokens[cell], **more}
 
     def padded(self, pad_token_id: int, multiple: int = 1) -> dict[str, torch.Tensor]:
         """Return ``input_ids`` and ``attention_mask``, each (cells, columns) int64, padded on the right."""
@@ -70,7 +75,8 @@ class RaggedBatch(Sequence[dict[str, np.ndarray]]):
         indptr = np.concatenate([[0], np.cumsum(lengths)])
         places = np.arange(indptr[-1]) + np.repeat(starts - indptr[:-1], lengths)
         columns = {name: column[rows] for name, column in self.columns.items()}
-        return RaggedBatch(indptr, self.tokens[places], self.vocabulary, self.epoch, columns)
+        values = None if self.values is None else self.values[places]
+        return RaggedBatch(indptr, self.tokens[places], self.vocabulary, self.epoch, columns, values)
 
     def __iter__(self) -> Iterator[Any]:
         return (RaggedRow(self, i) for i in range(len(self)))
@@ -88,10 +94,11 @@ class RaggedRow(Mapping[str, np.ndarray]):
         return self.batch[self.index][name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(("input_ids", *self.batch.columns))
+        values = () if self.batch.values is None else ("values",)
+        return iter(("input_ids", *self.batch.columns, *values))
 
     def __len__(self) -> int:
-        return 1 + len(self.batch.columns)
+        return sum(1 for _ in self)
 
 
 class CorpusDataset(Dataset[dict[str, np.ndarray]]):

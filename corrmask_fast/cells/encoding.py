@@ -71,6 +71,15 @@ class EncodingTables:
                 out[place : place + end - begin] = out[begin:end]
         return out_indptr, out[: out_indptr[-1]], found
 
+    def values(self, rows: CountRows, indptr: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        """Return (nnz,) float32: the counts of encoded cells' genes."""
+        from corrmask_fast.kernels.encode import values_of_rows
+
+        out = empty((tokens.size,), np.float32)
+        run = partial(values_of_rows, *rows, self.token_of_column, self.median_of_token.size, indptr, tokens, out)
+        run_ranges(run, indptr.size - 1, MIN_CELLS_A_THREAD)
+        return out
+
 
 def check_max_length(max_length: int | None, vocabulary: Vocabulary) -> int:
     """Return the most genes of a cell: at most the vocabulary's, less what is put around cells."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +42,7 @@ class RankEncoder:
     medians
         Gene → non-zero median of scaled counts: a mapping, or a ``.json`` or ``.pkl`` file such as Geneformer's
         ``gene_median_dictionary``; :func:`~corrmask_fast.corpus_medians` finds those of a corpus. Genes without one are
-        left out.
+        left out. None: every median is 1, so that genes stand by falling count.
     genes
         Which gene each column of the counts is: names (ids or symbols) such as ``adata.var_names``, or a table ``var``
         with a column of ids. None: batches are ``AnnData``, which name them.
@@ -70,7 +71,7 @@ class RankEncoder:
     def __init__(
         self,
         vocabulary: Vocabulary,
-        medians: Medians,
+        medians: Medians | None,
         genes: Any = None,
         *,
         gene_column: str | None = None,
@@ -86,7 +87,7 @@ class RankEncoder:
         self.target_sum = check_number("target_sum", target_sum, 0, np.inf, open_ends=True)
         self.allow_fractional = allow_fractional
         self.gene_column, self.gene_mapping = gene_column, gene_mapping
-        self._median_of_token = read_medians(medians, vocabulary)
+        self._median_of_token = np.ones(vocabulary.size) if medians is None else read_medians(medians, vocabulary)
         self._seen: list[Any] = []  # names of the last batch that named its columns
         self._tables: EncodingTables | None = None
         self._on_device: Any = None  # a device, tables, and these there
@@ -95,7 +96,7 @@ class RankEncoder:
             named = None if is_table(genes) else var_of(genes)  # of an AnnData
             self._match(genes if named is None else named)
 
-    def __call__(self, counts: Any, totals: Any = None) -> RaggedBatch:
+    def __call__(self, counts: Any, totals: Any = None, *, values: bool = False) -> RaggedBatch:
         """Encode a batch.
 
         Parameters
@@ -106,6 +107,9 @@ class RankEncoder:
             a list of rows.
         totals
             (cells,) each cell's total. None: the sum of its counts here.
+        values
+            Give each gene's count beside it, for models that read values: all genes of a cell, without ``<cls>`` and
+            ``<eos>``, in the same order (:class:`~corrmask_fast.DataCollatorForValues`).
 
         Returns
         -------
@@ -124,7 +128,12 @@ class RankEncoder:
         tables, batch = self._tables_for(counts), count_batch(counts)
         _check_width(batch.n_columns, tables)
         given = None if totals is None else numbers_of_cells(totals, len(batch))
-        indptr, tokens, _ = tables.encode(batch.rows, given, partial(self._fault, batch.rows, given))
+        fault = partial(self._fault, batch.rows, given)
+        if values:
+            tables = replace(tables, limit=self.vocabulary.size)
+            indptr, tokens, _ = tables.encode(batch.rows, given, fault)
+            return RaggedBatch(indptr, tokens, self.vocabulary, values=tables.values(batch.rows, indptr, tokens))
+        indptr, tokens, _ = tables.encode(batch.rows, given, fault)
         return RaggedBatch(*with_special_tokens(indptr, tokens, self.vocabulary), self.vocabulary)
 
     def padded(

@@ -80,13 +80,14 @@ class DataCollatorForCorrMask:
         compat: str | None = None,
         graph_column: str | None = None,
         graph_numbers: Mapping[Any, int] | None = None,
+        needs_mask_token: bool = True,
     ) -> None:
         if masker.needs_model:
             raise InputError(
                 f"{type(masker).__name__} masks by the embeddings of the model that it learns with, and a collator has "
                 "none; use CorrMaskTrainer(masker=…, masking='device'), or call the masker with embeddings="
             )
-        if masker.mask_replace_prob > 0:
+        if masker.mask_replace_prob > 0 and needs_mask_token:
             masker.vocabulary.require_mask_token()
         self.masker = masker
         self.pad_to_multiple_of = _check_multiple(pad_to_multiple_of)
@@ -147,10 +148,8 @@ class DataCollatorForCorrMask:
         cells = as_cells(features)
         if self.compat:
             return self._mask_as_geneformer(cells)
-        epoch, step = self._epoch.item(), self._step.item()
-        if step != self._step_set:
-            self.masker.set_step(step)
-            self._step_set = step
+        epoch = self._epoch.item()
+        self._follow_step()
         indptr, tokens, marks = ragged(cells, self.masker.vocabulary, self.masker.mask_source)
         if isinstance(cells, RaggedBatch) and cells.epoch is not None:
             epoch = cells.epoch
@@ -190,6 +189,13 @@ class DataCollatorForCorrMask:
             batch.pop(name, None)
         batch["input_ids"], batch["labels"] = mask_as_stock(batch["input_ids"], self.masker)
         return batch
+
+    def _follow_step(self) -> None:
+        """Tell the masker of this process the step that was set."""
+        step = self._step.item()
+        if step != self._step_set:
+            self.masker.set_step(step)
+            self._step_set = step
 
     def _fresh_salt(self) -> int:
         """mix(nonce): another one in each call, worker and (where torch is seeded anew) epoch."""

@@ -27,8 +27,11 @@ IGNORED_LABEL = -100  # after a row's own labels: no loss counts it
 Cells = RaggedBatch | list[Mapping[str, Any]]
 
 
-def as_cells(features: Any) -> Cells:
-    """Return a batch as it is worked on: a :class:`RaggedBatch`, or a list with a mapping for each cell."""
+def as_cells(features: Any, ids: str = "input_ids") -> Cells:
+    """Return a batch as it is worked on: a :class:`RaggedBatch`, or a list with a mapping for each cell.
+
+    ``ids`` is what mappings call the tokens of a cell.
+    """
     if isinstance(features, RaggedBatch):
         return features
     if isinstance(features, Mapping):
@@ -44,10 +47,10 @@ def as_cells(features: Any) -> Cells:
             type(row) is RaggedRow and row.batch is batch and row.index == i for i, row in enumerate(features)
         ):
             return batch  # all of it, in order
-    cells = [cell if isinstance(cell, Mapping) else {"input_ids": cell} for cell in features]
+    cells = [cell if isinstance(cell, Mapping) else {ids: cell} for cell in features]
     for i, cell in enumerate(cells):
-        if "input_ids" not in cell:
-            raise InputError(f"feature {i} has no 'input_ids'; it has {', '.join(map(repr, cell)) or 'nothing'}")
+        if ids not in cell:
+            raise InputError(f"feature {i} has no {ids!r}; it has {', '.join(map(repr, cell)) or 'nothing'}")
     return cells
 
 

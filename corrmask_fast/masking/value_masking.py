@@ -65,6 +65,9 @@ class ValueReplacement(nn.Module):
         Choose among values other than 0 only: p is then the share of these.
     zero_probability
         With ``nonzero_only``: the share of zeros that is masked beside them, at random.
+    replace_ids
+        Hide ids and values together (GeneCompass): the masker replaces ids as for a masked language model, and where
+        the id is another one, the value is hidden. :class:`~corrmask_fast.DataCollatorForValues` alone does this.
 
     Examples
     --------
@@ -78,22 +81,31 @@ class ValueReplacement(nn.Module):
     """
 
     def __init__(
-        self, masker: Masker, mask_value: float, *, nonzero_only: bool = False, zero_probability: float = 0.0
+        self,
+        masker: Masker,
+        mask_value: float,
+        *,
+        nonzero_only: bool = False,
+        zero_probability: float = 0.0,
+        replace_ids: bool = False,
     ) -> None:
         super().__init__()
         if not isinstance(masker, nn.Module) or not hasattr(masker, "random_replace_prob"):
             raise InputError(f"a masker chooses the values, such as RandomMasker(vocabulary); got {shown(masker)}")
         check_number("mask_value", mask_value, -math.inf, math.inf, open_ends=True)
-        if masker.random_replace_prob != 0:
+        if masker.random_replace_prob != 0 and not replace_ids:
             raise InputError(
                 "a masker of values must have random_replace_prob=0, for a random gene is no value; "
                 f"got {masker.random_replace_prob}; make it with mask_replace_prob=1, random_replace_prob=0"
             )
         if check_number("zero_probability", zero_probability, 0, 1) == 1:
             raise InputError("zero_probability must be below 1, for something must stay in view; got 1")
-        if zero_probability > 0 and not nonzero_only:
-            raise InputError("zero_probability needs nonzero_only=True: else zeros are masked like every value")
+        if zero_probability > 0 and (replace_ids or not nonzero_only):
+            raise InputError(
+                "zero_probability needs nonzero_only=True and replace_ids=False: else zeros are masked like every value"
+            )
         self.masker, self.mask_value, self.nonzero_only = masker, mask_value, nonzero_only
+        self.replace_ids, self.n_appended = replace_ids, 0
         self._dtypes = frozenset(dtype for dtype in DTYPES if _holds(dtype, mask_value))
         self.zero_masker = None
         if zero_probability > 0:
@@ -114,19 +126,23 @@ class ValueReplacement(nn.Module):
         return cls(masker, -1)
 
     @classmethod
-    def scbert(cls, masker: Masker, n_bins: int = 5) -> Self:
+    def scbert(cls, masker: Masker, n_bins: int = 5, *, appended: bool = False) -> Self:
         """Return scBERT's way (Yang et al. 2022): expression bins 0 … ``n_bins`` at fixed gene columns.
 
         Bins other than 0 become the mask token, ``n_bins + 1``: 15 % of them, nine in ten of these hidden
-        (``mlm_probability=0.15, mask_replace_prob=0.9``); the loss is a cross-entropy over bins.
+        (``mlm_probability=0.15, mask_replace_prob=0.9``); the loss is a cross-entropy over bins. ``appended``: values
+        have one more column than there are genes, the 0 that scBERT appends to each cell; it is never masked.
         """
-        return cls(masker, n_bins + 1, nonzero_only=True)
+        hide = cls(masker, n_bins + 1, nonzero_only=True)
+        hide.n_appended = int(appended)
+        return hide
 
     @classmethod
     def scfoundation(cls, masker: Masker, *, zero_probability: float = 0.03, mask_value: float = 102) -> Self:
         """Return scFoundation's way (Hao et al. 2024): 30 % of the values and 3 % of the zeros, by its mask token.
 
-        The masker has ``mlm_probability=0.3``; the value 102 is what its embedding takes for the mask token.
+        The masker has ``mlm_probability=0.3``; the value 102 is what its embedding takes for the mask token. The
+        columns that its encoder takes are ``(out.targets > 0) & ~out.masked``: the mask value itself is above 0.
         """
         return cls(masker, mask_value, nonzero_only=True, zero_probability=zero_probability)
 
@@ -161,8 +177,12 @@ class ValueReplacement(nn.Module):
             If shapes do not fit, the dtype of ``values`` cannot hold the mask value, or a value beside padding is NaN
             (looked for as the masker looks for unknown tokens: on the CPU, elsewhere with ``validate=True``).
         """
+        if self.replace_ids:
+            raise InputError("a padded batch keeps its ids: replace_ids=True is for DataCollatorForValues")
         for name, given in (("gene_ids", gene_ids), ("values", values)):
             check_tensor(name, given)
+        if self.n_appended:
+            gene_ids = nn.functional.pad(gene_ids, (0, self.n_appended), value=self.masker.vocabulary.pad_token_id)
         if values.dim() != 2 or gene_ids.shape not in {values.shape, values.shape[1:]}:
             raise InputError(
                 "values must be (rows, columns) and gene_ids the same, or (columns,); "

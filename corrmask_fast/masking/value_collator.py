@@ -1,0 +1,405 @@
+"""From cells of genes with values to padded batches of hidden values, in one call: draw, transform, mask, pad."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+import numpy as np
+import torch
+
+from corrmask_fast.buffers import empty
+from corrmask_fast.cells.dataset import RaggedBatch
+from corrmask_fast.errors import InputError, check_integer, check_number, shown
+from corrmask_fast.masking.collator import DataCollatorForCorrMask
+from corrmask_fast.masking.engine.draws import epoch_salt
+from corrmask_fast.masking.features import as_cells, concatenate, graph_ids_of, other_inputs
+from corrmask_fast.masking.value_masking import ValueReplacement
+from corrmask_fast.threads import run_ranges
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from corrmask_fast.cells.rank_encoder import RankEncoder
+    from corrmask_fast.masking.base import Masker
+
+__all__ = ["DataCollatorForValues"]
+
+TRANSFORMS = (None, "log1p", "bins")
+TIES = ("spread", "lower", "upper")  # in the order of kernels/value_rows.py
+MIN_CELLS_A_THREAD = 16  # a thread is not worth waking for fewer
+HIDDEN = ("input_ids", "attention_mask", "values", "targets", "masked", "labels")
+SPLIT = ("given_ids", "given_values", "given_raw", "generated_ids", "generated_values", "generated_raw")
+
+
+class Pairs(NamedTuple):
+    """Cells of genes with values: cell i is ``[indptr[i], indptr[i + 1])`` of both."""
+
+    indptr: np.ndarray  # (n + 1,) int64
+    tokens: np.ndarray  # int32
+    values: np.ndarray  # float32
+
+
+class DataCollatorForValues(DataCollatorForCorrMask):
+    """Collate cells whose genes have values, for models that predict hidden values (scGPT, Tahoe-x1, GeneCompass …).
+
+    Values are transformed over the whole cell; of a cell with too many genes some are drawn; then values are hidden, as
+    ``hide`` says, and rows are padded on the right. ``<cls>`` is put before each cell where the vocabulary has one and
+    the cell does not begin with it. docs/SPEC.md 8 says what is computed.
+
+    Cells are dicts with ids and values (lists, arrays or tensors), what :class:`~corrmask_fast.CorpusDataset` with
+    ``values=True`` hands out, or, with ``encoder``, raw counts.
+
+    Parameters
+    ----------
+    hide
+        Which values are hidden, and by what: a :class:`~corrmask_fast.ValueReplacement`.
+    max_length
+        Most columns of a row, ``<cls>`` included. None: as many as the longest cell has.
+    sampling
+        Whether a longer cell keeps a draw of its genes, another one in each epoch. False: it keeps the first ones.
+    transform
+        ``"log1p"``: log1p(value / total of the cell · ``target_sum``); ``"bins"``: the bin of each value above 0 among
+        the cell's quantiles, 1 to ``n_bins`` − 1, and 0 for 0 (scGPT). None: values are taken as they are.
+    target_sum
+        For ``"log1p"``: what the cell's values are scaled to. None: they are not scaled.
+    n_bins, bin_ties
+        For ``"bins"``. A value that lies on several edges takes any of their bins at random (``"spread"``, scGPT), the
+        number of edges below it (``"lower"``, as ``torch.bucketize``), or up to it (``"upper"``).
+    pad_value
+        The value of padding and of special tokens.
+    integers
+        Give values as int64, for models that look bins up, instead of float32.
+    split
+        Split each row into the genes that are given and those that are to be generated, which the masker chose.
+    fields
+        What the batch has, by what name: of ``input_ids``, ``attention_mask``, ``values``, ``targets``, ``masked`` and
+        ``labels``; with ``split`` of ``given_ids``, ``given_values``, ``given_raw``, ``generated_ids``,
+        ``generated_values`` and ``generated_raw`` (raw: before the transform). None: all but raw values, and ``labels``
+        only where ids are replaced too.
+    columns
+        The names of ids and values in the cells.
+    encoder
+        Where cells are raw counts: a :class:`~corrmask_fast.RankEncoder`; each gene's value is its count.
+    pad_to_multiple_of, graph_column, graph_numbers
+        As for :class:`~corrmask_fast.DataCollatorForCorrMask`.
+
+    Notes
+    -----
+    After ``set_epoch`` draws and masks follow from the masker's seed, the epoch and the cell: its ids and values before
+    the transform. Other columns with a number for each cell come along, such as batch labels.
+
+    Examples
+    --------
+    >>> from corrmask_fast import RandomMasker, Vocabulary
+    >>> genes = Vocabulary(("<pad>", "<mask>", "<cls>", "<eos>", *(f"G{i}" for i in range(9))))
+    >>> masker = RandomMasker(genes, mlm_probability=0.4, mask_replace_prob=1.0, random_replace_prob=0.0)
+    >>> collator = DataCollatorForValues.scgpt(masker, max_length=6, n_bins=5)
+    >>> collator.set_epoch(0)
+    >>> batch = collator([{"genes": [4, 5, 6, 7, 8, 9, 10], "expressions": [1, 4, 2, 8, 3, 6, 5]}])
+    >>> batch["gene"].tolist(), batch["expr"].tolist(), batch["masked_expr"].tolist()
+    ([[2, 4, 6, 8, 9, 10]], [[-2.0, 1.0, 1.0, 2.0, 3.0, 3.0]], [[-2.0, 1.0, -1.0, -1.0, 3.0, 3.0]])
+    """
+
+    def __init__(
+        self,
+        hide: ValueReplacement,
+        *,
+        max_length: int | None = None,
+        sampling: bool = True,
+        transform: str | None = None,
+        target_sum: float | None = 10_000,
+        n_bins: int = 51,
+        bin_ties: str = "spread",
+        pad_value: float = 0.0,
+        integers: bool = False,
+        split: bool = False,
+        fields: Mapping[str, str] | None = None,
+        columns: tuple[str, str] = ("input_ids", "values"),
+        encoder: RankEncoder | None = None,
+        pad_to_multiple_of: int | None = None,
+        graph_column: str | None = None,
+        graph_numbers: Mapping[Any, int] | None = None,
+    ) -> None:
+        if not isinstance(hide, ValueReplacement):
+            raise InputError(
+                "hide must be a ValueReplacement, which says how values are hidden, such as "
+                f"ValueReplacement.scgpt(masker); got {shown(hide)}"
+            )
+        super().__init__(
+            hide.masker,
+            pad_to_multiple_of=pad_to_multiple_of,
+            graph_column=graph_column,
+            graph_numbers=graph_numbers,
+            needs_mask_token=hide.replace_ids,
+        )
+        self.hide = hide
+        vocabulary = self.masker.vocabulary
+        self.max_length = None if max_length is None else check_integer("max_length", max_length, 2)
+        self.sampling = sampling
+        for name, value, among in (("transform", transform, TRANSFORMS), ("bin_ties", bin_ties, TIES)):
+            if value not in among:
+                raise InputError(f"{name} must be one of {', '.join(map(repr, among))}; got {shown(value)}")
+        self.transform, self.bin_ties = transform, bin_ties
+        self.target_sum = (
+            None if target_sum is None else check_number("target_sum", target_sum, 0, np.inf, open_ends=True)
+        )
+        self.n_bins = check_integer("n_bins", n_bins, 3, 2**20)
+        self._quantiles = np.linspace(0, 1, self.n_bins - 1)
+        self.pad_value = check_number("pad_value", pad_value, -np.inf, np.inf, open_ends=True)
+        self.integers, self.split = integers, split
+        if integers and transform == "log1p":
+            raise InputError("integers=True cannot hold the values of transform='log1p'; use 'bins', or leave it out")
+        whole = ("pad_value", pad_value), ("mask_value", hide.mask_value)
+        if integers and (odd := [one for one in whole if one[1] != int(one[1])]):
+            raise InputError(f"with integers=True {odd[0][0]} must be a whole number; got {odd[0][1]}")
+        self.fields = self._check_fields(fields)
+        self.columns = columns
+        if encoder is not None:
+            encoder.vocabulary.check_same(vocabulary, "the encoder", f"the masker's {self.masker.mask_source}")
+        self.encoder = encoder
+        self._cls = -1 if vocabulary.cls_token_id is None else vocabulary.cls_token_id
+
+    @classmethod
+    def scgpt(
+        cls, masker: Masker, *, split: bool = False, category: bool = False, n_bins: int = 51, **options: Any
+    ) -> Self:
+        """Return a collator with the fields of scGPT's (Cui et al. 2024), and its bins.
+
+        ``gene``, ``expr`` and ``masked_expr``; with ``split`` (scGPT's ``data_style="both"``) ``pcpt_gene``,
+        ``pcpt_expr``, ``gen_gene`` and ``gen_expr_target``: the masker chooses the genes to be generated. ``category``:
+        values are looked up (``input_emb_style="category"``): padding is ``n_bins``, the mask ``n_bins`` + 1, int64.
+        Cells have ``genes`` and ``expressions``.
+        """
+        names = {"given_ids": "pcpt_gene", "given_values": "pcpt_expr"}
+        names |= {"generated_ids": "gen_gene", "generated_values": "gen_expr_target"}
+        given: dict[str, Any] = {
+            "transform": "bins",
+            "fields": names if split else {"input_ids": "gene", "targets": "expr", "values": "masked_expr"},
+            "columns": ("genes", "expressions"),
+            "pad_value": n_bins if category else -2,
+            "integers": category,
+        }
+        hide = ValueReplacement(masker, n_bins + 1 if category else -1)
+        return cls(hide, split=split, n_bins=n_bins, **given | options)
+
+    @classmethod
+    def tahoe(cls, masker: Masker, **options: Any) -> Self:
+        """Return a collator with the fields of Tahoe-x1's: those of scGPT with ``split``, and raw values beside them.
+
+        ``pcpt_expr_raw`` and ``gen_expr_raw`` are the values before the bins, whose ties go down
+        (``right_binning=False``). ``drug_ids`` and the like come along where cells have them.
+        """
+        names = {"given_ids": "pcpt_gene", "given_values": "pcpt_expr", "given_raw": "pcpt_expr_raw"}
+        names |= {"generated_ids": "gen_gene", "generated_values": "gen_expr_target", "generated_raw": "gen_expr_raw"}
+        return cls.scgpt(masker, split=True, **{"fields": names, "bin_ties": "lower", **options})
+
+    @classmethod
+    def genecompass(cls, masker: Masker, **options: Any) -> Self:
+        """Return a collator with the fields of GeneCompass's (Yang et al. 2024), which hides ids and values together.
+
+        ``input_ids``, ``values``, ``attention_mask``, ``labels`` (ids) and ``labels_values``; ``species`` comes along.
+        Of the masked genes the masker replaces ids (80 % masked, 10 % random), and there the value becomes −1.
+        """
+        names = {name: name for name in ("input_ids", "values", "attention_mask", "labels")}
+        hide = ValueReplacement(masker, -1, replace_ids=True)
+        return cls(hide, **{"fields": names | {"targets": "labels_values"}, "sampling": False, **options})
+
+    @classmethod
+    def scfoundation(cls, masker: Masker, *, zero_probability: float = 0.03, **options: Any) -> Self:
+        """Return a collator by scFoundation's rules (Hao et al. 2024): see :meth:`ValueReplacement.scfoundation`.
+
+        Its encoder takes the columns with a value that are not masked: ``(batch["targets"] > 0) & ~batch["masked"]``;
+        ``values > 0`` alone would take the mask value for a value.
+        """
+        hide = ValueReplacement.scfoundation(masker, zero_probability=zero_probability)
+        return cls(hide, **{"transform": "log1p", **options})
+
+    def __call__(self, features: Any, return_tensors: str | None = None) -> dict[str, torch.Tensor]:
+        """Collate one batch.
+
+        Returns
+        -------
+        The ``fields``. ``values`` (hidden where masked) and ``targets`` are (rows, columns) float32 or int64,
+        ``input_ids`` and ``attention_mask`` int64, ``masked`` bool; ``labels`` are the ids at masked columns, −100
+        elsewhere. The parts of a split are padded to the longest of their kind.
+
+        Raises
+        ------
+        InputError
+            If ids and values of a cell are not of one length, a value is not finite (or below 0, with a transform), or
+            ``max_length`` leaves no column for a gene beside the special tokens.
+        """
+        if return_tensors not in {None, "pt"}:
+            raise InputError(f"return_tensors must be 'pt', for batches are PyTorch tensors; got {return_tensors!r}")
+        pairs, cells, epoch = self._pairs_of(features)
+        epoch = self._epoch.item() if epoch is None else epoch
+        self._follow_step()
+        salt = epoch_salt(epoch) if epoch >= 0 else self._fresh_salt()
+        rows, raw, zero, draws = self._prepare(pairs, salt)
+        batch = self._hidden(rows, zero, draws.view(np.int64), cells)
+        if self.split:
+            batch = self._split(rows, batch, raw)
+        made = {name: torch.from_numpy(batch[own]) for own, name in self.fields.items()}
+        return made | self._others(cells, pairs.indptr, made)
+
+    def _check_fields(self, fields: Mapping[str, str] | None) -> dict[str, str]:
+        known = SPLIT if self.split else HIDDEN
+        if fields is None:
+            left_out = ("given_raw", "generated_raw", *(() if self.hide.replace_ids else ("labels",)))
+            return {name: name for name in known if name not in left_out}
+        if unknown := [name for name in fields if name not in known]:
+            raise InputError(f"fields must be of {', '.join(known)}; got {shown(unknown[0])}")
+        return dict(fields)
+
+    def _pairs_of(self, features: Any) -> tuple[Pairs, Any, int | None]:
+        """Return ids and values of a batch, its cells, and the epoch of its own if it has one."""
+        if self.encoder is not None:
+            features = self.encoder(features, values=True)
+        cells = as_cells(features, self.columns[0])
+        if isinstance(cells, RaggedBatch):
+            if cells.values is None:
+                raise InputError("the corpus hands out no values; make CorpusDataset(corpus, values=True)")
+            if cells.vocabulary is not None:
+                cells.vocabulary.check_same(
+                    self.masker.vocabulary, "the corpus", f"the masker's {self.masker.mask_source}"
+                )
+            return Pairs(cells.indptr, cells.tokens, cells.values), cells, cells.epoch
+        ids, values = self.columns
+        for i, cell in enumerate(cells):
+            if values not in cell:
+                raise InputError(f"feature {i} has no {values!r}; it has {', '.join(map(repr, cell))}")
+        indptr, tokens = concatenate([cell[ids] for cell in cells], ids)
+        arrays = [_as_floats(cell[values], values, i) for i, cell in enumerate(cells)]
+        for i, (array, n) in enumerate(zip(arrays, np.diff(indptr), strict=True)):
+            if array.shape != (n,):
+                raise InputError(
+                    f"{values} of row {i} must have one number for each of its {n} {ids}; got {array.shape}"
+                )
+        return Pairs(indptr, tokens, np.concatenate(arrays)), cells, None
+
+    def _prepare(self, pairs: Pairs, salt: int) -> tuple[Pairs, np.ndarray, np.ndarray, np.ndarray]:
+        """Return rows transformed and cut, their raw values (none if nobody asks), where these are 0, and draws."""
+        from corrmask_fast.kernels import value_rows as kernels
+
+        vocabulary, lengths = self.masker.vocabulary, np.diff(pairs.indptr)
+        n = lengths.size
+        if self._cls >= 0:
+            begins = np.zeros(n, np.bool_)
+            begins[lengths > 0] = pairs.tokens[pairs.indptr[:-1][lengths > 0]] == self._cls
+            lengths = lengths + ~begins
+        length = max(int(lengths.max(initial=1)), 1) if self.max_length is None else self.max_length
+        indptr = np.concatenate([[0], np.cumsum(np.minimum(lengths, length))])
+        size = int(indptr[-1])
+        tokens, values, zero = empty((size,), np.int32), empty((size,), np.float32), empty((size,), np.uint8)
+        wants_raw = self.split and not {"given_raw", "generated_raw"}.isdisjoint(self.fields)
+        raw, draws = empty((size if wants_raw else 0,), np.float32), np.empty(n, np.uint64)
+        scaled = self.transform == "log1p" and self.target_sum is not None
+        run = partial(
+            kernels.prepare_rows, *pairs, np.uint64(salt), np.uint64(self.masker.seed),
+            *vocabulary.gene_range, self._cls,
+            kernels.SCALED if scaled else kernels.BINS if self.transform == "bins" else kernels.AS_GIVEN,
+            float(self.target_sum or 0), self._quantiles, TIES.index(self.bin_ties), length,
+            self.sampling, self.transform is not None, indptr, tokens, values, raw, zero, draws,
+        )  # fmt: skip
+        for code, row, column in run_ranges(run, n, MIN_CELLS_A_THREAD):
+            if code != kernels.OK:
+                raise self._fault(code == kernels.NO_SPACE, pairs, row, column)
+        if self.transform == "log1p":
+            np.log1p(values, out=values)
+        return Pairs(indptr, tokens, values), raw, zero, draws
+
+    def _fault(self, no_space: bool, pairs: Pairs, row: int, column: int) -> InputError:
+        if no_space:
+            return InputError(
+                f"row {row} has {column} special tokens, and max_length={self.max_length} leaves no column for a gene; "
+                "give a larger one"
+            )
+        value, rule = (
+            pairs.values[pairs.indptr[row] + column],
+            "finite" if self.transform is None else "finite and >= 0",
+        )
+        return InputError(
+            f"the value in row {row}, column {column} must be {rule}; got {value}; give 0 for a gene that was not "
+            "counted"
+        )
+
+    def _hidden(self, rows: Pairs, zero: np.ndarray, draws: np.ndarray, cells: Any) -> dict[str, np.ndarray]:
+        """Return the padded rows with hidden values."""
+        from corrmask_fast.kernels.value_rows import hide_rows
+
+        hide, vocabulary = self.hide, self.masker.vocabulary
+        how: dict[str, Any] = {
+            "multiple_of": self.pad_to_multiple_of or 1,
+            "draw_ids": draws,
+            "marks_only": not hide.replace_ids,
+        }
+        more: dict[str, Any] = {}
+        if self.graph_column is not None:
+            more["graph_ids"] = graph_ids_of(cells, self.graph_column, self.graph_numbers)
+        if hide.nonzero_only:
+            more["special_tokens_mask"] = zero
+        masked = self.masker.mask_ragged(rows.indptr, rows.tokens, **how, **more)
+        zeros = np.empty((len(draws), 0), np.int64), np.empty((len(draws), 0), np.int64)
+        if hide.zero_masker is not None:
+            chosen = hide.zero_masker.mask_ragged(rows.indptr, rows.tokens, **how, special_tokens_mask=1 - zero)
+            zeros = chosen.input_ids, chosen.labels
+        shape, dtype = masked.input_ids.shape, np.dtype(np.int64 if self.integers else np.float32)
+        values, targets, chosen_columns = empty(shape, dtype), empty(shape, dtype), empty(shape, np.bool_)
+        run = partial(
+            hide_rows, *rows, masked.input_ids, masked.labels, *zeros, *vocabulary.gene_range,
+            dtype.type(hide.mask_value), dtype.type(self.pad_value), hide.replace_ids, values, targets, chosen_columns,
+        )  # fmt: skip
+        run_ranges(run, len(draws), MIN_CELLS_A_THREAD)
+        return {
+            "input_ids": masked.input_ids,
+            "attention_mask": masked.attention_mask,
+            "values": values,
+            "targets": targets,
+            "masked": chosen_columns,
+            "labels": masked.labels,
+        }
+
+    def _split(self, rows: Pairs, batch: dict[str, np.ndarray], raw: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the parts of rows that are given and that are to be generated."""
+        from corrmask_fast.kernels.value_rows import split_rows
+
+        n_made, lengths = batch["masked"].sum(axis=1), np.diff(rows.indptr)
+        multiple, pad = self.pad_to_multiple_of or 1, self.masker.vocabulary.pad_token_id
+        parts = []
+        for sizes in (lengths - n_made, n_made):
+            shape = len(sizes), -(-int(sizes.max(initial=0)) // multiple) * multiple
+            dtype = batch["targets"].dtype
+            parts += [empty(shape), empty(shape, dtype), empty(shape if raw.size else (len(sizes), 0), np.float32)]
+        run = partial(
+            split_rows, rows.indptr, rows.tokens, batch["masked"], batch["targets"], raw, pad,
+            batch["targets"].dtype.type(self.pad_value), *parts,
+        )  # fmt: skip
+        run_ranges(run, len(lengths), MIN_CELLS_A_THREAD)
+        return dict(zip(SPLIT, parts, strict=True))
+
+    def _others(self, cells: Any, indptr: np.ndarray, made: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """Return the cells' other columns, a number a cell each."""
+        if not isinstance(cells, RaggedBatch):
+            cells = [{name: cell[name] for name in cell if name not in self.columns} for cell in cells]
+            lengths = np.diff(indptr).tolist()
+            for name in cells[0] if max(lengths) > 1 else ():
+                sizes = [len(cell[name]) if hasattr(cell.get(name), "__len__") else -1 for cell in cells]
+                if sizes == lengths:
+                    raise InputError(f"{name!r} has a value for each gene; a draw of genes would not fit it; remove it")
+        others = other_inputs(cells, indptr, self.pad_to_multiple_of, self.graph_column)
+        if both := sorted(others.keys() & made):
+            raise InputError(
+                f"a feature is named {both[0]!r}, and the collator makes that one itself; rename or remove it"
+            )
+        return others
+
+
+def _as_floats(values: Any, name: str, row: int) -> np.ndarray:
+    try:
+        array = np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{name} of row {row} must be numbers: {error}") from error
+    if array.size and array.dtype.kind not in "iufb":
+        raise InputError(f"{name} of row {row} must be numbers; got {array.dtype}")
+    return array.astype(np.float32)
