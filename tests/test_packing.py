@@ -229,7 +229,7 @@ def test_transformers_flattens_the_same_masked_cells_to_the_same_row():
 
 
 def test_bionemo_flattens_what_the_collator_pads():
-    """Stands in for DataCollatorWithFlattening of bionemo-recipes (esm2, geneformer), which wraps a collator.
+    """Stands in for DataCollatorWithFlattening of bionemo-recipes (esm2), which wraps a collator.
 
     It calls ``collator(features, return_tensors=None)``, takes ``input_ids`` and ``labels`` of the batch where its
     ``attention_mask`` is 1, counts the ``input_ids`` of each feature, and reads ``collator.tokenizer.pad_token_id``
