@@ -13,6 +13,7 @@ pytest.importorskip("accelerate")
 
 from trainers import CELLS, DATASET, MASKER, VOCABULARY, OurTrainer, StockTrainer, make_arguments, make_model
 
+from corrmask_fast.training.checks import check_packing, positions_of
 from corrmask_fast.training.losses import summed_by_row, targets_of
 from corrmask_fast.training.sparse_head import BertForSparseMaskedLM
 from corrmask_fast.training.trainer import CorrMaskCallback, CorrMaskTrainer
@@ -64,12 +65,14 @@ def with_attention(model, name):
     return model
 
 
+NO_ROLES = {"pad_token_id": 0, "cls_token_id": 0, "sep_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
+
+
 def make_modern(attention=None):
     torch.manual_seed(1)
     config = transformers.ModernBertConfig(
         vocab_size=62, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
-        max_position_embeddings=32, pad_token_id=0, cls_token_id=0, sep_token_id=0, bos_token_id=0, eos_token_id=0,
-        global_attn_every_n_layers=1,
+        max_position_embeddings=32, global_attn_every_n_layers=1, **NO_ROLES,
     )  # fmt: skip
     return with_attention(transformers.ModernBertForMaskedLM(config), attention)
 
@@ -104,13 +107,34 @@ def test_logits_are_the_padded_ones_where_cells_are_kept_apart(make):
     assert (mixed - expected).abs().max() > 0.05
 
 
-@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
+KINDS = {
+    "Bert": {}, "DistilBert": {}, "Electra": {}, "Albert": {"embedding_size": 16}, "Roberta": {"pad_token_id": 0},
+    "Camembert": {"pad_token_id": 0}, "Esm": {"pad_token_id": 0}, "ModernBert": NO_ROLES,
+    "Esm, rotary": {"pad_token_id": 0, "position_embedding_type": "rotary"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
-def test_models_pass_the_cells_on_to_their_attention(flash, make):
-    model = make(attention=flash).eval()
-    packed = collator(packing=True)(CELLS)
+def test_models_tell_their_attention_where_cells_begin(flash, kind):
+    name, options = kind.partition(",")[0], KINDS[kind]
+    sizes = (
+        {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 16}
+        if name == "DistilBert"
+        else {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    )
+    torch.manual_seed(1)
+    config = getattr(transformers, f"{name}Config")(
+        **sizes | {"vocab_size": 62, "max_position_embeddings": 34} | options
+    )
+    model = with_attention(getattr(transformers, f"{name}ForMaskedLM")(config).eval(), flash)
+    start = 0 if positions_of(model)[0] is None else positions_of(model)[1]
+    check_packing(model, start)
+    packed = collator(packing=True, position_ids_start=start)(CELLS)
     del packed["labels"]
     torch.testing.assert_close(model(**packed).logits[0], logits_of_padded(model), rtol=1e-4, atol=1e-4)
+    with_attention(model, "sdpa")
+    assert (model(**packed).logits[0] - logits_of_padded(model)).abs().max() > 0.01
 
 
 def train(folder, model, *, packing, **options):
@@ -131,6 +155,7 @@ def test_training_and_evaluation_are_those_of_padded_batches(tmp_path, monkeypat
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
     losses = [run.evaluate()["eval_loss"] for run in runs]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert runs[1].predict(DATASET).metrics["test_loss"] == pytest.approx(losses[0], rel=1e-5)
     assert runs[1]._row_sums.shape == (4, 2)  # the last batch: of 24 cells five at a time
 
 
@@ -196,13 +221,17 @@ def test_positions_must_be_counted_as_the_model_counts_them(tmp_path, flash):
         CorrMaskTrainer(make_bert(attention=flash), make_arguments(tmp_path), packs, DATASET)
 
 
-def test_a_forward_that_cannot_be_told_where_cells_begin_is_refused(tmp_path, flash):
+def test_a_model_that_does_not_tell_its_attention_where_cells_begin_is_refused(tmp_path, flash):
     class Plain(transformers.BertForMaskedLM):
         def forward(self, input_ids=None, attention_mask=None, position_ids=None):
             return super().forward(input_ids, attention_mask, position_ids=position_ids)
 
-    with pytest.raises(InputError, match="forward must take cu_seq_lens_k, cu_seq_lens_q, max_length_k, max_length_q"):
-        CorrMaskTrainer(make_bert(Plain, flash), make_arguments(tmp_path), collator(packing=True), DATASET)
+    class Forgets(transformers.BertForMaskedLM):  # as ModernBERT does before transformers 5
+        _supports_attention_backend = False
+
+    for kind in (Plain, Forgets):
+        with pytest.raises(InputError, match=f"{kind.__name__} does not tell its attention .*cu_seq_lens_k, cu_seq_l"):
+            CorrMaskTrainer(make_bert(kind, flash), make_arguments(tmp_path), collator(packing=True), DATASET)
 
 
 def test_a_cell_longer_than_the_model_is_refused(tmp_path, flash):

@@ -117,11 +117,12 @@ def check_packing(model: Any, position_ids_start: int) -> None:
     """Raise InputError unless a model keeps packed cells apart, and counts positions as their collator does."""
     check_attention(model)
     parameters = inspect.signature(model.forward).parameters
-    lacking = sorted(PACKED - set(parameters))
-    if lacking and not any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
+    takes = set(parameters) >= PACKED or any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+    # What transformers says of models that hand such names on to their attention; others take and forget them.
+    if not (takes and getattr(model, "_supports_attention_backend", False)):
         raise InputError(
-            f"the model's forward must take {', '.join(lacking)} of packed batches; {type(model).__name__}'s takes "
-            f"{', '.join(parameters)}; update transformers, or make the collator without packing"
+            f"{type(model).__name__} does not tell its attention where packed cells begin, by "
+            f"{', '.join(sorted(PACKED))}; update transformers, take another model, or leave packing out"
         )
     table = _position_table(model)
     start = 0 if table is None or table.padding_idx is None else table.padding_idx + 1
