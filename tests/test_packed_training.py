@@ -238,7 +238,7 @@ def test_a_cell_longer_than_the_model_is_refused(tmp_path, flash):
     model = make_bert(attention=flash)
     trainer = CorrMaskTrainer(model, make_arguments(tmp_path), collator(packing=True), DATASET)
     cells = [{"input_ids": cell} for cell in [*CELLS[:3], list(range(2, 36))]]
-    with pytest.raises(InputError, match="a batch has 34 columns, the model 32 positions"):
+    with pytest.raises(InputError, match="a batch has cells of 34 columns, the model 32 positions"):
         trainer.evaluate(cells)
 
 

@@ -64,7 +64,7 @@ class DataCollatorForCounts(DataCollatorForCorrMask):
     def __call__(self, features: Any, return_tensors: str | None = None) -> dict[str, Any]:
         """Collate one batch of counts: see :class:`~corrmask_fast.RankEncoder` for what it may be.
 
-        Returns ``input_ids``, ``attention_mask`` and ``labels``, as :class:`~corrmask_fast.DataCollatorForCorrMask`.
+        Returns what :class:`~corrmask_fast.DataCollatorForCorrMask` does: a padded batch, or with ``packing`` one row.
         """
         cells = self.encoder(features)
         n_empty = int(np.count_nonzero(np.diff(cells.indptr) == self.masker.vocabulary.n_surrounding))

@@ -33,6 +33,7 @@ def mask_packed(
     """
     from corrmask_fast.kernels.ragged import number_columns  # brings Numba in: not before rows are masked
 
+    indptr = np.asarray(indptr, np.int64)
     _check_unpadded(indptr, given.get("attention_mask", tokens != masker.vocabulary.pad_token_id))
     masked = masker.mask_ragged(indptr, tokens, packed=True, **given)
     position_ids, cu_seq_lens = empty(masked.input_ids.shape), torch.from_numpy(indptr.astype(np.int32))

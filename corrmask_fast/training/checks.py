@@ -153,8 +153,8 @@ def check_width(width: int, places: int | None) -> None:
     """Raise InputError if a batch is wider than the model: of cells that no check saw before (``evaluate(other)``)."""
     if places is not None and width > places:
         raise InputError(
-            f"a batch has {width} columns, the model {places} positions; read the corpus with max_length={places}, or "
-            "lower pad_to_multiple_of"
+            f"a batch has cells of {width} columns, the model {places} positions; read the corpus with "
+            f"max_length={places}, or lower pad_to_multiple_of"
         )
 
 

@@ -58,7 +58,7 @@ __all__ = ["EVALUATION_EPOCH", "CorrMaskCallback", "CorrMaskTrainer"]
 EVALUATION_EPOCH = 2**63 - 1
 LAST_STEP = 2**53  # the step of evaluation masks: a masker's schedules are at their ends
 # Columns that collators and maskers add to a batch. They are kept, whether the model's forward names them or not.
-OURS = PACKED.union(
+OURS = frozenset(
     {"input_ids", "attention_mask", "labels", "masked_positions", "special_tokens_mask", "graph_ids", "mask_epoch"}
 )
 
@@ -327,7 +327,8 @@ class CorrMaskTrainer(transformers.Trainer):
 
     def _masked(self, batch: dict[str, Any], epoch: int, step: int) -> dict[str, Any]:
         """Mask a padded batch on its device; with ``masking="worker"`` it is masked already."""
-        if "cu_seq_lens_q" in batch:  # the attention, and the collator, may have been replaced
+        packed = "cu_seq_lens_q" in batch
+        if packed:  # the attention, and the collator, may have been replaced
             check_attention(self.model)
             check_width(batch["max_length_q"], self._places)
         elif "input_ids" in batch:
@@ -336,7 +337,8 @@ class CorrMaskTrainer(transformers.Trainer):
             if self._kept is None:
                 self._set_signature_columns_if_needed()
                 self._kept = OURS.union(self._signature_columns)
-            batch = {name: value for name, value in batch.items() if name in self._kept}
+            kept = self._kept | PACKED if packed else self._kept
+            batch = {name: value for name, value in batch.items() if name in kept}
         if self.masking == "worker":
             if "labels" not in batch:
                 raise InputError(f"a batch came without labels (it has {', '.join(batch)}); was the collator replaced?")
