@@ -19,6 +19,8 @@ from corrmask_fast.masking.stock import stock_collator
 from corrmask_fast.testing import Case
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from harness.workload import Workload
 
     from corrmask_fast import Vocabulary
@@ -34,6 +36,8 @@ MASKER = "CorrMasker"
 MASKER_EPOCH = "CorrMasker, draws from the epoch"
 COPY = "floor: copy of the same bytes"
 PHILOX = "floor: Philox words of all columns"
+FLATTENED = "our padded batch, then transformers' DataCollatorWithFlattening"
+PACKED = "our collator with packing"
 FLOORS = (COPY, PHILOX)
 
 
@@ -48,6 +52,7 @@ GOALS = (
     Goal("mask a padded tensor", "masking", MASKER, (TORCH_MASK,), 8),
     Goal("mask a padded tensor, draws from the epoch", "masking", MASKER_EPOCH, (TORCH_MASK,), 8),
     Goal("mask a padded tensor", "reference", MASKER, (REFERENCE,), 1_000),
+    Goal("mask and pack cells into one row", "packing", PACKED, (FLATTENED,), 5),
     *(
         Goal(what, f"threads: {name}", with_threads(name, 2), (with_threads(name, 1),), at_least, batches=batches)
         for what, name in (("mask with 2 threads", MASKER), ("fetch and collate with 2 threads", OURS))
@@ -120,6 +125,33 @@ def reference_race(workload: Workload, batch: int) -> list[Contestant]:
     return [
         Contestant(REFERENCE, lambda: few.expected(draw_ids=np.arange(few.rows)), few.rows),
         Contestant(MASKER, lambda: masker(rows), batch),
+    ]
+
+
+def packers(workload: Workload, batch: int) -> tuple[Callable[[], dict[str, Any]], Callable[[], dict[str, Any]]]:
+    """Return two functions that mask and pack the first cells: transformers' collator after ours, and ours alone."""
+    masker, cells = (
+        CorrMasker(workload.graph),
+        CorpusDataset(workload.corpus)[np.arange(batch) % workload.corpus.n_cells],
+    )
+    pads, packs = DataCollatorForCorrMask(masker), DataCollatorForCorrMask(masker, packing=True)
+    for collator in (pads, packs):
+        collator.set_epoch(0)
+    flattens = transformers.DataCollatorWithFlattening(return_flash_attn_kwargs=True)
+    lengths = np.diff(cells.indptr).tolist()
+
+    def flatten() -> dict[str, Any]:
+        padded = pads(cells)
+        rows = zip(padded["input_ids"], padded["labels"], lengths, strict=True)
+        return flattens([{"input_ids": ids[:n], "labels": labels[:n]} for ids, labels, n in rows])
+
+    return flatten, lambda: packs(cells)
+
+
+def packing_race(workload: Workload, batch: int) -> list[Contestant]:
+    """Mask ragged cells, and put them into one row."""
+    return [
+        Contestant(name, run, batch) for name, run in zip((FLATTENED, PACKED), packers(workload, batch), strict=True)
     ]
 
 

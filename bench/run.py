@@ -10,11 +10,23 @@ import time
 from typing import TYPE_CHECKING
 
 import torch
-from contestants import FLOORS, GOALS, MASKER, OURS, input_race, masking_race, pipelines, reference_race, thread_race
+from contestants import (
+    FLOORS,
+    GOALS,
+    MASKER,
+    OURS,
+    input_race,
+    masking_race,
+    packers,
+    packing_race,
+    pipelines,
+    reference_race,
+    thread_race,
+)
 from harness import records
 from harness.bench import Bench, parser_of
 from harness.goals import headlines
-from harness.parity import check_masker, check_pipelines
+from harness.parity import check_masker, check_packers, check_pipelines
 from harness.workload import SMOKE, Size, Workload, make_workload
 
 from corrmask_fast import CorrMasker, set_num_threads
@@ -22,7 +34,7 @@ from corrmask_fast import CorrMasker, set_num_threads
 if TYPE_CHECKING:
     from pathlib import Path
 
-CASES = ("input", "masking", "reference", "threads")
+CASES = ("input", "masking", "packing", "reference", "threads")
 RESULTS, README = records.RESULTS / "masking.csv", records.ROOT / "README.md"
 BEGIN = "<!-- figures: written by bench/run.py --readme from the last rows of bench/results/masking.csv -->"
 END = "<!-- end of figures -->"
@@ -68,13 +80,16 @@ def measure(bench: Bench, case: str, workload: Workload) -> None:
             continue
         if case == "input":
             check_pipelines(workload, batch, pipelines(workload))
-        race = {"input": input_race, "masking": masking_race, "reference": reference_race}[case]
-        bench.race(case, batch, race(workload, batch))
+        if case == "packing":
+            check_packers(workload, batch, *packers(workload, batch))
+        races = {"input": input_race, "masking": masking_race, "packing": packing_race, "reference": reference_race}
+        bench.race(case, batch, races[case](workload, batch))
 
 
 def last_run(path: Path = RESULTS) -> list[records.Row]:
-    """Return the rows of the last run that covers every case."""
-    return records.last_run(records.read(path), {goal.case for goal in GOALS})
+    """Return the rows of the last run that covers every case recorded so far."""
+    rows = records.read(path)
+    return records.last_run(rows, {goal.case for goal in GOALS} & {row["case"] for row in rows})
 
 
 def figures(rows: list[records.Row]) -> str:

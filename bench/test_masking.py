@@ -7,8 +7,8 @@ machine that is not quiet, take ``bench/run.py``, which times them in turns.
 from __future__ import annotations
 
 import pytest
-from contestants import input_race, masking_race, pipelines, reference_race, thread_race
-from harness.parity import check_masker, check_pipelines
+from contestants import input_race, masking_race, packers, packing_race, pipelines, reference_race, thread_race
+from harness.parity import check_masker, check_packers, check_pipelines
 
 from corrmask_fast import set_num_threads
 
@@ -37,6 +37,14 @@ def test_masking(benchmark, workload, which, k):
     batch = workload.size.batches[which]
     check_masker(workload, batch)
     time_one(benchmark, masking_race(workload, batch), k, f"masking, batch {batch}")
+
+
+@pytest.mark.parametrize("k", range(2))
+@pytest.mark.parametrize("which", [0, -1])
+def test_packing(benchmark, workload, which, k):
+    batch = workload.size.batches[which]
+    check_packers(workload, batch, *packers(workload, batch))
+    time_one(benchmark, packing_race(workload, batch), k, f"packing, batch {batch}")
 
 
 @pytest.mark.parametrize("k", range(2))

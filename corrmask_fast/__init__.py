@@ -38,6 +38,7 @@ _MODULES = {
     "MultinomialAttentionMasker": "masking.strategies.mam",
     "PMIMasker": "masking.strategies.pmi",
     "PMITable": "masking.pmi_table",
+    "PackedBatchSampler": "training.sampling",
     "PaddingCollator": "masking.collator",
     "Piecewise": "masking.schedules",
     "RaggedBatch": "cells.dataset",

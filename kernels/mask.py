@@ -84,11 +84,12 @@ def begin_row(
 def mask(
     begin, end, row_ptr, tokens, attention_mask, special_tokens_mask, draws, mode, offset, seed, rates, settings,
     ids, lookup, indptr, indices, graph_ids, priorities, table_base, rates_before, pos, w0, w1, w2, w3, pool, masked,
-    flags, seed_keys, words, keys, order, spare, out, out_attention, labels, positions,
+    flags, seed_keys, words, keys, order, spare, out_ptr, out, out_attention, labels, positions,
 ):  # fmt: skip
     """Mask the rows [begin, end) of a batch.
 
-    Row i is tokens[row_ptr[i]:row_ptr[i + 1]], written into row i of the outputs, padded on the right.
+    Row i is tokens[row_ptr[i]:row_ptr[i + 1]], written to [out_ptr[i], out_ptr[i + 1]) of ``out``, ``out_attention``
+    and ``labels``, padded on the right, and to row i of ``positions``.
     ``attention_mask`` (0: padding), ``special_tokens_mask`` (1: never masked) and ``priorities`` lie like ``tokens``;
     these, ``graph_ids`` and the output ``out_attention`` may be empty. A priority takes the place of w0, or of w1 where
     the strategy is SAMPLED. A row of ``positions`` must have room for floor(columns · p). ``ids``, ``lookup``,
@@ -102,7 +103,7 @@ def mask(
     tables = ids.size // (size + 1)
     bad = -1
     for row in range(begin, end):
-        here = slice(row_ptr[row], row_ptr[row + 1])
+        here, there = slice(row_ptr[row], row_ptr[row + 1]), slice(out_ptr[row], out_ptr[row + 1])
         cell, ranks = tokens[here], priorities[here]
         visible, protected = attention_mask[here], special_tokens_mask[here]
         first, last = padding_ends(cell, visible, settings[PAD])
@@ -125,7 +126,7 @@ def mask(
             linking = strategy == PMI and quota > 0 and known
             begin_row(
                 cell, first, width, pool, known, placing, linking, w0, w1, w2, w3, draw, key, numbers, base, pos, size,
-                lookup, spare.view(np.uint16), out[row], labels[row],
+                lookup, spare.view(np.uint16), out[there], labels[there],
             )  # fmt: skip
             if ranks.size:
                 order_by = w1 if strategy == SAMPLED else w0
@@ -149,8 +150,8 @@ def mask(
                 pool[i] &= ~masked[i]
             take_smallest(w1, pool, width, n - count, budget - count, masked, seed_keys, order)
         write_row(
-            cell, first, width, masked, w2, w3, settings, out[row], labels[row],
-            out_attention[row] if out_attention.size else out_attention[0], positions[row], order,
+            cell, first, width, masked, w2, w3, settings, out[there], labels[there], out_attention[there],
+            positions[row], order,
         )  # fmt: skip
         base += width
     table_base[0] = base

@@ -102,6 +102,14 @@ def longest_row(indptr, n_tokens):
     return longest
 
 
+@kernel(makes_arrays=False)
+def number_columns(indptr, start, out):
+    """Count the columns of each row from ``start`` on, the rows one after the other in ``out``."""
+    for row in range(indptr.size - 1):
+        for c in range(indptr[row], indptr[row + 1]):
+            out[c] = start + c - indptr[row]
+
+
 @kernel
 def gather_rows(
     first_cell, offset_address, token_address, offsets_like, tokens_like, rows, size, lo, hi, max_length, known,

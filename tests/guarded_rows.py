@@ -145,7 +145,7 @@ def make_batch(rng: np.random.Generator, length: int, number: int) -> tuple[list
 
 
 def mask_guarded(guards: Guards, plan: CpuPlan, entry: type, batch: list[np.ndarray], draws: Draws,
-                 more: dict[str, np.ndarray]) -> list[np.ndarray]:  # fmt: skip
+                 more: dict[str, np.ndarray], *, packed: bool) -> list[np.ndarray]:  # fmt: skip
     """Mask a batch with guarded arrays alone; return the outputs."""
     rates, row_ptr, tokens, *outputs = batch
     index = np.uint16 if entry is np.uint16 else np.int32
@@ -161,7 +161,7 @@ def mask_guarded(guards: Guards, plan: CpuPlan, entry: type, batch: list[np.ndar
     try:
         mask_rows(
             plan, hold("row_ptr", row_ptr), hold("tokens", tokens),
-            draws._replace(values=hold("draws", draws.values)), *held, **given,
+            draws._replace(values=hold("draws", draws.values)), *held, packed=packed, **given,
         )  # fmt: skip
     finally:
         rows._scratch = scratch
@@ -185,10 +185,12 @@ def run(entry: type, ids: type) -> None:
             mode = (GIVEN, COUNTED, CONTENT)[number % 3]
             draws = Draws(rng.integers(0, 2**62, 2 if mode == GIVEN else 1), mode)
             positions = np.empty((2, int(length * rates[1])), np.int64)
-            outputs = [np.empty((2, length), np.int64), np.empty((2, length), np.int64), positions]
+            packed = number % 4 == 2
+            shape = (1, tokens.size) if packed else (2, length)
+            outputs = [np.empty(shape, np.int64), np.empty(shape, np.int64), positions]
             batch = [rates, row_ptr, tokens.astype(ids), *outputs]
-            guarded = mask_guarded(guards, plan, entry, batch, draws, more)
-            mask_rows(plan._replace(rates=rates), *batch[1:3], draws, *outputs, **more)
+            guarded = mask_guarded(guards, plan, entry, batch, draws, more, packed=packed)
+            mask_rows(plan._replace(rates=rates), *batch[1:3], draws, *outputs, packed=packed, **more)
             for free, held in zip(
                 [*outputs, *([more["out_attention"]] if "out_attention" in more else [])], guarded, strict=True
             ):

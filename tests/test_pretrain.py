@@ -379,7 +379,7 @@ def test_bad_input(tmp_path):
         CorrMaskTrainer(make_model(), make_arguments(tmp_path, label_names=["cell_type"]), masker=MASKER)
     trainer = make(masker=MASKER, train=None, model=make_model(positions=20))
     with pytest.raises(
-        InputError, match=r"a batch has 2\d columns, the model 20 positions; read the corpus with max_len"
+        InputError, match=r"a batch has cells of 2\d columns, the model 20 positions; read the corpus with max_len"
     ):
         trainer.evaluate(DATASET)
     trainer = make(masker=MASKER)

@@ -232,9 +232,8 @@ def test_the_fields_of_scgpt():
     split = DataCollatorForValues.scgpt(masker, split=True, max_length=100)
     split.set_epoch(0)
     parts = split(cells)
-    assert {name: tuple(part.shape) for name, part in parts.items()} == {
-        "pcpt_gene": (2, 61), "pcpt_expr": (2, 61), "gen_gene": (2, 39), "gen_expr_target": (2, 39), "batch_labels": (2,)
-    }  # fmt: skip
+    shapes = {"pcpt_gene": (2, 61), "pcpt_expr": (2, 61), "gen_gene": (2, 39), "gen_expr_target": (2, 39)}
+    assert {name: tuple(part.shape) for name, part in parts.items()} == shapes | {"batch_labels": (2,)}
     hidden = batch["masked_expr"] == -1
     for row in range(2):
         n = int(hidden[row].sum())

@@ -22,7 +22,7 @@ from corrmask_fast.testing import LONG_PARAMETERS, PARAMETERS, Case, assert_same
 from harness.records import ROOT
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from corrmask_fast import Corpus
     from corrmask_fast.masking.base import Masker
@@ -84,6 +84,21 @@ def check_pipelines(workload: Workload, batch: int, pipelines: Sequence[tuple[st
         assert found["attention_mask"].all(), f"{name}: padding in cells of one length"
         if ours:
             assert_same(expected, first_rows((ids, labels, found["masked_positions"])), name)
+
+
+def check_packers(
+    workload: Workload, batch: int, flatten: Callable[[], dict[str, Any]], pack: Callable[[], dict[str, Any]]
+) -> None:
+    """Both give the cells one after the other, masked as the oracle does, and say where they begin."""
+    theirs, ours = flatten(), pack()
+    expected = Case("bench", workload.graph, workload.rows(batch)[:FEW]).expected(epoch=0)
+    ids, labels = (ours[name].reshape(batch, -1) for name in ("input_ids", "labels"))
+    assert np.array_equal(ids[:FEW], expected.input_ids), "the oracle's tokens"
+    assert np.array_equal(labels[:FEW], expected.labels), "the oracle's labels"
+    theirs["labels"][0, ours["cu_seq_lens_q"][:-1].long()] = labels[:, 0]  # they have a separator there, −100
+    assert theirs.keys() == ours.keys()
+    for name, value in theirs.items():
+        assert torch.equal(torch.as_tensor(value), torch.as_tensor(ours[name])), name
 
 
 def check_graph(corpus: Corpus, device: torch.device, **parameters: Any) -> str:

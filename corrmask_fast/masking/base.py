@@ -61,7 +61,10 @@ class MaskedBatch(NamedTuple):
 
 
 class RaggedMasked(NamedTuple):
-    """Padded and masked rows as NumPy arrays, all (rows, columns) int64 but ``masked_positions``."""
+    """Padded and masked rows as NumPy arrays, all (rows, columns) int64 but ``masked_positions``.
+
+    Packed rows: (1, tokens), and no attention mask; ``masked_positions`` are still columns of each row.
+    """
 
     input_ids: np.ndarray
     attention_mask: np.ndarray
@@ -276,6 +279,7 @@ class Masker(nn.Module):
         attention_mask: np.ndarray | None = None,
         special_tokens_mask: np.ndarray | None = None,
         marks_only: bool = False,
+        packed: bool = False,
     ) -> RaggedMasked:
         """Pad and mask ragged rows of NumPy arrays in one pass, on the CPU.
 
@@ -295,6 +299,8 @@ class Masker(nn.Module):
             (nnz,) uint8: 0 where a stored token is padding; 1 where a token must not be masked.
         marks_only
             As for a call.
+        packed
+            Put the rows one after the other, without padding; the masks are the same.
         """
         if self._lacks_mask_token and not marks_only:
             self.vocabulary.require_mask_token()
@@ -309,7 +315,8 @@ class Masker(nn.Module):
             -(-longest // multiple_of) * multiple_of if columns is None else check_integer("columns", columns, longest)
         )
         draws = draws_of_arrays(rows, draw_ids, epoch, salt)
-        out, attention, labels = (empty((rows, columns)) for _ in range(3))
+        shape = (1, narrow.size) if packed else (rows, columns)
+        out, labels, attention = empty(shape), empty(shape), empty((0,) if packed else shape)
         positions = empty((rows, math.floor(columns * self.max_probability)))
         marks = {
             name: check_array(name, mark, narrow.size, np.uint8)
@@ -323,11 +330,11 @@ class Masker(nn.Module):
         if graph_ids is not None:
             marks["graph_ids"] = check_graph_ids(check_array("graph_ids", graph_ids, rows, np.int64), self.n_graphs)
         bad = on_cpu.mask_rows(
-            plan, indptr, narrow, draws, out, labels, positions, out_attention=attention, **marks
+            plan, indptr, narrow, draws, out, labels, positions, out_attention=attention, packed=packed, **marks
         ) if rows else -1  # fmt: skip
         if bad >= 0 and self.validate is not False:
             raise_unknown_token(bad, tokens[indptr[bad] : indptr[bad + 1]], plan.size)
-        if attention_mask is not None:  # what is given is not to be guessed from the padding token
+        if attention_mask is not None and not packed:  # what is given is not to be guessed from the padding token
             attention[:] = 0
             attention[np.arange(columns) < np.diff(indptr)[:, None]] = marks["attention_mask"]
         return RaggedMasked(out, attention, labels, positions)

@@ -1,4 +1,4 @@
-"""The Hugging Face data collator: pad, mask and label a batch in one pass."""
+"""The Hugging Face data collator: pad or pack, mask and label a batch in one pass."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from corrmask_fast.errors import InputError, check_integer
 from corrmask_fast.masking.engine.draws import epoch_salt, mix, signed
 from corrmask_fast.masking.engine.torch_random import VALUES, draw_ids_by_values
 from corrmask_fast.masking.features import Cells, as_cells, graph_ids_of, other_inputs, padded_width, ragged
+from corrmask_fast.masking.packing import mask_packed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,7 +30,8 @@ class DataCollatorForCorrMask:
     """Collate cells for masked language modelling; give it to ``Trainer(data_collator=…)`` or a DataLoader.
 
     Takes what :class:`~corrmask_fast.CorpusDataset` hands out (fastest), or features as ``datasets`` has them: dicts
-    with ``input_ids`` as list, NumPy array or tensor. Special tokens are never masked. Rows are padded on the right.
+    with ``input_ids`` as list, NumPy array or tensor. Special tokens are never masked. Rows are padded on the right, or
+    packed.
 
     Parameters
     ----------
@@ -49,6 +51,14 @@ class DataCollatorForCorrMask:
         ``"tissue"``; of a :class:`~corrmask_fast.CorpusDataset` made with ``columns=("tissue",)``, or in the features.
     graph_numbers
         Value of that feature → number of the graph. None: the values are the numbers.
+    packing
+        Put the cells one after the other in a single row, without padding. Their masks are those of the padded batch.
+        Only flash attention keeps packed cells apart: it reads where they begin, and no attention mask is returned.
+        Other attentions let cells attend to each other, without an error; :class:`~corrmask_fast.CorrMaskTrainer`
+        refuses them. :class:`~corrmask_fast.PackedBatchSampler` fills batches to a number of tokens.
+    position_ids_start
+        With ``packing``: the ``position_ids`` of each cell's first token. Models like RoBERTa, and ESM with absolute
+        positions, need ``pad_token_id + 1``.
 
     Notes
     -----
@@ -56,10 +66,11 @@ class DataCollatorForCorrMask:
     workers and any batch size. Without it every call draws afresh, from torch's seed of the process.
 
     Other columns of the features come along as tensors: one number a cell as (rows,); one number a token
-    (``token_type_ids``) padded with 0 to (rows, columns), labels of another task (``…labels``) with −100; arrays of one
-    shape as (rows, …). Integers are int64, the rest float32. ``length`` is left out, the column of ``graph_column`` is
-    used up, and what is no number is left out with a warning. A column ``values`` of one floating-point number a token
-    (of a gene panel that all cells share) is a part of the cell: cells that differ in it have masks of their own.
+    (``token_type_ids``) padded with 0 to (rows, columns), labels of another task (``…labels``) with −100, or packed to
+    (1, tokens); arrays of one shape as (rows, …). Integers are int64, the rest float32. ``length`` is left out, the
+    column of ``graph_column`` is used up, and what is no number is left out with a warning. A column ``values`` of one
+    floating-point number a token (of a gene panel that all cells share) is a part of the cell: cells that differ in it
+    have masks of their own.
 
     Examples
     --------
@@ -69,7 +80,13 @@ class DataCollatorForCorrMask:
     >>> batch = collator([{"input_ids": [2, 3, 4]}, {"input_ids": [5]}])
     >>> batch["attention_mask"].tolist()
     [[1, 1, 1], [1, 0, 0]]
+    >>> packs = DataCollatorForCorrMask(collator.masker, packing=True)
+    >>> batch = packs([{"input_ids": [2, 3, 4]}, {"input_ids": [5]}])
+    >>> batch["position_ids"].tolist(), batch["cu_seq_lens_q"].tolist(), batch["max_length_q"]
+    ([[0, 1, 2, 0]], [0, 3, 4], 3)
     """
+
+    _replaces_ids = True  # so that the vocabulary must have a mask token
 
     def __init__(
         self,
@@ -80,14 +97,15 @@ class DataCollatorForCorrMask:
         compat: str | None = None,
         graph_column: str | None = None,
         graph_numbers: Mapping[Any, int] | None = None,
-        needs_mask_token: bool = True,
+        packing: bool = False,
+        position_ids_start: int = 0,
     ) -> None:
         if masker.needs_model:
             raise InputError(
                 f"{type(masker).__name__} masks by the embeddings of the model that it learns with, and a collator has "
                 "none; use CorrMaskTrainer(masker=…, masking='device'), or call the masker with embeddings="
             )
-        if masker.mask_replace_prob > 0 and needs_mask_token:
+        if masker.mask_replace_prob > 0 and self._replaces_ids:
             masker.vocabulary.require_mask_token()
         self.masker = masker
         self.pad_to_multiple_of = _check_multiple(pad_to_multiple_of)
@@ -99,6 +117,14 @@ class DataCollatorForCorrMask:
         if compat and not isinstance(masker.mlm_probability, float):
             raise InputError(f"compat='geneformer' has one rate for all; got {masker.mlm_probability!r}")
         self.compat = compat
+        if packing and compat:
+            raise InputError("compat='geneformer' masks padded rows, as Geneformer does; leave out packing or compat")
+        if packing and pad_to_multiple_of is not None:
+            raise InputError("a packed row has no padding; leave out pad_to_multiple_of or packing")
+        self.packing = packing
+        self.position_ids_start = check_integer("position_ids_start", position_ids_start, 0, 2**31 - 1)
+        if position_ids_start and not packing:
+            raise InputError("position_ids are returned with packing=True alone; leave out position_ids_start")
         self.graph_column = check_graph_column(masker, graph_column, graph_numbers)
         self.graph_numbers = None if graph_numbers is None else dict(graph_numbers)
         self._calls = 0
@@ -123,7 +149,7 @@ class DataCollatorForCorrMask:
         """``pad_token_id`` and the like, for code that asks a collator's tokenizer."""
         return TokenIds(self.masker.vocabulary)
 
-    def __call__(self, features: Any, return_tensors: str | None = None) -> dict[str, torch.Tensor]:
+    def __call__(self, features: Any, return_tensors: str | None = None) -> dict[str, Any]:
         """Collate one batch.
 
         Parameters
@@ -138,11 +164,16 @@ class DataCollatorForCorrMask:
         ``input_ids``, ``attention_mask`` and ``labels``, each (rows, columns) int64, ``masked_positions``
         (rows, floor(columns · p)) int64 where asked for, and the features' other columns (see the notes).
 
+        With ``packing`` (1, tokens) each: ``input_ids``, ``labels`` and ``position_ids``, which begin anew with each
+        cell; ``cu_seq_lens_q`` and ``cu_seq_lens_k``, (cells + 1,) int32: where cells begin, and the end; the integers
+        ``max_length_q`` and ``max_length_k``: the longest cell; ``masked_positions`` (1, floor(tokens · p)).
+
         Raises
         ------
         InputError
             If the batch is empty, a feature has no ``input_ids``, a token lies outside the vocabulary, the cells
-            come from a corpus of another vocabulary, or another column has no shape that a tensor can have.
+            come from a corpus of another vocabulary, or another column has no shape that a tensor can have; with
+            ``packing`` also if a cell holds padding, or no cell holds a token.
         """
         _check_return_tensors(return_tensors)
         cells = as_cells(features)
@@ -155,15 +186,17 @@ class DataCollatorForCorrMask:
             epoch = cells.epoch
         salt = epoch_salt(epoch) if epoch >= 0 else self._fresh_salt()
         draw: dict[str, Any] = {"salt": salt}
-        others = other_inputs(cells, indptr, self.pad_to_multiple_of, self.graph_column)
+        others = other_inputs(cells, indptr, self.pad_to_multiple_of, self.graph_column, packed=self.packing)
         if VALUES in others:
             padded = _padded(indptr, tokens, marks, self.masker.vocabulary, self.pad_to_multiple_of)
-            draws = draw_ids_by_values(
-                self.masker.vocabulary, padded | others, torch.tensor([signed(salt)], device="cpu")
-            )
+            padded |= other_inputs(cells, indptr, None, self.graph_column) if self.packing else others
+            draws = draw_ids_by_values(self.masker.vocabulary, padded, torch.tensor([signed(salt)], device="cpu"))
             draw = draw if draws is None else {"draw_ids": draws.numpy()}
         if self.graph_column is not None:
             marks["graph_ids"] = graph_ids_of(cells, self.graph_column, self.graph_numbers)
+        if self.packing:
+            start, positions = self.position_ids_start, self.return_masked_positions
+            return mask_packed(self.masker, indptr, tokens, start, draw | marks, positions=positions) | others
         multiple = self.pad_to_multiple_of or 1
         masked = self.masker.mask_ragged(indptr, tokens, multiple_of=multiple, **draw, **marks)  # type: ignore[arg-type]
         batch = {
@@ -258,6 +291,10 @@ class PaddingCollator:
     @classmethod
     def like(cls, collator: DataCollatorForCorrMask) -> PaddingCollator:
         """Return what pads as a collator does, and leaves the masking to its masker."""
+        if collator.packing:
+            raise InputError(
+                "packed cells are masked in the collator, not on the device; use masking='worker' with packing"
+            )
         return cls(
             collator.masker.vocabulary,
             pad_to_multiple_of=collator.pad_to_multiple_of,

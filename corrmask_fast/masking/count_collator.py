@@ -11,8 +11,6 @@ from corrmask_fast.errors import InputError
 from corrmask_fast.masking.collator import DataCollatorForCorrMask
 
 if TYPE_CHECKING:
-    import torch
-
     from corrmask_fast.cells.rank_encoder import RankEncoder
     from corrmask_fast.masking.base import Masker
 
@@ -41,7 +39,7 @@ class DataCollatorForCounts(DataCollatorForCorrMask):
     Warns
     -----
     UserWarning
-        Once, if a cell has no count in a known gene: its row is all padding.
+        Once, if a cell has no count in a known gene: its row holds no gene.
 
     Examples
     --------
@@ -63,18 +61,18 @@ class DataCollatorForCounts(DataCollatorForCorrMask):
         self.encoder = encoder
         self._warned = False
 
-    def __call__(self, features: Any, return_tensors: str | None = None) -> dict[str, torch.Tensor]:
+    def __call__(self, features: Any, return_tensors: str | None = None) -> dict[str, Any]:
         """Collate one batch of counts: see :class:`~corrmask_fast.RankEncoder` for what it may be.
 
-        Returns ``input_ids``, ``attention_mask`` and ``labels``, as :class:`~corrmask_fast.DataCollatorForCorrMask`.
+        Returns what :class:`~corrmask_fast.DataCollatorForCorrMask` does: a padded batch, or with ``packing`` one row.
         """
         cells = self.encoder(features)
         n_empty = int(np.count_nonzero(np.diff(cells.indptr) == self.masker.vocabulary.n_surrounding))
         if n_empty and not self._warned:
             self._warned = True
             warnings.warn(
-                f"{n_empty} of {len(cells)} cells of a batch have no count in a gene of the vocabulary: their rows are "
-                "padding; leave such cells out, or check that vocabulary and medians belong to these cells",
+                f"{n_empty} of {len(cells)} cells of a batch have no count in a gene of the vocabulary: their rows "
+                "hold no gene; leave such cells out, or check that vocabulary and medians belong to these cells",
                 UserWarning,
                 stacklevel=2,
             )

@@ -22,6 +22,8 @@ __all__ = ["as_cells", "graph_ids_of", "other_inputs", "padded_width", "ragged"]
 # What collators take care of; "length" (Geneformer's column) says what the attention mask says.
 OWN = frozenset({"input_ids", "attention_mask", "special_tokens_mask", "length"})
 MADE = frozenset({"labels", "masked_positions", "graph_ids", "mask_epoch"})  # which a feature must not bring along
+# What describes a packed row, by transformers' names.
+PACKED = frozenset({"position_ids", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"})
 IGNORED_LABEL = -100  # after a row's own labels: no loss counts it
 
 Cells = RaggedBatch | list[Mapping[str, Any]]
@@ -135,25 +137,27 @@ def padded_width(indptr: np.ndarray, multiple: int | None) -> int:
 
 
 def other_inputs(
-    cells: Cells, indptr: np.ndarray, multiple: int | None, graph_column: str | None
+    cells: Cells, indptr: np.ndarray, multiple: int | None, graph_column: str | None, *, packed: bool = False
 ) -> dict[str, torch.Tensor]:
     """Return what cells have beside their tokens, as a model takes it.
 
-    A number a cell becomes (rows,); a number for each of its tokens (rows, width), padded with 0, labels with −100;
-    arrays of one shape (rows, …). Integers are int64, others float32. What is no number is left out with a warning.
+    A number a cell becomes (rows,); a number for each of its tokens (rows, width), padded with 0, labels with −100
+    (``packed``: (1, tokens)); arrays of one shape (rows, …). Integers are int64, others float32. What is no number is
+    left out with a warning.
     """
     there = cells.columns if isinstance(cells, RaggedBatch) else dict.fromkeys(chain.from_iterable(cells))
     names = [name for name in there if name not in OWN and name != graph_column]
     if not names:
         return {}
-    lengths, width, result = np.diff(indptr), padded_width(indptr, multiple), {}
+    lengths, result = np.diff(indptr), {}
+    width = None if packed else padded_width(indptr, multiple)
     for name in names:
-        if name in MADE:
+        if name in MADE or (packed and name in PACKED):
             raise InputError(
                 f"a feature is named {name!r}, and the collator makes that one itself; rename or remove it"
             )
         values = cells.columns[name] if isinstance(cells, RaggedBatch) else [row.get(name) for row in cells]
-        array = _padded(name, values, lengths, width)
+        array = _as_array(name, values, lengths, width)
         if array is None:
             warnings.warn(
                 f"{name!r} is left out of batches, for it is not a number in every cell; make numbers of it to pass it "
@@ -165,8 +169,8 @@ def other_inputs(
     return result
 
 
-def _padded(name: str, values: Any, lengths: np.ndarray, width: int) -> np.ndarray | None:
-    """Return an array with a row for each cell, or None if not all are numbers."""
+def _as_array(name: str, values: Any, lengths: np.ndarray, width: int | None) -> np.ndarray | None:
+    """Return an array with a row for each cell, or None if not all are numbers; without a width tokens are packed."""
     try:
         arrays = values if isinstance(values, np.ndarray) else [np.asarray(value) for value in values]
     except (TypeError, ValueError, RuntimeError):  # lists of other lengths; tensors that NumPy has no type for
@@ -178,6 +182,8 @@ def _padded(name: str, values: Any, lengths: np.ndarray, width: int) -> np.ndarr
     shapes = {array.shape for array in arrays}
     by_token = all(array.shape[:1] == (n,) for array, n in zip(arrays, lengths, strict=True))
     if by_token and len({shape[1:] for shape in shapes}) == 1:
+        if width is None:
+            return np.concatenate(arrays)[None].astype(dtype, copy=False)
         fill = IGNORED_LABEL if name.endswith(("label", "labels", "label_ids")) else 0
         result = np.full((len(arrays), width, *next(iter(shapes))[1:]), fill, dtype)
         for row, array in zip(result, arrays, strict=True):

@@ -126,12 +126,12 @@ class DataCollatorForValues(DataCollatorForCorrMask):
                 "hide must be a ValueReplacement, which says how values are hidden, such as "
                 f"ValueReplacement.scgpt(masker); got {shown(hide)}"
             )
+        self._replaces_ids = hide.replace_ids
         super().__init__(
             hide.masker,
             pad_to_multiple_of=pad_to_multiple_of,
             graph_column=graph_column,
             graph_numbers=graph_numbers,
-            needs_mask_token=hide.replace_ids,
         )
         self.hide = hide
         vocabulary = self.masker.vocabulary

@@ -7,7 +7,7 @@ from typing import Any
 
 from corrmask_fast.errors import InputError, import_extra
 from corrmask_fast.training.checkpoint_files import check_random_states, numpy_states
-from corrmask_fast.training.checks import check_model
+from corrmask_fast.training.checks import check_model, check_packing
 from corrmask_fast.training.run_record import RunRecord
 
 transformers: Any = import_extra("transformers", "hf")
@@ -53,6 +53,9 @@ class CorrMaskCallback(transformers.TrainerCallback):
         loader, self._epoch, self._pass = kwargs["train_dataloader"], None, 0
         if self.checked is None or self.checked is not loader.dataset:
             check_model(kwargs["model"], self.masker, loader.dataset)
+        for collator in self.listeners:
+            if getattr(collator, "packing", False):
+                check_packing(kwargs["model"], collator.position_ids_start)
         self._record = RunRecord.of(self.masker, loader.dataset, args)
         if state.global_step:
             folder = self.resumed_from or f"{args.output_dir}/checkpoint-{state.global_step}"

@@ -10,6 +10,7 @@ from torch import nn
 
 from corrmask_fast.cells.corpus import Corpus
 from corrmask_fast.errors import InputError, shown
+from corrmask_fast.masking.features import PACKED
 from corrmask_fast.masking.schedules import parse_rate, rate_text
 from corrmask_fast.training.sampling import cell_lengths, groups_by_length, is_stream
 
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
     from corrmask_fast.cells.vocabulary import Vocabulary
     from corrmask_fast.masking.base import Masker
 
-__all__ = ["check_arguments", "check_learning", "check_model", "check_width", "parameters_of", "positions_of"]
+__all__ = [
+    "check_arguments", "check_attention", "check_learning", "check_model", "check_packing", "check_width",
+    "parameters_of", "positions_of",
+]  # fmt: skip
 
 # The names that Hugging Face's models give to tables of positions. Tables of distances have other names.
 POSITIONS = re.compile(r"(^|\.)(position_embeddings?|embed_positions|wpe)$")
@@ -80,14 +84,53 @@ def positions_of(model: Any) -> tuple[int | None, int]:
 
     Models like RoBERTa start to count after the number of the padding token, the table's ``padding_idx``.
     """
+    table = _position_table(model)
+    if table is None:
+        return None, 0
+    lost = getattr(table, "offset", 0) if table.padding_idx is None else table.padding_idx + 1
+    return table.num_embeddings - lost, lost
+
+
+def _position_table(model: Any) -> Any:
+    """Return a model's embeddings of positions; None if it has none."""
     for name, module in model.named_modules():
         if POSITIONS.search(name) and isinstance(module, nn.Embedding):
             owner = model.get_submodule(name.rpartition(".")[0])
             if getattr(owner, "position_embedding_type", None) == "rotary":
                 continue  # before transformers 5, ESM has a table that it does not use
-            lost = getattr(module, "offset", 0) if module.padding_idx is None else module.padding_idx + 1
-            return module.num_embeddings - lost, lost
-    return None, 0
+            return module
+    return None
+
+
+def check_attention(model: Any) -> None:
+    """Raise InputError unless a model keeps packed cells apart."""
+    attention = getattr(getattr(model, "config", None), "_attn_implementation", None)
+    if "flash" not in str(attention):
+        raise InputError(
+            f"the batch is packed, and the model's attention is {attention!r}: its cells would attend to each other, "
+            "without an error; make the model with attn_implementation='flash_attention_2', or the collator without "
+            "packing"
+        )
+
+
+def check_packing(model: Any, position_ids_start: int) -> None:
+    """Raise InputError unless a model keeps packed cells apart, and counts positions as their collator does."""
+    check_attention(model)
+    parameters = inspect.signature(model.forward).parameters
+    takes = set(parameters) >= PACKED or any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+    # What transformers says of models that hand such names on to their attention; others take and forget them.
+    if not (takes and getattr(model, "_supports_attention_backend", False)):
+        raise InputError(
+            f"{type(model).__name__} does not tell its attention where packed cells begin, by "
+            f"{', '.join(sorted(PACKED))}; update transformers, take another model, or leave packing out"
+        )
+    table = _position_table(model)
+    start = 0 if table is None or table.padding_idx is None else table.padding_idx + 1
+    if table is not None and position_ids_start != start:
+        raise InputError(
+            f"the model counts positions from {start} on, the collator from {position_ids_start}; make the collator "
+            f"with position_ids_start={start}"
+        )
 
 
 def _check_lengths(dataset: Any, places: int, lost: int) -> None:
@@ -110,8 +153,8 @@ def check_width(width: int, places: int | None) -> None:
     """Raise InputError if a batch is wider than the model: of cells that no check saw before (``evaluate(other)``)."""
     if places is not None and width > places:
         raise InputError(
-            f"a batch has {width} columns, the model {places} positions; read the corpus with max_length={places}, or "
-            "lower pad_to_multiple_of"
+            f"a batch has cells of {width} columns, the model {places} positions; read the corpus with "
+            f"max_length={places}, or lower pad_to_multiple_of"
         )
 
 

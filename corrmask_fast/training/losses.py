@@ -30,7 +30,10 @@ def logits_of(outputs: Any) -> torch.Tensor:
 
 
 def targets_of(
-    logits: torch.Tensor, labels: torch.Tensor, positions: torch.Tensor | None = None
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    positions: torch.Tensor | None = None,
+    cu_seq_lens: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the label and the row of each of the logits; the label is −100 where nothing is to be predicted.
 
@@ -43,18 +46,24 @@ def targets_of(
         (rows, columns) int64, −100 where nothing is to be predicted.
     positions
         (rows, K) int64, −1 after the row's positions.
+    cu_seq_lens
+        (cells + 1,): where the cells of a packed batch begin, and the end; a cell is a row then.
 
     Returns
     -------
     Two int64 tensors of the logits' shape without ``tokens``.
     """
-    every_row = torch.arange(len(labels), device=labels.device)[:, None]
+    if cu_seq_lens is None:
+        rows = torch.arange(len(labels), device=labels.device)[:, None].expand_as(labels)
+    else:
+        columns = torch.arange(labels.shape[1], dtype=cu_seq_lens.dtype, device=labels.device)
+        rows = torch.bucketize(columns, cu_seq_lens[1:], right=True)[None]
     shape = logits.shape[:-1]
     if shape == labels.shape:
-        return labels, every_row.expand_as(labels)
+        return labels, rows
     if positions is not None and shape == positions.shape:
-        targets = labels.gather(1, positions.clamp(min=0)).masked_fill(positions < 0, -100)
-        return targets, every_row.expand_as(positions)
+        columns = positions.clamp(min=0)
+        return labels.gather(1, columns).masked_fill(positions < 0, -100), rows.gather(1, columns)
     chosen = torch.ones_like(labels, dtype=torch.bool) if shape == (labels.numel(),) else labels != -100
     targets = labels[chosen]
     if shape != targets.shape:
@@ -62,7 +71,7 @@ def targets_of(
             f"the model returned logits of shape {tuple(logits.shape)} for labels of shape {tuple(labels.shape)}; they "
             "must be of all columns, of the masked_positions, or of the columns that have a label"
         )
-    return targets, every_row.expand_as(labels)[chosen]
+    return targets, rows[chosen]
 
 
 def losses_at_masked(

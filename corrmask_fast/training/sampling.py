@@ -12,10 +12,14 @@ from corrmask_fast.errors import InputError, check_integer, check_seed, import_e
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["LengthGroupedSampler", "ShuffledSampler", "cell_lengths", "data_seed", "groups_by_length", "is_stream"]
+__all__ = [
+    "LengthGroupedSampler", "PackedBatchSampler", "ShuffledSampler", "cell_lengths", "data_seed", "groups_by_length",
+    "is_stream",
+]  # fmt: skip
 
 # Batches that are sorted by length together. More of them: less padding, and less random batches.
 BATCHES_TOGETHER = 50
+MOST_TOKENS = 2**26  # of a packed batch: no device holds more
 
 
 class ShuffledSampler(Sampler[int]):
@@ -92,11 +96,7 @@ class LengthGroupedSampler(ShuffledSampler):
     """
 
     def __init__(self, lengths: Any, batch_size: int, *, seed: int = 0) -> None:
-        self.lengths = np.asarray(lengths)
-        if self.lengths.ndim != 1 or (self.lengths.dtype.kind not in "iu" and self.lengths.size):
-            raise InputError(
-                f"lengths must be one integer per cell; got shape {self.lengths.shape} of {self.lengths.dtype}"
-            )
+        self.lengths = _checked_lengths(lengths)
         super().__init__(self.lengths.size, seed=seed)
         self.batch_size = check_integer("batch_size", batch_size, 1)
 
@@ -114,6 +114,121 @@ class LengthGroupedSampler(ShuffledSampler):
         longest = int(self.lengths[batches].max(axis=1).argmax())
         batches[[0, longest]] = batches[[longest, 0]]
         return np.concatenate([batches.ravel(), rest])
+
+
+class PackedBatchSampler(Sampler[list[int]]):
+    """Batches of cells with at most so many tokens together, for a collator with ``packing``.
+
+    Every cell once per epoch. In the shuffled order each cell goes to that batch whose remaining room fits it best, or
+    to a new one; then the batches are shuffled. So the cells of a batch have all lengths. Batches depend on (lengths,
+    max_tokens, seed, epoch) alone. The number of batches may change from epoch to epoch.
+
+    Parameters
+    ----------
+    lengths
+        (n_cells,) integers >= 0: tokens of each cell, such as :attr:`CorpusDataset.lengths`.
+    max_tokens
+        Most tokens of a batch, at least those of the longest cell.
+    seed
+        Key of the order, in [0, 2**64).
+    shuffle
+        False: the cells are packed in their own order, and the batches come in the order in which they were begun.
+    num_replicas, rank
+        Number of processes, and which of them this is: each gets every ``num_replicas``-th batch.
+    drop_last
+        All processes must take the same number of steps. True: the last batches, fewer than there are processes, are
+        left out. False: the first batches come again in their place.
+
+    Raises
+    ------
+    InputError
+        If a cell has more tokens than ``max_tokens``, or another value breaks its rule.
+
+    Examples
+    --------
+    >>> sampler = PackedBatchSampler([5, 3, 2, 8, 1, 1], max_tokens=10, shuffle=False)
+    >>> list(sampler), sampler.fill_rate  # DataLoader(dataset, batch_sampler=sampler, collate_fn=collator)
+    ([[0, 1, 2], [3, 4, 5]], 1.0)
+    """
+
+    def __init__(
+        self,
+        lengths: Any,
+        max_tokens: int,
+        *,
+        seed: int = 0,
+        shuffle: bool = True,
+        num_replicas: int = 1,
+        rank: int = 0,
+        drop_last: bool = False,
+    ) -> None:
+        self.lengths = _checked_lengths(lengths).astype(np.int64, copy=False)
+        self.max_tokens = check_integer("max_tokens", max_tokens, 1, MOST_TOKENS)
+        if self.lengths.size and self.lengths.min() < 0:
+            raise InputError(f"lengths must be >= 0; got {self.lengths.min()} of cell {self.lengths.argmin()}")
+        if self.lengths.size and self.lengths.max() > max_tokens:
+            cell, length = int(self.lengths.argmax()), int(self.lengths.max())
+            raise InputError(
+                f"max_tokens must be at least the tokens of the longest cell; cell {cell} has {length}, max_tokens is "
+                f"{max_tokens}; raise max_tokens, or read the corpus with max_length={max_tokens}"
+            )
+        self.seed, self.epoch, self.shuffle, self.drop_last = check_seed(seed), 0, shuffle, drop_last
+        self.num_replicas = check_integer("num_replicas", num_replicas, 1)
+        self.rank = check_integer("rank", rank, 0, self.num_replicas - 1)
+        self._packed: tuple[int, np.ndarray, np.ndarray] | None = None  # of an epoch: cells, and where batches begin
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the batches of the next pass."""
+        self.epoch = check_integer("epoch", epoch, 0)
+
+    def __len__(self) -> int:
+        return self._mine().size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        cells, indptr = self.batches()
+        return (cells[indptr[i] : indptr[i + 1]].tolist() for i in self._mine())
+
+    @property
+    def fill_rate(self) -> float:
+        """Mean share of ``max_tokens`` that the epoch's batches have, over all processes."""
+        _, indptr = self.batches()
+        return float(self.lengths.sum() / max((indptr.size - 1) * self.max_tokens, 1))
+
+    def batches(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the epoch's batches, over all processes: batch i is ``cells[indptr[i]:indptr[i + 1]]``."""
+        if self._packed is None or self._packed[0] != self.epoch:
+            self._packed = self.epoch, *self._pack()
+        return self._packed[1:]
+
+    def _mine(self) -> np.ndarray:
+        """Return the numbers of this process' batches."""
+        n = self.batches()[1].size - 1
+        steps = n // self.num_replicas if self.drop_last else -(-n // self.num_replicas)
+        return (np.arange(steps) * self.num_replicas + self.rank) % max(n, 1)
+
+    def _pack(self) -> tuple[np.ndarray, np.ndarray]:
+        from corrmask_fast.kernels.packing import best_fit  # brings Numba in
+
+        bits = np.random.Philox(np.random.SeedSequence([self.seed, self.epoch]))
+        order = _shuffled(self.lengths.size, bits) if self.shuffle else np.arange(self.lengths.size)
+        batch_of, below = np.empty((2, order.size), np.int64)
+        rooms = np.zeros(self.max_tokens // 64 + 1, np.uint64)
+        words = np.zeros(rooms.size // 64 + 1, np.uint64)
+        free = np.full(self.max_tokens + 1, -1)
+        n = best_fit(self.lengths[order], free, below, rooms, words, batch_of)
+        if self.shuffle:
+            place = np.empty(n, np.int64)
+            place[_shuffled(n, bits)] = np.arange(n)
+            batch_of = place[batch_of]
+        indptr = np.concatenate([[0], np.cumsum(np.bincount(batch_of, minlength=n))])
+        return order[np.argsort(batch_of, kind="stable")], indptr
+
+
+def _checked_lengths(lengths: Any) -> np.ndarray:
+    array = np.asarray(lengths)
+    if array.ndim != 1 or (array.dtype.kind not in "iu" and array.size):
+        raise InputError(f"lengths must be one integer per cell; got shape {array.shape} of {array.dtype}")
+    return array
 
 
 def is_stream(dataset: Any) -> bool:

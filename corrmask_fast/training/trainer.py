@@ -20,12 +20,15 @@ from corrmask_fast.errors import InputError, import_extra, readable, shown
 from corrmask_fast.masking.collator import DataCollatorForCorrMask, PaddingCollator, check_graph_column
 from corrmask_fast.masking.engine.draws import draws_of_tensors
 from corrmask_fast.masking.engine.torch_random import VALUES, draw_ids_by_values
+from corrmask_fast.masking.features import PACKED
 from corrmask_fast.training.callback import CorrMaskCallback, batches_of
 from corrmask_fast.training.checkpoint_files import KIND, check_checkpoint
 from corrmask_fast.training.checks import (
     check_arguments,
+    check_attention,
     check_learning,
     check_model,
+    check_packing,
     check_width,
     parameters_of,
     positions_of,
@@ -89,6 +92,9 @@ class CorrMaskTrainer(transformers.Trainer):
     whose ``forward`` takes ``masked_positions`` gets them. A model that projects at the labels alone (ModernBERT with
     ``sparse_prediction``) gets the labels. Each pass over a stream has its own masks.
 
+    A collator with ``packing`` needs a model with flash attention: any other attention is refused, because packed cells
+    would attend to each other without an error. The cells of a packed batch are ``per_device_train_batch_size``.
+
     The loss of an evaluation is the mean over its masked genes; the batch size does not change it. ``compute_metrics``
     gets labels of the shape of the logits. If the masker learns, the model that :meth:`save_model` writes is
     evaluated, without the context of the latents. Then all genes are masked with the same weight: learned weights
@@ -136,6 +142,8 @@ class CorrMaskTrainer(transformers.Trainer):
         held_out = eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]
         for dataset in (train_dataset, *held_out):
             check_model(self.model, self.masker, dataset)
+        if getattr(collator, "packing", False):
+            check_packing(self.model, collator.position_ids_start)
         if self.masker.needs_model:  # after all checks: a refused model is left unchanged
             from corrmask_fast.training.mam_model import attach
 
@@ -304,11 +312,13 @@ class CorrMaskTrainer(transformers.Trainer):
             with_labels = self._projects_at_labels and (training or not self._whole_logits)
             outputs = model(**{name: inputs[name] for name in inputs if with_labels or name != "labels"})
             logits = logits_of(outputs)
-            targets, rows = targets_of(logits, labels, inputs.get("masked_positions"))
+            starts = inputs.get("cu_seq_lens_q")
+            targets, rows = targets_of(logits, labels, inputs.get("masked_positions"), starts)
             if training:
                 loss = cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=-100, reduction="sum")
             else:
-                self._row_sums, self._targets = summed_by_row(logits, targets, rows, len(labels)), targets
+                n_rows = len(labels) if starts is None else starts.numel() - 1
+                self._row_sums, self._targets = summed_by_row(logits, targets, rows, n_rows), targets
                 loss = self._row_sums[:, 0].sum()
             loss = loss / count
         if training:
@@ -317,13 +327,18 @@ class CorrMaskTrainer(transformers.Trainer):
 
     def _masked(self, batch: dict[str, Any], epoch: int, step: int) -> dict[str, Any]:
         """Mask a padded batch on its device; with ``masking="worker"`` it is masked already."""
-        if "input_ids" in batch:
+        packed = "cu_seq_lens_q" in batch
+        if packed:  # the attention, and the collator, may have been replaced
+            check_attention(self.model)
+            check_width(batch["max_length_q"], self._places)
+        elif "input_ids" in batch:
             check_width(batch["input_ids"].shape[1], self._places)
         if self.args.remove_unused_columns:  # Trainer removes them from a datasets.Dataset only
             if self._kept is None:
                 self._set_signature_columns_if_needed()
                 self._kept = OURS.union(self._signature_columns)
-            batch = {name: value for name, value in batch.items() if name in self._kept}
+            kept = self._kept | PACKED if packed else self._kept
+            batch = {name: value for name, value in batch.items() if name in kept}
         if self.masking == "worker":
             if "labels" not in batch:
                 raise InputError(f"a batch came without labels (it has {', '.join(batch)}); was the collator replaced?")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from functools import cache, lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 NOTHING = np.empty(0, np.uint8)
 NO_NUMBERS = np.empty(0, np.int64)
 NO_IDS = np.empty(0, np.uint16)
-NO_OUTPUT = np.empty((1, 0), np.int64)
 MIN_TOKENS = 98_304  # half a millisecond of work: waking another thread takes a tenth
 MIN_TOKENS_OF_RANGE = 16_384  # threads wait for each other's last range
 
@@ -94,7 +93,7 @@ def mask_batch(
     positions = empty((rows, math.floor(columns * plan.max_probability)))
     tokens = np.ascontiguousarray(input_ids.numpy(), np.int64).reshape(-1)
     row_ptr = _row_starts(rows, columns)
-    more = {}
+    more: dict[str, Any] = {}
     if graph_ids is not None:
         numbers = graph_ids.contiguous().numpy()
         more["graph_ids"] = check_graph_ids(numbers, plan.n_graphs) if validate else numbers
@@ -185,7 +184,8 @@ def mask_rows(
     special_tokens_mask: np.ndarray = NOTHING,
     graph_ids: np.ndarray = NO_NUMBERS,
     priorities: np.ndarray = NO_NUMBERS,
-    out_attention: np.ndarray = NO_OUTPUT,
+    out_attention: np.ndarray = NO_NUMBERS,
+    packed: bool = False,
 ) -> int:
     """Mask rows into ``out``, ``labels``, ``positions`` (and ``out_attention``), all int64 (rows, columns).
 
@@ -200,13 +200,18 @@ def mask_rows(
         (rows,) int64: the number of each row's graph. Empty: the first.
     priorities
         int64 in [0, 2**32), like ``tokens``: in place of w0, or of w1 where they order the top-up. Empty: neither.
+    packed
+        ``out`` and ``labels`` are (1, tokens): the rows lie in them as in ``tokens``, without padding.
 
     Returns
     -------
     The first row that holds a token outside the vocabulary, or −1.
     """
     mask = _mask_kernel()
-    rows, columns = out.shape
+    rows = row_ptr.size - 1
+    columns = int(np.diff(row_ptr).max()) if packed else out.shape[1]
+    out_ptr = row_ptr if packed else _row_starts(rows, columns)
+    flat = [array.reshape(-1) for array in (out, out_attention, labels)]
     rates = plan.rates
     if positions.shape[1] < math.floor(columns * rates[P_HI]):
         raise ValueError(f"masked_positions has {positions.shape[1]} columns; p = {rates[P_HI]} of {columns} need more")
@@ -217,8 +222,8 @@ def mask_rows(
             begin, end, row_ptr, tokens, attention_mask, special_tokens_mask, draws.values, draws.mode, draws.offset,
             plan.seed[0], rates, plan.settings, plan.ids, plan.lookup, plan.indptr, plan.indices, graph_ids, priorities,
             *_scratch.ready(plan, columns),
-            out, out_attention, labels, positions,
+            out_ptr, *flat, positions,
         )  # fmt: skip
 
-    smallest = rows if rows * columns < MIN_TOKENS else -(-MIN_TOKENS_OF_RANGE // columns)
+    smallest = rows if out.size < MIN_TOKENS else -(-MIN_TOKENS_OF_RANGE // columns)
     return min((row for row in run_ranges(work, rows, smallest) if row >= 0), default=-1)
