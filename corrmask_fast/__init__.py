@@ -17,6 +17,7 @@ _MODULES = {
     "Corpus": "cells.corpus",
     "CorpusDataset": "cells.dataset",
     "CountsDataset": "cells.dataset",
+    "CorpusWriter": "cells.corpus_io",
     "CorrMaskCallback": "training.callback",
     "CorrMaskTrainer": "training.trainer",
     "CorrMasker": "masking.strategies.corrmask",

@@ -5,21 +5,23 @@ from __future__ import annotations
 import json
 import os
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from corrmask_fast.cells.corpus import Corpus, with_special_tokens
+from corrmask_fast.cells.cell_lists import blocks_of_cells, cells_in_memory, flatten
+from corrmask_fast.cells.corpus import Corpus, Repeats, with_special_tokens
 from corrmask_fast.cells.dataset_corpus import corpus_of_dataset
 from corrmask_fast.cells.obs_columns import MAX_TEXT, ObsColumn, obs_column, unfit_text
 from corrmask_fast.cells.vocabulary import Vocabulary
-from corrmask_fast.errors import InputError, brief, import_extra, naming, readable, reason, shown
+from corrmask_fast.errors import InputError, brief, import_extra, naming, readable, shown
 from corrmask_fast.files import atomic_file, atomic_folder, check_output, check_output_folder
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from types import TracebackType
 
 __all__ = ["CorpusWriter", "read_corpus", "write_corpus"]
@@ -36,8 +38,9 @@ def read_corpus(path_or_cells: Any, vocabulary: Vocabulary | None = None, *, max
     path_or_cells
         The path of a Hugging Face ``datasets`` folder with a column ``input_ids`` (memory-mapped, read as it is
         used), of its ``.arrow`` file, of a ``.parquet`` file or a folder of these (read into memory), or of an
-        ``.npz`` file with ``indptr`` and ``tokens``; a ``datasets.Dataset``; or a list of cells, each a list or array
-        of token ids, or a row ``{"input_ids": …}``.
+        ``.npz`` file with ``indptr`` and ``tokens``; a list of such paths (but ``.npz``), whose cells follow each
+        other; a ``datasets.Dataset``; or a list of cells, each a list or array of token ids, or a row
+        ``{"input_ids": …}``.
     vocabulary
         Which id is which gene. None: the vocabulary stored beside the corpus. One that gives ids another meaning than
         the stored one is refused; its symbols, where it has any, take the place of the stored ones.
@@ -58,66 +61,75 @@ def read_corpus(path_or_cells: Any, vocabulary: Vocabulary | None = None, *, max
     array([2, 4, 3], dtype=uint16)
     """
     if isinstance(path_or_cells, str | os.PathLike):
-        path = Path(path_or_cells)
-        if path.suffix == ".h5ad":
-            raise InputError(
-                f"{path} is an .h5ad of counts: run `corrmask-fast tokenize` first (or corrmask_fast.tokenize)"
-            )
-        if not path.exists():
-            raise InputError(f"no corpus at {path}: give a datasets folder or an .npz file")
+        path = _corpus_path(path_or_cells)
         with naming(path):
             if not path.is_dir() and path.suffix not in {".arrow", ".parquet"}:
                 return _from_npz(path, vocabulary, max_length)
-            dataset = _load_folder(path) if path.is_dir() else _load_files([path])
-            vocabulary = _stored_vocabulary(path, vocabulary)
-            return corpus_of_dataset(dataset, vocabulary, max_length, str(path))
+            return corpus_of_dataset(_load(path), stored_vocabulary(path, vocabulary), max_length, str(path))
+    if paths := paths_of(path_or_cells):
+        dataset, vocabulary = _load_all(paths, vocabulary)
+        return corpus_of_dataset(dataset, vocabulary, max_length, f"{paths[0]} and {len(paths) - 1} more")
     if vocabulary is None:
         raise InputError("cells in memory carry no vocabulary; give vocabulary=Vocabulary.from_token_dictionary(…)")
     if isinstance(path_or_cells, Mapping) and len(path_or_cells) == 1 and "input_ids" not in path_or_cells:
         path_or_cells = next(iter(path_or_cells.values()))  # a DatasetDict of one split
     if hasattr(path_or_cells, "features") and hasattr(path_or_cells, "data"):
         return corpus_of_dataset(path_or_cells, vocabulary, max_length)
-    indptr, tokens = flatten(_cells_in_memory(path_or_cells))
+    indptr, tokens = flatten(cells_in_memory(path_or_cells))
     return Corpus(indptr, tokens, vocabulary, max_length=max_length)
 
 
-def _cells_in_memory(cells: Any) -> list[Any]:
-    """Return a list of cells, or raise InputError naming what to give in place of something else."""
-    kind = type(cells).__name__
-    if any(base.__name__ == "IterableDataset" for base in type(cells).__mro__):
+def paths_of(source: Any) -> list[Path]:
+    """Return the paths that a source of cells is or lists; none of anything else."""
+    found = [source] if isinstance(source, str | os.PathLike) else source
+    if not isinstance(found, list | tuple) or not all(isinstance(path, str | os.PathLike) for path in found):
+        return []
+    return [_corpus_path(path) for path in found]
+
+
+def _corpus_path(source: str | os.PathLike[str]) -> Path:
+    path = Path(source)
+    if path.suffix == ".h5ad":
         raise InputError(
-            "an IterableDataset hands out its cells in passing, and a corpus finds each by its number; save it first: "
-            "datasets.Dataset.from_generator(lambda: iter(stream)).save_to_disk('cells.dataset'), and give that folder"
+            f"{path} is an .h5ad of counts: run `corrmask-fast tokenize` first (or corrmask_fast.tokenize)"
         )
-    if isinstance(cells, Mapping):
-        names = list(cells)
-        if "input_ids" in names:
-            raise InputError(f"cells must be a list of cells; got a {kind} of columns; give its 'input_ids'")
-        named = ", ".join(map(repr, names[:10])) or "none"
-        raise InputError(f"a {kind} holds splits ({named}); give one of them, such as cells['train']")
-    if "input_ids" in getattr(cells, "columns", ()):
-        raise InputError(f"cells must be a list of cells; got a {kind}; give the list in its column 'input_ids'")
-    if not isinstance(cells, Iterable):
-        raise InputError(f"cells must be a path, a datasets.Dataset, or a list of cells; got {kind}")
-    return [cell["input_ids"] if isinstance(cell, Mapping) and "input_ids" in cell else cell for cell in cells]
+    if not path.exists():
+        raise InputError(f"no corpus at {path}: give a datasets folder or an .npz file")
+    return path
 
 
-def flatten(cells: list[Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Return ``(indptr, tokens)`` of a list of lists or arrays of token ids."""
-    arrays = []
-    for i, cell in enumerate(cells):
-        try:
-            array = np.asarray(cell)
-        except Exception as error:
-            raise InputError(f"cell {i} must be a list of integer token ids; {reason(error)}") from error
-        if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
-            raise InputError(f"cell {i} must be a list of integer token ids; got {array.ndim}-d {array.dtype}")
-        # Beside int64, NumPy would turn uint64 into floats; what int64 does not hold is no token anyway.
-        arrays.append(array.astype(np.int64) if array.dtype == np.uint64 else array)
-    indptr = np.zeros(len(arrays) + 1, np.int64)
-    np.cumsum([array.size for array in arrays], out=indptr[1:])
-    filled = [array for array in arrays if array.size]
-    return indptr, np.concatenate(filled) if filled else np.empty(0, np.int64)
+def _load(path: Path) -> Any:
+    return _load_folder(path) if path.is_dir() else _load_files([path])
+
+
+def _load_all(paths: list[Path], given: Vocabulary | None) -> tuple[Any, Vocabulary]:
+    """Return the dataset of all paths, one after the other, and their vocabulary."""
+    datasets = import_extra("datasets", "hf")
+    parts, vocabulary = [], given
+    whose = "the vocabulary given" if given is not None else f"the corpus {paths[0]}"
+    for path in paths:
+        if not path.is_dir() and path.suffix not in {".arrow", ".parquet"}:
+            raise InputError(
+                f"a list of paths takes datasets folders, .arrow and .parquet files; got {path}; read that one alone, "
+                "and write it as a folder with write_corpus"
+            )
+        with naming(path):
+            parts.append(_load(path))
+            check_columns(parts[0].features.arrow_schema, parts[-1].features.arrow_schema, paths[0], path)
+            vocabulary = stored_vocabulary(path, vocabulary, whose)
+    with readable(paths[0], "corpus to join with the others"):
+        return parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts), vocabulary  # type: ignore[return-value]
+
+
+def check_columns(first: Any, other: Any, first_path: Path, path: Path) -> None:
+    """Raise InputError unless two Arrow schemas have the same columns, in any order."""
+    one, two = ({field.name: str(field.type) for field in schema} for schema in (first, other))
+    for name in {**one, **two}:
+        if one.get(name) != two.get(name):
+            raise InputError(
+                f"the files of a corpus must have the same columns; {name!r} is {one.get(name, 'missing')} in "
+                f"{first_path} and {two.get(name, 'missing')} in {path}; write one of them anew with the other's"
+            )
 
 
 def write_corpus(corpus: Corpus, path: str | os.PathLike[str], *, chunk_cells: int = 16_384) -> None:
@@ -144,6 +156,24 @@ class CorpusWriter(AbstractContextManager["CorpusWriter"]):
     Hugging Face ``datasets`` folder with ``input_ids``, ``length`` and the obs columns, one chunk in memory at a time.
 
     V2 vocabularies: ``<cls>`` and ``<eos>`` are written around every cell of a folder, as Geneformer stores them.
+
+    Parameters
+    ----------
+    path
+        What to write; a folder that exists is refused.
+    vocabulary
+        Which id is which gene; it is stored beside the cells.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from corrmask_fast import Vocabulary, read_corpus
+    >>> genes = Vocabulary(("<pad>", "<mask>", "A", "B", "C"))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with CorpusWriter(f"{folder}/cells.npz", genes) as writer:
+    ...         writer.write_cells([2 + i, 4] for i in range(2))
+    ...     read_corpus(f"{folder}/cells.npz").tokens.tolist()
+    [2, 4, 3, 4]
     """
 
     def __init__(self, path: str | os.PathLike[str], vocabulary: Vocabulary) -> None:
@@ -175,6 +205,32 @@ class CorpusWriter(AbstractContextManager["CorpusWriter"]):
                 f"column one); got {self._kinds} and {kinds}"
             )
         self._sink.write(indptr, tokens, columns)
+
+    def write_cells(self, cells: Iterable[Any], *, max_length: int | None = None, chunk_cells: int = 16_384) -> None:
+        """Append cells in passing, ``chunk_cells`` in memory at a time.
+
+        Parameters
+        ----------
+        cells
+            Lists or arrays of token ids, or rows ``{"input_ids": …}`` whose other columns become obs columns (but
+            ``length``, which is written anew). A generator will do. Cells are treated as when they are read: special
+            tokens are stripped, of a gene twice in a cell the first occurrence counts, and a warning says so.
+        max_length
+            Cells are cut to this many genes; None: the vocabulary's.
+        chunk_cells
+            Number of cells held in memory.
+
+        Raises
+        ------
+        InputError
+            If a cell is no list of integers, holds a token outside the vocabulary (names cell and token), or has other
+            columns than the first one.
+        """
+        first, repeats = 0, Repeats(0)
+        for block in blocks_of_cells(cells, self.vocabulary, max_length, chunk_cells):
+            block.count_from(np.arange(first, first + block.n_cells), repeats)
+            self.write(*block.gather(np.arange(block.n_cells)), block.obs)
+            first += block.n_cells
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -391,22 +447,25 @@ def _damage(file: Path) -> str | None:
     return None
 
 
-def _stored_vocabulary(path: Path, given: Vocabulary | None) -> Vocabulary:
+def stored_vocabulary(path: Path, given: Vocabulary | None, whose: str = "the vocabulary given") -> Vocabulary:
+    """Return the vocabulary stored beside a corpus, or the given one; both must mean the same."""
     file = (path if path.is_dir() else path.parent) / VOCABULARY_FILE
     if not file.is_file():
-        return _agreed_vocabulary(path, given, None)
+        return _agreed_vocabulary(path, given, None, whose)
     with readable(file, "vocabulary"):
         stored = Vocabulary.from_json(file.read_bytes())
-    return _agreed_vocabulary(path, given, stored)
+    return _agreed_vocabulary(path, given, stored, whose)
 
 
-def _agreed_vocabulary(path: Path, given: Vocabulary | None, stored: Vocabulary | None) -> Vocabulary:
+def _agreed_vocabulary(
+    path: Path, given: Vocabulary | None, stored: Vocabulary | None, whose: str = "the vocabulary given"
+) -> Vocabulary:
     """Return the given or the stored vocabulary; both must mean the same, and symbols that are given count."""
     if given is None and stored is None:
         raise InputError(_no_vocabulary(path))
     if given is None or stored is None:
         return given or stored  # type: ignore[return-value]
-    given.check_same(stored, "the vocabulary given", f"the corpus {path}")
+    given.check_same(stored, whose, f"the corpus {path}")
     return given if given.symbols else stored
 
 
