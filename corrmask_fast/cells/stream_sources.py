@@ -12,7 +12,7 @@ import numpy as np
 from corrmask_fast.cells.cell_lists import blocks_of_cells
 from corrmask_fast.cells.corpus import Corpus, Segment
 from corrmask_fast.cells.corpus_io import check_columns, read_corpus, stored_vocabulary
-from corrmask_fast.cells.dataset_corpus import corpus_of_dataset
+from corrmask_fast.cells.dataset_corpus import corpus_of_dataset, segment_of
 from corrmask_fast.errors import InputError, import_extra, listed, readable, shown
 
 if TYPE_CHECKING:
@@ -147,7 +147,10 @@ class FileSource:
             done = 0
             for batch in file.iter_batches(READ_CELLS, [place], names, use_threads=False):
                 a, b = max(begin - done, 0), min(end - done, batch.num_rows)
-                if a < b:
+                if a < b and not self._columns:
+                    segment = segment_of(batch.column(0))
+                    yield Piece(segment, np.arange(first + done, first + done + batch.num_rows), {}).cut(a, b)
+                elif a < b:
                     corpus = corpus_of_table(pa.table(batch), self.vocabulary, self._max_length, str(source))
                     yield from pieces_of(corpus, np.arange(first + done, first + done + b), 0, self._columns, a)
                 done += batch.num_rows
