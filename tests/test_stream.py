@@ -400,20 +400,25 @@ def test_streams_that_give_no_graph():
 
 
 def test_a_sample_holds_few_cells(monkeypatch):
-    """Of ten thousand cells that pass, no more than those that are sampled and a few are held."""
-    most = 0
-    inner = stream_module.Segment
+    """Of ten thousand cells that pass, few are read, and some more than those that are sampled are held."""
+    read, held = 0, []
+    segment, first_by_key = stream_module.Segment, stream_module.first_by_key
 
-    def counting(indptr, tokens):
-        nonlocal most
-        most = max(most, indptr.size - 1)
-        return inner(indptr, tokens)
+    def reading(indptr, tokens):
+        nonlocal read
+        read += indptr.size - 1
+        return segment(indptr, tokens)
+
+    def thinning(keys, n):
+        held.append(keys.size)
+        return first_by_key(keys, n)
 
     stream = stream_corpus(lambda: ([4 + i % 250] for i in range(10_000)), V1)
-    monkeypatch.setattr(stream_module, "Segment", counting)
-    sample = stream.sample(100)
-    assert sample.n_cells == 100
-    assert most <= 8  # a block passes at a time
+    monkeypatch.setattr(stream_module, "Segment", reading)
+    monkeypatch.setattr(stream_module, "first_by_key", thinning)
+    assert stream.sample(100).n_cells == 100
+    assert 100 < read < 1000  # 100 · (1.25 + ln(10 000 / 125)) = 560 on average
+    assert 125 < max(held) <= 125 + 8
 
 
 # -------------------------------------------------------------------------------------------------------- bad input
@@ -537,6 +542,10 @@ def test_a_writer_takes_what_passes(tmp_path, name, vocabulary):
     assert np.array_equal(corpus.indptr, expected.indptr)
     assert list(corpus.obs) == ["depth"]
     assert corpus.obs["depth"].tolist() == [i / 7 for i in range(103)]
+    other = tmp_path / f"short-{name}"
+    with CorpusWriter(other, vocabulary) as writer:
+        writer.write_cells(dataset_of(CELLS).to_iterable_dataset(), max_length=3)
+    assert read_corpus(other).indptr.tolist() == np.cumsum([0, *(min(len(cell), 3) for cell in CELLS)]).tolist()
 
 
 @pytest.mark.parametrize("name", ["cells.dataset", "cells.npz"])

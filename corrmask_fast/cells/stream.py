@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from corrmask_fast.cells.corpus import Corpus, Repeats, Segment, first_by_key
-from corrmask_fast.cells.corpus_io import paths_of
+from corrmask_fast.cells.corpus_files import paths_of
 from corrmask_fast.cells.dataset import RaggedBatch, RaggedRow
 from corrmask_fast.cells.stream_sources import READ_CELLS, FileSource, IteratorSource, Share, drawn_order
 from corrmask_fast.errors import InputError, check_integer, check_seed
@@ -124,7 +124,8 @@ class CorpusStream(IterableDataset[RaggedRow]):
     most, those of a rank's workers too; the first ones are the longer. An empty cell is a cell of no genes, as on disk.
 
     A pass is shuffled in windows of ``shuffle_buffer`` cells of a share: a window is read whole, and its order is that
-    of NumPy's Philox words from (seed, epoch, rank, worker, window). So the cells after any batch are found without
+    of NumPy's Philox words from (seed, epoch, rank, worker, window). The order of row groups and blocks follows from
+    (seed, epoch) alone. So the cells after any batch are found without
     those before their window: a resume reads one window again at most. Of an iterator, it passes over all cells before.
     """
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from corrmask_fast.cells.cell_lists import blocks_of_cells
 from corrmask_fast.cells.corpus import Corpus, Segment
-from corrmask_fast.cells.corpus_io import check_columns, read_corpus, stored_vocabulary
+from corrmask_fast.cells.corpus_files import check_columns, stored_vocabulary
+from corrmask_fast.cells.corpus_io import read_corpus
 from corrmask_fast.cells.dataset_corpus import corpus_of_dataset, segment_of
 from corrmask_fast.errors import InputError, import_extra, listed, readable, shown
 
