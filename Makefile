@@ -44,6 +44,7 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python bench/run.py
+	$(BIN)/python bench/streams.py
 	$(BIN)/python bench/counts/run.py
 	$(BIN)/python bench/graph/run.py
 	$(BIN)/python bench/pretrain/run.py

@@ -13,7 +13,7 @@ from test_sparse_head import make_pair
 from torch.utils.data import IterableDataset
 from trainers import MASKER, VOCABULARY, make_cells, our_trainer
 
-from corrmask_fast import CorpusDataset, MultinomialAttentionMasker, read_corpus
+from corrmask_fast import CorpusDataset, MultinomialAttentionMasker, read_corpus, stream_corpus
 from corrmask_fast.cells.corpus_io import write_corpus
 from corrmask_fast.cli.main import main
 
@@ -28,10 +28,11 @@ class Stream(IterableDataset):
 
 
 def run_stream(folder, masking, batch_size):
-    """Train for eight steps on a stream."""
+    """Train for eight steps on a stream: ours, or of torch's own kind."""
+    stream = stream_corpus(make_cells(21, seed=6), VOCABULARY) if masking == "worker" else Stream()
     distributed = {"ddp_backend": "gloo", "ddp_find_unused_parameters": False} if "RANK" in os.environ else {}
     trainer = our_trainer(
-        folder, None, Stream(), masking=masking, max_steps=8, per_device_train_batch_size=batch_size, **distributed
+        folder, None, stream, masking=masking, max_steps=8, per_device_train_batch_size=batch_size, **distributed
     )
     trainer.train()
     return {"batches": trainer.batches, "steps": trainer.state.global_step}
@@ -90,6 +91,7 @@ if __name__ == "__main__":
         masking: run_stream(folder / f"stream-{masking}", masking, 2) for masking in ("worker", "device")
     }
     runs["said"] = command_line(folder, 2)
+    runs["share"] = [row["input_ids"].tolist() for row in stream_corpus(make_cells(21, seed=6), VOCABULARY)]
     torch.save(runs, folder / f"rank-{runs['worker']['rank']}.pt")
     # As in test_gpu.py: gloo's threads, which DDP keeps alive, can abort an interpreter that ends.
     os._exit(0)

@@ -323,3 +323,44 @@ def test_archives_that_are_no_corpus(tmp_path):
         archive.writestr("indptr.npy", b"\x93NUMPY nonsense")
         archive.writestr("tokens.npy", b"")
     check("is not a readable .npz file")
+
+
+# ---------------------------------------------------------------------------------------------------- lists of files
+
+
+def test_a_list_of_files_is_one_corpus(tmp_path):
+    cells = make_cells()
+    kinds = [TYPES[i % 3] for i in range(50)]
+    dataset = dataset_of(cells, cell_type=kinds)
+    dataset.select(range(20)).to_parquet(tmp_path / "a.parquet")
+    dataset.shuffle(seed=1).select(range(10)).save_to_disk(str(tmp_path / "b"))  # with a table of row numbers, or not
+    dataset.select(range(20, 50)).save_to_disk(str(tmp_path / "c"))
+    arrow = next((tmp_path / "c").glob("*.arrow"))
+    some = datasets.load_from_disk(str(tmp_path / "b")).with_format(None)
+    expected = [*cells[:20], *some["input_ids"][:], *cells[20:], *cells[20:]]
+    types = [*kinds[:20], *some["cell_type"][:], *kinds[20:], *kinds[20:]]
+    corpus = read_corpus([tmp_path / "a.parquet", str(tmp_path / "b"), tmp_path / "c", str(arrow)], V1)
+    assert cells_of(corpus) == expected
+    assert corpus.obs["cell_type"].tolist() == types
+    rows = np.array([89, 5, 25])
+    part = corpus.select(rows)
+    assert cells_of(part) == [expected[i] for i in rows]
+    assert part.obs["cell_type"].tolist() == [types[i] for i in rows]
+    assert cells_of(pickle.loads(pickle.dumps(corpus))) == expected
+    assert cells_of(read_corpus((str(tmp_path / "a.parquet"),), V1, max_length=3)) == [cell[:3] for cell in cells[:20]]
+
+
+def test_lists_of_files_that_are_no_corpus(tmp_path):
+    cells = make_cells(5)
+    dataset_of(cells).to_parquet(tmp_path / "a.parquet")
+    dataset_of(cells, cell_type=["B"] * 5).to_parquet(tmp_path / "b.parquet")
+    write_corpus(make_corpus(cells), tmp_path / "c.npz")
+    for paths, message in (
+        (["a.parquet", "b.parquet"], r"'cell_type' is missing in .*a\.parquet and string in .*b\.parquet"),
+        (["a.parquet", "c.npz"], r"a list of paths takes datasets folders, \.arrow and \.parquet files; got .*c\.npz"),
+        (["a.parquet", "d.parquet"], r"no corpus at .*d\.parquet"),
+    ):
+        with pytest.raises(InputError, match=message):
+            read_corpus([tmp_path / name for name in paths], V1)
+    with pytest.raises(InputError, match=r"no vocabulary is stored with .*a\.parquet"):
+        read_corpus([tmp_path / "a.parquet"])

@@ -104,6 +104,16 @@ def test_two_processes_pass_through_a_stream_as_one(ranks, tmp_path, monkeypatch
         assert_masked_as_in(batches, step // 6)
 
 
+def test_two_processes_read_a_stream_once(ranks, monkeypatch):
+    """Without a Trainer, each rank reads its own share."""
+    monkeypatch.syspath_prepend(HERE)
+    import ddp_rank
+
+    one, other = (rank["share"] for rank in ranks[1])
+    cells = ddp_rank.make_cells(21, seed=6)
+    assert (one, other) == (cells[::2], cells[1::2])
+
+
 def test_the_command_line_in_two_processes_logs_what_it_does_in_one(ranks, tmp_path, monkeypatch):
     """Eleven held-out cells: none counts twice; warm-up by the steps of both together; one process speaks."""
     monkeypatch.syspath_prepend(HERE)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from corrmask_fast import CorrMasker, DataCollatorForCorrMask, InputError
+from corrmask_fast import CorrMasker, DataCollatorForCorrMask, InputError, stream_corpus
 
 transformers = pytest.importorskip("transformers", minversion="4.46")
 pytest.importorskip("accelerate")
@@ -18,6 +19,7 @@ from trainers import (
     CELLS,
     GRAPH,
     MASKER,
+    VOCABULARY,
     StockTrainer,
     StopAfter,
     assert_masked_as_in,
@@ -27,6 +29,7 @@ from trainers import (
     our_trainer,
 )
 
+from corrmask_fast.training.sampling import leave_undivided
 from corrmask_fast.training.trainer import CorrMaskCallback
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -60,7 +63,13 @@ def hugging_face_stream():
     return datasets.Dataset.from_dict({"input_ids": CELLS}).to_iterable_dataset(num_shards=2)
 
 
-STREAMS = {"lines": Lines, "counted": CountedLines, "shards": Shards, "datasets": hugging_face_stream}
+def our_stream():
+    return stream_corpus(CELLS, VOCABULARY, shuffle_buffer=7)
+
+
+STREAMS = {
+    "lines": Lines, "counted": CountedLines, "shards": Shards, "datasets": hugging_face_stream, "ours": our_stream,
+}  # fmt: skip
 
 
 def stock_trainer(folder, dataset, **options):
@@ -88,7 +97,7 @@ def test_each_pass_is_an_epoch(tmp_path, stream, how):
     assert_passes_are_epochs(trainer)
 
 
-@pytest.mark.parametrize("stream", ["lines", "datasets"])
+@pytest.mark.parametrize("stream", ["lines", "datasets", "ours"])
 @pytest.mark.parametrize("persistent", [False, True])
 def test_workers_hear_of_a_new_pass(tmp_path, stream, persistent):
     options = {"dataloader_num_workers": 2, "dataloader_persistent_workers": persistent, "max_steps": 18}
@@ -98,21 +107,22 @@ def test_workers_hear_of_a_new_pass(tmp_path, stream, persistent):
         assert_passes_are_epochs(trainer)
 
 
+@pytest.mark.parametrize("stream", [Lines, our_stream])
 @pytest.mark.parametrize("how", ["stock", "worker", "device"])
-def test_a_resumed_stream_repeats_no_pass(tmp_path, how):
+def test_a_resumed_stream_repeats_no_pass(tmp_path, how, stream):
     """Within the first pass a resume is exact. Later Trainer begins the stream anew: a pass of its own."""
     make = stock_trainer if how == "stock" else lambda *args, **more: our_trainer(*args, masking=how, **more)
     run = {"max_steps": 40, "save_strategy": "steps", "save_steps": 4}
-    whole = make(tmp_path / "whole", dataset=Lines(), **run)
+    whole = make(tmp_path / "whole", dataset=stream(), **run)
     whole.train()
     trainer, folder = None, tmp_path / "stopped"
     for stop in (4, 12, 20, 40):
         before = trainer
         if stop == 20 and not hasattr(transformers.Trainer, "_run_epoch"):  # of 4.46, which trains nothing then
             with pytest.raises(InputError, match=r"checkpoint is of pass 1 .* set ignore_data_skip=True to begin the"):
-                make(folder, dataset=Lines(), **run).train(resume_from_checkpoint=True)
+                make(folder, dataset=stream(), **run).train(resume_from_checkpoint=True)
             run["ignore_data_skip"] = True
-        trainer = make(folder, dataset=Lines(), **run)
+        trainer = make(folder, dataset=stream(), **run)
         trainer.add_callback(StopAfter(stop))
         trainer.train(resume_from_checkpoint=before is not None)
         assert trainer.state.global_step == stop
@@ -143,7 +153,7 @@ def test_batches_too_few_for_a_step_do_not_leak_into_the_next(tmp_path):
 def test_a_stream_is_evaluated(tmp_path):
     plain = our_trainer(tmp_path, eval_dataset=[{"input_ids": cell} for cell in CELLS]).evaluate()["eval_loss"]
     for masking in ("worker", "device"):
-        for stream in (Lines, hugging_face_stream):
+        for stream in (Lines, hugging_face_stream, our_stream):
             trainer = our_trainer(tmp_path, eval_dataset=stream(), masking=masking)
             assert trainer.evaluate()["eval_loss"] == pytest.approx(plain, rel=1e-6)
             assert trainer.predict(stream()).metrics["test_loss"] == pytest.approx(plain, rel=1e-6)
@@ -160,6 +170,15 @@ def test_streams_in_a_loader():
             assert_masked_as_in(list(loader), epoch, masker)
         passes = [np.concatenate([batch["labels"].numpy().ravel() for batch in other]) for _ in range(3)]
         assert len({one.tobytes() for one in passes}) == 3
+
+
+def test_a_stream_is_left_undivided_where_trainer_divides_it():
+    for loader in (DataLoader(our_stream()), SimpleNamespace(dataset=SimpleNamespace(dataset=our_stream()))):
+        leave_undivided(loader, 2)
+        stream = getattr(loader.dataset, "dataset", loader.dataset)
+        assert (stream.rank, stream.world_size) == (0, 1)
+    with pytest.raises(InputError, match="divides batches among ranks itself, and the stream has world_size=3"):
+        leave_undivided(DataLoader(stream_corpus(CELLS, VOCABULARY, rank=0, world_size=3)), 2)
 
 
 def test_what_a_stream_cannot_do_is_refused(tmp_path):

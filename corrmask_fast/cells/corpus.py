@@ -38,9 +38,11 @@ class Repeats:
     What is known of each stored cell lies in memory that forked workers share: a cell is looked through once.
     """
 
-    def __init__(self, n_stored: int) -> None:
+    def __init__(self, n_stored: int, before: Repeats | None = None) -> None:
         flags = np.frombuffer(mmap.mmap(-1, n_stored + 1), np.uint8)
         self.known, self._warned = flags[:-1], flags[-1:]  # known: what kernels/ragged.py found out about each cell
+        if before is not None:  # of the same stream: it warns once
+            self._warned = before._warned
         self.dropped: list[tuple[int, int, int]] = []  # (genes, first cell and token) of a call
 
     def warn(self, vocabulary: Vocabulary) -> None:
@@ -144,6 +146,7 @@ class Corpus:
         self._order = order
         self.files: Mapping[Path, int] = {}  # of memory-mapped segments, with their sizes
         self._clean = False  # whether the one segment holds the cells stripped, cut and checked
+        self._numbers: np.ndarray | None = None  # of stored cells, in the stream that they come from
         self._index_segments()
         self._repeats = Repeats(int(self._first_cell[-1])) if repeats is None else repeats
         if isinstance(self.obs, dict):  # a dataset's own columns are not read before they are asked for
@@ -161,6 +164,21 @@ class Corpus:
         self._first_cell = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
         self._offset_address = np.array([s.offsets.ctypes.data for s in self._segments], np.uint64)
         self._token_address = np.array([s.tokens.ctypes.data for s in self._segments], np.uint64)
+
+    def count_from(self, numbers: np.ndarray, repeats: Repeats) -> None:
+        """Name stored cells by their numbers in the stream that they come from, which warns of genes twice once."""
+        self._numbers, self._repeats = numbers, Repeats(numbers.size, repeats)
+
+    def segments_of(self, begin: int, end: int) -> list[Segment]:
+        """Return cells ``begin`` … ``end`` - 1 over the same buffers where they lie in order, else copied."""
+        if self._order is not None:
+            return [Segment(*self.gather(np.arange(begin, end)))]
+        found = []
+        for segment, first in zip(self._segments, self._first_cell.tolist(), strict=False):
+            a, b = max(begin - first, 0), min(end - first, segment.offsets.size - 1)
+            if a < b:
+                found.append(Segment(segment.offsets[a : b + 1], segment.tokens))
+        return found
 
     def __getstate__(self) -> dict[str, Any]:
         if self._order is not None:  # some cells of larger buffers: only these travel
@@ -301,12 +319,14 @@ class Corpus:
             tokens,
         )
         if what != OK:
+            cell = rows[k] if self._numbers is None else self._numbers[stored[k]]
             raise InputError(
-                f"cell {rows[k]} holds token {token}, outside the vocabulary of {self.vocabulary.size} tokens; "
+                f"cell {cell} holds token {token}, outside the vocabulary of {self.vocabulary.size} tokens; "
                 "use the token dictionary that the corpus was made with"
             )
         if dropped:
-            self._repeats.dropped.append((int(dropped), int(stored[k]), int(token)))
+            first = stored[k] if self._numbers is None else self._numbers[stored[k]]
+            self._repeats.dropped.append((int(dropped), int(first), int(token)))
         return indptr, tokens[: indptr[-1]]
 
     def take(self, rows: np.ndarray) -> Corpus:
@@ -354,23 +374,29 @@ class Corpus:
         check_seed(seed)
         if n_cells >= self.n_cells:
             return np.arange(self.n_cells)
-        # Cells first by (key, index), of one block after the other: no more keys are held than are sampled.
+        # Of one block after the other: no more keys are held than are sampled.
         keys, cells = np.empty(0, np.uint64), np.empty(0, np.int64)
         for begin in range(0, self.n_cells, SAMPLE_BLOCK):
             block = np.arange(begin, min(begin + SAMPLE_BLOCK, self.n_cells))
             drawn = np.empty(block.size, np.uint64)
             sample_keys(np.uint64(seed), begin, drawn)
             keys, cells = np.concatenate([keys, drawn]), np.concatenate([cells, block])
-            if keys.size > n_cells:
-                last = np.partition(keys, n_cells - 1)[n_cells - 1]
-                below = np.flatnonzero(keys < last)
-                ties = np.flatnonzero(keys == last)[: n_cells - below.size]
-                kept = np.sort(np.concatenate([below, ties]))
-                keys, cells = keys[kept], cells[kept]
+            kept = first_by_key(keys, n_cells)
+            keys, cells = keys[kept], cells[kept]
         return cells
 
     def __repr__(self) -> str:
         return f"Corpus({self.n_cells} cells, {self.vocabulary!r})"
+
+
+def first_by_key(keys: np.ndarray, n: int) -> np.ndarray:
+    """Return the places, ascending, of the ``n`` keys first by (key, place): all, if there are no more."""
+    if keys.size <= n:
+        return np.arange(keys.size)
+    last = np.partition(keys, n - 1)[n - 1]
+    below = np.flatnonzero(keys < last)
+    ties = np.flatnonzero(keys == last)[: n - below.size]
+    return np.sort(np.concatenate([below, ties]))
 
 
 def rows_of(index: Any, n: int) -> int | np.ndarray:

@@ -5,26 +5,36 @@ from __future__ import annotations
 import json
 import os
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from corrmask_fast.cells.corpus import Corpus, with_special_tokens
+from corrmask_fast.cells.cell_lists import blocks_of_cells, cells_in_memory, flatten
+from corrmask_fast.cells.corpus import Corpus, Repeats, with_special_tokens
+from corrmask_fast.cells.corpus_files import (
+    VOCABULARY_FILE,
+    agreed_vocabulary,
+    corpus_path,
+    load_all,
+    load_dataset,
+    paths_of,
+    stored_vocabulary,
+)
 from corrmask_fast.cells.dataset_corpus import corpus_of_dataset
 from corrmask_fast.cells.obs_columns import MAX_TEXT, ObsColumn, obs_column, unfit_text
 from corrmask_fast.cells.vocabulary import Vocabulary
-from corrmask_fast.errors import InputError, brief, import_extra, naming, readable, reason, shown
+from corrmask_fast.errors import InputError, brief, import_extra, naming, readable, shown
 from corrmask_fast.files import atomic_file, atomic_folder, check_output, check_output_folder
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from types import TracebackType
 
 __all__ = ["CorpusWriter", "read_corpus", "write_corpus"]
 
-VOCABULARY_FILE = "vocabulary.json"
 NPZ_ARRAYS = {"indptr", "tokens", "vocabulary", "array_names"}  # beside obs/… and missing/…
 
 
@@ -36,8 +46,9 @@ def read_corpus(path_or_cells: Any, vocabulary: Vocabulary | None = None, *, max
     path_or_cells
         The path of a Hugging Face ``datasets`` folder with a column ``input_ids`` (memory-mapped, read as it is
         used), of its ``.arrow`` file, of a ``.parquet`` file or a folder of these (read into memory), or of an
-        ``.npz`` file with ``indptr`` and ``tokens``; a ``datasets.Dataset``; or a list of cells, each a list or array
-        of token ids, or a row ``{"input_ids": …}``.
+        ``.npz`` file with ``indptr`` and ``tokens``; a list of such paths (but ``.npz``), whose cells follow each
+        other; a ``datasets.Dataset``; or a list of cells, each a list or array of token ids, or a row
+        ``{"input_ids": …}``.
     vocabulary
         Which id is which gene. None: the vocabulary stored beside the corpus. One that gives ids another meaning than
         the stored one is refused; its symbols, where it has any, take the place of the stored ones.
@@ -58,66 +69,22 @@ def read_corpus(path_or_cells: Any, vocabulary: Vocabulary | None = None, *, max
     array([2, 4, 3], dtype=uint16)
     """
     if isinstance(path_or_cells, str | os.PathLike):
-        path = Path(path_or_cells)
-        if path.suffix == ".h5ad":
-            raise InputError(
-                f"{path} is an .h5ad of counts: run `corrmask-fast tokenize` first (or corrmask_fast.tokenize)"
-            )
-        if not path.exists():
-            raise InputError(f"no corpus at {path}: give a datasets folder or an .npz file")
+        path = corpus_path(path_or_cells)
         with naming(path):
             if not path.is_dir() and path.suffix not in {".arrow", ".parquet"}:
                 return _from_npz(path, vocabulary, max_length)
-            dataset = _load_folder(path) if path.is_dir() else _load_files([path])
-            vocabulary = _stored_vocabulary(path, vocabulary)
-            return corpus_of_dataset(dataset, vocabulary, max_length, str(path))
+            return corpus_of_dataset(load_dataset(path), stored_vocabulary(path, vocabulary), max_length, str(path))
+    if paths := paths_of(path_or_cells):
+        dataset, vocabulary = load_all(paths, vocabulary)
+        return corpus_of_dataset(dataset, vocabulary, max_length, f"{paths[0]} and {len(paths) - 1} more")
     if vocabulary is None:
         raise InputError("cells in memory carry no vocabulary; give vocabulary=Vocabulary.from_token_dictionary(…)")
     if isinstance(path_or_cells, Mapping) and len(path_or_cells) == 1 and "input_ids" not in path_or_cells:
         path_or_cells = next(iter(path_or_cells.values()))  # a DatasetDict of one split
     if hasattr(path_or_cells, "features") and hasattr(path_or_cells, "data"):
         return corpus_of_dataset(path_or_cells, vocabulary, max_length)
-    indptr, tokens = flatten(_cells_in_memory(path_or_cells))
+    indptr, tokens = flatten(cells_in_memory(path_or_cells))
     return Corpus(indptr, tokens, vocabulary, max_length=max_length)
-
-
-def _cells_in_memory(cells: Any) -> list[Any]:
-    """Return a list of cells, or raise InputError naming what to give in place of something else."""
-    kind = type(cells).__name__
-    if any(base.__name__ == "IterableDataset" for base in type(cells).__mro__):
-        raise InputError(
-            "an IterableDataset hands out its cells in passing, and a corpus finds each by its number; save it first: "
-            "datasets.Dataset.from_generator(lambda: iter(stream)).save_to_disk('cells.dataset'), and give that folder"
-        )
-    if isinstance(cells, Mapping):
-        names = list(cells)
-        if "input_ids" in names:
-            raise InputError(f"cells must be a list of cells; got a {kind} of columns; give its 'input_ids'")
-        named = ", ".join(map(repr, names[:10])) or "none"
-        raise InputError(f"a {kind} holds splits ({named}); give one of them, such as cells['train']")
-    if "input_ids" in getattr(cells, "columns", ()):
-        raise InputError(f"cells must be a list of cells; got a {kind}; give the list in its column 'input_ids'")
-    if not isinstance(cells, Iterable):
-        raise InputError(f"cells must be a path, a datasets.Dataset, or a list of cells; got {kind}")
-    return [cell["input_ids"] if isinstance(cell, Mapping) and "input_ids" in cell else cell for cell in cells]
-
-
-def flatten(cells: list[Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Return ``(indptr, tokens)`` of a list of lists or arrays of token ids."""
-    arrays = []
-    for i, cell in enumerate(cells):
-        try:
-            array = np.asarray(cell)
-        except Exception as error:
-            raise InputError(f"cell {i} must be a list of integer token ids; {reason(error)}") from error
-        if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
-            raise InputError(f"cell {i} must be a list of integer token ids; got {array.ndim}-d {array.dtype}")
-        # Beside int64, NumPy would turn uint64 into floats; what int64 does not hold is no token anyway.
-        arrays.append(array.astype(np.int64) if array.dtype == np.uint64 else array)
-    indptr = np.zeros(len(arrays) + 1, np.int64)
-    np.cumsum([array.size for array in arrays], out=indptr[1:])
-    filled = [array for array in arrays if array.size]
-    return indptr, np.concatenate(filled) if filled else np.empty(0, np.int64)
 
 
 def write_corpus(corpus: Corpus, path: str | os.PathLike[str], *, chunk_cells: int = 16_384) -> None:
@@ -144,6 +111,24 @@ class CorpusWriter(AbstractContextManager["CorpusWriter"]):
     Hugging Face ``datasets`` folder with ``input_ids``, ``length`` and the obs columns, one chunk in memory at a time.
 
     V2 vocabularies: ``<cls>`` and ``<eos>`` are written around every cell of a folder, as Geneformer stores them.
+
+    Parameters
+    ----------
+    path
+        What to write; a folder that exists is refused.
+    vocabulary
+        Which id is which gene; it is stored beside the cells.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from corrmask_fast import Vocabulary, read_corpus
+    >>> genes = Vocabulary(("<pad>", "<mask>", "A", "B", "C"))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with CorpusWriter(f"{folder}/cells.npz", genes) as writer:
+    ...         writer.write_cells([2 + i, 4] for i in range(2))
+    ...     read_corpus(f"{folder}/cells.npz").tokens.tolist()
+    [2, 4, 3, 4]
     """
 
     def __init__(self, path: str | os.PathLike[str], vocabulary: Vocabulary) -> None:
@@ -175,6 +160,32 @@ class CorpusWriter(AbstractContextManager["CorpusWriter"]):
                 f"column one); got {self._kinds} and {kinds}"
             )
         self._sink.write(indptr, tokens, columns)
+
+    def write_cells(self, cells: Iterable[Any], *, max_length: int | None = None, chunk_cells: int = 16_384) -> None:
+        """Append cells in passing, ``chunk_cells`` in memory at a time.
+
+        Parameters
+        ----------
+        cells
+            Lists or arrays of token ids, or rows ``{"input_ids": …}`` whose other columns become obs columns (but
+            ``length``, which is written anew). A generator will do. Cells are treated as when they are read: special
+            tokens are stripped, of a gene twice in a cell the first occurrence counts, and a warning says so.
+        max_length
+            Cells are cut to this many genes; None: the vocabulary's.
+        chunk_cells
+            Number of cells held in memory.
+
+        Raises
+        ------
+        InputError
+            If a cell is no list of integers, holds a token outside the vocabulary (names cell and token), or has other
+            columns than the first one.
+        """
+        first, repeats = 0, Repeats(0)
+        for block in blocks_of_cells(cells, self.vocabulary, max_length, chunk_cells):
+            block.count_from(np.arange(first, first + block.n_cells), repeats)
+            self.write(*block.gather(np.arange(block.n_cells)), block.obs)
+            first += block.n_cells
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -328,7 +339,7 @@ def _from_npz(path: Path, vocabulary: Vocabulary | None, max_length: int | None)
             f"{path} must hold arrays indptr and tokens; {what}; cell i is tokens[indptr[i]:indptr[i + 1]]. Padded "
             "cells, one a row, are read by read_corpus(list(array), vocabulary)"
         )
-    vocabulary = _agreed_vocabulary(path, vocabulary, stored)
+    vocabulary = agreed_vocabulary(path, vocabulary, stored)
     obs = {}
     for name, column in columns.items():
         if name.startswith("obs/"):
@@ -337,81 +348,3 @@ def _from_npz(path: Path, vocabulary: Vocabulary | None, max_length: int | None)
                 raise InputError(f"{path}: obs column {name[4:]!r} must hold one value for each cell, missing or not")
             obs[name[4:]] = ObsColumn(column, None, gone).to_numpy()
     return Corpus(columns["indptr"], columns["tokens"], vocabulary, max_length=max_length, obs=obs)
-
-
-def _load_folder(path: Path) -> Any:
-    datasets = import_extra("datasets", "hf")
-    files = sorted(path.glob("*.arrow")) or sorted(path.glob("*.parquet"))
-    if files and not ((path / "state.json").exists() or (path / "dataset_dict.json").exists()):
-        return _load_files(files)
-    with readable(path, "datasets folder"):
-        try:
-            dataset = datasets.load_from_disk(str(path))
-        except Exception as error:
-            for file in files:
-                if damage := _damage(file):
-                    raise InputError(
-                        f"{file} is cut off or damaged: {damage}; copy it again, or make it again"
-                    ) from error
-            raise
-    if not isinstance(dataset, datasets.Dataset):
-        names = ", ".join(map(str, dataset))
-        raise InputError(f"{path} holds several splits ({names}); give the folder of one of them, such as {path}/train")
-    return dataset
-
-
-def _load_files(files: list[Path]) -> Any:
-    """Return the dataset of ``.arrow`` files (memory-mapped) or of ``.parquet`` files, one after the other."""
-    datasets = import_extra("datasets", "hf")
-    if files[0].suffix == ".arrow":
-        parts = []
-        for file in files:
-            with readable(file, "Arrow file of a dataset (a stream, as save_to_disk writes it)"):
-                parts.append(datasets.Dataset.from_file(str(file)))
-        return parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
-    pa, parquet = import_extra("pyarrow", "hf"), import_extra("pyarrow.parquet", "hf")
-    tables = []
-    for file in files:
-        with readable(file, "Parquet file"):
-            tables.append(parquet.ParquetFile(file).read())
-    with readable(files[0].parent, "folder of Parquet files with the same columns"):
-        table = datasets.table.InMemoryTable(pa.concat_tables(tables))
-        return datasets.Dataset(table, fingerprint=files[0].stem)  # its own would hash all tokens
-
-
-def _damage(file: Path) -> str | None:
-    """Return what is wrong with an Arrow file, or None; its cells are not looked at."""
-    pa = import_extra("pyarrow", "hf")
-    try:
-        with pa.memory_map(str(file)) as source, pa.ipc.open_stream(source) as stream:
-            for _ in stream:
-                pass
-    except (OSError, ValueError) as error:  # Arrow's own errors are among these
-        return str(error)
-    return None
-
-
-def _stored_vocabulary(path: Path, given: Vocabulary | None) -> Vocabulary:
-    file = (path if path.is_dir() else path.parent) / VOCABULARY_FILE
-    if not file.is_file():
-        return _agreed_vocabulary(path, given, None)
-    with readable(file, "vocabulary"):
-        stored = Vocabulary.from_json(file.read_bytes())
-    return _agreed_vocabulary(path, given, stored)
-
-
-def _agreed_vocabulary(path: Path, given: Vocabulary | None, stored: Vocabulary | None) -> Vocabulary:
-    """Return the given or the stored vocabulary; both must mean the same, and symbols that are given count."""
-    if given is None and stored is None:
-        raise InputError(_no_vocabulary(path))
-    if given is None or stored is None:
-        return given or stored  # type: ignore[return-value]
-    given.check_same(stored, "the vocabulary given", f"the corpus {path}")
-    return given if given.symbols else stored
-
-
-def _no_vocabulary(path: Path) -> str:
-    return (
-        f"no vocabulary is stored with {path}; give the token dictionary it was made with "
-        "(vocabulary=Vocabulary.from_token_dictionary('token_dictionary.pkl'), or --vocabulary at the command line)"
-    )

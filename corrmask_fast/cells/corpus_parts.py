@@ -19,7 +19,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from corrmask_fast.cells.corpus_io import VOCABULARY_FILE, FolderSink, describe_folder
+from corrmask_fast.cells.corpus_files import VOCABULARY_FILE
+from corrmask_fast.cells.corpus_io import FolderSink, describe_folder
 from corrmask_fast.errors import InputError, check_integer, import_extra, readable, shown
 from corrmask_fast.files import atomic_file, check_output_folder
 

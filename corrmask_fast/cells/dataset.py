@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from corrmask_fast.buffers import empty
 from corrmask_fast.cells.corpus import rows_of
 from corrmask_fast.errors import InputError, check_integer
 
@@ -70,6 +71,14 @@ class RaggedBatch(Sequence[dict[str, np.ndarray]]):
         ids[inside] = self.tokens
         return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(inside.astype(np.int64))}
 
+    def cut(self, begin: int, end: int) -> RaggedBatch:
+        """Return the cells from ``begin`` to ``end`` - 1, without a copy."""
+        indptr = self.indptr[begin : end + 1]
+        columns = {name: column[begin:end] for name, column in self.columns.items()}
+        tokens = slice(indptr[0], indptr[-1])
+        values = None if self.values is None else self.values[tokens]
+        return RaggedBatch(indptr - indptr[0], self.tokens[tokens], self.vocabulary, self.epoch, columns, values)
+
     def _take(self, rows: np.ndarray) -> RaggedBatch:
         starts, lengths = self.indptr[rows], self.indptr[rows + 1] - self.indptr[rows]
         indptr = np.concatenate([[0], np.cumsum(lengths)])
@@ -99,6 +108,35 @@ class RaggedRow(Mapping[str, np.ndarray]):
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
+
+
+def joined(rows: Sequence[Any]) -> RaggedBatch | None:
+    """Return rows of batches as one batch, without a copy where they follow each other in one; None of other rows."""
+    runs: list[list[Any]] = []  # (batch, first row, end)
+    batch, end = None, -1
+    for row in rows:
+        if type(row) is not RaggedRow:
+            return None
+        if row.batch is not batch or row.index != end:
+            batch, end = row.batch, row.index
+            runs.append([batch, end, end])
+        end += 1
+        runs[-1][2] = end
+    if not runs:
+        return None
+    parts = [one if end - first == len(one) else one.cut(first, end) for one, first, end in runs]
+    if len(parts) == 1:
+        return parts[0]
+    of = [(one.vocabulary, one.epoch, one.columns.keys(), one.tokens.dtype, one.values is None) for one in parts]
+    if any(one != of[0] for one in of):
+        return None
+    lengths = np.concatenate([np.diff(one.indptr) for one in parts])
+    tokens = empty((int(lengths.sum()),), parts[0].tokens.dtype)
+    np.concatenate([one.tokens for one in parts], out=tokens)
+    first, indptr = parts[0], np.concatenate([[0], np.cumsum(lengths)])
+    columns = {name: np.concatenate([one.columns[name] for one in parts]) for name in first.columns}
+    values = None if first.values is None else np.concatenate([one.values for one in parts])
+    return RaggedBatch(indptr, tokens, first.vocabulary, first.epoch, columns, values)
 
 
 class CorpusDataset(Dataset[dict[str, np.ndarray]]):

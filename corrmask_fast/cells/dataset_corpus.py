@@ -34,7 +34,7 @@ def corpus_of_dataset(
     with readable(source, "dataset"):
         dataset.data.validate()
         chunks = [chunk for chunk in dataset.data.column("input_ids").chunks if len(chunk)]
-        segments = [_segment(chunk) for chunk in chunks] or [Segment(np.zeros(1, np.int64), np.empty(0, np.int32))]
+        segments = [segment_of(chunk) for chunk in chunks] or [Segment(np.zeros(1, np.int64), np.empty(0, np.int32))]
         order = _order(dataset, sum(len(chunk) for chunk in chunks))
     obs = _DatasetColumns(dataset, source)
     corpus = _DatasetCorpus.from_segments(segments, vocabulary, max_length=max_length, obs=obs, order=order)
@@ -44,7 +44,7 @@ def corpus_of_dataset(
     return corpus
 
 
-def _segment(chunk: Any) -> Segment:
+def segment_of(chunk: Any) -> Segment:
     """Return a chunk of ``input_ids`` as offsets and tokens; what lies outside its buffers would be foreign memory."""
     pa = import_extra("pyarrow", "hf")
     fixed = pa.types.is_fixed_size_list(chunk.type)

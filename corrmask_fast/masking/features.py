@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from corrmask_fast.cells.dataset import RaggedBatch, RaggedRow
+from corrmask_fast.cells.dataset import RaggedBatch, joined
 from corrmask_fast.errors import InputError, as_integer, shown
 
 if TYPE_CHECKING:
@@ -43,12 +43,8 @@ def as_cells(features: Any, ids: str = "input_ids") -> Cells:
         features = [dict(zip(features, row, strict=True)) for row in zip(*features.values(), strict=True)]
     if not isinstance(features, Sequence) or not features:
         raise InputError(f"a batch must be a non-empty list of features; got {shown(features)}")
-    if type(features[0]) is RaggedRow:
-        batch = features[0].batch
-        if len(features) == len(batch) and all(
-            type(row) is RaggedRow and row.batch is batch and row.index == i for i, row in enumerate(features)
-        ):
-            return batch  # all of it, in order
+    if (batch := joined(features)) is not None:
+        return batch
     cells = [cell if isinstance(cell, Mapping) else {ids: cell} for cell in features]
     for i, cell in enumerate(cells):
         if ids not in cell:

@@ -9,6 +9,7 @@ from corrmask_fast.errors import InputError, import_extra
 from corrmask_fast.training.checkpoint_files import check_random_states, numpy_states
 from corrmask_fast.training.checks import check_model, check_packing
 from corrmask_fast.training.run_record import RunRecord
+from corrmask_fast.training.sampling import leave_undivided
 
 transformers: Any = import_extra("transformers", "hf")
 
@@ -51,6 +52,7 @@ class CorrMaskCallback(transformers.TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         """Check that model, corpus, masker and checkpoint fit each other."""
         loader, self._epoch, self._pass = kwargs["train_dataloader"], None, 0
+        leave_undivided(loader, args.world_size)
         if self.checked is None or self.checked is not loader.dataset:
             check_model(kwargs["model"], self.masker, loader.dataset)
         for collator in self.listeners:

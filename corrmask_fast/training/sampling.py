@@ -7,15 +7,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch.utils.data import IterableDataset, Sampler
 
+from corrmask_fast.cells.stream import CorpusStream
 from corrmask_fast.errors import InputError, check_integer, check_seed, import_extra, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 __all__ = [
-    "LengthGroupedSampler", "PackedBatchSampler", "ShuffledSampler", "cell_lengths", "data_seed", "groups_by_length",
+    "LengthGroupedSampler",
+    "PackedBatchSampler",
+    "ShuffledSampler",
+    "cell_lengths",
+    "data_seed",
+    "groups_by_length",
     "is_stream",
-]  # fmt: skip
+    "leave_undivided",
+]
 
 # Batches that are sorted by length together. More of them: less padding, and less random batches.
 BATCHES_TOGETHER = 50
@@ -234,6 +241,19 @@ def _checked_lengths(lengths: Any) -> np.ndarray:
 def is_stream(dataset: Any) -> bool:
     """Return whether a DataLoader can only iterate over a dataset, without indices."""
     return isinstance(dataset, IterableDataset) or not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__"))
+
+
+def leave_undivided(loader: Any, world_size: int) -> None:
+    """Have a :class:`~corrmask_fast.CorpusStream` hand out all its cells: Trainer itself divides them among ranks."""
+    stream = getattr(loader.dataset, "dataset", loader.dataset)  # accelerate wraps it
+    if world_size == 1 or not isinstance(stream, CorpusStream):
+        return
+    if (stream.world_size or 1) > 1:
+        raise InputError(
+            f"Trainer divides batches among ranks itself, and the stream has world_size={stream.world_size}; leave out "
+            "rank and world_size"
+        )
+    stream.rank, stream.world_size = 0, 1
 
 
 def cell_lengths(dataset: Any, column: str = "length") -> np.ndarray:

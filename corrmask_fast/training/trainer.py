@@ -41,6 +41,7 @@ from corrmask_fast.training.sampling import (
     cell_lengths,
     data_seed,
     groups_by_length,
+    leave_undivided,
 )
 
 if TYPE_CHECKING:
@@ -218,12 +219,16 @@ class CorrMaskTrainer(transformers.Trainer):
     def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
         """Return the loader of an evaluation, with frozen masks."""
         with self._held_out_masks():
-            return super().get_eval_dataloader(*args, **kwargs)
+            loader = super().get_eval_dataloader(*args, **kwargs)
+        leave_undivided(loader, self.args.world_size)
+        return loader
 
     def get_test_dataloader(self, *args: Any, **kwargs: Any) -> Any:
         """Return the loader of a prediction, with the masks of an evaluation."""
         with self._held_out_masks():
-            return super().get_test_dataloader(*args, **kwargs)
+            loader = super().get_test_dataloader(*args, **kwargs)
+        leave_undivided(loader, self.args.world_size)
+        return loader
 
     @contextmanager
     def _held_out_masks(self) -> Iterator[None]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from corrmask_fast.cells.corpus import Corpus
 from corrmask_fast.errors import InputError, check_integer, check_number, check_seed
 from corrmask_fast.graph.build.checkpoint import Checkpoint, fingerprint_cells
 from corrmask_fast.graph.build.distributed import current_team
@@ -21,7 +22,7 @@ from corrmask_fast.progress import progress_bar
 if TYPE_CHECKING:
     import os
 
-    from corrmask_fast.cells.corpus import Corpus
+    from corrmask_fast.cells.stream import CorpusStream
     from corrmask_fast.cells.vocabulary import Vocabulary
     from corrmask_fast.graph.build.distributed import Team
     from corrmask_fast.graph.build.records import GeneColumns, Pairs, Sample, Stages
@@ -77,7 +78,7 @@ class GraphParameters:
 
 
 def build_dependency_graph(
-    corpus: Corpus,
+    corpus: Corpus | CorpusStream,
     *,
     n_cells: int | None = 100_000,
     max_length: int | None = 2048,
@@ -101,7 +102,9 @@ def build_dependency_graph(
     Parameters
     ----------
     corpus
-        Tokenised cells, in memory or on disk. A corpus on disk may be larger than the memory.
+        Tokenised cells, in memory or on disk. A corpus on disk may be larger than the memory. Of a stream, the sampled
+        cells are held in memory after one pass: those of the same cells on disk, so the graph is the same. It may not
+        be shuffled, and needs ``n_cells``.
     n_cells
         Number of cells sampled without replacement (N_sub). None, or a smaller corpus: all cells.
     max_length
@@ -190,6 +193,8 @@ def build_dependency_graph(
         )
         limit = check_memory(memory_limit)
         kind = _kind_of_device(device)
+        if not isinstance(corpus, Corpus):
+            corpus = corpus.sample(parameters.n_cells, parameters.seed)
         cells = parameters.sample(corpus)
         _agree_on_device(team, kind)
         work = _begin_work(

@@ -1,0 +1,86 @@
+"""Cells as Python has them: lists or arrays of token ids, or rows with ``input_ids``; all at once, or in passing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from corrmask_fast.cells.corpus import Corpus, Segment
+from corrmask_fast.cells.obs_columns import obs_column
+from corrmask_fast.errors import InputError, listed, reason
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from corrmask_fast.cells.vocabulary import Vocabulary
+
+
+def cells_in_memory(cells: Any) -> list[Any]:
+    """Return a list of cells, or raise InputError naming what to give in place of something else."""
+    kind = type(cells).__name__
+    if any(base.__name__ == "IterableDataset" for base in type(cells).__mro__):
+        raise InputError(
+            "an IterableDataset hands out its cells in passing, and a corpus finds each by its number; use "
+            "stream_corpus, or save it first: CorpusWriter(…).write_cells(stream), and give that folder"
+        )
+    if isinstance(cells, Mapping):
+        names = list(cells)
+        if "input_ids" in names:
+            raise InputError(f"cells must be a list of cells; got a {kind} of columns; give its 'input_ids'")
+        named = ", ".join(map(repr, names[:10])) or "none"
+        raise InputError(f"a {kind} holds splits ({named}); give one of them, such as cells['train']")
+    if "input_ids" in getattr(cells, "columns", ()):
+        raise InputError(f"cells must be a list of cells; got a {kind}; give the list in its column 'input_ids'")
+    if not isinstance(cells, Iterable):
+        raise InputError(f"cells must be a path, a datasets.Dataset, or a list of cells; got {kind}")
+    return [cell["input_ids"] if isinstance(cell, Mapping) and "input_ids" in cell else cell for cell in cells]
+
+
+def flatten(cells: list[Any], first: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Return ``(indptr, tokens)`` of a list of lists or arrays of token ids; ``first``: the number of the first one."""
+    arrays = []
+    for i, cell in enumerate(cells, first):
+        try:
+            array = np.asarray(cell)
+        except Exception as error:
+            raise InputError(f"cell {i} must be a list of integer token ids; {reason(error)}") from error
+        if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+            raise InputError(f"cell {i} must be a list of integer token ids; got {array.ndim}-d {array.dtype}")
+        # Beside int64, NumPy would turn uint64 into floats; what int64 does not hold is no token anyway.
+        arrays.append(array.astype(np.int64) if array.dtype == np.uint64 else array)
+    indptr = np.zeros(len(arrays) + 1, np.int64)
+    np.cumsum([array.size for array in arrays], out=indptr[1:])
+    filled = [array for array in arrays if array.size]
+    return indptr, np.concatenate(filled) if filled else np.empty(0, np.int64)
+
+
+def blocks_of_cells(
+    cells: Iterable[Any], vocabulary: Vocabulary, max_length: int | None, n_cells: int, *, columns: Any = None
+) -> Iterator[Corpus]:
+    """Yield cells in passing as corpora of ``n_cells`` (the last may have fewer); nothing is checked of tokens yet.
+
+    All rows have the columns of the first one. ``columns``: only these are kept.
+    """
+    rest, first, names = iter(cells), 0, None
+    while block := list(islice(rest, n_cells)):
+        rows = [cell if isinstance(cell, Mapping) else {"input_ids": cell} for cell in block]
+        names = rows[0].keys() if names is None else names
+        for i, row in enumerate(rows, first):
+            if "input_ids" not in row:
+                raise InputError(f"cell {i} has no 'input_ids'; it has {listed(row)}")
+            if row.keys() != names:
+                raise InputError(
+                    f"cell {i} has the columns {listed(row)}, and those before it {listed(names)}; give every cell the "
+                    "same columns"
+                )
+        obs = {}
+        for name in sorted(set(names) - {"input_ids", "length"} if columns is None else set(columns)):
+            if name not in names:
+                raise InputError(f"cells have no column {name!r}; they have {listed(names)}")
+            obs[name] = obs_column(name, [row[name] for row in rows]).to_numpy()
+        segment = Segment(*flatten([row["input_ids"] for row in rows], first))
+        yield Corpus.from_segments([segment], vocabulary, max_length=max_length, obs=obs)
+        first += len(block)
