@@ -112,15 +112,15 @@ def number_columns(indptr, start, out):
 
 @kernel
 def gather_rows(
-    first_cell, offset_address, token_address, offsets_like, tokens_like, rows, size, lo, hi, max_length, known,
-    out_indptr, out,
+    first_cell, offset_address, token_address, value_address, offsets_like, tokens_like, rows, size, lo, hi, max_length,
+    known, out_indptr, out, out_values,
 ):  # fmt: skip
     """Copy rows without their special tokens, each cut to ``max_length`` genes, one after the other into ``out``.
 
     The vocabulary has ``size`` tokens, its genes are [lo, hi). Of a gene that stands in a cell again the first
     occurrence is taken. ``known[cell]`` says what earlier calls found in a cell (NEW, DISTINCT or REPEATS) and is
     written here; one without entries: all cells are distinct. So a cell is looked through once, and copied in vectors
-    from then on.
+    from then on. ``out_values`` float32 gets the value of each token that is copied; without entries there are none.
 
     Returns (what, k, token, dropped): OK, or OUTSIDE with the row and the token; with OK the first row and token of
     those that were dropped in cells that were NEW, and their number.
@@ -128,6 +128,7 @@ def gather_rows(
     seen = np.zeros((size + 63) // 64 if known.size > 0 else 0, np.uint64)  # a bit for each token
     n = 0
     dropped, first_row, first_token = 0, -1, -1
+    valued = out_values.size > 0
     out_indptr[0] = 0
     for k in range(rows.size):
         s, a, b = place_of(first_cell, offset_address, offsets_like, rows[k])
@@ -141,6 +142,10 @@ def gather_rows(
                 row[c] = token
                 others += np.int64(token < lo) + np.int64(token >= hi)
             if others == 0:
+                if valued:
+                    copied = out_values[n : n + b - a]
+                    for c in range(copied.size):
+                        copied[c] = load_at(value_address[s], a + c, out_values)
                 n += b - a
                 out_indptr[k + 1] = n
                 continue
@@ -164,6 +169,8 @@ def gather_rows(
                     continue
                 seen[word] |= bit
             out[n] = token
+            if valued:
+                out_values[n] = load_at(value_address[s], c, out_values)
             n += 1
         out_indptr[k + 1] = n
         if state == NEW:

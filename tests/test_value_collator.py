@@ -368,7 +368,7 @@ def test_what_does_not_fit_the_collator_is_refused():
     with pytest.raises(InputError, match="zero_probability needs"):
         ValueReplacement(make_masker(), -1, nonzero_only=True, zero_probability=0.1, replace_ids=True)
     collator = DataCollatorForValues(ValueReplacement(make_masker(), -1))
-    with pytest.raises(InputError, match="the corpus hands out no values"):
+    with pytest.raises(InputError, match="the batch has no values; make CorpusDataset"):
         collator(RankEncoder(PLAIN, None, [f"G{i}" for i in range(300)])(np.ones((1, 300))))
     with pytest.raises(InputError, match="return_tensors must be 'pt'"):
         collator([{"input_ids": [4], "values": [1.0]}], return_tensors="np")

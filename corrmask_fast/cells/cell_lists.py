@@ -18,8 +18,11 @@ if TYPE_CHECKING:
     from corrmask_fast.cells.vocabulary import Vocabulary
 
 
-def cells_in_memory(cells: Any) -> list[Any]:
-    """Return a list of cells, or raise InputError naming what to give in place of something else."""
+def cells_in_memory(cells: Any) -> tuple[list[Any], list[Any]]:
+    """Return a list of cells, and one of their values if they are rows that have any.
+
+    InputError names what to give in place of something else.
+    """
     kind = type(cells).__name__
     if any(base.__name__ == "IterableDataset" for base in type(cells).__mro__):
         raise InputError(
@@ -36,7 +39,24 @@ def cells_in_memory(cells: Any) -> list[Any]:
         raise InputError(f"cells must be a list of cells; got a {kind}; give the list in its column 'input_ids'")
     if not isinstance(cells, Iterable):
         raise InputError(f"cells must be a path, a datasets.Dataset, or a list of cells; got {kind}")
-    return [cell["input_ids"] if isinstance(cell, Mapping) and "input_ids" in cell else cell for cell in cells]
+    rows = list(cells)
+    values = [row["values"] for row in rows if isinstance(row, Mapping) and np.ndim(row.get("values", 0)) == 1]
+    if values and len(values) < len(rows):
+        raise InputError(
+            f"values must stand beside the tokens of every cell, or of none; {len(values)} cells have them"
+        )
+    return [row["input_ids"] if isinstance(row, Mapping) and "input_ids" in row else row for row in rows], values
+
+
+def flatten_values(values: list[Any], indptr: np.ndarray) -> np.ndarray | None:
+    """(nnz,) float32: the values of cells one after the other; None if they have none."""
+    if not values:
+        return None
+    arrays = [np.asarray(value) for value in values]
+    for i, (array, n) in enumerate(zip(arrays, np.diff(indptr), strict=True)):
+        if array.shape != (n,) or (array.dtype.kind not in "iufb" and n):
+            raise InputError(f"values of cell {i} must be {n} numbers, one a token; got {array.dtype} of {array.shape}")
+    return np.concatenate(arrays).astype(np.float32)
 
 
 def flatten(cells: list[Any], first: int = 0) -> tuple[np.ndarray, np.ndarray]:

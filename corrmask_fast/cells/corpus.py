@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -26,10 +26,19 @@ SAMPLE_BLOCK = 1 << 20  # cells whose keys are drawn at a time
 
 @dataclass(frozen=True)
 class Segment:
-    """Cells that lie together: ``tokens[offsets[i]:offsets[i + 1]]`` is the segment's cell i, as stored."""
+    """Cells that lie together: ``tokens[offsets[i]:offsets[i + 1]]`` is the segment's cell i, as stored.
+
+    The value of ``tokens[k]`` is ``values[k + shift]`` (float32), where there are values.
+    """
 
     offsets: np.ndarray
     tokens: np.ndarray
+    values: np.ndarray | None = None
+    shift: int = 0
+
+    def between(self, begin: int, end: int) -> Segment:
+        """Return the cells ``begin`` … ``end`` - 1."""
+        return replace(self, offsets=self.offsets[begin : end + 1])
 
 
 class Repeats:
@@ -72,14 +81,16 @@ class Corpus:
     vocabulary
         Which id is which gene.
     max_length
-        Cells are cut to this many genes; None: the vocabulary's (2048 for V1, 4096 for V2).
+        Cells are cut to this many genes; None: the vocabulary's (2048 for V1, 4096 for V2), with values none.
     obs
         Per-cell columns that travel along (name → array of n_cells values), such as ``cell_type``.
+    values
+        (nnz,) numbers, one beside each token, such as counts or their bins; kept as float32.
 
     Raises
     ------
     InputError
-        If a token lies outside the vocabulary (names cell and token).
+        If a token lies outside the vocabulary (names cell and token), or values do not fit the tokens.
 
     Warns
     -----
@@ -103,10 +114,12 @@ class Corpus:
         *,
         max_length: int | None = None,
         obs: Mapping[str, np.ndarray] | None = None,
+        values: np.ndarray | None = None,
     ) -> None:
         indptr, tokens = _check_arrays(indptr, tokens)
-        self._setup([Segment(indptr, tokens)], vocabulary, max_length, obs)
-        clean = Segment(*self.gather(np.arange(self.n_cells)))
+        segment = Segment(indptr, tokens, None if values is None else _check_values(values, tokens.size))
+        self._setup([segment], vocabulary, max_length, obs)
+        clean = self._copied(np.arange(self.n_cells))
         self._setup([clean], vocabulary, max_length, obs)
         self._clean = True
 
@@ -139,8 +152,8 @@ class Corpus:
         repeats: Repeats | None = None,
     ) -> None:
         self.vocabulary = vocabulary
-        limit = vocabulary.max_length if max_length is None else check_integer("max_length", max_length, 1)
-        self.max_length = limit
+        longest = vocabulary.size if segments[0].values is not None else vocabulary.max_length
+        self.max_length = longest if max_length is None else check_integer("max_length", max_length, 1)
         self.obs: Mapping[str, np.ndarray] = {} if obs is None else obs
         self._segments = [segment for segment in segments if segment.offsets.size > 1] or segments[:1]
         self._order = order
@@ -159,11 +172,15 @@ class Corpus:
         dtypes = {(segment.offsets.dtype, segment.tokens.dtype) for segment in self._segments}
         if len(dtypes) > 1:
             offsets, tokens = (np.result_type(*column) for column in zip(*dtypes, strict=True))
-            self._segments = [Segment(s.offsets.astype(offsets), s.tokens.astype(tokens)) for s in self._segments]
+            self._segments = [
+                replace(s, offsets=s.offsets.astype(offsets), tokens=s.tokens.astype(tokens)) for s in self._segments
+            ]
         sizes = [segment.offsets.size - 1 for segment in self._segments]
         self._first_cell = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
         self._offset_address = np.array([s.offsets.ctypes.data for s in self._segments], np.uint64)
         self._token_address = np.array([s.tokens.ctypes.data for s in self._segments], np.uint64)
+        places = [0 if s.values is None else s.values.ctypes.data + 4 * s.shift for s in self._segments]
+        self._value_address = np.array(places, np.uint64)
 
     def count_from(self, numbers: np.ndarray, repeats: Repeats) -> None:
         """Name stored cells by their numbers in the stream that they come from, which warns of genes twice once."""
@@ -172,18 +189,18 @@ class Corpus:
     def segments_of(self, begin: int, end: int) -> list[Segment]:
         """Return cells ``begin`` … ``end`` - 1 over the same buffers where they lie in order, else copied."""
         if self._order is not None:
-            return [Segment(*self.gather(np.arange(begin, end)))]
+            return [self._copied(np.arange(begin, end))]
         found = []
         for segment, first in zip(self._segments, self._first_cell.tolist(), strict=False):
             a, b = max(begin - first, 0), min(end - first, segment.offsets.size - 1)
             if a < b:
-                found.append(Segment(segment.offsets[a : b + 1], segment.tokens))
+                found.append(segment.between(a, b))
         return found
 
     def __getstate__(self) -> dict[str, Any]:
         if self._order is not None:  # some cells of larger buffers: only these travel
             return self.take(np.arange(self.n_cells)).__getstate__()
-        hidden = ("_first_cell", "_offset_address", "_token_address", "_repeats")
+        hidden = ("_first_cell", "_offset_address", "_token_address", "_value_address", "_repeats")
         return {name: value for name, value in self.__dict__.items() if name not in hidden}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -222,6 +239,17 @@ class Corpus:
         return self._segments[0].tokens
 
     @property
+    def has_values(self) -> bool:
+        """Whether tokens have values."""
+        return self._segments[0].values is not None
+
+    @property
+    def values(self) -> np.ndarray | None:
+        """(nnz,) float32: all tokens' values, if they have any (reads a corpus on disk into memory)."""
+        self._load()
+        return self._segments[0].values
+
+    @property
     def nnz(self) -> int:
         """Number of tokens over all cells."""
         return int(self.indptr[-1])
@@ -251,7 +279,7 @@ class Corpus:
 
     def _load(self) -> None:
         if not self._clean:
-            clean = Segment(*self.gather(np.arange(self.n_cells)))
+            clean = self._copied(np.arange(self.n_cells))
             self._segments, self._order, self._clean = [clean], None, True
             self._index_segments()
 
@@ -278,9 +306,24 @@ class Corpus:
         ``warn=False`` leaves the warning of genes that stood twice in a cell to :meth:`warn_of_repeats`, which a pass
         over many cells calls at its end.
         """
-        cells = self._gather(rows, lambda size: np.empty(size, self.token_dtype))
+        indptr, tokens, _ = self._gather(rows, lambda size: np.empty(size, self.token_dtype))
         if warn:
             self.warn_of_repeats()
+        return indptr, tokens
+
+    def _copied(self, rows: np.ndarray) -> Segment:
+        """Return the given cells, with their values if they have any: see :meth:`gather`."""
+        indptr, tokens, values = self._gather(rows, lambda size: np.empty(size, self.token_dtype), self.has_values)
+        self.warn_of_repeats()
+        return Segment(indptr, tokens, values if self.has_values else None)
+
+    def gather_with_values(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return ``(indptr, tokens, values)`` of a batch: int32 tokens without ``<cls>`` and ``<eos>``, float32 values.
+
+        The corpus must have values.
+        """
+        cells = self._gather(rows, lambda size: empty((size,), np.int32), values=True)
+        self.warn_of_repeats()
         return cells
 
     def warn_of_repeats(self) -> None:
@@ -292,11 +335,13 @@ class Corpus:
 
         ``max_length`` cuts cells to so many tokens, these two included. The tokens are int32, as maskers take them.
         """
-        cells = self._gather(rows, lambda size: empty((size,), np.int32))
+        indptr, tokens, _ = self._gather(rows, lambda size: empty((size,), np.int32))
         self.warn_of_repeats()
-        return with_special_tokens(*cells, self.vocabulary, max_length)
+        return with_special_tokens(indptr, tokens, self.vocabulary, max_length)
 
-    def _gather(self, rows: np.ndarray, allocate: Callable[[int], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    def _gather(
+        self, rows: np.ndarray, allocate: Callable[[int], np.ndarray], values: bool = False
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         from corrmask_fast.kernels.ragged import OK, gather_rows, most_tokens
 
         rows = self._check_rows(rows)
@@ -304,10 +349,12 @@ class Corpus:
         segment, offsets = self._segments[0], self._segments[0].offsets[:0]
         most = most_tokens(self._first_cell, self._offset_address, offsets, stored, self.max_length)
         indptr, tokens = np.empty(rows.size + 1, np.int64), allocate(most)
+        numbers = empty((most if values else 0,), np.float32)
         what, k, token, dropped = gather_rows(
             self._first_cell,
             self._offset_address,
             self._token_address,
+            self._value_address,
             offsets,
             segment.tokens[:0],
             stored,
@@ -317,6 +364,7 @@ class Corpus:
             self._repeats.known[:0] if self._clean else self._repeats.known,
             indptr,
             tokens,
+            numbers,
         )
         if what != OK:
             cell = rows[k] if self._numbers is None else self._numbers[stored[k]]
@@ -327,12 +375,12 @@ class Corpus:
         if dropped:
             first = stored[k] if self._numbers is None else self._numbers[stored[k]]
             self._repeats.dropped.append((int(dropped), int(first), int(token)))
-        return indptr, tokens[: indptr[-1]]
+        return indptr, tokens[: indptr[-1]], numbers[: indptr[-1]]
 
     def take(self, rows: np.ndarray) -> Corpus:
         """Return the given cells, in that order, with their obs, as a corpus in memory."""
         rows = self._check_rows(rows)
-        cells, obs = Segment(*self.gather(rows)), obs_of(self.obs, rows)
+        cells, obs = self._copied(rows), obs_of(self.obs, rows)
         corpus = Corpus.from_segments([cells], self.vocabulary, max_length=self.max_length, obs=obs)
         corpus._clean = True
         return corpus
@@ -482,3 +530,13 @@ def _check_arrays(indptr: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, n
             f"it has {indptr.size} entries, from {indptr[:1]} to {indptr[-1:]}"
         )
     return np.ascontiguousarray(indptr, np.int64), np.ascontiguousarray(tokens, tokens.dtype.newbyteorder("="))
+
+
+def _check_values(values: Any, n_tokens: int) -> np.ndarray:
+    """Return values as contiguous float32, one a token."""
+    values = np.asarray(values)
+    if values.shape != (n_tokens,) or (values.dtype.kind not in "iufb" and n_tokens):
+        raise InputError(
+            f"values must be one number for each of {n_tokens} tokens; got {values.dtype} of shape {values.shape}"
+        )
+    return np.ascontiguousarray(values, np.float32)

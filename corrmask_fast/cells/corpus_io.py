@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from corrmask_fast.cells.cell_lists import blocks_of_cells, cells_in_memory, flatten
+from corrmask_fast.cells.cell_lists import blocks_of_cells, cells_in_memory, flatten, flatten_values
 from corrmask_fast.cells.corpus import Corpus, Repeats, with_special_tokens
 from corrmask_fast.cells.corpus_files import (
     VOCABULARY_FILE,
@@ -23,7 +23,7 @@ from corrmask_fast.cells.corpus_files import (
     paths_of,
     stored_vocabulary,
 )
-from corrmask_fast.cells.dataset_corpus import corpus_of_dataset
+from corrmask_fast.cells.dataset_corpus import VALUES, corpus_of_dataset
 from corrmask_fast.cells.obs_columns import MAX_TEXT, ObsColumn, obs_column, unfit_text
 from corrmask_fast.cells.vocabulary import Vocabulary
 from corrmask_fast.errors import InputError, brief, import_extra, naming, readable, shown
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CorpusWriter", "read_corpus", "write_corpus"]
 
-NPZ_ARRAYS = {"indptr", "tokens", "vocabulary", "array_names"}  # beside obs/… and missing/…
+NPZ_ARRAYS = {"indptr", "tokens", "values", "vocabulary", "array_names"}  # beside obs/… and missing/…
 
 
 def read_corpus(path_or_cells: Any, vocabulary: Vocabulary | None = None, *, max_length: int | None = None) -> Corpus:
@@ -48,12 +48,12 @@ def read_corpus(path_or_cells: Any, vocabulary: Vocabulary | None = None, *, max
         used), of its ``.arrow`` file, of a ``.parquet`` file or a folder of these (read into memory), or of an
         ``.npz`` file with ``indptr`` and ``tokens``; a list of such paths (but ``.npz``), whose cells follow each
         other; a ``datasets.Dataset``; or a list of cells, each a list or array of token ids, or a row
-        ``{"input_ids": …}``.
+        ``{"input_ids": …}``. A column ``values`` of lists (an array of ``.npz``) has a number for each token.
     vocabulary
         Which id is which gene. None: the vocabulary stored beside the corpus. One that gives ids another meaning than
         the stored one is refused; its symbols, where it has any, take the place of the stored ones.
     max_length
-        Cells are cut to this many genes; None: the vocabulary's.
+        Cells are cut to this many genes; None: the vocabulary's, with values none.
 
     Raises
     ------
@@ -83,8 +83,9 @@ def read_corpus(path_or_cells: Any, vocabulary: Vocabulary | None = None, *, max
         path_or_cells = next(iter(path_or_cells.values()))  # a DatasetDict of one split
     if hasattr(path_or_cells, "features") and hasattr(path_or_cells, "data"):
         return corpus_of_dataset(path_or_cells, vocabulary, max_length)
-    indptr, tokens = flatten(cells_in_memory(path_or_cells))
-    return Corpus(indptr, tokens, vocabulary, max_length=max_length)
+    cells, values = cells_in_memory(path_or_cells)
+    indptr, tokens = flatten(cells)
+    return Corpus(indptr, tokens, vocabulary, max_length=max_length, values=flatten_values(values, indptr))
 
 
 def write_corpus(corpus: Corpus, path: str | os.PathLike[str], *, chunk_cells: int = 16_384) -> None:
@@ -96,7 +97,8 @@ def write_corpus(corpus: Corpus, path: str | os.PathLike[str], *, chunk_cells: i
     with CorpusWriter(path, corpus.vocabulary) as writer:
         for i, chunk in enumerate(corpus.chunks(chunk_cells)):
             rows = i * chunk_cells + np.arange(chunk.n_cells)
-            writer.write(chunk.indptr, chunk.tokens, {name: column.take(rows) for name, column in obs.items()})
+            columns = {name: column.take(rows) for name, column in obs.items()}
+            writer.write(chunk.indptr, chunk.tokens, columns, chunk.values)
 
 
 def check_corpus_output(path: str | os.PathLike[str]) -> Path:
@@ -135,6 +137,7 @@ class CorpusWriter(AbstractContextManager["CorpusWriter"]):
         self.path, self.vocabulary = Path(path), vocabulary
         self._exit = ExitStack()
         self._kinds: dict[str, np.dtype[Any]] | None = None
+        self._written = self._valued = False  # whether there are chunks, and these have values
         self._sink: _NpzSink | _OneFileSink
 
     def __enter__(self) -> Self:
@@ -146,8 +149,22 @@ class CorpusWriter(AbstractContextManager["CorpusWriter"]):
             self._exit = stack.pop_all()
         return self
 
-    def write(self, indptr: np.ndarray, tokens: np.ndarray, obs: Mapping[str, Any] | None = None) -> None:
-        """Append cells: ``tokens[indptr[i]:indptr[i + 1]]`` and one value of each obs column a cell."""
+    def write(
+        self,
+        indptr: np.ndarray,
+        tokens: np.ndarray,
+        obs: Mapping[str, Any] | None = None,
+        values: np.ndarray | None = None,
+    ) -> None:
+        """Append cells: ``tokens[indptr[i]:indptr[i + 1]]`` and one value of each obs column a cell.
+
+        ``values``: a number beside each token, kept as float32, in all chunks or none. Then no special tokens are
+        written.
+        """
+        if values is not None and np.shape(values) != np.shape(tokens):
+            raise InputError(f"values must be one number for each of {len(tokens)} tokens; got {len(values)}")
+        if values is None and self._valued:
+            raise InputError("values must be given with every chunk, or with none")
         columns = {name: obs_column(name, column).flat() for name, column in (obs or {}).items()}
         for name, column in columns.items():
             if column.size != len(indptr) - 1:
@@ -159,7 +176,10 @@ class CorpusWriter(AbstractContextManager["CorpusWriter"]):
                 "obs columns must be the same in every chunk, with one type for all values (obs_column gives a whole "
                 f"column one); got {self._kinds} and {kinds}"
             )
-        self._sink.write(indptr, tokens, columns)
+        if values is not None and self._written and not self._valued:
+            raise InputError("values must be given with every chunk, or with none")
+        self._valued, self._written = values is not None, True
+        self._sink.write(indptr, tokens, columns, values)
 
     def write_cells(self, cells: Iterable[Any], *, max_length: int | None = None, chunk_cells: int = 16_384) -> None:
         """Append cells in passing, ``chunk_cells`` in memory at a time.
@@ -209,19 +229,24 @@ class _NpzSink:
         self.path, self.vocabulary = path, vocabulary
         self.lengths: list[np.ndarray] = []
         self.tokens: list[np.ndarray] = []
+        self.values: list[np.ndarray] = []
         self.obs: dict[str, list[np.ndarray]] = {}
 
-    def write(self, indptr: np.ndarray, tokens: np.ndarray, obs: Mapping[str, ObsColumn]) -> None:
+    def write(
+        self, indptr: np.ndarray, tokens: np.ndarray, obs: Mapping[str, ObsColumn], values: np.ndarray | None = None
+    ) -> None:
+        if values is not None:
+            self.values.append(np.asarray(values, np.float32))
         self.lengths.append(np.diff(indptr))
         self.tokens.append(np.asarray(tokens, self.vocabulary.token_dtype))
-        for name, (values, _, missing) in obs.items():
-            gone = np.zeros(len(values), np.bool_) if missing is None else missing
-            if values.dtype == object and (text := unfit_text(values)) is not None:
+        for name, (column, _, missing) in obs.items():
+            gone = np.zeros(len(column), np.bool_) if missing is None else missing
+            if column.dtype == object and (text := unfit_text(column)) is not None:
                 raise InputError(
                     f"obs column {name!r} has a text of {len(text)} characters, {shown(text)}; .npz takes {MAX_TEXT}, "
                     "and drops a NUL at the end; write a folder"
                 )
-            self.obs.setdefault(f"obs/{name}", []).append(values.astype(str) if values.dtype == object else values)
+            self.obs.setdefault(f"obs/{name}", []).append(column.astype(str) if column.dtype == object else column)
             self.obs.setdefault(f"missing/{name}", []).append(gone)
 
     def finish(self, *, complete: bool) -> None:
@@ -235,6 +260,8 @@ class _NpzSink:
             "tokens": np.concatenate(self.tokens) if self.tokens else np.empty(0, self.vocabulary.token_dtype),
             "vocabulary": np.frombuffer(self.vocabulary.to_json().encode(), np.uint8),
         }
+        if self.values:
+            columns["values"] = np.concatenate(self.values)
         whole = {name: np.concatenate(parts) for name, parts in self.obs.items()}
         columns |= {name: column for name, column in whole.items() if name.startswith("obs/") or column.any()}
         columns = {
@@ -254,22 +281,33 @@ class FolderSink:
         import_extra("datasets", "hf")  # before the work: the folder is described with it
         self.writer: Any = None
 
-    def write(self, indptr: np.ndarray, tokens: np.ndarray, obs: Mapping[str, ObsColumn]) -> None:
+    def write(
+        self, indptr: np.ndarray, tokens: np.ndarray, obs: Mapping[str, ObsColumn], values: np.ndarray | None = None
+    ) -> None:
         """Append cells: see :meth:`CorpusWriter.write`."""
-        pa = self.arrow
-        indptr, tokens = with_special_tokens(np.asarray(indptr, np.int64), np.asarray(tokens), self.vocabulary)
+        pa, indptr, tokens = self.arrow, np.asarray(indptr, np.int64), np.asarray(tokens)
+        if values is None:
+            indptr, tokens = with_special_tokens(indptr, tokens, self.vocabulary)
         columns = {
-            "input_ids": pa.LargeListArray.from_arrays(indptr, pa.array(tokens, pa.int32())).cast(pa.list_(pa.int32())),
+            "input_ids": self._lists(indptr, tokens, pa.int32()),
             "length": pa.array(np.diff(indptr), pa.int32()),
         }
-        for name, (values, _, missing) in obs.items():
+        if values is not None:
+            columns[VALUES] = self._lists(indptr, values, pa.float32())
+        for name, (column, _, missing) in obs.items():
+            if name in columns:
+                raise InputError(f"obs column {name!r} has a name that the corpus takes; rename it")
             with readable(f"obs column {name!r}", "column of numbers or text"):  # text may hold what UTF-8 cannot
-                columns[name] = pa.array(values, pa.string() if values.dtype == object else None, mask=missing)
+                columns[name] = pa.array(column, pa.string() if column.dtype == object else None, mask=missing)
         table = pa.table(columns)
         if self.writer is None:
             self.writer_schema = table.schema
             self.writer = pa.ipc.new_stream(str(self.file), table.schema)
         self.writer.write_table(table.cast(self.writer_schema))
+
+    def _lists(self, indptr: np.ndarray, numbers: Any, kind: Any) -> Any:
+        pa = self.arrow
+        return pa.LargeListArray.from_arrays(indptr, pa.array(numbers, kind)).cast(pa.list_(kind))
 
     def close(self) -> None:
         """Write the end of the file."""
@@ -347,4 +385,5 @@ def _from_npz(path: Path, vocabulary: Vocabulary | None, max_length: int | None)
             if column.ndim != 1 or gone.shape != column.shape or gone.dtype != np.bool_:
                 raise InputError(f"{path}: obs column {name[4:]!r} must hold one value for each cell, missing or not")
             obs[name[4:]] = ObsColumn(column, None, gone).to_numpy()
-    return Corpus(columns["indptr"], columns["tokens"], vocabulary, max_length=max_length, obs=obs)
+    arrays = columns["indptr"], columns["tokens"]
+    return Corpus(*arrays, vocabulary, max_length=max_length, obs=obs, values=columns.get("values"))

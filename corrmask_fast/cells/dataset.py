@@ -154,6 +154,9 @@ class CorpusDataset(Dataset[dict[str, np.ndarray]]):
         Mask these cells as in this epoch, always: for evaluation, so that losses compare. None: as the collator says.
     columns
         Names of the corpus' obs columns that travel along, for a collator that chooses each cell's graph by one.
+    values
+        Hand out the tokens' values too, for :class:`~corrmask_fast.DataCollatorForValues`; then without ``<cls>`` and
+        ``<eos>``.
 
     Examples
     --------
@@ -164,8 +167,12 @@ class CorpusDataset(Dataset[dict[str, np.ndarray]]):
     (2, [2, 4])
     """
 
-    def __init__(self, corpus: Corpus, *, epoch: int | None = None, columns: Sequence[str] = ()) -> None:
-        self.corpus = corpus
+    def __init__(
+        self, corpus: Corpus, *, epoch: int | None = None, columns: Sequence[str] = (), values: bool = False
+    ) -> None:
+        self.corpus, self.values = corpus, values
+        if values and not corpus.has_values:
+            raise InputError("the corpus has no values; write it with them: tokenize(…, values=True)")
         for name in columns:
             if name not in corpus.obs:
                 there = ", ".join(map(repr, corpus.obs)) or "none"
@@ -180,7 +187,7 @@ class CorpusDataset(Dataset[dict[str, np.ndarray]]):
         Up to two too many where a stored cell holds special tokens.
         """
         corpus, vocabulary = self.corpus, self.corpus.vocabulary
-        added = vocabulary.n_surrounding
+        added = 0 if self.values else vocabulary.n_surrounding
         longest = vocabulary.max_length if added else corpus.max_length
         return np.minimum(np.minimum(corpus.lengths, corpus.max_length) + added, longest)
 
@@ -196,8 +203,11 @@ class CorpusDataset(Dataset[dict[str, np.ndarray]]):
         """Return the cells of a batch; DataLoader calls this once for each."""
         rows = np.asarray(indices)
         rows = rows if rows.dtype == np.int64 else np.atleast_1d(rows_of(rows, len(self)))
-        cells = self.corpus.gather_for_training(rows)
         columns = {name: column[rows] for name, column in self.columns.items()} if self.columns else None
+        if self.values:
+            indptr, tokens, values = self.corpus.gather_with_values(rows)
+            return RaggedBatch(indptr, tokens, self.corpus.vocabulary, self.epoch, columns, values)
+        cells = self.corpus.gather_for_training(rows)
         return RaggedBatch(*cells, self.corpus.vocabulary, self.epoch, columns)
 
 

@@ -7,6 +7,7 @@ over them once, on opening (offsets: as much work as there are cells), and over 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ from corrmask_fast.errors import InputError, import_extra, readable
 
 if TYPE_CHECKING:
     from corrmask_fast.cells.vocabulary import Vocabulary
+
+VALUES = "values"  # the column of lists with a number for each token
 
 
 def corpus_of_dataset(
@@ -33,15 +36,54 @@ def corpus_of_dataset(
         raise InputError(f"{source} must have a column 'input_ids'; it has {', '.join(dataset.column_names)}")
     with readable(source, "dataset"):
         dataset.data.validate()
-        chunks = [chunk for chunk in dataset.data.column("input_ids").chunks if len(chunk)]
-        segments = [segment_of(chunk) for chunk in chunks] or [Segment(np.zeros(1, np.int64), np.empty(0, np.int32))]
-        order = _order(dataset, sum(len(chunk) for chunk in chunks))
+        segments = _segments_of(dataset.data)
+        order = _order(dataset, sum(segment.offsets.size - 1 for segment in segments))
     obs = _DatasetColumns(dataset, source)
     corpus = _DatasetCorpus.from_segments(segments, vocabulary, max_length=max_length, obs=obs, order=order)
     corpus.dataset, corpus.source, corpus.rows = dataset, source, None
     files = [Path(file["filename"]) for file in dataset.cache_files]
     corpus.files = {file: file.stat().st_size for file in files if file.is_file()}
     return corpus
+
+
+def has_values(schema: Any) -> bool:
+    """Whether a dataset's column ``values`` holds a list for each cell: the values of its tokens."""
+    types = import_extra("pyarrow", "hf").types
+    kind = schema.field(VALUES).type if VALUES in schema.names else None
+    return kind is not None and (types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind))
+
+
+def _segments_of(table: Any) -> list[Segment]:
+    """Return the cells of a dataset's table, with their values if it has any."""
+    if not has_values(table.schema):
+        chunks = [chunk for chunk in table.column("input_ids").chunks if len(chunk)]
+        return [segment_of(chunk) for chunk in chunks] or [Segment(np.zeros(1, np.int64), np.empty(0, np.int32))]
+    batches = [batch for batch in table.to_batches() if batch.num_rows]  # of both columns, nothing is copied
+    found = [with_values(segment_of(batch.column("input_ids")), batch.column(VALUES)) for batch in batches]
+    nothing = Segment(np.zeros(1, np.int64), np.empty(0, np.int32), np.empty(0, np.float32))
+    return found or [nothing]
+
+
+def with_values(segment: Segment, chunk: Any) -> Segment:
+    """Return a segment with the values of a chunk of ``values``, which has as many for each cell as it has tokens."""
+    types = import_extra("pyarrow", "hf").types
+    kind = chunk.type.value_type
+    if not (types.is_floating(kind) or types.is_integer(kind)):
+        raise InputError(f"the column 'values' must hold lists of numbers; it holds {chunk.type}")
+    chunk.validate(full=True)
+    flat = chunk.flatten()
+    if chunk.null_count or flat.null_count:
+        raise InputError("the column 'values' holds missing values; drop those cells first")
+    lengths = np.diff(np.asarray(chunk.value_lengths()).cumsum(), prepend=0)
+    odd = np.flatnonzero(lengths != np.diff(segment.offsets))
+    if odd.size:
+        i = int(odd[0])
+        raise InputError(
+            f"the column 'values' must have a number for each token; a cell has {lengths[i]} values and "
+            f"{np.diff(segment.offsets)[i]} input_ids"
+        )
+    values = np.ascontiguousarray(flat, np.float32)
+    return replace(segment, values=values, shift=-int(segment.offsets[0]))
 
 
 def segment_of(chunk: Any) -> Segment:
@@ -109,7 +151,8 @@ class _DatasetColumns(Mapping[str, np.ndarray]):
 
     def __init__(self, dataset: Any, source: str, rows: np.ndarray | None = None) -> None:
         self._dataset, self._source, self._rows = dataset, source, rows
-        self._names = [name for name in dataset.column_names if name not in {"input_ids", "length"}]
+        own = {"input_ids", "length", *([VALUES] if has_values(dataset.data.schema) else [])}
+        self._names = [name for name in dataset.column_names if name not in own]
 
     def __getitem__(self, name: str) -> np.ndarray:
         if name not in self._names:

@@ -81,7 +81,7 @@ class EncodingTables:
         return out
 
 
-def check_max_length(max_length: int | None, vocabulary: Vocabulary) -> int:
-    """Return the most genes of a cell: at most the vocabulary's, less what is put around cells."""
-    longest = vocabulary.max_length - vocabulary.n_surrounding
+def check_max_length(max_length: int | None, vocabulary: Vocabulary, *, values: bool = False) -> int:
+    """Return the most genes of a cell: at most the vocabulary's, less what is put around cells; all with ``values``."""
+    longest = vocabulary.size if values else vocabulary.max_length - vocabulary.n_surrounding
     return longest if max_length is None else check_integer("max_length", max_length, 1, longest)

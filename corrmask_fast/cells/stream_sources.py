@@ -34,7 +34,7 @@ class Piece(NamedTuple):
 
     def cut(self, begin: int, end: int) -> Piece:
         """Return some of the cells, over the same buffers."""
-        segment = Segment(self.segment.offsets[begin : end + 1], self.segment.tokens)
+        segment = self.segment.between(begin, end)
         obs = {name: column[begin:end] for name, column in self.obs.items()}
         return Piece(segment, self.numbers[begin:end], obs)
 

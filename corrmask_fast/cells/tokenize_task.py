@@ -51,9 +51,11 @@ class Task:
         obs_names: str | None,
         file_column: str | None,
         *,
+        values: bool,
         progress: bool,
     ) -> None:
         self.sources, self.vocabulary, self.limit, self.progress = sources, vocabulary, limit, progress
+        self.values = values
         self.obs, self.obs_names, self.file_column = obs, obs_names, file_column
         symbols: dict[str, str] = {}
         found: dict[str, list[KindOfColumn]] = {name: [] for name in obs}
@@ -138,6 +140,7 @@ class Task:
             "gene_mapping": mapped,
             **reading,
             "max_length": self.limit,
+            "values": self.values,
             "obs": self.obs,
             "obs_names": self.obs_names,
             "file_column": self.file_column,
@@ -184,8 +187,9 @@ class Task:
             if not looked:
                 looked = _warn_of_few_counts(source.name, rows, tables, totals)
             written = np.flatnonzero(found)
-            values = {name: column.take(chosen[written]) for name, column in columns.items()}
-            write(indptr[np.append(written, found.size)], tokens, values)
+            obs = {name: column.take(chosen[written]) for name, column in columns.items()}
+            values = tables.values(cells, indptr, tokens) if self.values else None
+            write(indptr[np.append(written, found.size)], tokens, obs, values)
             lengths += np.bincount(found, minlength=lengths.size)
             bar.update(chosen.size)
         if not lengths[1:].any():
@@ -197,8 +201,10 @@ class Task:
         return _report(source, lengths, limit, without, medians)
 
 
-def _flat(write: Any, indptr: np.ndarray, tokens: np.ndarray, columns: dict[str, ObsColumn]) -> None:
-    write(indptr, tokens, {name: column.flat() for name, column in columns.items()})
+def _flat(
+    write: Any, indptr: np.ndarray, tokens: np.ndarray, columns: dict[str, ObsColumn], values: np.ndarray | None
+) -> None:
+    write(indptr, tokens, {name: column.flat() for name, column in columns.items()}, values)
 
 
 def _cut(lengths: np.ndarray, limit: int) -> list[int]:

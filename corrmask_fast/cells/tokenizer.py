@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TokenizeReport", "corpus_medians", "tokenize", "tokenize_h5ad", "vocabulary_of"]
 
-RESERVED = ("input_ids", "length")  # columns of the corpus itself
+RESERVED = ("input_ids", "length", "values")  # columns of the corpus itself
 
 
 def tokenize(
@@ -53,6 +53,7 @@ def tokenize(
     allow_fractional: bool = False,
     target_sum: float = 10_000,
     max_length: int | None = None,
+    values: bool = False,
     chunk_cells: int | None = None,
     shard: tuple[int, int] | None = None,
     progress: bool = True,
@@ -108,7 +109,11 @@ def tokenize(
     target_sum
         What the counts of a cell are scaled to.
     max_length
-        Most genes of a cell. None: the vocabulary's, two fewer with V2 for ``<cls>`` and ``<eos>``.
+        Most genes of a cell. None: the vocabulary's, two fewer with V2 for ``<cls>`` and ``<eos>``; with ``values``
+        none.
+    values
+        Write each gene's count beside it, as float32, for models that read values
+        (:class:`~corrmask_fast.DataCollatorForValues`); no ``<cls>`` and ``<eos>`` are written then.
     chunk_cells
         Cells read at a time. None: as many as hold about two million counts.
     shard
@@ -166,9 +171,9 @@ def tokenize(
     vocabulary = vocabulary_of(inputs, layer=layer, gene_column=gene_column) if vocabulary is None else vocabulary
     if not isinstance(vocabulary, Vocabulary):
         raise InputError(f"vocabulary must be a Vocabulary; got {shown(vocabulary)}")
-    limit = check_max_length(max_length, vocabulary)
+    limit = check_max_length(max_length, vocabulary, values=values)
     with Sources(inputs, vocabulary, reading) as sources:
-        task = Task(sources, vocabulary, limit, obs, obs_names, file_column, progress=progress)
+        task = Task(sources, vocabulary, limit, obs, obs_names, file_column, values=values, progress=progress)
         if in_parts:
             return task.write_parts(path, medians, shard)
         return task.write(path, medians)

@@ -45,6 +45,9 @@ def add_tokenize(commands: Any) -> None:
     parser.add_argument("--medians", metavar="FILE", help="gene medians (.pkl or .json; default: of these cells)")
     _add_reading(parser)
     parser.add_argument("--max-length", type=int, metavar="N", help="most genes of a cell (default: the vocabulary's)")
+    parser.add_argument(
+        "--values", action="store_true", help="write each gene's count beside it, and all genes (scGPT and the like)"
+    )
     parser.add_argument("--obs", nargs="+", default=[], metavar="COLUMN", help="obs columns that travel along")
     parser.add_argument(
         "--obs-names",
@@ -138,6 +141,7 @@ def _tokenize(arguments: argparse.Namespace) -> None:
         obs_names=arguments.obs_names,
         file_column=None if arguments.file_column == "none" else arguments.file_column,
         max_length=arguments.max_length,
+        values=arguments.values,
         shard=arguments.shard or _shard_of_rank(),
         progress=arguments.progress,
         **{name: getattr(arguments, name) for name in READING},

@@ -259,7 +259,7 @@ class DataCollatorForValues(DataCollatorForCorrMask):
         cells = as_cells(features, self.columns[0])
         if isinstance(cells, RaggedBatch):
             if cells.values is None:
-                raise InputError("the corpus hands out no values; make CorpusDataset(corpus, values=True)")
+                raise InputError("the batch has no values; make CorpusDataset(corpus, values=True)")
             if cells.vocabulary is not None:
                 cells.vocabulary.check_same(
                     self.masker.vocabulary, "the corpus", f"the masker's {self.masker.mask_source}"
