@@ -30,6 +30,7 @@ from corrmask_fast import (
 )
 from corrmask_fast.cells import stream as stream_module
 from corrmask_fast.cells import stream_sources
+from corrmask_fast.cells.stream_sources import Share
 from corrmask_fast.masking.features import as_cells
 from corrmask_fast.testing import make_graph
 
@@ -149,6 +150,26 @@ def test_drop_last_makes_ranks_alike(sources, name, ranks):
     assert {len(share) for share in shares} == {103 // ranks}
     everything = lists_of(stream_corpus(sources[name](), V1))
     assert sorted(chain(*shares)) == sorted(everything[: 103 - 103 % ranks])
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_drop_last_gives_all_ranks_as_many_batches(workers):
+    for n_cells in (0, 5, 40, 103):
+        shares = [
+            [Share(rank, 4, worker, workers, True).between(n_cells) for worker in range(workers)] for rank in range(4)
+        ]
+        assert len({sum(-(-(end - begin) // 4) for begin, end in rank) for rank in shares}) == 1
+
+
+def test_a_row_group_is_decoded_in_bounded_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(stream_sources, "READ_CELLS", 256)
+    monkeypatch.setattr(stream_module, "READ_CELLS", 256)
+    cells = np.random.default_rng(0).permuted(np.tile(np.arange(4, 300, dtype=np.int32), (32_000, 1)), axis=1)[:, :250]
+    path = write_parquet(tmp_path / "cells.parquet", list(cells), rows=32_000)  # 32 MB, compressed 9 MB
+    before, most = pa.total_allocated_bytes(), 0
+    for _ in stream_corpus(path, V1):
+        most = max(most, pa.total_allocated_bytes() - before)
+    assert most < 4_000_000
 
 
 def test_shares_of_few_cells():

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from corrmask_fast.cells.vocabulary import Vocabulary
 
 READ_CELLS = 1024  # decoded or converted at a time
+READ_BYTES = 1 << 20  # of a Parquet file: without, Arrow reads a column of a row group whole
 
 
 class Piece(NamedTuple):
@@ -144,7 +145,8 @@ class FileSource:
             return
         pa, parquet = import_extra("pyarrow", "hf"), import_extra("pyarrow.parquet", "hf")
         names = ["input_ids", *self._columns]
-        with readable(source, "Parquet file"), parquet.ParquetFile(source) as file:
+        reads = {"buffer_size": READ_BYTES, "pre_buffer": False}
+        with readable(source, "Parquet file"), parquet.ParquetFile(source, **reads) as file:
             done = 0
             for batch in file.iter_batches(READ_CELLS, [place], names, use_threads=False):
                 a, b = max(begin - done, 0), min(end - done, batch.num_rows)
