@@ -46,6 +46,7 @@ bench: $(READY)
 	$(BIN)/python bench/run.py
 	$(BIN)/python bench/streams.py
 	$(BIN)/python bench/counts/run.py
+	$(BIN)/python bench/values.py
 	$(BIN)/python bench/graph/run.py
 	$(BIN)/python bench/pretrain/run.py
 
@@ -53,6 +54,7 @@ bench-smoke: $(READY)
 	$(BIN)/pytest --quiet bench
 	$(BIN)/python bench/run.py --smoke --keep build/bench-smoke
 	$(BIN)/python bench/counts/run.py --smoke
+	$(BIN)/python bench/values.py --smoke
 	$(BIN)/python bench/gpu/run.py --smoke
 
 # The Python that has PyTorch for CUDA and CuPy, in any environment; without a GPU the report prints why it cannot run, and ends with 2.

@@ -37,7 +37,7 @@ SHARED = {
     "progress": set(),
     "reference": set(),
     "reference_encode": set(),
-    "reference_pmi": set(),
+    "reference_pmi", "reference_values": set(),
     "reference_windows": set(),
     "synthetic": {"errors", "files", "cells", "graph"},
     "tables": {"files"},
