@@ -26,6 +26,7 @@ from corrmask_fast import (
     Vocabulary,
     build_dependency_graph,
     read_corpus,
+    stream_corpus,
     tokenize,
     write_corpus,
 )
@@ -145,6 +146,43 @@ def test_batches_from_disk_are_those_straight_from_counts(tmp_path):
     plain = CorpusDataset(read_corpus(tmp_path / "cells.dataset"))
     assert "values" not in plain[3]
     assert DataCollatorForCorrMask(masker)(plain[[0, 1]])["input_ids"].shape[0] == 2
+
+
+@pytest.mark.parametrize("source", ["parquet", "parquet and donors", "folder", "iterator", "datasets"])
+def test_streams_hand_out_values(tmp_path, cells, source):
+    rows = [{"input_ids": ids, "values": values, "donor": i} for i, (ids, values) in enumerate(cells)]
+    with CorpusWriter(tmp_path / "cells.dataset", V2) as writer:
+        writer.write_cells((row for row in rows), chunk_cells=4)
+    assert rows_of(read_corpus(tmp_path / "cells.dataset")) == expected(cells)
+    table = pa.table({name: pa.array([row[name] for row in rows]) for name in rows[0]})
+    pyarrow.parquet.write_table(table, tmp_path / "cells.parquet", row_group_size=4)
+    columns = () if source == "parquet" else ("donor",)
+    given = {
+        "folder": tmp_path / "cells.dataset",
+        "iterator": lambda: iter(rows),
+        "datasets": datasets.Dataset(table).to_iterable_dataset(),
+    }.get(source, tmp_path / "cells.parquet")
+    stream = stream_corpus(given, V2, values=True, columns=columns)
+    found = list(stream)
+    assert [(row["input_ids"].tolist(), row["values"].tolist()) for row in found] == expected(cells)
+    assert [row["donor"] for row in found if columns] == ([*range(6)] if columns else [])
+    masker = RandomMasker(V2, mlm_probability=0.5, mask_replace_prob=1.0, random_replace_prob=0.0)
+    collator = DataCollatorForValues.scgpt(masker, columns=("input_ids", "values"))
+    collator.set_epoch(0)
+    dataset = CorpusDataset(read_corpus(tmp_path / "cells.dataset"), values=True, columns=columns)
+    for i, batch in enumerate(DataLoader(stream, batch_size=4, collate_fn=collator)):
+        want = collator(dataset[4 * i : 4 * i + 4])
+        assert all(torch.equal(batch[name], want[name]) for name in want)
+    shuffled = stream_corpus(given, V2, values=True, shuffle_buffer=4)
+    assert sorted((row["input_ids"].tolist(), row["values"].tolist()) for row in shuffled) == sorted(expected(cells))
+    assert "values" not in next(iter(stream_corpus(given, V2)))
+
+
+def test_a_stream_without_values_says_so(tmp_path):
+    pyarrow.parquet.write_table(pa.table({"input_ids": [[4, 5]]}), tmp_path / "cells.parquet")
+    for source in (tmp_path / "cells.parquet", lambda: [[4, 5]]):
+        with pytest.raises(InputError, match="has no values; cells need a column 'values' of lists"):
+            list(stream_corpus(source, V1, values=True))
 
 
 def test_a_graph_of_a_corpus_with_values_is_that_of_its_tokens():

@@ -48,12 +48,12 @@ def cells_in_memory(cells: Any) -> tuple[list[Any], list[Any]]:
     return [row["input_ids"] if isinstance(row, Mapping) and "input_ids" in row else row for row in rows], values
 
 
-def flatten_values(values: list[Any], indptr: np.ndarray) -> np.ndarray | None:
-    """(nnz,) float32: the values of cells one after the other; None if they have none."""
+def flatten_values(values: list[Any], indptr: np.ndarray, first: int = 0) -> np.ndarray | None:
+    """(nnz,) float32: the values of cells one after the other; None if they have none. See :func:`flatten`."""
     if not values:
         return None
     arrays = [np.asarray(value) for value in values]
-    for i, (array, n) in enumerate(zip(arrays, np.diff(indptr), strict=True)):
+    for i, (array, n) in enumerate(zip(arrays, np.diff(indptr), strict=True), first):
         if array.shape != (n,) or (array.dtype.kind not in "iufb" and n):
             raise InputError(f"values of cell {i} must be {n} numbers, one a token; got {array.dtype} of {array.shape}")
     return np.concatenate(arrays).astype(np.float32)
@@ -78,11 +78,18 @@ def flatten(cells: list[Any], first: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 
 def blocks_of_cells(
-    cells: Iterable[Any], vocabulary: Vocabulary, max_length: int | None, n_cells: int, *, columns: Any = None
+    cells: Iterable[Any],
+    vocabulary: Vocabulary,
+    max_length: int | None,
+    n_cells: int,
+    *,
+    columns: Any = None,
+    values: bool = True,
 ) -> Iterator[Corpus]:
     """Yield cells in passing as corpora of ``n_cells`` (the last may have fewer); nothing is checked of tokens yet.
 
-    All rows have the columns of the first one. ``columns``: only these are kept.
+    All rows have the columns of the first one. ``columns``: only these are kept. ``values``: take the values that rows
+    have beside their tokens.
     """
     rest, first, names = iter(cells), 0, None
     while block := list(islice(rest, n_cells)):
@@ -96,11 +103,13 @@ def blocks_of_cells(
                     f"cell {i} has the columns {listed(row)}, and those before it {listed(names)}; give every cell the "
                     "same columns"
                 )
-        obs = {}
-        for name in sorted(set(names) - {"input_ids", "length"} if columns is None else set(columns)):
+        valued = "values" in names and np.ndim(rows[0]["values"]) == 1
+        obs, own = {}, {"input_ids", "length", *(["values"] if valued else [])}
+        for name in sorted(set(names) - own if columns is None else set(columns)):
             if name not in names:
                 raise InputError(f"cells have no column {name!r}; they have {listed(names)}")
             obs[name] = obs_column(name, [row[name] for row in rows]).to_numpy()
-        segment = Segment(*flatten([row["input_ids"] for row in rows], first))
-        yield Corpus.from_segments([segment], vocabulary, max_length=max_length, obs=obs)
+        indptr, tokens = flatten([row["input_ids"] for row in rows], first)
+        numbers = flatten_values([row["values"] for row in rows], indptr, first) if valued and values else None
+        yield Corpus.from_segments([Segment(indptr, tokens, numbers)], vocabulary, max_length=max_length, obs=obs)
         first += len(block)

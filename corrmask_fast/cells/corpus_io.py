@@ -188,10 +188,11 @@ class CorpusWriter(AbstractContextManager["CorpusWriter"]):
         ----------
         cells
             Lists or arrays of token ids, or rows ``{"input_ids": …}`` whose other columns become obs columns (but
-            ``length``, which is written anew). A generator will do. Cells are treated as when they are read: special
+            ``length``, which is written anew, and ``values`` of lists, with a number for each token). A generator will
+            do. Cells are treated as when they are read: special
             tokens are stripped, of a gene twice in a cell the first occurrence counts, and a warning says so.
         max_length
-            Cells are cut to this many genes; None: the vocabulary's.
+            Cells are cut to this many genes; None: the vocabulary's, with values none.
         chunk_cells
             Number of cells held in memory.
 
@@ -204,7 +205,8 @@ class CorpusWriter(AbstractContextManager["CorpusWriter"]):
         first, repeats = 0, Repeats(0)
         for block in blocks_of_cells(cells, self.vocabulary, max_length, chunk_cells):
             block.count_from(np.arange(first, first + block.n_cells), repeats)
-            self.write(*block.gather(np.arange(block.n_cells)), block.obs)
+            whole = block.take(np.arange(block.n_cells))
+            self.write(whole.indptr, whole.tokens, block.obs, whole.values)
             first += block.n_cells
 
     def __exit__(

@@ -36,6 +36,7 @@ def stream_corpus(
     seed: int = 0,
     max_length: int | None = None,
     columns: Sequence[str] = (),
+    values: bool = False,
     n_cells: int | None = None,
     rank: int | None = None,
     world_size: int | None = None,
@@ -60,6 +61,9 @@ def stream_corpus(
         Cells are cut to this many genes; None: the vocabulary's.
     columns
         Names of columns that travel along, for a collator that chooses each cell's graph by one.
+    values
+        Hand out the values of tokens too, for :class:`~corrmask_fast.DataCollatorForValues`; then without ``<cls>`` and
+        ``<eos>``, and cells are cut by ``max_length`` alone.
     n_cells
         Number of cells that the source must hold; an error says where it ends early. None: what files hold, what
         ``len`` says of an iterable, else not checked.
@@ -87,7 +91,7 @@ def stream_corpus(
     [[2, 4], [3, 4]]
     """
     if paths := paths_of(source):
-        files = FileSource(paths, vocabulary, max_length, columns)
+        files = FileSource(paths, vocabulary, max_length, columns, values=values)
         if n_cells not in {None, files.n_cells}:
             raise InputError(
                 f"the files hold {files.n_cells} cells, and n_cells says {n_cells}; bring the missing cells, or give "
@@ -99,10 +103,11 @@ def stream_corpus(
             raise InputError("a stream carries no vocabulary; give vocabulary=Vocabulary.from_token_dictionary(…)")
         if n_cells is None and hasattr(source, "__len__"):
             n_cells = len(source)
-        opened = IteratorSource(source, vocabulary, max_length, columns, n_cells)
+        opened = IteratorSource(source, vocabulary, max_length, columns, n_cells, values=values)
     return CorpusStream(
         opened,
         max_length=max_length,
+        values=values,
         shuffle_buffer=shuffle_buffer,
         seed=seed,
         rank=rank,
@@ -134,6 +139,7 @@ class CorpusStream(IterableDataset[RaggedRow]):
         source: FileSource | IteratorSource,
         *,
         max_length: int | None,
+        values: bool,
         shuffle_buffer: int,
         seed: int,
         rank: int | None,
@@ -142,9 +148,9 @@ class CorpusStream(IterableDataset[RaggedRow]):
     ) -> None:
         if (rank is None) != (world_size is None) and world_size != 1:
             raise InputError("rank and world_size go together; give both, or none")
-        self.source, self.vocabulary = source, source.vocabulary
-        longest = self.vocabulary.max_length if max_length is None else max_length
-        self.max_length = check_integer("max_length", longest, 1)
+        self.source, self.vocabulary, self.values = source, source.vocabulary, values
+        longest = self.vocabulary.size if values else self.vocabulary.max_length
+        self.max_length = check_integer("max_length", longest if max_length is None else max_length, 1)
         self.shuffle_buffer = check_integer("shuffle_buffer", shuffle_buffer, 0)
         self.seed = check_seed(seed)
         self.world_size = None if world_size is None else check_integer("world_size", world_size, 1)
@@ -255,7 +261,11 @@ class CorpusStream(IterableDataset[RaggedRow]):
             for begin in range(inside, rows.size, GATHERED):
                 chosen = rows[begin : begin + GATHERED]
                 obs = {name: column[chosen] for name, column in corpus.obs.items()}
-                yield RaggedBatch(*corpus.gather_for_training(chosen), self.vocabulary, None, obs)
+                if self.values:
+                    indptr, tokens, values = corpus.gather_with_values(chosen)
+                    yield RaggedBatch(indptr, tokens, self.vocabulary, None, obs, values)
+                else:
+                    yield RaggedBatch(*corpus.gather_for_training(chosen), self.vocabulary, None, obs)
             window, inside = window + 1, 0
 
     def _bits(self, *key: int) -> np.random.Philox:

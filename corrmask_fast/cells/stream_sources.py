@@ -13,7 +13,7 @@ from corrmask_fast.cells.cell_lists import blocks_of_cells
 from corrmask_fast.cells.corpus import Corpus, Segment
 from corrmask_fast.cells.corpus_files import check_columns, stored_vocabulary
 from corrmask_fast.cells.corpus_io import read_corpus
-from corrmask_fast.cells.dataset_corpus import corpus_of_dataset, segment_of
+from corrmask_fast.cells.dataset_corpus import VALUES, corpus_of_dataset, has_values, segment_of, with_values
 from corrmask_fast.errors import InputError, import_extra, listed, readable, shown
 
 if TYPE_CHECKING:
@@ -46,10 +46,12 @@ class Piece(NamedTuple):
         offsets = self.segment.offsets.astype(np.int64)
         lengths = np.diff(offsets)[rows]
         ends = np.concatenate([[0], np.cumsum(lengths)])
-        tokens = self.segment.tokens[np.arange(ends[-1]) + np.repeat(offsets[rows] - ends[:-1], lengths)]
-        return Piece(
-            Segment(ends, tokens), self.numbers[rows], {name: column[rows] for name, column in self.obs.items()}
+        places = np.arange(ends[-1]) + np.repeat(offsets[rows] - ends[:-1], lengths)
+        stored = self.segment.values
+        segment = Segment(
+            ends, self.segment.tokens[places], None if stored is None else stored[places + self.segment.shift]
         )
+        return Piece(segment, self.numbers[rows], {name: column[rows] for name, column in self.obs.items()})
 
 
 class Share(NamedTuple):
@@ -83,9 +85,15 @@ class FileSource:
     """
 
     def __init__(
-        self, paths: Sequence[Path], vocabulary: Vocabulary | None, max_length: int | None, columns: Sequence[str]
+        self,
+        paths: Sequence[Path],
+        vocabulary: Vocabulary | None,
+        max_length: int | None,
+        columns: Sequence[str],
+        *,
+        values: bool,
     ) -> None:
-        self._max_length, self._columns = max_length, list(columns)
+        self._max_length, self._columns, self._values = max_length, list(columns), values
         self._blocks: list[tuple[Any, int, int]] = []  # (path, row group, cells), or (corpus, first cell, cells)
         self._schema: tuple[Any, Path] | None = None  # of the Parquet files, and the first one
         whose = "the vocabulary given" if vocabulary is not None else f"the corpus {paths[0]}"
@@ -100,6 +108,7 @@ class FileSource:
             corpus = read_corpus(path, vocabulary, max_length=max_length)
             vocabulary = corpus.vocabulary
             _check_there(self._columns, list(corpus.obs), path)
+            _check_values(values, corpus.has_values, path)
             ends = range(0, corpus.n_cells, READ_CELLS)
             self._blocks += [(corpus, first, min(READ_CELLS, corpus.n_cells - first)) for first in ends]
         assert vocabulary is not None
@@ -113,7 +122,9 @@ class FileSource:
             names = file.schema_arrow.names
             groups = [file.metadata.row_group(k).num_rows for k in range(file.num_row_groups)]
             schema = pa.schema([field for field in file.schema_arrow if field.name in self._columns])
+            valued = has_values(file.schema_arrow)
         _check_there(["input_ids", *self._columns], names, path)
+        _check_values(self._values, valued, path)
         self._schema = self._schema or (schema, path)
         check_columns(self._schema[0], schema, self._schema[1], path)
         self._blocks += [(path, k, n) for k, n in enumerate(groups) if n]
@@ -144,14 +155,15 @@ class FileSource:
             yield from pieces_of(source, np.arange(first, first + end), place, self._columns, begin)
             return
         pa, parquet = import_extra("pyarrow", "hf"), import_extra("pyarrow.parquet", "hf")
-        names = ["input_ids", *self._columns]
+        names = ["input_ids", *self._columns, *([VALUES] if self._values else [])]
         reads = {"buffer_size": READ_BYTES, "pre_buffer": False}
         with readable(source, "Parquet file"), parquet.ParquetFile(source, **reads) as file:
             done = 0
             for batch in file.iter_batches(READ_CELLS, [place], names, use_threads=False):
                 a, b = max(begin - done, 0), min(end - done, batch.num_rows)
                 if a < b and not self._columns:
-                    segment = segment_of(batch.column(0))
+                    segment = segment_of(batch.column("input_ids"))
+                    segment = with_values(segment, batch.column(VALUES)) if self._values else segment
                     yield Piece(segment, np.arange(first + done, first + done + batch.num_rows), {}).cut(a, b)
                 elif a < b:
                     corpus = corpus_of_table(pa.table(batch), self.vocabulary, self._max_length, str(source))
@@ -172,6 +184,8 @@ class IteratorSource:
         max_length: int | None,
         columns: Sequence[str],
         n_cells: int | None,
+        *,
+        values: bool,
     ) -> None:
         if not callable(source) and not isinstance(source, Iterable):
             raise InputError(
@@ -180,7 +194,7 @@ class IteratorSource:
             )
         self._source, self._max_length, self._columns = source, max_length, list(columns)
         self.vocabulary = vocabulary
-        self.n_cells = n_cells
+        self.n_cells, self._values = n_cells, values
         self._once = not callable(source) and iter(source) is source
         self._passed = False
 
@@ -195,6 +209,7 @@ class IteratorSource:
         seen = 0
         waiting: list[Piece] = []  # of the last cells, which some ranks may have none of
         for corpus in self._blocks():
+            _check_values(self._values, corpus.has_values, "the stream")
             for piece in pieces_of(corpus, np.arange(seen, seen + corpus.n_cells), 0, self._columns):
                 mine = piece.numbers % share.world_size == share.rank
                 mine &= piece.numbers // share.world_size % share.n_workers == share.worker
@@ -224,7 +239,9 @@ class IteratorSource:
         cells = self._source() if callable(self._source) else self._source
         if not isinstance(cells, Iterable):
             raise InputError(f"the stream's function must return an iterator of cells; it returned {shown(cells)}")
-        yield from blocks_of_cells(cells, self.vocabulary, self._max_length, READ_CELLS, columns=self._columns)
+        yield from blocks_of_cells(
+            cells, self.vocabulary, self._max_length, READ_CELLS, columns=self._columns, values=self._values
+        )
 
 
 def corpus_of_table(table: Any, vocabulary: Vocabulary, max_length: int | None, source: str) -> Corpus:
@@ -276,3 +293,10 @@ def _check_there(columns: Sequence[str], names: Sequence[str], source: Path | st
     for name in columns:
         if name not in names:
             raise InputError(f"{source} must have a column {name!r}; it has {listed(names)}")
+
+
+def _check_values(wanted: bool, there: bool, source: Path | str) -> None:
+    if wanted and not there:
+        raise InputError(
+            f"{source} has no values; cells need a column 'values' of lists, with a number for each of their input_ids"
+        )
