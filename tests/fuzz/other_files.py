@@ -32,14 +32,15 @@ SYMBOLS = {name: f"SYM{i}" for i, name in enumerate(NAMES[2:])}
 BUILD = {"min_presence": 1, "min_cooccurrence": 1, "rho_min": 0.1, "n_neighbors": 5, "progress": False, "device": "cpu"}
 FILES = {f"{name} {form}": f"{name}.{form}" for name in ("tokens", "medians") for form in ("json", "pkl")}
 FILES |= {"folder": "cells.dataset", "npz": "cells.npz", "graph": "graph.safetensors", "PMI table": "pmi.safetensors"}
+FILES |= {"valued folder": "valued.dataset", "valued npz": "valued.npz"}  # corpora with values beside the tokens
 FILES |= {"checkpoint": "checkpoint", "vocabulary": "vocabulary.json", "settings": "settings.toml"}
-NPZ_ARRAYS = {"indptr", "tokens", "vocabulary", "array_names"}
+NPZ_ARRAYS = {"indptr", "tokens", "values", "vocabulary", "array_names"}
 BASE = {}  # where the whole files are, and what is in them
 
 
 @st.composite
 def plans(draw):
-    often = ["folder", "npz", "graph", "PMI table", "checkpoint"]
+    often = ["folder", "npz", "valued folder", "valued npz", "graph", "PMI table", "checkpoint"]
     return {
         "kind": draw(st.sampled_from([*FILES, *often, *often])),
         "change": draw(st.sampled_from(["none", *["structure"] * 6, *["bytes"] * 5])),
@@ -65,6 +66,9 @@ def prepare(folder):
     other = cm.Corpus(corpus.indptr, np.concatenate([rng.permutation(cell) for cell in cells]), vocabulary)
     cm.write_corpus(corpus, home / "cells.dataset", chunk_cells=25)
     cm.write_corpus(corpus, home / "cells.npz")
+    valued = cm.Corpus(corpus.indptr, corpus.tokens, vocabulary, obs=obs, values=rng.poisson(2, corpus.nnz))
+    cm.write_corpus(valued, home / "valued.dataset", chunk_cells=25)
+    cm.write_corpus(valued, home / "valued.npz")
     graph = cm.build_dependency_graph(corpus, checkpoint=home / "checkpoint", **BUILD)
     cm.build_dependency_graph(other, checkpoint=home / "other", **BUILD)
     graph.save(home / "graph.safetensors")
@@ -127,12 +131,14 @@ def given(plan, folder):
 
 def ours(plan, folder, given):
     kind, path = plan["kind"], folder / FILES[plan["kind"]]
-    if kind in {"folder", "npz"}:
+    if kind.endswith(("folder", "npz")):
         corpus = cm.read_corpus(path)
-        cells = [c.tokens[a:b].tolist() for c in corpus.chunks(7) for a, b in pairwise(c.indptr)]
+        chunks = list(corpus.chunks(7))
+        cells = [c.tokens[a:b].tolist() for c in chunks for a, b in pairwise(c.indptr)]
+        bits = [c.values.view(np.uint32)[a:b].tolist() for c in chunks if c.has_values for a, b in pairwise(c.indptr)]
         columns = {name: geneformer.plain(np.asarray(corpus.obs[name]).tolist()) for name in corpus.obs}
         assert corpus.lengths.size == len(cells)
-        return {"cells": cells, "obs": columns, "names": list(corpus.vocabulary.names)}
+        return {"cells": cells, "values": bits, "obs": columns, "names": list(corpus.vocabulary.names)}
     if kind in {"graph", "PMI table"}:
         return content_of((cm.DependencyGraph if kind == "graph" else cm.PMITable).load(path))
     if kind == "checkpoint":
@@ -199,8 +205,8 @@ def right(plan, folder):
         if (folder / "rehashed").exists():
             raise Unclear("numbers with a right hash")
         return BASE[kind]
-    if kind in {"folder", "npz"}:
-        return (folder_content if kind == "folder" else npz_content)(path)
+    if kind.endswith(("folder", "npz")):
+        return (folder_content if kind.endswith("folder") else npz_content)(path)
     if kind == "settings":
         return {"settings": settings_of(path)}
     table = table_of(path)
@@ -251,14 +257,23 @@ def median_cells(table):
     return geneformer.encode(anndata.read_h5ad(BASE["counts"]), by_name, medians)["cells"]
 
 
-def cells_in(lists, names):
-    """The cells of a corpus: special tokens stripped; of a gene that stands twice the first counts."""
+def cells_in(lists, names, values=None):
+    """The cells of a corpus: special tokens stripped; of a gene that stands twice the first counts; bits of values."""
     special = {i for i, name in enumerate(names) if name.startswith("<") and name.endswith(">")}
-    cells = []
-    for cell in lists:
+    cells, bits = [], []
+    for i, cell in enumerate(lists):
         check(cell is not None and all(is_int(token) and 0 <= token < len(names) for token in cell), "no tokens")
         cells.append(list(dict.fromkeys(int(token) for token in cell if token not in special)))
-    return cells
+        if values is not None:
+            own = values[i]
+            check(own is not None and len(own) == len(cell), "values of another length")
+            check(not any(value is None or isinstance(value, bool) for value in own), "values that are missing")
+            first = dict(zip(reversed(cell), reversed(own), strict=True))
+            with np.errstate(over="ignore"):
+                bits.append(
+                    np.array([first[t] for t in cells[-1]], np.float64).astype(np.float32).view(np.uint32).tolist()
+                )
+    return cells, bits
 
 
 def folder_content(path):
@@ -282,9 +297,14 @@ def folder_content(path):
         columns = {name: list(dataset[name]) for name in dataset.column_names}
     except Exception as error:
         raise TheirFault(f"{type(error).__name__}: {error}"[:200]) from error
-    cells = cells_in(columns.pop("input_ids"), names)
+    values = None
+    if "values" in columns and str(table["values"].type).startswith(("list", "large_list", "fixed")):
+        check(not str(table["values"].type.value_type).startswith(("list", "string", "bool", "struct")), "no numbers")
+        values = columns.pop("values")
+    cells, bits = cells_in(columns.pop("input_ids"), names, values)
     columns.pop("length", None)
-    return {"cells": cells, "obs": {name: geneformer.plain(column) for name, column in columns.items()}, "names": names}
+    obs = {name: geneformer.plain(column) for name, column in columns.items()}
+    return {"cells": cells, "values": bits, "obs": obs, "names": names}
 
 
 def npz_content(path):
@@ -308,13 +328,20 @@ def npz_content(path):
     bounds = [int(value) for value in indptr]
     fits = bounds and bounds[0] == 0 and bounds[-1] == tokens.size and sorted(bounds) == bounds
     check(fits, "pointers that do not fit")
-    cells, obs = cells_in([tokens[a:b].tolist() for a, b in pairwise(bounds)], names), {}
+    values, ends = arrays.get("values"), list(pairwise(bounds))
+    if values is not None:
+        check(
+            values.shape == tokens.shape and (values.dtype.kind in "iuf" or not tokens.size), "values that do not fit"
+        )
+        values = [values[a:b].tolist() for a, b in ends]
+    cells, bits = cells_in([tokens[a:b].tolist() for a, b in ends], names, values)
+    obs = {}
     for name in (name[4:] for name in arrays if name.startswith("obs/")):
         column, gone = arrays[f"obs/{name}"], arrays.get(f"missing/{name}", np.zeros(len(cells), bool))
         check(all(isinstance(each, np.ndarray) for each in (column, gone)), "obs that is no array")
         check(column.shape == gone.shape == (len(cells),) and gone.dtype == bool, "obs of another length")
         obs[name] = geneformer.plain([None if no else value for value, no in zip(column.tolist(), gone, strict=True)])
-    return {"cells": cells, "obs": obs, "names": names}
+    return {"cells": cells, "values": bits, "obs": obs, "names": names}
 
 
 def genes(plan, value):
