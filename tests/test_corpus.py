@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corrmask_fast import Corpus, CorpusDataset, InputError, Vocabulary, read_corpus
-from corrmask_fast.cells.corpus import Segment, with_special_tokens
+from corrmask_fast.cells.segments import Segment
+from corrmask_fast.cells.surrounding import with_special_tokens
 from corrmask_fast.testing import make_vocabulary
 
 V1, V2 = make_vocabulary(20), make_vocabulary(20, v2=True)

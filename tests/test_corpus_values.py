@@ -30,7 +30,7 @@ from corrmask_fast import (
     tokenize,
     write_corpus,
 )
-from corrmask_fast.cells.corpus import Segment
+from corrmask_fast.cells.segments import Segment
 
 V1 = Vocabulary(("<pad>", "<mask>", *(f"G{i}" for i in range(40))))
 V2 = Vocabulary(("<pad>", "<mask>", "<cls>", "<eos>", *(f"G{i}" for i in range(40))))

@@ -28,7 +28,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corrmask_fast import Corpus, InputError, build_dependency_graph, reference, set_num_threads
-from corrmask_fast.cells.corpus import Segment
+from corrmask_fast.cells.segments import Segment
 from corrmask_fast.graph.build import building
 from corrmask_fast.graph.build.products import DENSE, PANEL, SCATTER, Operands, StrongestPartners, plan_product, select
 from corrmask_fast.graph.build.records import GeneColumns

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from corrmask_fast.cells.corpus import Corpus, Segment
+from corrmask_fast.cells.corpus import Corpus
 from corrmask_fast.cells.obs_columns import obs_column
+from corrmask_fast.cells.segments import Segment
 from corrmask_fast.errors import InputError, listed, reason
 
 if TYPE_CHECKING:

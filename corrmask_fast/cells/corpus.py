@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import mmap
-import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from corrmask_fast.buffers import empty
-from corrmask_fast.errors import InputError, as_integer, check_integer, check_seed, shown
+from corrmask_fast.cells.row_numbers import first_by_key, obs_of, rows_of
+from corrmask_fast.cells.segments import Repeats, Segment, check_arrays, check_values
+from corrmask_fast.cells.surrounding import with_special_tokens
+from corrmask_fast.errors import InputError, check_integer, check_seed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from corrmask_fast.cells.vocabulary import Vocabulary
@@ -22,51 +22,6 @@ if TYPE_CHECKING:
 __all__ = ["Corpus"]
 
 SAMPLE_BLOCK = 1 << 20  # cells whose keys are drawn at a time
-
-
-@dataclass(frozen=True)
-class Segment:
-    """Cells that lie together: ``tokens[offsets[i]:offsets[i + 1]]`` is the segment's cell i, as stored.
-
-    The value of ``tokens[k]`` is ``values[k + shift]`` (float32), where there are values.
-    """
-
-    offsets: np.ndarray
-    tokens: np.ndarray
-    values: np.ndarray | None = None
-    shift: int = 0
-
-    def between(self, begin: int, end: int) -> Segment:
-        """Return the cells ``begin`` … ``end`` - 1."""
-        return replace(self, offsets=self.offsets[begin : end + 1])
-
-
-class Repeats:
-    """What a corpus and its parts found of genes that stand twice in a cell.
-
-    What is known of each stored cell lies in memory that forked workers share: a cell is looked through once.
-    """
-
-    def __init__(self, n_stored: int, before: Repeats | None = None) -> None:
-        flags = np.frombuffer(mmap.mmap(-1, n_stored + 1), np.uint8)
-        self.known, self._warned = flags[:-1], flags[-1:]  # known: what kernels/ragged.py found out about each cell
-        if before is not None:  # of the same stream: it warns once
-            self._warned = before._warned
-        self.dropped: list[tuple[int, int, int]] = []  # (genes, first cell and token) of a call
-
-    def warn(self, vocabulary: Vocabulary) -> None:
-        """Warn, once, if genes stood twice in cells that were read so far."""
-        if not self.dropped or self._warned[0]:
-            return
-        self._warned[0] = 1
-        n, (_, cell, token) = sum(number for number, *_ in self.dropped), min(self.dropped, key=lambda one: one[1])
-        what = "1 gene stood twice in its cell:" if n == 1 else f"{n} genes stood twice in a cell, as"
-        first = f"gene {vocabulary.name_of(token)} (token {token}) in cell {cell}"
-        warnings.warn(
-            f"of the cells read so far, {what} {first}; the first occurrence counts, the others are dropped",
-            UserWarning,
-            stacklevel=4,
-        )
 
 
 class Corpus:
@@ -116,8 +71,8 @@ class Corpus:
         obs: Mapping[str, np.ndarray] | None = None,
         values: np.ndarray | None = None,
     ) -> None:
-        indptr, tokens = _check_arrays(indptr, tokens)
-        segment = Segment(indptr, tokens, None if values is None else _check_values(values, tokens.size))
+        indptr, tokens = check_arrays(indptr, tokens)
+        segment = Segment(indptr, tokens, None if values is None else check_values(values, tokens.size))
         self._setup([segment], vocabulary, max_length, obs)
         clean = self._copied(np.arange(self.n_cells))
         self._setup([clean], vocabulary, max_length, obs)
@@ -435,108 +390,3 @@ class Corpus:
 
     def __repr__(self) -> str:
         return f"Corpus({self.n_cells} cells, {self.vocabulary!r})"
-
-
-def first_by_key(keys: np.ndarray, n: int) -> np.ndarray:
-    """Return the places, ascending, of the ``n`` keys first by (key, place): all, if there are no more."""
-    if keys.size <= n:
-        return np.arange(keys.size)
-    last = np.partition(keys, n - 1)[n - 1]
-    below = np.flatnonzero(keys < last)
-    ties = np.flatnonzero(keys == last)[: n - below.size]
-    return np.sort(np.concatenate([below, ties]))
-
-
-def rows_of(index: Any, n: int) -> int | np.ndarray:
-    """Return what an index into ``n`` cells means: one cell, or (k,) int64 of cells; each in [0, n).
-
-    Integers, slices, lists, tuples, ranges, arrays and tensors of integers, and of n booleans; below 0 from the end.
-    """
-    if isinstance(index, slice):
-        return np.arange(n)[index]
-    if (cell := as_integer(index)) is not None:
-        if not -n <= cell < n:
-            raise IndexError(f"cell index must be in [{-n}, {n}); got {shown(index)}")
-        return cell % n
-    rows = None if isinstance(index, str | bytes | Mapping) else _as_array(index)
-    if rows is not None and rows.shape == (n,) and rows.dtype == bool:
-        return np.flatnonzero(rows)
-    if rows is None or rows.ndim != 1 or (rows.dtype.kind not in "iu" and rows.size):
-        raise InputError(
-            "cells are chosen by an integer, a slice, or a list or one-dimensional array of integers; got "
-            f"{shown(index)}"
-        )
-    outside = np.flatnonzero((rows < -n) | (rows >= n))
-    if outside.size:
-        raise IndexError(f"cell index must be in [{-n}, {n}); got {rows[outside[0]]}")
-    rows = rows.astype(np.int64)
-    return np.where(rows < 0, rows + n, rows)
-
-
-def _as_array(index: Any) -> np.ndarray | None:
-    try:
-        return np.asarray(index)
-    except (TypeError, ValueError, RuntimeError):  # ragged lists, tensors of a device
-        return None
-
-
-def rows_between(rows: Sequence[int] | np.ndarray, begin: int, end: int) -> np.ndarray:
-    """Return ``rows[begin:end]`` as an array; NumPy would look at each number of a range."""
-    part = rows[begin:end]
-    return np.arange(part.start, part.stop, part.step) if isinstance(part, range) else np.asarray(part)
-
-
-def obs_of(obs: Mapping[str, np.ndarray], rows: np.ndarray) -> Mapping[str, np.ndarray]:
-    """Return the obs of some cells; columns that are read when asked for stay so."""
-    if hasattr(obs, "take"):
-        return obs.take(rows)
-    return {name: np.asarray(column)[rows] for name, column in obs.items()}
-
-
-def with_special_tokens(
-    indptr: np.ndarray, tokens: np.ndarray, vocabulary: Vocabulary, max_length: int | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Put ``<cls>`` before and ``<eos>`` after every cell where the vocabulary has them (V2).
-
-    Genes that no longer fit ``max_length`` tokens are cut off; there, no more fit than the vocabulary's own.
-    """
-    cls, eos = (-1 if token is None else token for token in (vocabulary.cls_token_id, vocabulary.eos_token_id))
-    added = vocabulary.n_surrounding
-    if not added and max_length is None:
-        return indptr, tokens
-    most = vocabulary.max_length if added else tokens.size
-    longest = most if max_length is None else min(most, max_length)
-    if added and longest <= added:
-        raise InputError(
-            f"max_length must leave space for a gene beside <cls> and <eos>, so be {added + 1} at least; got {longest}"
-        )
-    from corrmask_fast.kernels.ragged import surround_rows
-
-    out_indptr = np.empty_like(indptr)
-    out = empty((tokens.size + added * (indptr.size - 1),), tokens.dtype)
-    surround_rows(indptr, tokens, cls, eos, longest - added, out_indptr, out)
-    return out_indptr, out[: out_indptr[-1]]
-
-
-def _check_arrays(indptr: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Contiguous int64 offsets and integer tokens, consistent with each other."""
-    indptr, tokens = np.asarray(indptr), np.asarray(tokens)
-    for name, array in (("indptr", indptr), ("tokens", tokens)):
-        if array.ndim != 1 or array.dtype.kind not in "iu":
-            raise InputError(f"{name} must be a one-dimensional integer array; got {array.ndim}-d {array.dtype}")
-    if indptr.size == 0 or indptr[0] != 0 or indptr[-1] != tokens.size or np.any(np.diff(indptr.astype(np.int64)) < 0):
-        raise InputError(
-            f"indptr must rise from 0 to the number of tokens ({tokens.size}); "
-            f"it has {indptr.size} entries, from {indptr[:1]} to {indptr[-1:]}"
-        )
-    return np.ascontiguousarray(indptr, np.int64), np.ascontiguousarray(tokens, tokens.dtype.newbyteorder("="))
-
-
-def _check_values(values: Any, n_tokens: int) -> np.ndarray:
-    """Return values as contiguous float32, one a token."""
-    values = np.asarray(values)
-    if values.shape != (n_tokens,) or (values.dtype.kind not in "iufb" and n_tokens):
-        raise InputError(
-            f"values must be one number for each of {n_tokens} tokens; got {values.dtype} of shape {values.shape}"
-        )
-    return np.ascontiguousarray(values, np.float32)

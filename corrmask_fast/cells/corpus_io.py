@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from corrmask_fast.cells.cell_lists import blocks_of_cells, cells_in_memory, flatten, flatten_values
-from corrmask_fast.cells.corpus import Corpus, Repeats, with_special_tokens
+from corrmask_fast.cells.corpus import Corpus
 from corrmask_fast.cells.corpus_files import (
     VOCABULARY_FILE,
     agreed_vocabulary,
@@ -25,6 +25,8 @@ from corrmask_fast.cells.corpus_files import (
 )
 from corrmask_fast.cells.dataset_corpus import VALUES, corpus_of_dataset
 from corrmask_fast.cells.obs_columns import MAX_TEXT, ObsColumn, obs_column, unfit_text
+from corrmask_fast.cells.segments import Repeats
+from corrmask_fast.cells.surrounding import with_special_tokens
 from corrmask_fast.cells.vocabulary import Vocabulary
 from corrmask_fast.errors import InputError, brief, import_extra, naming, readable, shown
 from corrmask_fast.files import atomic_file, atomic_folder, check_output, check_output_folder

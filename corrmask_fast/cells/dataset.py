@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Dataset
 
 from corrmask_fast.buffers import empty
-from corrmask_fast.cells.corpus import rows_of
+from corrmask_fast.cells.row_numbers import rows_of
 from corrmask_fast.errors import InputError, check_integer
 
 if TYPE_CHECKING:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from corrmask_fast.cells.anndata_store import MemoryFrame, NamesFrame
-from corrmask_fast.cells.corpus import with_special_tokens
 from corrmask_fast.cells.count_batches import CountRows, count_batch, is_table, numbers_of_cells, var_of
 from corrmask_fast.cells.encoding import EncodingTables, check_max_length
 from corrmask_fast.cells.gene_matching import FEATURE_TYPES, ID_COLUMNS, match_genes
 from corrmask_fast.cells.medians import read_medians
+from corrmask_fast.cells.surrounding import with_special_tokens
 from corrmask_fast.cells.vocabulary import Vocabulary
 from corrmask_fast.errors import InputError, brief, check_integer, check_number, shown
 

@@ -8,9 +8,11 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from corrmask_fast.cells.corpus import Corpus, Repeats, Segment, first_by_key
+from corrmask_fast.cells.corpus import Corpus
 from corrmask_fast.cells.corpus_files import paths_of
 from corrmask_fast.cells.dataset import RaggedBatch, RaggedRow
+from corrmask_fast.cells.row_numbers import first_by_key
+from corrmask_fast.cells.segments import Repeats, Segment
 from corrmask_fast.cells.stream_sources import READ_CELLS, FileSource, IteratorSource, Share, drawn_order
 from corrmask_fast.errors import InputError, check_integer, check_seed
 

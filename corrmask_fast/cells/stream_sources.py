@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from corrmask_fast.cells.cell_lists import blocks_of_cells
-from corrmask_fast.cells.corpus import Corpus, Segment
+from corrmask_fast.cells.corpus import Corpus
 from corrmask_fast.cells.corpus_files import check_columns, stored_vocabulary
 from corrmask_fast.cells.corpus_io import read_corpus
 from corrmask_fast.cells.dataset_corpus import VALUES, corpus_of_dataset, has_values, segment_of, with_values
+from corrmask_fast.cells.segments import Segment
 from corrmask_fast.errors import InputError, import_extra, listed, readable, shown
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from corrmask_fast.cells.corpus import rows_between
+from corrmask_fast.cells.row_numbers import rows_between
 from corrmask_fast.errors import InputError, reason, shown
 from corrmask_fast.files import atomic_file, check_output_folder
 from corrmask_fast.tensor_files import METADATA, canonical, hash_tensors, read_tensors

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from corrmask_fast.cells.corpus import rows_between
+from corrmask_fast.cells.row_numbers import rows_between
 from corrmask_fast.errors import InputError, as_integer, shown
 from corrmask_fast.threads import get_num_threads
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from corrmask_fast.cells.corpus import rows_between
+from corrmask_fast.cells.row_numbers import rows_between
 from corrmask_fast.graph.build.overlaps import Overlaps, plan_overlaps
 from corrmask_fast.graph.build.products import Operands, StrongestPartners, plan_product, run_tasks
 from corrmask_fast.graph.build.records import GeneColumns, Pairs, Ranks, Sample
