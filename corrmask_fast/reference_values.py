@@ -76,10 +76,11 @@ def prepare_cell(
 
 
 def _quantiles(ordered: Sequence[float], n: int) -> list[float]:
-    """Return ``n`` quantiles from 0 to 1 of sorted numbers, between neighbours in proportion."""
+    """Return ``n`` quantiles of sorted numbers, at 0, step, 2 step … 1, between neighbours in proportion."""
+    step = 1 / (n - 1)
     edges = []
     for j in range(n) if ordered else ():
-        place = (j / (n - 1) if j < n - 1 else 1.0) * (len(ordered) - 1)
+        place = (j * step if j < n - 1 else 1.0) * (len(ordered) - 1)
         below = math.floor(place)
         a, b, share = ordered[below], ordered[min(below + 1, len(ordered) - 1)], place - below
         edges.append(b - (b - a) * (1 - share) if share >= 0.5 else a + (b - a) * share)

@@ -6,10 +6,11 @@
     3. length       a draw of the genes, or the first ones      <cls> and genes, in the order that they had
     4. pad, hide    values of the columns that the masker chose become the mask value
 
-    3. length       a draw of the genes, or the first ones      <cls> and genes, in the order they had
-are walked together. The draw: the genes below a bound of w0 that a histogram gives, ties by column.
+Bins: whole numbers below TABLE are counted, others are sorted; then values and edges, both ascending, are walked through
+together. The draw: the genes below a bound of w0 that a histogram gives, ties by column.
 
-Work split: a range of rows a call. Assumed: ``indptr`` rises, outputs are as large as stated.
+Work split: a range of rows a call. Assumed: ``indptr`` rises from 0 to the number of tokens, there are as many values,
+outputs are as large as stated.
 """
 
 import numpy as np

@@ -144,6 +144,19 @@ def test_bins_are_those_of_numpy_and_torch():
     assert ones.max() > found["upper"][values == 1][0] - 4
 
 
+def test_edges_of_many_bins_are_those_of_numpy():
+    """249 · (1 / 498) is below 249 / 498 = 1/2, so the edge lies just below the value in the middle."""
+    values = np.arange(1, 32.0)
+    edges = np.quantile(values, np.linspace(0, 1, 499))
+    how = {"transform": "bins", "n_bins": 500, "bin_ties": "lower"}
+    cell = {"input_ids": np.arange(31) + PLAIN.gene_range[0], "values": values}
+    found = DataCollatorForValues(ValueReplacement(make_masker(), -1), **how)([cell])["targets"][0]
+    oracle = prepare_cell(
+        cell["input_ids"].tolist(), values.tolist(), genes=range(*PLAIN.gene_range), seed=0, salt=0, **how
+    )
+    assert found.tolist() == oracle.values == np.digitize(values, edges, right=True).tolist()
+
+
 def test_a_draw_of_genes_is_even_and_new_in_each_epoch():
     low, high = PLAIN.gene_range
     cell = {"input_ids": np.arange(low, high), "values": np.ones(high - low)}
