@@ -6,8 +6,8 @@
     3. length       a draw of the genes, or the first ones      <cls> and genes, in the order that they had
     4. pad, hide    values of the columns that the masker chose become the mask value
 
-Bins: whole numbers below TABLE are counted, others are sorted; then values and edges, both ascending, are walked through
-together. The draw: the genes below a bound of w0 that a histogram gives, ties by column.
+Bins: whole numbers below TABLE are counted, others are sorted; then values and edges, both ascending, are walked
+through together. The draw: the genes below a bound of w0 that a histogram gives, ties by column.
 
 Work split: a range of rows a call. Assumed: ``indptr`` rises from 0 to the number of tokens, there are as many values,
 outputs are as large as stated.
@@ -307,7 +307,7 @@ def prepare_rows(
         if code != OK:
             return code, r, column - (n - (end - begin))
         draws_genes = sampling and n > length
-        if draws_genes and n - n_genes > length:
+        if draws_genes and n - n_genes >= length:
             return NO_SPACE, r, n - n_genes
         draws[r] = row_draw(row, given_bits, n, lo, hi, salt)
         if draws_genes or (transform == BINS and ties == SPREAD):

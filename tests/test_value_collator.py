@@ -11,8 +11,11 @@ from torch.utils.data import DataLoader
 
 from corrmask_fast import (
     CorrMasker,
+    CorrMaskTrainer,
     DataCollatorForValues,
     InputError,
+    PaddingCollator,
+    RaggedBatch,
     RandomMasker,
     RankEncoder,
     ValueReplacement,
@@ -344,7 +347,19 @@ def test_straight_from_counts():
         ({}, {}, "feature 1 has no 'values'; it has 'input_ids'"),
         ({"values": [1.0, 2, 3], "noise": [1, 2, 3]}, {}, "'noise' has a value for each gene"),
         ({"input_ids": [4, 5, 999], "values": [1.0, 2, 3]}, {}, "token 999 in row 1"),
+        ({"input_ids": [4, 5, 999], "values": [1.0, 2, 3]}, {"max_length": 2}, "token 999 in row 1, column 2"),
+        ({"input_ids": [999] * 3, "values": [1.0] * 3}, {"max_length": 2}, "token 999 in row 1, column 0"),
+        (
+            {"input_ids": [4, 5, -1], "values": [1.0, 2, 3]},
+            {"max_length": 2, "sampling": False},
+            "token -1 in row 1, column 2",
+        ),
         ({"input_ids": [0, 0, 1, 5], "values": [0, 0, 0, 1.0]}, {"max_length": 2}, "row 1 has 3 special tokens"),
+        ({"input_ids": [0, 0, 1, 5], "values": [0, 0, 0, 1.0]}, {"max_length": 3}, "row 1 has 3 special tokens"),
+        ({"values": [1.0, 0.5, 3]}, {"integers": True}, r"a whole number that int64 holds; row 1, column 1 has 0\.5"),
+        ({"values": [1, 2, 2.0**63]}, {"integers": True}, "row 1, column 2 has 9"),
+        ({"values": [1, 2, 1e39]}, {}, r"values of row 1 must be numbers that float32 holds; got 1e\+39"),
+        ({"values": [1.0, 2, 3], "special_tokens_mask": [0, 0, 1]}, {}, "'special_tokens_mask' has a value for each"),
     ],
 )  # fmt: skip
 def test_what_is_no_cell_is_refused(cell, options, message):
@@ -360,7 +375,11 @@ def test_what_is_no_cell_is_refused(cell, options, message):
         ({"transform": "log"}, "transform must be one of None, 'log1p', 'bins'; got 'log'"),
         ({"bin_ties": "up"}, "bin_ties must be one of 'spread', 'lower', 'upper'; got 'up'"),
         ({"integers": True, "transform": "log1p"}, "integers=True cannot hold the values of transform='log1p'"),
-        ({"integers": True, "pad_value": 0.5}, r"with integers=True pad_value must be a whole number; got 0\.5"),
+        ({"integers": True, "pad_value": 0.5}, r"pad_value must be a number that torch.int64 holds.*; got 0\.5"),
+        ({"pad_value": 1e300}, r"pad_value must be a number that torch.float32 holds.*; got 1e\+300"),
+        ({"transform": "log1p", "target_sum": 1e300}, "target_sum must be a number in"),
+        ({"fields": {"values": "x", "targets": "x"}}, "fields must have a name each"),
+        ({"columns": ("genes",)}, "columns must be two names"),
         ({"max_length": 1}, "max_length"),
         ({"n_bins": 2}, "n_bins"),
         ({"fields": {"gene": "x"}}, "fields must be of input_ids, attention_mask"),
@@ -371,6 +390,42 @@ def test_what_is_no_cell_is_refused(cell, options, message):
 def test_options_that_do_not_fit_are_refused(options, message):
     with pytest.raises(InputError, match=message):
         DataCollatorForValues(ValueReplacement(make_masker(), -1), **options)
+
+
+@pytest.mark.parametrize(
+    ("indptr", "tokens", "values", "message"),
+    [
+        ([0, 3], [4, 5, 6], np.ones(1), "values must be one number for each of 3 tokens"),
+        ([0, 8], [4, 5, 6], np.ones(3), r"indptr must rise from 0 to the number of tokens, 3; got \[0 8\]"),
+        ([0, 3, 0], [4, 5, 6], np.ones(3), "indptr must rise from 0"),
+        ([0, 3], [4, 5, 2**32 + 6], np.ones(3), "token 4294967302 in row 0, column 2"),
+    ],
+    ids=["values", "past the end", "falling", "beyond int32"],
+)
+def test_a_batch_made_by_hand_is_not_trusted(indptr, tokens, values, message):
+    batch = RaggedBatch(np.array(indptr), np.array(tokens), values=values)
+    with pytest.raises(InputError, match=message):
+        DataCollatorForValues(ValueReplacement(make_masker(), -1))(batch)
+
+
+def test_numbers_of_any_type_are_values():
+    collator = DataCollatorForValues(ValueReplacement(make_masker(), -1))
+    kinds = [getattr(torch, kind) for kind in ("bool", "uint8", "int64", "float16", "bfloat16", "float64")]
+    batch = collator([{"input_ids": [4, 5], "values": torch.tensor([0, 1], dtype=kind)} for kind in kinds])
+    assert batch["targets"].tolist() == [[0, 1]] * len(kinds)
+
+
+def test_trainers_of_masked_ids_refuse_values():
+    collator = DataCollatorForValues(ValueReplacement(make_masker(), -1))
+    with pytest.raises(InputError, match="CorrMaskTrainer's loss is that of masked ids"):
+        CorrMaskTrainer(torch.nn.Linear(1, 1), None, collator)
+    with pytest.raises(InputError, match="hides values in the collator, not on the device"):
+        PaddingCollator.like(collator)
+    with pytest.raises(InputError, match="split=True hands out ids as they are"):
+        DataCollatorForValues(ValueReplacement(make_masker(), -1, replace_ids=True), split=True)
+    for integers, value in ((False, 0.1), (True, 1e30)):
+        with pytest.raises(InputError, match="mask_value must be a number that torch"):
+            DataCollatorForValues(ValueReplacement(make_masker(), value), integers=integers)
 
 
 def test_what_does_not_fit_the_collator_is_refused():

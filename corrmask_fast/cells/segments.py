@@ -81,4 +81,16 @@ def check_values(values: Any, n_tokens: int) -> np.ndarray:
         raise InputError(
             f"values must be one number for each of {n_tokens} tokens; got {values.dtype} of shape {values.shape}"
         )
-    return np.ascontiguousarray(values, np.float32)
+    return float32_of(values, "values")
+
+
+def float32_of(values: np.ndarray, what: str) -> np.ndarray:
+    """Return numbers as contiguous float32, rounded; InputError names one that is beyond its range."""
+    if values.dtype.kind not in "iufb" and values.size:
+        raise InputError(f"{what} must be numbers; got {values.dtype}")
+    try:
+        with np.errstate(over="raise"):
+            return np.ascontiguousarray(values, np.float32)
+    except FloatingPointError as error:
+        beyond = values[np.isfinite(values) & (np.abs(values) > np.finfo(np.float32).max)]
+        raise InputError(f"{what} must be numbers that float32 holds; got {beyond[0]}") from error

@@ -87,6 +87,7 @@ class DataCollatorForCorrMask:
     """
 
     _replaces_ids = True  # so that the vocabulary must have a mask token
+    hides_values = False  # whether values are predicted, and not ids
 
     def __init__(
         self,
@@ -294,6 +295,11 @@ class PaddingCollator:
         if collator.packing:
             raise InputError(
                 "packed cells are masked in the collator, not on the device; use masking='worker' with packing"
+            )
+        if collator.hides_values:
+            raise InputError(
+                f"a {type(collator).__name__} hides values in the collator, not on the device; mask a padded batch of "
+                "values with ValueReplacement"
             )
         return cls(
             collator.masker.vocabulary,

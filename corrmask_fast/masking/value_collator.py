@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
@@ -10,11 +11,13 @@ import torch
 
 from corrmask_fast.buffers import empty
 from corrmask_fast.cells.dataset import RaggedBatch
+from corrmask_fast.cells.segments import check_values, float32_of
 from corrmask_fast.errors import InputError, check_integer, check_number, shown
 from corrmask_fast.masking.collator import DataCollatorForCorrMask
+from corrmask_fast.masking.engine.checks import check_ragged, raise_unknown_token
 from corrmask_fast.masking.engine.draws import epoch_salt
 from corrmask_fast.masking.features import as_cells, concatenate, graph_ids_of, other_inputs
-from corrmask_fast.masking.value_masking import ValueReplacement
+from corrmask_fast.masking.value_masking import ValueReplacement, holds
 from corrmask_fast.threads import run_ranges
 
 if TYPE_CHECKING:
@@ -29,6 +32,8 @@ TRANSFORMS = (None, "log1p", "bins")
 TIES = ("spread", "lower", "upper")  # in the order of kernels/value_rows.py
 MIN_CELLS_A_THREAD = 16  # a thread is not worth waking for fewer
 HIDDEN = ("input_ids", "attention_mask", "values", "targets", "masked", "labels")
+MARKS = ("attention_mask", "special_tokens_mask")  # which cells without padding do not need
+LARGEST = float(np.finfo(np.float32).max)
 SPLIT = ("given_ids", "given_values", "given_raw", "generated_ids", "generated_values", "generated_raw")
 
 
@@ -60,7 +65,8 @@ class DataCollatorForValues(DataCollatorForCorrMask):
         Whether a longer cell keeps a draw of its genes, another one in each epoch. False: it keeps the first ones.
     transform
         ``"log1p"``: log1p(value / total of the cell · ``target_sum``); ``"bins"``: the bin of each value above 0 among
-        the cell's quantiles, 1 to ``n_bins`` − 1, and 0 for 0 (scGPT). None: values are taken as they are.
+        the cell's quantiles, 1 to ``n_bins`` − 1 (with ``bin_ties="lower"`` 0 to ``n_bins`` − 2), and 0 for 0 (scGPT).
+        None: values are taken as they are. What ``hide`` takes for zeros is 0 after the transform.
     target_sum
         For ``"log1p"``: what the cell's values are scaled to. None: they are not scaled.
     n_bins, bin_ties
@@ -100,6 +106,8 @@ class DataCollatorForValues(DataCollatorForCorrMask):
     >>> batch["gene"].tolist(), batch["expr"].tolist(), batch["masked_expr"].tolist()
     ([[2, 4, 6, 8, 9, 10]], [[-2.0, 1.0, 1.0, 2.0, 3.0, 3.0]], [[-2.0, 1.0, -1.0, -1.0, 3.0, 3.0]])
     """
+
+    hides_values = True
 
     def __init__(
         self,
@@ -142,7 +150,7 @@ class DataCollatorForValues(DataCollatorForCorrMask):
                 raise InputError(f"{name} must be one of {', '.join(map(repr, among))}; got {shown(value)}")
         self.transform, self.bin_ties = transform, bin_ties
         self.target_sum = (
-            None if target_sum is None else check_number("target_sum", target_sum, 0, np.inf, open_ends=True)
+            None if target_sum is None else check_number("target_sum", target_sum, 0, LARGEST, open_ends=True)
         )
         self.n_bins = check_integer("n_bins", n_bins, 3, 2**20)
         self._quantiles = np.linspace(0, 1, self.n_bins - 1)
@@ -150,10 +158,15 @@ class DataCollatorForValues(DataCollatorForCorrMask):
         self.integers, self.split = integers, split
         if integers and transform == "log1p":
             raise InputError("integers=True cannot hold the values of transform='log1p'; use 'bins', or leave it out")
-        whole = ("pad_value", pad_value), ("mask_value", hide.mask_value)
-        if integers and (odd := [one for one in whole if one[1] != int(one[1])]):
-            raise InputError(f"with integers=True {odd[0][0]} must be a whole number; got {odd[0][1]}")
+        dtype = torch.int64 if integers else torch.float32
+        for name, value in (("pad_value", pad_value), ("mask_value", hide.mask_value)):
+            if not holds(dtype, value):
+                raise InputError(f"{name} must be a number that {dtype} holds, the type of the values; got {value}")
+        if split and hide.replace_ids:
+            raise InputError("split=True hands out ids as they are; leave it out, or make hide without replace_ids")
         self.fields = self._check_fields(fields)
+        if isinstance(columns, str) or len(columns) != 2 or columns[0] == columns[1]:
+            raise InputError(f"columns must be two names, of ids and of values; got {shown(columns)}")
         self.columns = columns
         if encoder is not None:
             encoder.vocabulary.check_same(vocabulary, "the encoder", f"the masker's {self.masker.mask_source}")
@@ -250,6 +263,8 @@ class DataCollatorForValues(DataCollatorForCorrMask):
             return {name: name for name in known if name not in left_out}
         if unknown := [name for name in fields if name not in known]:
             raise InputError(f"fields must be of {', '.join(known)}; got {shown(unknown[0])}")
+        if len(set(fields.values())) < len(fields):
+            raise InputError(f"fields must have a name each, or one would replace another; got {shown(fields)}")
         return dict(fields)
 
     def _pairs_of(self, features: Any) -> tuple[Pairs, Any, int | None]:
@@ -264,7 +279,9 @@ class DataCollatorForValues(DataCollatorForCorrMask):
                 cells.vocabulary.check_same(
                     self.masker.vocabulary, "the corpus", f"the masker's {self.masker.mask_source}"
                 )
-            return Pairs(cells.indptr, cells.tokens, cells.values), cells, cells.epoch
+            # Anyone can make a batch, and kernels take these arrays as addresses.
+            indptr, tokens, _ = check_ragged(cells.indptr, cells.tokens, self.masker.vocabulary.size)
+            return Pairs(indptr, tokens, check_values(cells.values, tokens.size)), cells, cells.epoch
         ids, values = self.columns
         for i, cell in enumerate(cells):
             if values not in cell:
@@ -282,6 +299,7 @@ class DataCollatorForValues(DataCollatorForCorrMask):
         """Return rows transformed and cut, their raw values (none if nobody asks), where these are 0, and draws."""
         from corrmask_fast.kernels import value_rows as kernels
 
+        self._check_known(pairs)
         vocabulary, lengths = self.masker.vocabulary, np.diff(pairs.indptr)
         n = lengths.size
         if self._cls >= 0:
@@ -305,9 +323,32 @@ class DataCollatorForValues(DataCollatorForCorrMask):
         for code, row, column in run_ranges(run, n, MIN_CELLS_A_THREAD):
             if code != kernels.OK:
                 raise self._fault(code == kernels.NO_SPACE, pairs, row, column)
+        if self.integers and self.transform is None:
+            self._check_whole(pairs)
         if self.transform == "log1p":
             np.log1p(values, out=values)
         return Pairs(indptr, tokens, values), raw, zero, draws
+
+    def _check_known(self, pairs: Pairs) -> None:
+        """Raise InputError for a token outside the vocabulary: a draw or a cut may leave it out, or move it."""
+        tokens, size = pairs.tokens, self.masker.vocabulary.size
+        if tokens.size == 0 or self.masker.validate is False or (tokens.min() >= 0 and tokens.max() < size):
+            return
+        row = int(np.searchsorted(pairs.indptr, ((tokens < 0) | (tokens >= size)).argmax(), side="right")) - 1
+        raise_unknown_token(row, tokens[pairs.indptr[row] : pairs.indptr[row + 1]], size)
+
+    def _check_whole(self, pairs: Pairs) -> None:
+        """Raise InputError for a value that int64 does not hold."""
+        low, high = self.masker.vocabulary.gene_range
+        odd = (pairs.values != np.floor(pairs.values)) | (np.abs(pairs.values) >= 2.0**63)
+        odd &= (pairs.tokens >= low) & (pairs.tokens < high)
+        if odd.any():
+            place = int(odd.argmax())
+            row = int(np.searchsorted(pairs.indptr, place, side="right")) - 1
+            raise InputError(
+                f"with integers=True a value must be a whole number that int64 holds; row {row}, column "
+                f"{place - pairs.indptr[row]} has {pairs.values[place]}; give transform='bins', or leave integers out"
+            )
 
     def _fault(self, no_space: bool, pairs: Pairs, row: int, column: int) -> InputError:
         if no_space:
@@ -383,9 +424,9 @@ class DataCollatorForValues(DataCollatorForCorrMask):
         if not isinstance(cells, RaggedBatch):
             cells = [{name: cell[name] for name in cell if name not in self.columns} for cell in cells]
             lengths = np.diff(indptr).tolist()
-            for name in cells[0] if max(lengths) > 1 else ():
+            for name in dict.fromkeys(chain.from_iterable(cells)):
                 sizes = [len(cell[name]) if hasattr(cell.get(name), "__len__") else -1 for cell in cells]
-                if sizes == lengths:
+                if name in MARKS or (max(lengths) > 1 and sizes == lengths):
                     raise InputError(f"{name!r} has a value for each gene; a draw of genes would not fit it; remove it")
         others = other_inputs(cells, indptr, self.pad_to_multiple_of, self.graph_column)
         if both := sorted(others.keys() & made):
@@ -397,9 +438,10 @@ class DataCollatorForValues(DataCollatorForCorrMask):
 
 def _as_floats(values: Any, name: str, row: int) -> np.ndarray:
     try:
-        array = np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
+        if isinstance(values, torch.Tensor):
+            values = values.detach().cpu()
+            values = values.float() if values.dtype == torch.bfloat16 else values  # NumPy has no such type
+        array = np.asarray(values)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{name} of row {row} must be numbers: {error}") from error
-    if array.size and array.dtype.kind not in "iufb":
-        raise InputError(f"{name} of row {row} must be numbers; got {array.dtype}")
-    return array.astype(np.float32)
+    return float32_of(array, f"{name} of row {row}")

@@ -106,7 +106,7 @@ class ValueReplacement(nn.Module):
             )
         self.masker, self.mask_value, self.nonzero_only = masker, mask_value, nonzero_only
         self.replace_ids, self.n_appended = replace_ids, 0
-        self._dtypes = frozenset(dtype for dtype in DTYPES if _holds(dtype, mask_value))
+        self._dtypes = frozenset(dtype for dtype in DTYPES if holds(dtype, mask_value))
         self.zero_masker = None
         if zero_probability > 0:
             self.zero_masker = RandomMasker(
@@ -233,7 +233,7 @@ def _either(mask: torch.Tensor, other: torch.Tensor | None) -> torch.Tensor:
     return mask if other is None else mask | (other != 0)
 
 
-def _holds(dtype: torch.dtype, value: float) -> bool:
+def holds(dtype: torch.dtype, value: float) -> bool:
     """Return whether a dtype holds a number as it is, neither rounded nor wrapped around."""
     try:
         return torch.tensor(value, dtype=dtype).item() == value and (dtype.is_floating_point or value == int(value))

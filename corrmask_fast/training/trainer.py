@@ -425,6 +425,11 @@ def _the_collator(
         check_graph_column(masker, collator.graph_column, collator.graph_numbers)
     if not pads and not isinstance(collator, DataCollatorForCorrMask):
         raise InputError(f"data_collator must be a DataCollatorForCorrMask; got {type(collator).__name__}")
+    if not pads and collator.hides_values:
+        raise InputError(
+            f"CorrMaskTrainer's loss is that of masked ids, and a {type(collator).__name__} hides values; use "
+            "transformers.Trainer with a model that computes its own loss, and callbacks=[CorrMaskCallback(collator)]"
+        )
     if multiple is not None:
         raise InputError("pad_to_multiple_of goes with masker; set it in the data_collator instead")
     return collator
