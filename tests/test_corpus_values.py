@@ -21,6 +21,7 @@ from corrmask_fast import (
     DataCollatorForCorrMask,
     DataCollatorForValues,
     InputError,
+    PaddingCollator,
     RandomMasker,
     RankEncoder,
     Vocabulary,
@@ -185,6 +186,18 @@ def test_a_stream_without_values_says_so(tmp_path):
             list(stream_corpus(source, V1, values=True))
 
 
+def test_masks_of_ids_are_the_same_for_a_batch_and_its_cells(cells):
+    """Values are a part of the cell (SPEC 3) however it is handed over, and come along."""
+    corpus = read_corpus([{"input_ids": ids, "values": values} for ids, values in cells], V1)
+    dataset = CorpusDataset(corpus, values=True)
+    for collator in (DataCollatorForCorrMask(RandomMasker(V1)), PaddingCollator(V1)):
+        if isinstance(collator, DataCollatorForCorrMask):
+            collator.set_epoch(0)
+        batch, single = collator(dataset[:]), collator([dataset[i] for i in range(len(cells))])
+        assert batch.keys() == single.keys() >= {"values"}
+        assert all(torch.equal(batch[name], single[name]) for name in batch)
+
+
 def test_a_graph_of_a_corpus_with_values_is_that_of_its_tokens():
     rng = np.random.default_rng(0)
     cells = [rng.permutation(36)[:20] + LOW for _ in range(80)]
@@ -202,10 +215,19 @@ def test_values_that_do_not_fit_are_refused(tmp_path):
         read_corpus([{"input_ids": [4], "values": [1]}, {"input_ids": [4, 5]}], V1)
     with pytest.raises(InputError, match="values must be one number for each of 2 tokens; got <U1 of shape"):
         Corpus(np.array([0, 2]), np.array([4, 5]), V1, values=np.array(["a", "b"]))
+    with pytest.raises(InputError, match=r"values of cell 0 must be 1 numbers, one a token; .*inhomogeneous"):
+        read_corpus([{"input_ids": [4], "values": [[1], [2, 3]]}], V1)
+    with pytest.raises(InputError, match=r"values of cell 0 must be numbers that float32 holds; got 1e\+39"):
+        read_corpus([{"input_ids": [4], "values": [1e39]}], V1)
+    with (
+        pytest.raises(InputError, match=r"values of cell 1 must be 2 numbers.*got int64 of \(1,\); rename"),
+        CorpusWriter(tmp_path / "odd.dataset", V1) as writer,
+    ):
+        writer.write_cells([{"input_ids": [4], "values": [1]}, {"input_ids": [4, 5], "values": [1]}], chunk_cells=1)
     with pytest.raises(InputError, match="the corpus has no values; write it with them"):
         CorpusDataset(read_corpus([[4]], V1), values=True)
     columns = {"input_ids": [[4, 5], [6]], "values": [[1.0, 2.0], [1.0, 2.0]]}
-    with pytest.raises(InputError, match="a cell has 2 values and 1 input_ids"):
+    with pytest.raises(InputError, match=r"a cell has 2 values and 1 input_ids; if it is another one: .*rename_column"):
         read_corpus(datasets.Dataset.from_dict(columns), V1)
     with pytest.raises(InputError, match="the column 'values' must hold lists of numbers"):
         read_corpus(datasets.Dataset.from_dict({"input_ids": [[4]], "values": [["x"]]}), V1)

@@ -10,7 +10,7 @@ import numpy as np
 
 from corrmask_fast.cells.corpus import Corpus
 from corrmask_fast.cells.obs_columns import obs_column
-from corrmask_fast.cells.segments import Segment
+from corrmask_fast.cells.segments import Segment, float32_of
 from corrmask_fast.errors import InputError, listed, reason
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def cells_in_memory(cells: Any) -> tuple[list[Any], list[Any]]:
     if not isinstance(cells, Iterable):
         raise InputError(f"cells must be a path, a datasets.Dataset, or a list of cells; got {kind}")
     rows = list(cells)
-    values = [row["values"] for row in rows if isinstance(row, Mapping) and np.ndim(row.get("values", 0)) == 1]
+    values = [row["values"] for row in rows if isinstance(row, Mapping) and _is_list(row.get("values"))]
     if values and len(values) < len(rows):
         raise InputError(
             f"values must stand beside the tokens of every cell, or of none; {len(values)} cells have them"
@@ -49,15 +49,28 @@ def cells_in_memory(cells: Any) -> tuple[list[Any], list[Any]]:
     return [row["input_ids"] if isinstance(row, Mapping) and "input_ids" in row else row for row in rows], values
 
 
+def _is_list(value: Any) -> bool:
+    """Return whether a row's ``values`` are those of its tokens; else they are one number of the cell."""
+    return hasattr(value, "__len__") and not isinstance(value, str | bytes) and getattr(value, "ndim", 1) > 0
+
+
 def flatten_values(values: list[Any], indptr: np.ndarray, first: int = 0) -> np.ndarray | None:
     """(nnz,) float32: the values of cells one after the other; None if they have none. See :func:`flatten`."""
     if not values:
         return None
-    arrays = [np.asarray(value) for value in values]
-    for i, (array, n) in enumerate(zip(arrays, np.diff(indptr), strict=True), first):
+    arrays = []
+    for i, (value, n) in enumerate(zip(values, np.diff(indptr).tolist(), strict=True), first):
+        try:
+            array = np.asarray(value)
+        except Exception as error:
+            raise InputError(f"values of cell {i} must be {n} numbers, one a token; {reason(error)}") from error
         if array.shape != (n,) or (array.dtype.kind not in "iufb" and n):
-            raise InputError(f"values of cell {i} must be {n} numbers, one a token; got {array.dtype} of {array.shape}")
-    return np.concatenate(arrays).astype(np.float32)
+            raise InputError(
+                f"values of cell {i} must be {n} numbers, one a token; got {array.dtype} of {array.shape}; rename the "
+                "column if it is another one"
+            )
+        arrays.append(float32_of(array, f"values of cell {i}"))
+    return np.concatenate(arrays)
 
 
 def flatten(cells: list[Any], first: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -104,7 +117,7 @@ def blocks_of_cells(
                     f"cell {i} has the columns {listed(row)}, and those before it {listed(names)}; give every cell the "
                     "same columns"
                 )
-        valued = "values" in names and np.ndim(rows[0]["values"]) == 1
+        valued = _is_list(rows[0].get("values"))
         obs, own = {}, {"input_ids", "length", *(["values"] if valued else [])}
         for name in sorted(set(names) - own if columns is None else set(columns)):
             if name not in names:

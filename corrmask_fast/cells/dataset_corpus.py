@@ -15,13 +15,14 @@ import numpy as np
 
 from corrmask_fast.cells.corpus import Corpus
 from corrmask_fast.cells.obs_columns import unfit_text
-from corrmask_fast.cells.segments import Segment
+from corrmask_fast.cells.segments import Segment, float32_of
 from corrmask_fast.errors import InputError, import_extra, readable
 
 if TYPE_CHECKING:
     from corrmask_fast.cells.vocabulary import Vocabulary
 
 VALUES = "values"  # the column of lists with a number for each token
+OTHER_COLUMN = "if it is another one: dataset.rename_column('values', 'other'), or remove_columns('values')"
 
 
 def corpus_of_dataset(
@@ -70,20 +71,20 @@ def with_values(segment: Segment, chunk: Any) -> Segment:
     types = import_extra("pyarrow", "hf").types
     kind = chunk.type.value_type
     if not (types.is_floating(kind) or types.is_integer(kind)):
-        raise InputError(f"the column 'values' must hold lists of numbers; it holds {chunk.type}")
+        raise InputError(f"the column 'values' must hold lists of numbers; it holds {chunk.type}; {OTHER_COLUMN}")
     chunk.validate(full=True)
     flat = chunk.flatten()
     if chunk.null_count or flat.null_count:
         raise InputError("the column 'values' holds missing values; drop those cells first")
-    lengths = np.diff(np.asarray(chunk.value_lengths()).cumsum(), prepend=0)
-    odd = np.flatnonzero(lengths != np.diff(segment.offsets))
+    n_values, n_tokens = np.asarray(chunk.value_lengths()), np.diff(segment.offsets)
+    odd = np.flatnonzero(n_values != n_tokens)
     if odd.size:
         i = int(odd[0])
         raise InputError(
-            f"the column 'values' must have a number for each token; a cell has {lengths[i]} values and "
-            f"{np.diff(segment.offsets)[i]} input_ids"
+            f"the column 'values' must have a number for each token; a cell has {n_values[i]} values and "
+            f"{n_tokens[i]} input_ids; {OTHER_COLUMN}"
         )
-    values = np.ascontiguousarray(flat, np.float32)
+    values = float32_of(np.asarray(flat), "the column 'values'")
     return replace(segment, values=values, shift=-int(segment.offsets[0]))
 
 

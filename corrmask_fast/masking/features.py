@@ -141,8 +141,8 @@ def other_inputs(
     (``packed``: (1, tokens)); arrays of one shape (rows, …). Integers are int64, others float32. What is no number is
     left out with a warning.
     """
-    there = cells.columns if isinstance(cells, RaggedBatch) else dict.fromkeys(chain.from_iterable(cells))
-    names = [name for name in there if name not in OWN and name != graph_column]
+    columns = _columns_of(cells) if isinstance(cells, RaggedBatch) else dict.fromkeys(chain.from_iterable(cells))
+    names = [name for name in columns if name not in OWN and name != graph_column]
     if not names:
         return {}
     lengths, result = np.diff(indptr), {}
@@ -152,7 +152,7 @@ def other_inputs(
             raise InputError(
                 f"a feature is named {name!r}, and the collator makes that one itself; rename or remove it"
             )
-        values = cells.columns[name] if isinstance(cells, RaggedBatch) else [row.get(name) for row in cells]
+        values = columns[name] if isinstance(cells, RaggedBatch) else [row.get(name) for row in cells]
         array = _as_array(name, values, lengths, width)
         if array is None:
             warnings.warn(
@@ -163,6 +163,13 @@ def other_inputs(
         else:
             result[name] = torch.from_numpy(array)
     return result
+
+
+def _columns_of(batch: RaggedBatch) -> dict[str, Any]:
+    """Return the columns of a batch, the values of its tokens too, as its rows have them."""
+    if batch.values is None:
+        return dict(batch.columns)
+    return {**batch.columns, "values": np.split(batch.values, batch.indptr[1:-1])[: len(batch)]}
 
 
 def _as_array(name: str, values: Any, lengths: np.ndarray, width: int | None) -> np.ndarray | None:

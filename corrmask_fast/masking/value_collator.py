@@ -159,9 +159,9 @@ class DataCollatorForValues(DataCollatorForCorrMask):
         if integers and transform == "log1p":
             raise InputError("integers=True cannot hold the values of transform='log1p'; use 'bins', or leave it out")
         dtype = torch.int64 if integers else torch.float32
-        for name, value in (("pad_value", pad_value), ("mask_value", hide.mask_value)):
-            if not holds(dtype, value):
-                raise InputError(f"{name} must be a number that {dtype} holds, the type of the values; got {value}")
+        for name, number in (("pad_value", pad_value), ("mask_value", hide.mask_value)):
+            if not holds(dtype, number):
+                raise InputError(f"{name} must be a number that {dtype} holds, the type of the values; got {number}")
         if split and hide.replace_ids:
             raise InputError("split=True hands out ids as they are; leave it out, or make hide without replace_ids")
         self.fields = self._check_fields(fields)
@@ -421,7 +421,9 @@ class DataCollatorForValues(DataCollatorForCorrMask):
 
     def _others(self, cells: Any, indptr: np.ndarray, made: dict[str, Any]) -> dict[str, torch.Tensor]:
         """Return the cells' other columns, a number a cell each."""
-        if not isinstance(cells, RaggedBatch):
+        if isinstance(cells, RaggedBatch):
+            cells = RaggedBatch(cells.indptr, cells.tokens, columns=cells.columns)
+        else:
             cells = [{name: cell[name] for name in cell if name not in self.columns} for cell in cells]
             lengths = np.diff(indptr).tolist()
             for name in dict.fromkeys(chain.from_iterable(cells)):
