@@ -42,6 +42,11 @@ def test_columns_that_do_not_fit_leave_nothing(tmp_path, name):
         CorpusWriter(tmp_path / name, V1) as writer,
     ):
         writer.write(np.array([0, 1, 2]), np.array([4, 5]), {"depth": np.arange(3)})
+    with (
+        pytest.raises(InputError, match="obs column 'x' must hold one number, text or time a cell; it holds lists"),
+        CorpusWriter(tmp_path / name, V1) as writer,
+    ):
+        writer.write_cells([{"input_ids": [4], "x": [1]}, {"input_ids": [5], "x": [1, 2]}])
     with (  # noqa: PT012
         pytest.raises(InputError, match="obs columns must be the same in every chunk"),
         CorpusWriter(tmp_path / name, V1) as writer,

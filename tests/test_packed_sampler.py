@@ -128,6 +128,7 @@ def test_bad_values_are_refused():
         ({"max_tokens": 2**40}, "max_tokens must be"),
         ({"lengths": [[1, 2]]}, "lengths must be one integer per cell"),
         ({"lengths": [1.5]}, "lengths must be one integer per cell"),
+        ({"lengths": [[1], [1, 2]]}, r"lengths must be one integer per cell; got \[\[1\], \[1, 2\]\]"),
         ({"lengths": [4, -2]}, "lengths must be >= 0; got -2 of cell 1"),
         ({"seed": -1}, "seed must be"),
         ({"num_replicas": 0}, "num_replicas must be"),

@@ -64,7 +64,10 @@ def obs_column(name: str, column: Any) -> ObsColumn:
     if hasattr(column, "categories") and hasattr(column, "codes"):
         labels = obs_column(name, column.categories).values
         return ObsColumn(labels if labels.size else np.empty(0, object), np.asarray(column.codes))
-    values, missing = _nullable(column)
+    try:
+        values, missing = _nullable(column)
+    except ValueError as error:  # lists of other lengths
+        raise _unfit(name, "lists") from error
     if values.dtype.kind == "f" and values.dtype.itemsize > 8:
         values = values.astype(np.float64)
     if values.dtype.kind in "fmM":

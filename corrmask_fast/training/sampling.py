@@ -232,7 +232,10 @@ class PackedBatchSampler(Sampler[list[int]]):
 
 
 def _checked_lengths(lengths: Any) -> np.ndarray:
-    array = np.asarray(lengths)
+    try:
+        array = np.asarray(lengths)
+    except ValueError as error:  # lists of other lengths
+        raise InputError(f"lengths must be one integer per cell; got {shown(lengths)}") from error
     if array.ndim != 1 or (array.dtype.kind not in "iu" and array.size):
         raise InputError(f"lengths must be one integer per cell; got shape {array.shape} of {array.dtype}")
     return array
