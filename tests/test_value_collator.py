@@ -380,6 +380,7 @@ def test_what_is_no_cell_is_refused(cell, options, message):
         ({"transform": "log1p", "target_sum": 1e300}, "target_sum must be a number in"),
         ({"fields": {"values": "x", "targets": "x"}}, "fields must have a name each"),
         ({"columns": ("genes",)}, "columns must be two names"),
+        ({"encoder": "counts"}, "encoder must be a RankEncoder; got 'counts'"),
         ({"max_length": 1}, "max_length"),
         ({"n_bins": 2}, "n_bins"),
         ({"fields": {"gene": "x"}}, "fields must be of input_ids, attention_mask"),
@@ -431,6 +432,12 @@ def test_trainers_of_masked_ids_refuse_values():
 def test_what_does_not_fit_the_collator_is_refused():
     with pytest.raises(InputError, match="hide must be a ValueReplacement"):
         DataCollatorForValues(make_masker())
+    with pytest.raises(InputError, match="graph_column needs a column beside the tokens, and counts bring none"):
+        DataCollatorForValues(
+            ValueReplacement(CorrMasker(make_graph(PLAIN, degree=3), **HIDDEN), -1),
+            encoder=RankEncoder(PLAIN, None, [f"G{i}" for i in range(300)]),
+            graph_column="tissue",
+        )
     with pytest.raises(InputError, match="a padded batch keeps its ids"):
         ValueReplacement(make_masker(), -1, replace_ids=True)(torch.tensor([[4]]), torch.tensor([[1.0]]))
     with pytest.raises(InputError, match="zero_probability needs"):

@@ -169,6 +169,10 @@ class DataCollatorForValues(DataCollatorForCorrMask):
             raise InputError(f"columns must be two names, of ids and of values; got {shown(columns)}")
         self.columns = columns
         if encoder is not None:
+            if not hasattr(encoder, "vocabulary"):
+                raise InputError(f"encoder must be a RankEncoder; got {shown(encoder)}")
+            if graph_column is not None:
+                raise InputError("graph_column needs a column beside the tokens, and counts bring none; give one graph")
             encoder.vocabulary.check_same(vocabulary, "the encoder", f"the masker's {self.masker.mask_source}")
         self.encoder = encoder
         self._cls = -1 if vocabulary.cls_token_id is None else vocabulary.cls_token_id
