@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "AuditReport": "audit.report",
+    "BalancedCorrMasker": "masking.strategies.balanced",
     "BertForSparseMaskedLM": "training.sparse_head",
     "CellAnnotation": "evaluation.cell_annotation",
     "Corpus": "cells.corpus",

@@ -143,6 +143,27 @@ def run_groups(maskable: Mapping[int, int], pairs: Mapping[int, Sequence[int]], 
     yield from sorted((run for run in runs if len(run) > 1), key=lambda run: order(run[0]))
 
 
+def balanced_group(
+    maskable: Mapping[int, int], neighbors: Mapping[int, Sequence[int]], order: Order, draw: Words
+) -> list[int]:
+    """Balanced CorrMask: modules of columns with one leader, end to end as a circle, from a random place around."""
+    position: dict[int, int] = {}  # gene → its first maskable column
+    for column, token in maskable.items():
+        position.setdefault(token, column)
+    modules: dict[int, list[int]] = {}
+    for column, token in maskable.items():
+        leader = column
+        if position[token] == column:
+            partners = [position[gene] for gene in neighbors.get(token, ()) if gene in position]
+            leader = min([column, *partners], key=order)
+        modules.setdefault(leader, []).append(column)
+    circle: list[int] = []
+    for leader in sorted(modules, key=lambda leader: (draw(leader, 1)[0], leader)):
+        circle += sorted(modules[leader], key=order)
+    start = (draw(2**32 - 3, 0)[0] * len(circle)) >> 32
+    return circle[start:] + circle[:start]
+
+
 def mask_row(
     tokens: Sequence[int],
     neighbors: Mapping[int, Sequence[int]],
@@ -178,7 +199,8 @@ def mask_row(
     draw_id, epoch
         One of them: the draw itself, or the epoch from which it follows together with the row's content.
     strategy
-        ``"random"``, ``"span"``, ``"pmi"``, ``"corrmask"``, or ``"sampled"``: the columns of smallest priority.
+        ``"random"``, ``"span"``, ``"pmi"``, ``"corrmask"``, ``"corrmask-balanced"``, or ``"sampled"``: the columns of
+        smallest priority.
     mlm_probability, structural_ratio
         Numbers, or two ends between which the row draws its own.
     priorities
@@ -218,6 +240,8 @@ def mask_row(
     masked: set[int] = set()
     if strategy == "corrmask":
         groups = correlated_groups(maskable, neighbors, max_partners, group_order, partial(words, seed, draw_id))
+    elif strategy == "corrmask-balanced":
+        groups = iter([balanced_group(maskable, neighbors, group_order, partial(words, seed, draw_id))])
     elif strategy == "span":
         groups = span_groups(maskable, group_order, partial(words, seed, draw_id))
     elif strategy == "pmi":

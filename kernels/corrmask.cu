@@ -6,19 +6,13 @@
 //   masked     the quota Q = floor(B·λ) of columns first hit in the order  seed, its partners, seed, its partners, …;
 //              then a random top-up to B = floor(n·p)
 //
-// Present genes: one bit a gene of the vocabulary, and for each present one its first maskable column:
-//
-//   gene       0 1 2 3 4 5 6 7 …     present   0 0 1 0 0 1 0 1        before (of a word of them)  0
-//   position   by rank of its bit              [ 4,    0,  2 ]        gene 5 has rank 1: column 0
-//
 // Work split: block = row, a wave of seeds at a time; warp = seed, lane = neighbour; warp 0 = the order of first hits.
 // Partners do not depend on what is masked already, so the seeds of a wave are expanded in any order, and a wave may be
 // longer than needed: the quota cuts it.
-// CUDA version of kernels/corrmask.py. Assumed: see rows.cuh; neighbours in [0, vocab_size).
+// CUDA version of kernels/corrmask.py. Assumed: see rows.cuh and graph.cuh.
 
-#include "rows.cuh"
+#include "graph.cuh"
 
-constexpr u32 NO_COLUMN = 0xFFFFFFFFu;
 constexpr u64 LAST_KEY = ~0ull;
 constexpr u32 POOL = 32;               // neighbours that a warp ranks at a time, one a lane
 constexpr u32 ROUND = POOL / 2;        // partners that it keeps of them: there must be room for others
@@ -27,21 +21,6 @@ constexpr u32 SMALL_KEY = 3u << 29;    // three in eight are smaller
 constexpr float FIRST_YIELD = 0.8f;    // partners that a seed is expected to add, of max_partners
 constexpr float WAVE_MARGIN = 4.0f;    // seeds that a wave takes beyond those expected to fill the quota
 constexpr float WAVE_FILLING = 0.75f;  // of its list: chance must not make it overflow often
-
-struct Graph {
-  const void* indptr;  // (vocab_size + 1,) int32 or int64; of several graphs one after the other
-  int indptr_bytes;    // of one element
-  const int* indices;
-  const i64* graph_ids;  // (rows,) which graph a row goes by, or null: the first
-  u32 n_graphs;
-  u32 max_partners;
-};
-
-struct Genes {
-  RankedWord* present;  // (words,) one bit a token of the vocabulary
-  u32* position;        // by rank
-  u32 words;
-};
 
 struct Seed {
   u64 key;    // (w0, column)
@@ -64,23 +43,6 @@ struct Wave {
   u32 capacity, stride;
 };
 
-// The first maskable column of each gene. A token is read by the thread that will draw the words of its pair: no
-// barrier at the end.
-__device__ __forceinline__ void place_genes(const Row& row, const Genes& genes) {
-  rank_words(genes.present, genes.words, row.state->warp_sums);
-#pragma unroll 1
-  for (u32 c = 2 * threadIdx.x; c < row.width; c += 2 * blockDim.x) {
-    const uint2 token = pair_of(row.token, c);
-    if (token.x < STRAY_TOKEN) atomicMin(&genes.position[rank_in(genes.present[token.x >> 5], token.x)], c);
-    if (token.y < STRAY_TOKEN) atomicMin(&genes.position[rank_in(genes.present[token.y >> 5], token.y)], c + 1);
-  }
-}
-
-__device__ __forceinline__ u32 column_of(const Genes& genes, u32 gene) {
-  const RankedWord word = genes.present[gene >> 5];
-  return has_bit(word.bits, gene) ? genes.position[rank_in(word, gene)] : NO_COLUMN;
-}
-
 // Lists the maskable columns with low <= (w0, column) < high; returns high, lowered until the list holds them all.
 __device__ __forceinline__ u64 list_wave(const Row& row, const Wave& wave, u64 low, u64 high) {
   while (true) {
@@ -102,10 +64,6 @@ __device__ __forceinline__ u64 list_wave(const Row& row, const Wave& wave, u64 l
     high = low + (high - low) / 2;
     __syncthreads();
   }
-}
-
-__device__ __forceinline__ i64 neighbours_begin(const Graph& graph, i64 gene) {
-  return graph.indptr_bytes == 8 ? ((const i64*)graph.indptr)[gene] : ((const int*)graph.indptr)[gene];
 }
 
 // Finds each listed column's place in the order and its neighbours: none if it is no seed.
@@ -281,15 +239,6 @@ __device__ __forceinline__ void expand_seeds(const Batch& batch, const Row& row,
   }
 }
 
-// The graph that a row goes by; false where its number is none's.
-__device__ __forceinline__ bool graph_of_row(const Batch& batch, Graph& graph, i64 index) {
-  if (!graph.graph_ids) return true;
-  const u64 id = graph.graph_ids[index];
-  if (id >= graph.n_graphs) return false;
-  graph.indptr = (const u8*)graph.indptr + id * (batch.vocab_size + 1ull) * graph.indptr_bytes;
-  return true;
-}
-
 __device__ __forceinline__ void mask_row(const Batch& batch, const Graph& graphs, uint4* arena, u32 wave_capacity,
                                          i64 index) {
   Graph graph = graphs;
@@ -314,9 +263,7 @@ __device__ __forceinline__ void mask_row(const Batch& batch, const Graph& graphs
   finish_row(batch, row);
 }
 
-#define CORRMASK_PARAMETERS                                                                                            \
-  const void *__restrict__ indptr, int indptr_bytes, const int *__restrict__ indices,                                  \
-      const i64 *__restrict__ graph_ids, u32 n_graphs, u32 max_partners, u32 wave_capacity
+#define CORRMASK_PARAMETERS GRAPH_PARAMETERS, u32 max_partners, u32 wave_capacity
 #define CORRMASK_GRAPH const Graph graph = {indptr, indptr_bytes, indices, graph_ids, n_graphs, max_partners}
 
 extern "C" __global__ void FIVE_BLOCKS corrmask_i32(ROW_PARAMETERS(int), CORRMASK_PARAMETERS) {

@@ -34,16 +34,17 @@ class Kernels(NamedTuple):
     priorities: str = "groups"  # what given priorities put in order: "groups", the "top-up" (they must be given), or ""
     columns: int = 0  # CUDA working memory: numbers of 32 bits for each column,
     sets: int = 0  # sets of columns,
-    waves: bool = False  # and seeds that are expanded in waves, with the genes that stand in the row
+    waves: bool = False  # and seeds that are expanded in waves; with a graph always the genes that stand in the row
 
 
 # What a strategy masks before the random top-up (SPEC 5): nothing; spans; runs of associated pairs; seeds with their
-# partners; or nothing, and the top-up goes by given priorities.
-RANDOM, SPAN, PMI, CORRMASK, SAMPLED = range(5)
+# partners; nothing, and the top-up goes by given priorities; or an arc of the circle of all modules.
+RANDOM, SPAN, PMI, CORRMASK, SAMPLED, BALANCED = range(6)
 KERNELS = (
     Kernels("random", priorities=""),
     Kernels("span", columns=1),
     Kernels("pmi", reads="pairs", sets=2),
     Kernels("corrmask", reads="graph", waves=True),
     Kernels("random", priorities="top-up"),
+    Kernels("balanced", reads="graph", columns=2, sets=1),
 )

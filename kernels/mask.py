@@ -5,6 +5,7 @@
                               CorrMask  seeds and partners       corrmask.py
                               Span      runs of random length    span.py
                               PMI       runs of linked pairs     pmi.py
+                              Balanced  whole modules            balanced.py
     top-up                the columns with the smallest (w1, column), until B are masked
     replacement           80/10/10, labels, positions
 
@@ -13,11 +14,13 @@ Work split: one call takes a range of rows. Assumed: arrays contiguous, the scra
 
 import numpy as np
 
+from .balanced import add_arc
 from .bits import prefetch
 from .corrmask import expand_seeds, largest_entry, place_genes
 from .jit import kernel, stage
 from .lanes import AT_ONCE
 from .layout import (
+    BALANCED,
     CORRMASK,
     DEGREE,
     P_HI,
@@ -117,7 +120,7 @@ def mask(
         quota = np.int64(np.floor(budget * ratio))
         masked[: words_for(width)] = U0
         table = graph_ids[row] if graph_ids.size else 0
-        placing = strategy == CORRMASK and quota > 0 and 0 <= table < tables
+        placing = (strategy == CORRMASK or strategy == BALANCED) and quota > 0 and 0 <= table < tables
         numbers = ids[table * (size + 1) : (table + 1) * (size + 1)] if placing else ids
         if placing and base + width > largest_entry(pos):
             pos[:] = 0
@@ -140,6 +143,11 @@ def mask(
                 count = add_runs(
                     cell, first, width, pool, known, masked, w0, quota, size, lookup, seed_keys, order, spare
                 )
+            elif strategy == BALANCED:
+                count = add_arc(
+                    cell, first, width, pool, masked, flags, w0, n, quota, draw, key, placing, numbers, indptr, indices,
+                    base, pos, seed_keys, order, spare,
+                )  # fmt: skip
             elif placing:
                 count = expand_seeds(
                     cell, first, width, pool, masked, flags, w0, n, quota, draw, key, numbers, indptr, indices,

@@ -446,6 +446,52 @@ __device__ __forceinline__ void take_groups(const Row& row, u32* candidates, u32
   top_up(groups, want);
 }
 
+// Modules: columns with one leader, in the order of a number that belongs to the leader. Sets `chosen` to the `want` columns
+// of `candidates` that are first by (number, leader, w0, column). `list`: (width,).
+__device__ __forceinline__ void take_modules(const Row& row, u32* candidates, u32* numbers, const u32* leaders, u32* list,
+                                             u32 want, u32* chosen) {
+  RowState& state = *row.state;
+  fill(chosen, row.words, 0);
+  if (threadIdx.x == 0) state.spare = 0;
+  __syncthreads();
+  Row modules = row;
+  modules.maskable = candidates;
+  modules.w1 = numbers;
+  modules.masked = chosen;
+  top_up(modules, want);  // right but for the order within the last module
+  u32 last = 0;
+#pragma unroll 1
+  for (u32 c = threadIdx.x; c < row.width; c += blockDim.x)
+    if (has_bit(chosen[word_of(c)], bit_of(c))) last = max(last, numbers[c]);
+  atomicMax(&state.spare, last);
+  if (threadIdx.x == 0) state.listed = state.inside = 0;
+  __syncthreads();
+  last = state.spare;
+#pragma unroll 1
+  for (u32 c = threadIdx.x; c < row.width; c += blockDim.x) {
+    const u32 bit = 1u << bit_of(c);
+    if (!(candidates[word_of(c)] & bit) || numbers[c] != last) continue;
+    list[atomicAdd(&state.listed, 1u)] = c;
+    if (atomicAnd(&chosen[word_of(c)], ~bit) & bit) atomicAdd(&state.inside, 1u);
+  }
+  __syncthreads();
+  const u32 listed = state.listed, inside = state.inside;
+#pragma unroll 1
+  for (u32 i = threadIdx.x; i < listed; i += blockDim.x) {
+    const u32 c = list[i], leader = leaders[c];
+    const u64 key = (u64)row.w0[c] << 32 | c;
+    u32 rank = 0;
+#pragma unroll 1
+    for (u32 k = 0; k < listed; ++k) {
+      const u32 other = list[k];
+      const bool same = leaders[other] == leader;
+      rank += same ? ((u64)row.w0[other] << 32 | other) < key : leaders[other] < leader;
+    }
+    if (rank < inside) atomicOr(&chosen[word_of(c)], 1u << bit_of(c));
+  }
+  __syncthreads();
+}
+
 // What comes after a strategy has put its columns into `masked`, and their number into the row's state.
 __device__ __forceinline__ void finish_row(const Batch& batch, const Row& row) {
   top_up(row, row.state->budget - row.state->masked);

@@ -17,7 +17,18 @@ import numpy as np
 import torch
 
 from corrmask_fast import Vocabulary
-from corrmask_fast.kernels.layout import CONTENT, CORRMASK, COUNTED, GIVEN, PMI, RANDOM, SAMPLED, SPAN, Settings
+from corrmask_fast.kernels.layout import (
+    BALANCED,
+    CONTENT,
+    CORRMASK,
+    COUNTED,
+    GIVEN,
+    PMI,
+    RANDOM,
+    SAMPLED,
+    SPAN,
+    Settings,
+)  # fmt: skip
 from corrmask_fast.masking.engine import rows
 from corrmask_fast.masking.engine.draws import Draws
 from corrmask_fast.masking.engine.rows import CpuPlan, make_plan, mask_rows
@@ -109,7 +120,7 @@ def make_plans() -> dict[str, CpuPlan]:
     kinds = {
         **{f"corrmask with {most} partners": (CORRMASK, graph, most) for most in PARTNERS},
         "random": (RANDOM, nothing, 0), "span": (SPAN, nothing, 0), "pmi": (PMI, pairs, 0),
-        "sampled": (SAMPLED, nothing, 0),
+        "sampled": (SAMPLED, nothing, 0), "balanced": (BALANCED, graph, 0),
     }  # fmt: skip
     lo, hi = genes.gene_range
     return {

@@ -26,7 +26,7 @@ from corrmask_fast.cli.main import main
 from corrmask_fast.masking.strategies import STRATEGIES
 from corrmask_fast.testing import make_graph, make_vocabulary
 
-NAMES = [ALL_CONTROL, "Span", "PMI", "PMI-Rand", "CorrMask", "CorrMask-100", ALL_REWIRED]
+NAMES = [ALL_CONTROL, "Span", "PMI", "PMI-Rand", "CorrMask", "CorrMask-100", "CorrMask-balanced", ALL_REWIRED]
 
 
 @pytest.fixture(scope="module")

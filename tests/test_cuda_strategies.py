@@ -21,6 +21,8 @@ from corrmask_fast.testing import (
 )
 
 CASES, LONG_CASES = cases(), long_cases()
+# The file of each strategy's kernels.
+STEMS = {"random": "random", "span": "span", "pmi": "pmi", "corrmask": "corrmask", "corrmask-balanced": "balanced"}
 RANGES = (
     {"mlm_probability": (0.1, 0.6), "structural_ratio": (0.2, 0.9)},
     {"strategy": "span", "mlm_probability": (0.2, 0.5)},
@@ -31,8 +33,7 @@ RANGES = (
 @pytest.fixture(scope="module")
 def modules(cuda_host):
     """The kernels of each strategy, compiled once."""
-    found = {name: cuda_host.launch.HostModule(cuda.kernel_source(f"{name}.cu")) for name in ("random", "span", "pmi")}
-    return {**found, "corrmask": cuda_host.launch.HostModule(cuda.kernel_source("corrmask.cu"))}
+    return {name: cuda_host.launch.HostModule(cuda.kernel_source(f"{stem}.cu")) for name, stem in STEMS.items()}
 
 
 @pytest.fixture(scope="module", name="check")
@@ -52,7 +53,7 @@ def check_fixture(cuda_host, modules):
 @pytest.mark.parametrize("threads", [32, 160, 1024])
 @pytest.mark.parametrize("schedule", [FORWARD, REVERSE, RANDOM])
 def test_any_block_and_any_order_of_threads(check, threads, schedule):
-    for parameters in STRATEGY_PARAMETERS[1:7:2]:
+    for parameters in STRATEGY_PARAMETERS[1:11:2]:
         how = {"threads": threads, "schedule": schedule, "schedule_seed": threads, "preempt_percent": 30}
         check(MIXED, {**parameters, "mlm_probability": 0.4}, **how)
 
@@ -64,14 +65,15 @@ def test_kernels_that_work_in_device_memory(check, blocks):
         check(MIXED.astype(np.int32), parameters, scratch_blocks=blocks, schedule=RANDOM)
 
 
-@pytest.mark.parametrize("strategy", ["span", "pmi"])
+@pytest.mark.parametrize("strategy", ["span", "pmi", "corrmask-balanced"])
 def test_equal_keys_are_settled_as_the_oracle_does(cuda_host, check, monkeypatch, strategy):
     """Words of eight bits are equal often: groups by (w0, first column), the top-up by (w1, column)."""
     from corrmask_fast import reference
 
     right = reference.words
     monkeypatch.setattr(reference, "words", lambda *at: tuple(word & cuda_host.masking.TIE_BITS for word in right(*at)))
-    ties = {strategy: cuda_host.launch.HostModule(cuda_host.masking.with_ties(cuda.kernel_source(f"{strategy}.cu")))}
+    source = cuda.kernel_source(f"{STEMS[strategy]}.cu")
+    ties = {strategy: cuda_host.launch.HostModule(cuda_host.masking.with_ties(source))}
     for case in (MIXED, *CASES):
         for number, parameters in enumerate(STRATEGY_PARAMETERS):
             if parameters["strategy"] == strategy:
@@ -91,7 +93,7 @@ def test_one_run_of_a_whole_row(check):
 
 
 @pytest.mark.parametrize("rates", [(np.nan, np.nan), (2.0, 2.0), (-1.0, 0.5), (np.inf, np.inf)])
-@pytest.mark.parametrize("strategy", ["span", "pmi", "random"])
+@pytest.mark.parametrize("strategy", ["span", "pmi", "random", "corrmask-balanced"])
 def test_rates_that_a_device_cannot_refuse_do_no_harm(cuda_host, modules, rates, strategy):
     how = {"draw_ids": draw_ids(3), "rates": np.array(rates), "schedule": RANDOM, "strategy": strategy}
     got = cuda_host.masking.emulate(modules[strategy], MIXED, **how)
@@ -103,12 +105,13 @@ def test_rates_that_a_device_cannot_refuse_do_no_harm(cuda_host, modules, rates,
 FAULTS = {  # one a strategy: each costs a compilation
     "span": ("<< LENGTH_SHIFT;\n  __syncthreads();", "<< LENGTH_SHIFT;\n"),  # a barrier is missing (lengths)
     "pmi": ("    __syncthreads();  // the first word of a run may be another thread's\n", ""),
+    "corrmask-balanced": ("    __syncthreads();  // positions and words are other threads'\n", ""),
 }
 
 
 @pytest.mark.parametrize("strategy", FAULTS)
 def test_planted_faults_are_found(cuda_host, check, strategy):
-    source, (right, wrong) = cuda.kernel_source(f"{strategy}.cu"), FAULTS[strategy]
+    source, (right, wrong) = cuda.kernel_source(f"{STEMS[strategy]}.cu"), FAULTS[strategy]
     assert source.count(right) == 1
     broken = {strategy: cuda_host.launch.HostModule(source.replace(right, wrong))}
 
@@ -130,10 +133,10 @@ def test_the_loader_equals_the_oracle_to_the_bit(emulated_cuda, parameters):
         got = ops.mask_on_device(*arguments(case, **parameters))
         expected = case.expected(draw_ids=draw_ids(case.rows, seed=7), **parameters)
         assert_same(expected, as_result(got), f"{case.name}, {parameters}")
-    assert emulated_cuda.launches[0][0] == f"{parameters['strategy']}_i64"
+    assert emulated_cuda.launches[0][0] == f"{STEMS[parameters['strategy']]}_i64"
     emulated_cuda.device.shared_limit = 4_000
     got = ops.mask_on_device(*arguments(MIXED, **parameters))
-    assert emulated_cuda.launches[-1][0] == f"{parameters['strategy']}_i64_scratch"
+    assert emulated_cuda.launches[-1][0] == f"{STEMS[parameters['strategy']]}_i64_scratch"
     assert_same(MIXED.expected(draw_ids=draw_ids(3, seed=7), **parameters), as_result(got), "scratch")
 
 

@@ -19,12 +19,13 @@ import pytest
 import torch
 from cuda_cases import MIXED, RANDOM
 
-from corrmask_fast import CorrMasker, DependencyGraph, Vocabulary, build_dependency_graph, cuda, read_corpus, tokenize
+from corrmask_fast import DependencyGraph, Vocabulary, build_dependency_graph, cuda, make_masker, read_corpus, tokenize
 from corrmask_fast.kernels.layout import CONTENT, GIVEN, KERNELS, SAMPLED
 from corrmask_fast.masking.base import Masker
 from corrmask_fast.masking.engine import ops
 from corrmask_fast.masking.engine.draws import epoch_salt, signed
 from corrmask_fast.masking.engine.tables import no_table
+from corrmask_fast.masking.strategies import DEFAULT
 from corrmask_fast.testing import (
     LONG_PARAMETERS,
     PARAMETERS,
@@ -223,12 +224,13 @@ def test_priorities_that_tie(backend, kind):
             assert_same(expected, got, f"sampled, {case.name}, {p}")
 
 
-def test_each_row_goes_by_its_own_graph(backend):
+@pytest.mark.parametrize("strategy", [DEFAULT, "corrmask-balanced"])
+def test_each_row_goes_by_its_own_graph(backend, strategy):
     """A number of no graph is a row without a graph: a device cannot refuse it without waiting."""
     vocabulary, nothing = MIXED.graph.vocabulary, DependencyGraph.from_edges([], MIXED.graph.vocabulary)
     graphs = [make_graph(vocabulary, degree=5, seed=1), make_graph(vocabulary, degree=30, seed=2), nothing]
-    parameters = {"mlm_probability": 0.4, "structural_ratio": 0.9}
-    masker, draws = CorrMasker(graphs, validate=False, **parameters), np.arange(3)
+    parameters = {"strategy": strategy, "mlm_probability": 0.4, "structural_ratio": 0.9}
+    masker, draws = make_masker(graph=graphs, validate=False, **parameters), np.arange(3)
     for which in ([0, 1, 1], [1, 2, 0], [1, 0, 7], [-1, 2**62, 0]):
         if backend.name == "ragged" and not set(which) <= {0, 1, 2}:
             continue  # refused

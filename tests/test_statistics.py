@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from corrmask_fast import CorrMasker, DependencyGraph, PMIMasker, PMITable, SpanMasker, reference
+from corrmask_fast import (
+    BalancedCorrMasker,
+    CorrMasker,
+    DependencyGraph,
+    PMIMasker,
+    PMITable,
+    SpanMasker,
+    reference,
+)
 from corrmask_fast.testing import cases, make_graph, make_vocabulary
 
 SIGMAS = 5.0
@@ -204,6 +212,39 @@ def test_the_runs_of_a_row_are_a_uniform_subset(genes, length):
     assert set(chosen.sum(1)) == {2}
     together = (chosen.T @ chosen)[np.triu_indices(starts.size, 1)]
     assert_fits(together, ROWS / together.size)
+
+
+# ---------------------------------------------------------------------------------------------------------- modules
+
+
+def test_balanced_masks_every_gene_equally_often():
+    """Within five sigma of the binomial in every column; CorrMask masks the hub far more often."""
+    genes = make_vocabulary(300)
+    graph = make_graph(genes, degree=6, seed=2)
+    row = [2, *range(4, 4 + 150), 280, 290, 30, 31]  # the hub, genes without neighbours, genes twice
+    budget = int(len(row) * 0.15)
+    error = math.sqrt(ROWS * budget / len(row) * (1 - budget / len(row)))
+    hidden, _ = mask_by(BalancedCorrMasker(graph), row)
+    assert (hidden.sum(1) == budget).all()
+    off = (hidden.sum(0) - ROWS * budget / len(row)) / error
+    assert np.abs(off).max() < SIGMAS
+    assert 0.7 < off.std() < 1.3
+    unequal, _ = mask(graph, row, structural_ratio=1.0)
+    assert unequal[:, 0].mean() > 2 * budget / len(row)
+
+
+@pytest.mark.parametrize("p", [0.08, 0.5, 0.97])
+def test_the_arc_begins_anywhere(genes, p):
+    """Twenty columns, six pairs and eight alone: each is masked as often, and an end of the arc alone parts a pair."""
+    row = list(range(2, 22))
+    masker = BalancedCorrMasker(pairs_of(genes, 12), mlm_probability=p)
+    hidden, _ = mask_by(masker, row)
+    budget = int(hidden.sum(1)[0])
+    assert (hidden.sum(1) == budget).all()
+    error = math.sqrt(ROWS * budget / 20 * (1 - budget / 20))
+    assert np.abs(hidden.sum(0) - ROWS * budget / 20).max() < SIGMAS * error
+    parted = (hidden[:, 0:12:2] != hidden[:, 1:12:2]).sum(0)
+    assert np.abs(parted - ROWS * 2 / 20).max() < SIGMAS * math.sqrt(ROWS * 0.1 * 0.9)
 
 
 # ------------------------------------------------------------------------------------------------------ replacement

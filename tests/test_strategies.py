@@ -97,6 +97,49 @@ def test_runs_by_hand():
     assert groups == [[4, 5], [0, 1, 2]]  # 7 and 8 are a pair, but not next to each other
 
 
+def balanced_by_hand(words):
+    """A star of 5 with 6, 7 and 8, a lone 9, and 6 again; w0 is −column: later columns come first."""
+    columns = {0: 5, 1: 6, 2: 7, 4: 6, 5: 8, 6: 9}
+    neighbors = {5: [6, 7, 8], 6: [5], 7: [5], 8: [5]}
+    return reference.balanced_group(
+        columns, neighbors, lambda c: (-c, c), lambda column, block: (words.get((column, block), 2**31), 0, 0, 0)
+    )
+
+
+def test_modules_by_hand():
+    """Column 5 leads the star's middle. Columns 1 and 2 come before the middle, and lead themselves, as 4 and 6 do."""
+    start = {(2**32 - 3, 0): 0}
+    # Leaders 1, 2, 4, 5 and 6 in this order, since their words are equal; the module of 5 is (5, 0).
+    assert balanced_by_hand(start) == [1, 2, 4, 5, 0, 6]
+    assert balanced_by_hand({**start, (6, 1): 0, (2, 1): 2**32 - 1}) == [6, 1, 4, 5, 0, 2]
+    assert balanced_by_hand({(2**32 - 3, 0): 2**32 - 1}) == [6, 1, 2, 4, 5, 0]
+    assert balanced_by_hand({(2**32 - 3, 0): 2**31}) == [5, 0, 6, 1, 2, 4]
+    assert reference.balanced_group({}, {}, lambda c: (c, c), lambda *_: (5, 0, 0, 0)) == []
+
+
+def test_equal_words_of_leaders_are_settled_as_the_oracle_does():
+    """Numba's circle alone: words of few values, modules of any size, cut at every place."""
+    from corrmask_fast.kernels import balanced
+
+    rng = np.random.default_rng(0)
+    for width, values in ((1, 1), (70, 2), (200, 3), (300, 40)):
+        room = -(-width // 64) * 64 + 64
+        keys, order, counts = np.empty(room, np.uint64), np.empty(room, np.uint64), np.empty(64, np.uint32)
+        w0, circle, lead = (np.zeros(room, np.uint32) for _ in range(3))
+        w0[:width], lead[:width] = rng.integers(0, 9, width), rng.integers(0, width, width)
+        circle[:width] = (rng.integers(0, values, width).astype(np.uint32) << 26)[lead[:width]]
+        columns = np.flatnonzero(rng.random(width) < 0.8)
+        pool, chosen = np.zeros(room // 64, np.uint64), np.zeros(room // 64, np.uint64)
+        for c in columns:
+            pool[c >> 6] |= np.uint64(1) << np.uint64(c & 63)
+        expected = sorted(columns.tolist(), key=lambda c: (circle[c], lead[c], w0[c], c))
+        for places in range(columns.size + 1):
+            balanced.count_places(circle, pool, width, counts)
+            balanced.take_places(circle, lead, w0, pool, width, counts, places, chosen, keys, order)
+            got = [c for c in range(width) if chosen[c >> 6] >> np.uint64(c & 63) & np.uint64(1)]
+            assert got == sorted(expected[:places]), (width, places)
+
+
 def test_no_bucket_of_pairs_lies_in_two_cache_lines():
     masker = CASES[0].masker(strategy="pmi")
     for each in (masker, copy.deepcopy(masker), pickle.loads(pickle.dumps(masker))):
@@ -146,7 +189,7 @@ def test_compiled_whole(strategy):
         (
             "spam",
             {},
-            "strategy must be one of random, span, pmi, pmi-rand, corrmask, corrmask-100, mam, corrmask-mam; got",
+            "strategy must be one of random, span, pmi, pmi-rand, corrmask, corrmask-100, corrmask-balanced, mam, ",
         ),
         ("corrmask", {"vocabulary": GENES}, "'corrmask' needs a dependency graph: give graph="),
         ("pmi", {"vocabulary": GENES}, "'pmi' needs a PMI table: give pmi="),

@@ -27,7 +27,8 @@ OWN = (
 )
 # Files that use a strategy as any caller could: the number of files to touch for a new one does not grow by them.
 USERS = {
-    "corrmask": {"masking/strategies/mam.py"},  # CorrMask-MAM: CorrMask whose seeds are learned
+    # CorrMask-MAM: CorrMask whose seeds are learned; balanced CorrMask: by the same graphs
+    "corrmask": {"masking/strategies/mam.py", "masking/strategies/balanced.py", "kernels/balanced.py"},
     "random": {"masking/value_masking.py"},  # zeros are masked at random
 }
 ORDINARY = {"corrmask", "random", "span", *SOURCES}  # texts that also name the package, a sampler, a metric, a table

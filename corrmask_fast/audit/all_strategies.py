@@ -92,7 +92,7 @@ def audit_all_strategies(
     >>> graph = DependencyGraph.from_edges([("A", "B"), ("C", "D"), ("E", "F")], genes)
     >>> report = audit_all_strategies(cells, graph, mlm_probability=0.25, progress=False)
     >>> [row.name for row in report][-3:]
-    ['CorrMask', 'CorrMask-100', 'CorrMask, rewired graph']
+    ['CorrMask-100', 'CorrMask-balanced', 'CorrMask, rewired graph']
     >>> report["CorrMask-100"].hit_rate
     1.0
     """

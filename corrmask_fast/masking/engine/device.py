@@ -45,9 +45,10 @@ class Arena(NamedTuple):
         partners = min(max_partners, columns)
         capacity = max(1, min(64, 2048 // (partners + 1)))
         size = ROW_STATE + (3 + kernels.columns) * each + (2 + kernels.sets) * bits
+        if kernels.reads == "graph":
+            size += 8 * (-(-vocab_size // 64) * 2)
         if kernels.waves:
-            genes = 8 * (-(-vocab_size // 64) * 2)
-            size += POOL * (threads // 32) + genes + capacity * (SEED + 4 * (partners + 1))
+            size += POOL * (threads // 32) + capacity * (SEED + 4 * (partners + 1))
         return cls(-(-size // 16) * 16, partners, capacity)
 
 

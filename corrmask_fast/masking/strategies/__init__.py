@@ -1,17 +1,18 @@
 """Every masking strategy by its name: its class, what it is made from, and which parameters are its own.
 
-==============  ======================================================================  =====  ==========
-name            what is masked together                                                 λ      needs
-==============  ======================================================================  =====  ==========
-random          nothing: single genes                                                   –      vocabulary
-span            runs of random length (SpanBERT)                                        1      vocabulary
-pmi             runs of genes that stand next to each other more often than by chance   1      PMI table
-pmi-rand        the same, half the genes at random                                      0.5    PMI table
-corrmask        genes and their partners in a dependency graph, half at random          0.5    graph
-corrmask-100    the same, as many as there are                                          1      graph
-mam             nothing: single genes, those that learned latents attend to             –      vocabulary
-corrmask-mam    as corrmask, from genes that learned latents attend to                  0.5    graph
-==============  ======================================================================  =====  ==========
+=================  ======================================================================  =====  ==========
+name               what is masked together                                                 λ      needs
+=================  ======================================================================  =====  ==========
+random             nothing: single genes                                                   –      vocabulary
+span               runs of random length (SpanBERT)                                        1      vocabulary
+pmi                runs of genes that stand next to each other more often than by chance   1      PMI table
+pmi-rand           the same, half the genes at random                                      0.5    PMI table
+corrmask           genes and their partners in a dependency graph, half at random          0.5    graph
+corrmask-100       the same, as many as there are                                          1      graph
+corrmask-balanced  the same, every gene of a cell equally often                            1      graph
+mam                nothing: single genes, those that learned latents attend to             –      vocabulary
+corrmask-mam       as corrmask, from genes that learned latents attend to                  0.5    graph
+=================  ======================================================================  =====  ==========
 
 The last two learn with the model that is trained: pretraining takes them, an audit of masks alone cannot.
 
@@ -98,6 +99,10 @@ STRATEGIES: dict[str, Strategy] = {
     "corrmask-100": Strategy(
         *("CorrMask-100", "CorrMasker", "graph", "correlated genes", 1.0, ("max_partners",)),
         fixed={"structural_ratio": 1.0},
+    ),
+    "corrmask-balanced": Strategy(
+        *("CorrMask-balanced", "BalancedCorrMasker", "graph", "correlated genes, all genes of a cell equally often"),
+        *(1.0, ("structural_ratio",)),
     ),
 }
 # Those whose masks depend on a model, with which they learn.
