@@ -244,8 +244,9 @@ class DataCollatorForValues(DataCollatorForCorrMask):
         Raises
         ------
         InputError
-            If ids and values of a cell are not of one length, a value is not finite (or below 0, with a transform), or
-            ``max_length`` leaves no column for a gene beside the special tokens.
+            If ids and values of a cell are not of one length, a token lies outside the vocabulary, a value is not
+            finite (or below 0, with a transform; or not whole, with ``integers``), or ``max_length`` leaves no column
+            for a gene beside the special tokens.
         """
         if return_tensors not in {None, "pt"}:
             raise InputError(f"return_tensors must be 'pt', for batches are PyTorch tensors; got {return_tensors!r}")
