@@ -113,10 +113,11 @@ def count_whole(values, n, counts):
     """Count the values if all are whole numbers below TABLE; return the largest, or −1 if they are not."""
     largest, odd = np.int32(0), 0
     for c in range(n):
-        whole = np.int32(values[c])
+        within = values[c] < np.float32(TABLE)  # what an int32 does not hold must not become one
+        whole = np.int32(values[c] if within else np.float32(0))
         odd += np.int64(np.float32(whole) != values[c])
         largest = max(largest, whole)
-    if odd > 0 or largest >= TABLE:
+    if odd > 0:
         return -1
     size = np.int64(largest) + 1
     for t in range(APART):

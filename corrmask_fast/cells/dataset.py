@@ -176,7 +176,8 @@ class CorpusDataset(Dataset[dict[str, np.ndarray]]):
         for name in columns:
             if name not in corpus.obs:
                 there = ", ".join(map(repr, corpus.obs)) or "none"
-                raise InputError(f"the corpus has no obs column {name!r}; it has {there}")
+                fix = "; values of tokens come with values=True" if name == "values" and corpus.has_values else ""
+                raise InputError(f"the corpus has no obs column {name!r}; it has {there}{fix}")
         self.columns = {name: np.asarray(corpus.obs[name]) for name in columns}
         self.epoch = None if epoch is None else check_integer("epoch", epoch, 0, 2**63 - 1)
 
