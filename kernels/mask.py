@@ -5,6 +5,7 @@
                               CorrMask  seeds and partners       corrmask.py
                               Span      runs of random length    span.py
                               PMI       runs of linked pairs     pmi.py
+                              Function  what it returned         function.py
     top-up                the columns with the smallest (w1, column), until B are masked
     replacement           80/10/10, labels, positions
 
@@ -15,11 +16,13 @@ import numpy as np
 
 from .bits import prefetch
 from .corrmask import expand_seeds, largest_entry, place_genes
+from .function import add_proposed
 from .jit import kernel, stage
 from .lanes import AT_ONCE
 from .layout import (
     CORRMASK,
     DEGREE,
+    FUNCTION,
     P_HI,
     P_LO,
     PAD,
@@ -77,7 +80,7 @@ def begin_row(
         for c in range(first + begin, first + begin + AT_ONCE, 8):
             prefetch(out, c)
             prefetch(labels, c)
-        column_words(w0, w1, w2, w3, begin, draw, seed)
+        column_words(w0, w1, w2, w3, begin, U0, draw, seed)
 
 
 @kernel(makes_arrays=False)
@@ -140,6 +143,8 @@ def mask(
                 count = add_runs(
                     cell, first, width, pool, known, masked, w0, quota, size, lookup, seed_keys, order, spare
                 )
+            elif strategy == FUNCTION:
+                count = add_proposed(pool, masked, w0, width, quota, seed_keys, order, spare)
             elif placing:
                 count = expand_seeds(
                     cell, first, width, pool, masked, flags, w0, n, quota, draw, key, numbers, indptr, indices,
