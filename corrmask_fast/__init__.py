@@ -30,6 +30,7 @@ _MODULES = {
     "DependencyGraph": "graph.dependency_graph",
     "EdgeStability": "graph.stability",
     "FineTuning": "evaluation.fine_tuning",
+    "FunctionMasker": "masking.strategies.function",
     "GeneClassification": "evaluation.gene_classification",
     "GraphComparison": "graph.compare",
     "InputError": "errors",

@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 import struct
 from functools import partial
-from itertools import chain
-from typing import TYPE_CHECKING, NamedTuple
+from itertools import chain, pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -164,6 +164,24 @@ def balanced_group(
     return circle[start:] + circle[:start]
 
 
+def function_groups(maskable: Mapping[int, int], propose: Callable[..., Any], draw: Words) -> Iterator[list[int]]:
+    """User's function: groups, as CSR of places among the maskable columns; or single columns by its weights."""
+    columns = list(maskable)
+    answer = propose(list(maskable.values()), [draw(column, 2**32 - 3) for column in columns]) if columns else []
+    if isinstance(answer, tuple):
+        indptr, places = answer
+        for begin, end in pairwise(indptr):
+            yield [columns[place] for place in places[begin:end]]
+        return
+
+    def score(column: int, weight: float) -> float:
+        return math.log(weight) - math.log(-math.log((draw(column, 0)[0] + 0.5) / 2**32))
+
+    scores = {column: score(column, weight) for column, weight in zip(columns, answer, strict=True) if weight > 0}
+    for column in sorted(scores, key=lambda column: (-scores[column], column)):
+        yield [column]
+
+
 def mask_row(
     tokens: Sequence[int],
     neighbors: Mapping[int, Sequence[int]],
@@ -185,6 +203,7 @@ def mask_row(
     attention_mask: Sequence[int] | None = None,
     special_tokens_mask: Sequence[int] | None = None,
     priorities: Sequence[int] | None = None,
+    propose: Callable[..., Any] | None = None,
     validate: bool = True,
 ) -> MaskedRow:
     """Mask one row: Algorithm 2 with every open detail closed, and the other strategies in the same shape.
@@ -199,12 +218,14 @@ def mask_row(
     draw_id, epoch
         One of them: the draw itself, or the epoch from which it follows together with the row's content.
     strategy
-        ``"random"``, ``"span"``, ``"pmi"``, ``"corrmask"``, ``"corrmask-balanced"``, or ``"sampled"``: the columns of
-        smallest priority.
+        ``"random"``, ``"span"``, ``"pmi"``, ``"corrmask"``, ``"corrmask-balanced"``; ``"sampled"``: the columns of
+        smallest priority; or ``"function"``: what ``propose`` returns.
     mlm_probability, structural_ratio
         Numbers, or two ends between which the row draws its own.
     priorities
         A number for each column of the row, in place of w0; with ``"sampled"`` in place of w1.
+    propose
+        (tokens, words) of the maskable columns → (indptr, places) or weights, all as lists.
     validate
         Raise ValueError for a token outside [0, vocab_size); else it counts as a gene without neighbours.
     """
@@ -246,6 +267,9 @@ def mask_row(
         groups = span_groups(maskable, group_order, partial(words, seed, draw_id))
     elif strategy == "pmi":
         groups = run_groups(maskable, neighbors, group_order)
+    elif strategy == "function":
+        assert propose is not None, "give propose"
+        groups = function_groups(maskable, propose, partial(words, seed, draw_id))
     else:
         groups = iter(())
     for column in chain.from_iterable(groups):

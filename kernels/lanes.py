@@ -101,15 +101,14 @@ def _times(builder, index, factor):
 
 
 @intrinsic
-def fill_words(typingctx, w0, w1, w2, w3, begin, low, high, key_low, key_high):
-    """w0[r] … w3[r] = words of (column r, block 0), AT_ONCE columns from ``begin`` on; the halves of draw and seed."""
-    signature = types.void(w0, w1, w2, w3, types.int64, *[types.uint64] * 4)
+def fill_words(typingctx, w0, w1, w2, w3, begin, block, low, high, key_low, key_high):
+    """w0[r] … w3[r] = words of (column r, block), AT_ONCE columns from ``begin`` on; the halves of draw and seed."""
+    signature = types.void(w0, w1, w2, w3, types.int64, *[types.uint64] * 5)
 
     def codegen(context, builder, signature, args):
-        counter_key = [Lanes.copies(builder, word, AT_ONCE) & LOW for word in args[5:]]
-        zero = Lanes.constant(builder, [0] * AT_ONCE)
+        block, *counter_key = (Lanes.copies(builder, word, AT_ONCE) & LOW for word in args[5:])
         column = Lanes.copies(builder, args[4], AT_ONCE) + Lanes.constant(builder, range(AT_ONCE))
-        words = philox.py_func(column & LOW, zero, *counter_key)
+        words = philox.py_func(column & LOW, block, *counter_key)
         for kind, array, word in zip(signature.args, args, words, strict=False):
             # The lower halves by a shuffle, one instruction for two vectors; a truncation takes more.
             halves = builder.bitcast(word.value, ir.VectorType(I32, 2 * AT_ONCE))

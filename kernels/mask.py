@@ -6,6 +6,7 @@
                               Span      runs of random length    span.py
                               PMI       runs of linked pairs     pmi.py
                               Balanced  whole modules            balanced.py
+                              Function  what it returned         function.py
     top-up                the columns with the smallest (w1, column), until B are masked
     replacement           80/10/10, labels, positions
 
@@ -17,12 +18,14 @@ import numpy as np
 from .balanced import add_arc
 from .bits import prefetch
 from .corrmask import expand_seeds, largest_entry, place_genes
+from .function import add_proposed
 from .jit import kernel, stage
 from .lanes import AT_ONCE
 from .layout import (
     BALANCED,
     CORRMASK,
     DEGREE,
+    FUNCTION,
     P_HI,
     P_LO,
     PAD,
@@ -80,7 +83,7 @@ def begin_row(
         for c in range(first + begin, first + begin + AT_ONCE, 8):
             prefetch(out, c)
             prefetch(labels, c)
-        column_words(w0, w1, w2, w3, begin, draw, seed)
+        column_words(w0, w1, w2, w3, begin, U0, draw, seed)
 
 
 @kernel(makes_arrays=False)
@@ -148,6 +151,8 @@ def mask(
                     cell, first, width, pool, masked, flags, w0, n, quota, draw, key, placing, numbers, indptr, indices,
                     base, pos, seed_keys, order, spare,
                 )  # fmt: skip
+            elif strategy == FUNCTION:
+                count = add_proposed(pool, masked, w0, width, quota, seed_keys, order, spare)
             elif placing:
                 count = expand_seeds(
                     cell, first, width, pool, masked, flags, w0, n, quota, draw, key, numbers, indptr, indices,

@@ -138,9 +138,9 @@ def row_draw(tokens, first, maskable, width, row, draws, mode, offset):
 
 
 @inline
-def column_words(w0, w1, w2, w3, begin, draw, seed):
-    """Fill the words of AT_ONCE columns from ``begin`` on."""
-    fill_words(w0, w1, w2, w3, begin, draw & LOW, draw >> S32, seed & LOW, seed >> S32)
+def column_words(w0, w1, w2, w3, begin, block, draw, seed):
+    """Fill the words of a block of AT_ONCE columns from ``begin`` on."""
+    fill_words(w0, w1, w2, w3, begin, block, draw & LOW, draw >> S32, seed & LOW, seed >> S32)
 
 
 @inline

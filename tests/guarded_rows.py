@@ -22,13 +22,14 @@ from corrmask_fast.kernels.layout import (
     CONTENT,
     CORRMASK,
     COUNTED,
+    FUNCTION,
     GIVEN,
     PMI,
     RANDOM,
     SAMPLED,
     SPAN,
     Settings,
-)  # fmt: skip
+)
 from corrmask_fast.masking.engine import rows
 from corrmask_fast.masking.engine.draws import Draws
 from corrmask_fast.masking.engine.rows import CpuPlan, make_plan, mask_rows
@@ -120,7 +121,7 @@ def make_plans() -> dict[str, CpuPlan]:
     kinds = {
         **{f"corrmask with {most} partners": (CORRMASK, graph, most) for most in PARTNERS},
         "random": (RANDOM, nothing, 0), "span": (SPAN, nothing, 0), "pmi": (PMI, pairs, 0),
-        "sampled": (SAMPLED, nothing, 0), "balanced": (BALANCED, graph, 0),
+        "sampled": (SAMPLED, nothing, 0), "balanced": (BALANCED, graph, 0), "function": (FUNCTION, nothing, 0),
     }  # fmt: skip
     lo, hi = genes.gene_range
     return {
@@ -191,7 +192,7 @@ def run(entry: type, ids: type) -> None:
             sys.stdout.flush()
             rates = np.array(RATES[number % 3])
             (row_ptr, tokens), more = make_batch(rng, length, number)
-            if name == "sampled" or number % 11 == 5:
+            if name in {"sampled", "function"} or number % 11 == 5:
                 more["priorities"] = rng.integers(0, 2**32, tokens.size)
             mode = (GIVEN, COUNTED, CONTENT)[number % 3]
             draws = Draws(rng.integers(0, 2**62, 2 if mode == GIVEN else 1), mode)

@@ -14,16 +14,26 @@ import functools
 from itertools import pairwise
 from types import SimpleNamespace
 
+import numba
 import numpy as np
 import pytest
 import torch
 from cuda_cases import MIXED, RANDOM
 
-from corrmask_fast import DependencyGraph, Vocabulary, build_dependency_graph, cuda, make_masker, read_corpus, tokenize
+from corrmask_fast import (
+    DependencyGraph,
+    FunctionMasker,
+    Vocabulary,
+    build_dependency_graph,
+    cuda,
+    make_masker,
+    read_corpus,
+    tokenize,
+)
 from corrmask_fast.kernels.layout import CONTENT, GIVEN, KERNELS, SAMPLED
 from corrmask_fast.masking.base import Masker
 from corrmask_fast.masking.engine import ops
-from corrmask_fast.masking.engine.draws import epoch_salt, signed
+from corrmask_fast.masking.engine.draws import Draws, epoch_salt, signed
 from corrmask_fast.masking.engine.tables import no_table
 from corrmask_fast.masking.strategies import DEFAULT
 from corrmask_fast.testing import (
@@ -241,6 +251,58 @@ def test_each_row_goes_by_its_own_graph(backend, strategy):
             expected = alone.expected(draw_ids=draws[row : row + 1], **parameters)
             fields = {name: getattr(got, name)[row : row + 1] for name in expected._fields}
             assert_same(expected, SimpleNamespace(**fields), f"{which}, row {row}")
+
+
+# --------------------------------------------------------------------------------------------- functions of the user's
+
+
+def some_groups(tokens, words):
+    """Groups of 0 to 6 places, some of which come again; together they are mostly fewer than are asked for."""
+    sizes = (words[::3, 1] % 7).astype(np.int64)
+    indptr = np.zeros(sizes.size + 1, np.int64)
+    indptr[1:] = np.cumsum(sizes)
+    columns = np.empty(indptr[-1], np.int64)
+    for i in range(columns.size):
+        columns[i] = (np.int64(words[i % tokens.size, 2]) + tokens[i % tokens.size] + i) % tokens.size
+    return indptr, columns
+
+
+def some_weights(tokens, words):
+    """Numbers far apart, a third of them 0, and some alike."""
+    weights = np.empty(tokens.size, np.float64)
+    for i in range(tokens.size):
+        weights[i] = 0.0 if tokens[i] % 3 == 0 else np.float64(words[i, 3] % 5) ** 20
+    return weights
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["python", "numba"])
+@pytest.mark.parametrize("propose", [some_groups, some_weights], ids=lambda function: function.__name__)
+def test_functions(backend, propose, compiled):
+    given = numba.njit(propose) if compiled else propose
+
+    def plain(tokens, words):
+        return propose(np.array(tokens), np.array(words, np.uint32))
+
+    kind = np.int32 if backend.name == "ragged" else np.int64
+    for number, case in enumerate([each.astype(kind) for each in CASES if each.known]):
+        for parameters in (
+            {"mlm_probability": 0.15, "structural_ratio": 1.0},
+            {"mlm_probability": 0.6, "structural_ratio": 0.7, "seed": 2**64 - 1},
+            {"mlm_probability": (0.05, 0.9), "structural_ratio": (0.2, 1.0), "mask_replace_prob": 0.3},
+        ):
+            masker, draw = FunctionMasker(case.graph.vocabulary, given, **parameters), {"epoch": 3}
+            expected = case.expected(strategy="function", propose=plain, **draw, **parameters)
+            if backend.name in {"op", "loader", "emulated"}:  # these are given what the masker makes of the rows
+                draw |= {"priorities": priorities_of_function(masker, case)}
+            assert_same(expected, backend.mask(case, masker, number, **draw), f"{case.name}, {parameters}")
+
+
+def priorities_of_function(masker, case):
+    masks = {"attention_mask": case.attention_mask, "special_tokens_mask": case.special_tokens_mask}
+    masks = {name: mask.reshape(-1) for name, mask in masks.items() if mask is not None}
+    draws = Draws(np.array([signed(epoch_salt(3))]), CONTENT)
+    indptr, tokens = np.arange(case.rows + 1) * case.columns, case.input_ids.reshape(-1)
+    return masker._propose(indptr, tokens, draws, **masks)[1].reshape(case.input_ids.shape).copy()
 
 
 # ------------------------------------------------------------------------------------------------------- real cells

@@ -33,6 +33,7 @@ def reader(tmp_path, monkeypatch):
     cells.write_h5ad("more/cells2.h5ad")
     medians = corpus_medians("cells.h5ad", cells.vocabulary, progress=False)
     Path("gene_median_dictionary.pkl").write_bytes(pickle.dumps(medians))
+    Path("ReactomePathways.gmt").write_text("planted\tlink\tGENE0020\tRPL3\tGENE0021\n")
     tokens = {name: token for token, name in enumerate(cells.vocabulary.names)}
     Path("token_dictionary.pkl").write_bytes(pickle.dumps(tokens))
     Path("gene_name_id_dict.pkl").write_bytes(pickle.dumps({"RPL3": "GENE0020"}))  # a gene of a planted module
@@ -59,7 +60,7 @@ def test_commands_and_python_run(reader, capsys):
 
     reader["dataset"] = datasets.load_from_disk("cells.dataset")
     programs, result = blocks("python"), {}
-    assert len(programs) == 6
+    assert len(programs) == 7
     for program in programs:
         names = dict(reader)  # each block alone, with what a reader brings
         exec(compile(program, "README.md", "exec"), names)

@@ -189,7 +189,7 @@ def test_compiled_whole(strategy):
         (
             "spam",
             {},
-            "strategy must be one of random, span, pmi, pmi-rand, corrmask, corrmask-100, corrmask-balanced, mam, ",
+            "corrmask-100, corrmask-balanced, mam, corrmask-mam, or your own as package.module:Name",
         ),
         ("corrmask", {"vocabulary": GENES}, "'corrmask' needs a dependency graph: give graph="),
         ("pmi", {"vocabulary": GENES}, "'pmi' needs a PMI table: give pmi="),

@@ -8,6 +8,7 @@ Random (lambda = 0)         the control of every line below: with ``structural_r
 each other strategy         as its name says (``masking/strategies``), with its own λ
 CorrMask, rewired graph     CorrMask by a graph of the same degrees and other partners, judged by the true graph: what
                             masking hubs more often does by itself
+maskers of your own         as they are made; Random is their control if they have its ``seed`` and rate
 ==========================  =========================================================================================
 
 Multinomial attention masking is left out: what it masks depends on a trained model.
@@ -19,15 +20,17 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from corrmask_fast.audit.masks import audit_strategies, masks_of
-from corrmask_fast.errors import check_integer
+from corrmask_fast.errors import InputError, check_integer
 from corrmask_fast.masking.factory import make_masker
 from corrmask_fast.masking.strategies import CONTROL, DEFAULT, STRATEGIES
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from corrmask_fast.audit.report import AuditReport
     from corrmask_fast.cells.corpus import Corpus
     from corrmask_fast.graph.dependency_graph import DependencyGraph
-    from corrmask_fast.masking.base import RateLike
+    from corrmask_fast.masking.base import Masker, RateLike
     from corrmask_fast.masking.pmi_table import PMITable
 
 __all__ = ["ALL_CONTROL", "ALL_REWIRED", "audit_all_strategies"]
@@ -42,6 +45,7 @@ def audit_all_strategies(
     pmi: PMITable | None = None,
     *,
     rewired_graph: DependencyGraph | None = None,
+    maskers: Sequence[Masker] = (),
     mlm_probability: RateLike = 0.15,
     max_partners: int = 5,
     npmi_min: float = 0.1,
@@ -63,6 +67,8 @@ def audit_all_strategies(
         For PMI masking; None: counted from the corpus, all of it, with its defaults.
     rewired_graph
         The second control's; None: ``rewired(graph, seed)``.
+    maskers
+        More maskers, such as a :class:`~corrmask_fast.FunctionMasker`: a line each, by its ``label``.
     mlm_probability, max_partners, npmi_min
         Of the maskers, where they have a meaning; λ is what a strategy's name stands for.
     step
@@ -114,10 +120,16 @@ def audit_all_strategies(
         made.set_step(step)
         return made
 
-    maskers = {ALL_CONTROL if name == CONTROL else each.label: masker(name, graph) for name, each in STRATEGIES.items()}
-    maskers[ALL_REWIRED] = masker(DEFAULT, rewired_graph)
+    every = {ALL_CONTROL if name == CONTROL else each.label: masker(name, graph) for name, each in STRATEGIES.items()}
+    every[ALL_REWIRED] = masker(DEFAULT, rewired_graph)
+    for more in maskers:
+        more.vocabulary.check_same(corpus.vocabulary, f"the masker {more.label}", "the corpus")
+        if more.label in every:
+            raise InputError(f"two lines cannot be called {more.label!r}; give the masker another name")
+        more.set_step(step)
+        every[more.label] = more
     report = audit_strategies(
-        {name: masks_of(each) for name, each in maskers.items()},
+        {name: masks_of(each) for name, each in every.items()},
         graph,
         corpus,
         controls=[ALL_CONTROL, ALL_REWIRED],
@@ -126,4 +138,4 @@ def audit_all_strategies(
         seed=seed,
         progress=progress,
     )
-    return replace(report, step=step) if maskers[ALL_CONTROL].has_schedule else report
+    return replace(report, step=step) if every[ALL_CONTROL].has_schedule else report

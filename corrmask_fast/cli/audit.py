@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from corrmask_fast.cli.masker_options import add_masker_options, masker_of
+from corrmask_fast.cli.masker_options import add_masker_options, is_own, masker_of
 from corrmask_fast.cli.options import (
     add_corpus,
     check_outputs,
@@ -57,7 +57,8 @@ def add_audit(commands: Any) -> None:
     parser.add_argument(
         "--all",
         action="store_true",
-        help="audit all strategies, and a rewired graph; without --pmi the PMI table is counted from CORPUS",
+        help="audit all strategies, and a rewired graph; without --pmi the PMI table is counted from CORPUS; "
+        "--strategy package.module:Name adds a line for a strategy of your own",
     )
     add_masker_options(parser, graph_required=True)
     setting(parser, "--epochs", 1, "N", "epochs to mask")
@@ -91,7 +92,7 @@ def _audit(arguments: argparse.Namespace) -> None:
 
 def _check(arguments: argparse.Namespace) -> None:
     """Refuse options that do not go together, and files that cannot be written, before the work begins."""
-    if arguments.all and arguments.strategy != DEFAULT:
+    if arguments.all and arguments.strategy != DEFAULT and not is_own(arguments.strategy):
         raise InputError(f"--all audits every strategy; leave --strategy {arguments.strategy} out, or --all")
     if arguments.all and arguments.structural_ratio is not None:
         raise InputError("--structural-ratio follows from each strategy's name; leave it out, or --all")
@@ -133,6 +134,7 @@ def _every_strategy(arguments: argparse.Namespace, corpus: Corpus, graph: Depend
     given = {name: getattr(arguments, name) for name in ("max_partners", "npmi_min")}
     given = {name: value for name, value in given.items() if value is not None}
     graph.vocabulary.check_same(corpus.vocabulary, "the graph", "the corpus")
+    own = [masker_of(arguments, vocabulary=corpus.vocabulary)] if is_own(arguments.strategy) else []
     other = rewired(graph, arguments.seed)
     if arguments.pmi:
         pmi = PMITable.load(arguments.pmi)
@@ -143,6 +145,7 @@ def _every_strategy(arguments: argparse.Namespace, corpus: Corpus, graph: Depend
         graph,
         pmi,
         rewired_graph=other,
+        maskers=own,
         mlm_probability=arguments.mlm_probability,
         step=arguments.step or 0,
         epochs=arguments.epochs,

@@ -10,7 +10,7 @@ from corrmask_fast.masking.schedules import parse_rate
 from corrmask_fast.masking.strategies import DEFAULT, LEARNED_STRATEGIES, OF_MODEL, OPTIONS, SOURCES, STRATEGIES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from corrmask_fast.cells.vocabulary import Vocabulary
     from corrmask_fast.graph.dependency_graph import DependencyGraph
@@ -27,10 +27,12 @@ def add_masker_options(parser: argparse.ArgumentParser, *, graph_required: bool 
     names = ", ".join(f"{name} ({strategy.summary})" for name, strategy in strategies.items())
     parser.add_argument(
         "--strategy",
-        choices=strategies,
+        type=_strategy_of(strategies),
         default=DEFAULT,
         metavar="NAME",
-        help=f"what is masked together: {names} (default: {DEFAULT})",
+        help=f"what is masked together: {names} (default: {DEFAULT}). Or a strategy of your own, package.module:Name: "
+        "the module is imported from PYTHONPATH, which runs its code, and Name(vocabulary, **options) must return a "
+        "masker, such as a FunctionMasker; options are mlm_probability, seed and those below that are given",
     )
     for name, source in SOURCES.items():
         if source.command:
@@ -51,6 +53,22 @@ def add_masker_options(parser: argparse.ArgumentParser, *, graph_required: bool 
             text = option.help + (f" (default: {_ratios(strategies)})" if name == "structural_ratio" else "")
             parser.add_argument(_flag(name), type=_parser(option.parse), metavar=option.metavar, help=text)
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the masks (default: 0)")
+
+
+def is_own(strategy: str) -> bool:
+    """Return whether a strategy is a user's own, ``package.module:Name``."""
+    return ":" in strategy
+
+
+def _strategy_of(strategies: Collection[str]) -> Callable[[str], str]:
+    def parsed(text: str) -> str:
+        if text not in strategies and not is_own(text):
+            raise argparse.ArgumentTypeError(
+                f"must be one of {', '.join(strategies)}, or package.module:Name; got {text!r}"
+            )
+        return text
+
+    return parsed
 
 
 def _flag(name: str) -> str:
@@ -102,7 +120,8 @@ def masker_of(
     import corrmask_fast
     from corrmask_fast.masking.factory import make_masker
 
-    needs = (STRATEGIES | LEARNED_STRATEGIES)[arguments.strategy].needs
+    own = is_own(arguments.strategy)
+    needs = "vocabulary" if own else (STRATEGIES | LEARNED_STRATEGIES)[arguments.strategy].needs
     source = SOURCES[needs]
     given = {name: getattr(arguments, name) for name in OPTIONS if getattr(arguments, name, None) is not None}
     if source.command:

@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from corrmask_fast.cli.masker_options import add_masker_options, masker_of
+from corrmask_fast.cli.masker_options import add_masker_options, is_own, masker_of
 from corrmask_fast.cli.options import add_corpus, command, load_graph, open_corpus
 from corrmask_fast.errors import InputError, naming, shown
 from corrmask_fast.masking.schedules import parse_rate, rate_text
@@ -108,7 +108,12 @@ def _fill_in_masker(arguments: argparse.Namespace, found: dict[str, Any], config
                     value = parse_rate(value)
             setattr(arguments, name, value)
     strategies = STRATEGIES | LEARNED_STRATEGIES
-    if arguments.strategy not in strategies:
+    if is_own(arguments.strategy) and arguments.strategy == found.get("strategy"):
+        raise InputError(
+            f"{config} names {arguments.strategy}, and only what the command line names is imported, for this runs its "
+            f"code; if you trust it, give --strategy {arguments.strategy}"
+        )
+    if arguments.strategy not in strategies and not is_own(arguments.strategy):
         raise InputError(f"{config}: strategy must be one of {', '.join(strategies)}; got {shown(arguments.strategy)}")
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from corrmask_fast.buffers import empty
 from corrmask_fast.errors import InputError, check_integer, check_number, check_seed
-from corrmask_fast.kernels.layout import COUNTED, KERNELS, P_HI, P_LO, RATIO_LO, Settings
+from corrmask_fast.kernels.layout import COUNTED, KERNELS, NEEDED, P_HI, P_LO, RATIO_HI, RATIO_LO, Settings
 from corrmask_fast.masking.engine import device as on_device
 from corrmask_fast.masking.engine import ops
 from corrmask_fast.masking.engine import rows as on_cpu
@@ -105,6 +105,7 @@ class Masker(nn.Module):
     label = ""  # what tables and pictures call it
     mask_source = "vocabulary"  # what its masks depend on, beside the numbers
     needs_model = False  # whether they depend on a model too, with which the masker learns
+    on_host = False  # whether its masks are computed on the CPU, whatever the device
     own_parameters: tuple[str, ...] = ()  # parameters beside FIXED that decide its masks, and that no table tells
 
     def __init__(
@@ -143,7 +144,7 @@ class Masker(nn.Module):
         self._schedules = [(entry, schedule) for entry, schedule in schedules if schedule is not None]
         self.n_graphs = table.n_graphs
         self._settings = self._make_settings(strategy, table.degree)
-        self._needs_priorities = KERNELS[strategy].priorities == "top-up"
+        self._needs_priorities = KERNELS[strategy].priorities in NEEDED
         self._needs_more = table.n_graphs > 1 or self._needs_priorities  # than a batch
         # What kernels take of the masker: packed once, with its device and the address of one buffer's memory.
         self._plan: tuple[Any, torch.device, int] | None = None
@@ -325,8 +326,8 @@ class Masker(nn.Module):
         }
         if graph_ids is not None or self._needs_more:
             check_graphs_given(graph_ids is not None, self.n_graphs)
-            if self._needs_priorities:
-                raise InputError("ragged rows have no priorities; mask a padded batch by calling the masker")
+        if self._needs_priorities:
+            draws, marks["priorities"] = self._propose(indptr, narrow, draws, plan.rates[RATIO_HI], **marks)
         if graph_ids is not None:
             marks["graph_ids"] = check_graph_ids(check_array("graph_ids", graph_ids, rows, np.int64), self.n_graphs)
         bad = on_cpu.mask_rows(
@@ -338,6 +339,10 @@ class Masker(nn.Module):
             attention[:] = 0
             attention[np.arange(columns) < np.diff(indptr)[:, None]] = marks["attention_mask"]
         return RaggedMasked(out, attention, labels, positions)
+
+    def _propose(self, *_: Any, **__: Any) -> tuple[Draws, np.ndarray]:
+        """Return the draws of ragged rows, and their priorities (see ``mask_rows``)."""
+        raise InputError("ragged rows have no priorities; mask a padded batch by calling the masker")
 
     def set_step(self, step: int | torch.Tensor) -> None:
         """Set the training step of schedules, from the next batch on. Without schedules it changes nothing.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,8 @@ from corrmask_fast.errors import InputError, shown
 from corrmask_fast.masking.strategies import LEARNED_STRATEGIES, OF_MODEL, OPTIONS, SOURCES, STRATEGIES
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
     from corrmask_fast.cells.vocabulary import Vocabulary
     from corrmask_fast.graph.dependency_graph import DependencyGraph
     from corrmask_fast.masking.base import Masker
@@ -30,7 +33,9 @@ def make_masker(
     Parameters
     ----------
     strategy
-        A name of ``STRATEGIES`` or ``LEARNED_STRATEGIES`` in :mod:`corrmask_fast.masking.strategies`.
+        A name of ``STRATEGIES`` or ``LEARNED_STRATEGIES`` in :mod:`corrmask_fast.masking.strategies`. Or one of your
+        own, ``"package.module:Name"``: the module is imported, which runs its code, and ``Name(vocabulary,
+        **parameters)`` must return a masker, such as a :class:`~corrmask_fast.FunctionMasker`.
     graph, pmi, vocabulary
         What strategies are made from; give what is there, each takes what it needs. A strategy that needs a
         vocabulary takes the graph's or the table's where none is given.
@@ -41,8 +46,8 @@ def make_masker(
     Raises
     ------
     InputError
-        If there is no such strategy, what it needs is not given, the things given have different vocabularies, or a
-        parameter has no meaning for it.
+        If there is no such strategy, what it needs is not given, the things given have different vocabularies, a
+        parameter has no meaning for it, or a strategy of your own cannot be imported or makes no masker.
 
     Examples
     --------
@@ -53,11 +58,11 @@ def make_masker(
     """
     every = STRATEGIES | LEARNED_STRATEGIES
     found = every.get(strategy) if isinstance(strategy, str) else None
-    if found is None:
-        raise InputError(f"strategy must be one of {', '.join(every)}; got {shown(strategy)}")
-    learns = strategy in LEARNED_STRATEGIES
     sources = {"graph": graph, "pmi": pmi, "vocabulary": vocabulary}
     sources |= {name: parameters.pop(name, None) for name in SOURCES if name not in sources}
+    if found is None:
+        return _made_by(strategy, _imported(strategy, every), _common_vocabulary(sources), parameters)
+    learns = strategy in LEARNED_STRATEGIES
     for name in parameters:
         if name in found.fixed:
             base = next(other for other, each in STRATEGIES.items() if each.masker == found.masker)
@@ -66,16 +71,10 @@ def make_masker(
             )
         if name in {*OPTIONS, *OF_MODEL} and name not in found.takes:
             raise InputError(f"{name} has no meaning for the strategy {strategy!r}; leave it out")
-    vocabularies: dict[str, Any] = {
-        SOURCES[name].name: getattr(source, "vocabulary", source)
-        for name, source in sources.items()
-        if source is not None
-    }
-    for one, other in pairwise(vocabularies):
-        vocabularies[one].check_same(vocabularies[other], f"the {one}", f"the {other}")
+    common = _common_vocabulary(sources)
     source: Any = sources[found.needs]
     if found.needs == "vocabulary" and source is None:
-        source = next(iter(vocabularies.values()), None)
+        source = common
     if source is None:
         needs = SOURCES[found.needs]
         raise InputError(f"the strategy {strategy!r} needs {needs.kind}: give {found.needs}={needs.cls}.load(path)")
@@ -87,3 +86,51 @@ def make_masker(
     if learns and found.needs != "vocabulary":
         return masker(source.vocabulary, **{found.needs: source}, **parameters)
     return masker(source, **found.fixed, **parameters)
+
+
+def _common_vocabulary(sources: dict[str, Any]) -> Any:
+    """Return the vocabulary of all that is given, or None where nothing is."""
+    vocabularies: dict[str, Any] = {
+        SOURCES[name].name: getattr(source, "vocabulary", source)
+        for name, source in sources.items()
+        if source is not None
+    }
+    for one, other in pairwise(vocabularies):
+        vocabularies[one].check_same(vocabularies[other], f"the {one}", f"the {other}")
+    return next(iter(vocabularies.values()), None)
+
+
+def _imported(strategy: Any, names: Iterable[str]) -> Callable[..., Any]:
+    """Return what ``"package.module:Name"`` names."""
+    module, _, name = strategy.partition(":") if isinstance(strategy, str) else ("", "", "")
+    if not module or not name:
+        raise InputError(
+            f"strategy must be one of {', '.join(names)}, or your own as package.module:Name; got {shown(strategy)}"
+        )
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except Exception as error:
+        raise InputError(
+            f"the strategy {strategy} cannot be imported ({type(error).__name__}: {error}); is the folder of its "
+            "module in PYTHONPATH?"
+        ) from error
+    if not callable(found):
+        raise InputError(f"{strategy} must be a function of (vocabulary, **parameters); it is {shown(found)}")
+    return found
+
+
+def _made_by(strategy: str, own: Callable[..., Any], vocabulary: Any, parameters: dict[str, Any]) -> Masker:
+    """Return the masker that a strategy of the user's own makes."""
+    from corrmask_fast.masking.base import Masker
+
+    if vocabulary is None:
+        raise InputError(f"the strategy {strategy} needs a vocabulary: give vocabulary=Vocabulary.load(path)")
+    try:
+        masker = own(vocabulary, **parameters)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{strategy} failed ({type(error).__name__}: {error})") from error
+    if not isinstance(masker, Masker):
+        raise InputError(f"{strategy} must return a masker, such as FunctionMasker(…); it returned {shown(masker)}")
+    return masker

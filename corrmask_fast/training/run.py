@@ -249,6 +249,8 @@ def _masking(settings: PretrainingSettings, masker: Masker) -> str:
     # Workers know neither the step of a schedule nor the model that a masker learns with.
     if masker.has_schedule or masker.needs_model:
         return "device"
+    if masker.on_host:
+        return "worker"
     return "device" if settings.device != "cpu" and torch.cuda.is_available() else "worker"
 
 

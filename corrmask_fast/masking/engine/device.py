@@ -195,7 +195,8 @@ def mask_batch(
     int64, all on the input's device.
     """
     if validate:
-        check_values_on_device(input_ids, graph_ids, priorities, plan.settings.size, plan.n_graphs)
+        ranks = None if plan.kernels.priorities == "columns" else priorities  # those the masker itself makes
+        check_values_on_device(input_ids, graph_ids, ranks, plan.settings.size, plan.n_graphs)
     rows, columns = input_ids.shape
     ids = input_ids.contiguous()
     out = torch.empty_like(ids)

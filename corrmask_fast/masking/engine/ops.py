@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from corrmask_fast.kernels.layout import GIVEN, KERNELS, Settings
+from corrmask_fast.kernels.layout import GIVEN, KERNELS, NEEDED, Settings
 from corrmask_fast.masking.engine import rows
 from corrmask_fast.masking.engine.checks import check_batch, check_int64, check_row_numbers
 from corrmask_fast.masking.engine.draws import Draws
@@ -95,7 +95,7 @@ def _check(batch: tuple[Any, ...], indptr: torch.Tensor, settings: Sequence[int]
     kernels = KERNELS[constants.strategy]
     check_batch(input_ids, attention_mask, special_tokens_mask, indptr.device)
     n_graphs = indptr.numel() // (constants.size + 1) if kernels.reads == "graph" else 0
-    check_row_numbers(graph_ids, priorities, n_graphs, kernels.priorities == "top-up", input_ids)
+    check_row_numbers(graph_ids, priorities, n_graphs, kernels.priorities in NEEDED, input_ids)
     check_int64("draws", draws, (input_ids.shape[0] if draw_mode == GIVEN else 1,), input_ids.device)
 
 

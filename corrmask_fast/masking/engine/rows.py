@@ -43,6 +43,7 @@ class CpuPlan(NamedTuple):
     scratch: tuple[int, int]  # what the memory must suffice for: numbers of genes, neighbours of one
     size: int  # of the vocabulary
     n_graphs: int
+    checks_priorities: bool  # not where the masker itself makes them
     max_probability: float  # the largest p that ``rates`` may hold
 
 
@@ -72,6 +73,7 @@ def make_plan(
         scratch=scratch,
         size=settings.size,
         n_graphs=n_graphs,
+        checks_priorities=KERNELS[settings.strategy].priorities != "columns",
         max_probability=max_probability,
     )
 
@@ -92,19 +94,19 @@ def mask_batch(
     out, labels = empty((rows, columns)), empty((rows, columns))
     positions = empty((rows, math.floor(columns * plan.max_probability)))
     tokens = np.ascontiguousarray(input_ids.numpy(), np.int64).reshape(-1)
-    row_ptr = _row_starts(rows, columns)
+    row_ptr = row_starts(rows, columns)
     more: dict[str, Any] = {}
     if graph_ids is not None:
         numbers = graph_ids.contiguous().numpy()
         more["graph_ids"] = check_graph_ids(numbers, plan.n_graphs) if validate else numbers
     if priorities is not None:
         ranks = priorities.contiguous().numpy()
-        more["priorities"] = (check_priorities(ranks) if validate else ranks).reshape(-1)
+        more["priorities"] = (check_priorities(ranks) if validate and plan.checks_priorities else ranks).reshape(-1)
     bad = -1
     if rows:
         bad = mask_rows(
             plan, row_ptr, tokens, draws, out, labels, positions,
-            attention_mask=_as_bytes(attention_mask), special_tokens_mask=_as_bytes(special_tokens_mask), **more,
+            attention_mask=as_bytes(attention_mask), special_tokens_mask=as_bytes(special_tokens_mask), **more,
         )  # fmt: skip
     if bad >= 0 and validate:
         raise_unknown_token(bad, tokens[row_ptr[bad] : row_ptr[bad + 1]], plan.size)
@@ -117,11 +119,13 @@ def mask_batch(
 
 
 @lru_cache(maxsize=16)
-def _row_starts(rows: int, columns: int) -> np.ndarray:
+def row_starts(rows: int, columns: int) -> np.ndarray:
+    """Return where the rows of a padded batch begin."""
     return np.arange(rows + 1, dtype=np.int64) * columns
 
 
-def _as_bytes(mask: torch.Tensor | None) -> np.ndarray:
+def as_bytes(mask: torch.Tensor | None) -> np.ndarray:
+    """Return a mask of CPU tensors as kernels take it."""
     if mask is None:
         return NOTHING
     return (mask if mask.dtype == torch.bool else mask != 0).contiguous().view(torch.uint8).numpy().reshape(-1)
@@ -210,7 +214,7 @@ def mask_rows(
     mask = _mask_kernel()
     rows = row_ptr.size - 1
     columns = int(np.diff(row_ptr).max()) if packed else out.shape[1]
-    out_ptr = row_ptr if packed else _row_starts(rows, columns)
+    out_ptr = row_ptr if packed else row_starts(rows, columns)
     flat = [array.reshape(-1) for array in (out, out_attention, labels)]
     rates = plan.rates
     if positions.shape[1] < math.floor(columns * rates[P_HI]):
