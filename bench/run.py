@@ -87,9 +87,8 @@ def measure(bench: Bench, case: str, workload: Workload) -> None:
 
 
 def last_run(path: Path = RESULTS) -> list[records.Row]:
-    """Return the rows of the last run that covers every case recorded so far."""
-    rows = records.read(path)
-    return records.last_run(rows, {goal.case for goal in GOALS} & {row["case"] for row in rows})
+    """Return the rows of the last run that covers every case of the README's table: packing has no line there."""
+    return records.last_run(records.read(path), {goal.case for goal in GOALS} - {"packing"})
 
 
 def figures(rows: list[records.Row]) -> str:

@@ -11,6 +11,7 @@ import numba
 import numpy as np
 import pytest
 import torch
+from proposals import by_tens, by_tens_compiled
 from torch.utils.data import DataLoader
 
 from corrmask_fast import (
@@ -34,30 +35,6 @@ GENES = make_vocabulary(60)
 CELLS = [np.random.default_rng(seed).permutation(60)[: 20 + seed].tolist() for seed in range(16)]
 CELLS = [[2 + gene for gene in cell] for cell in CELLS]
 ROWS = torch.tensor([cell[:20] for cell in CELLS])
-
-
-def by_tens(tokens, words):
-    """Genes of one ten of ids together, the tens in random order: fifteen lines are enough for a strategy."""
-    tens = tokens // 10
-    kinds = np.unique(tens)
-    kinds = kinds[words[: kinds.size, 0].argsort(kind="stable")]
-    groups = [np.flatnonzero(tens == kind) for kind in kinds]
-    return np.cumsum([0, *map(len, groups)]), np.concatenate(groups)
-
-
-@numba.njit
-def by_tens_compiled(tokens, words):
-    tens = tokens // 10
-    kinds = np.unique(tens)
-    kinds = kinds[np.argsort(words[: kinds.size, 0], kind="mergesort")]
-    indptr, columns, n = np.zeros(kinds.size + 1, np.int64), np.empty(tokens.size, np.int64), 0
-    for group in range(kinds.size):
-        for place in range(tokens.size):
-            if tens[place] == kinds[group]:
-                columns[n] = place
-                n += 1
-        indptr[group + 1] = n
-    return indptr, columns
 
 
 @numba.njit
