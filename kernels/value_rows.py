@@ -18,8 +18,9 @@ import numpy as np
 from .jit import inline, kernel, stage
 from .philox import LOW, S32, philox
 from .rows import mix
+from .values import content_of
 
-OK, NOT_FINITE, NEGATIVE, NO_SPACE = 0, 1, 2, 3  # what was found in a row
+OK, BAD_VALUE, NO_SPACE = 0, 1, 2  # what was found in a row
 AS_GIVEN, SCALED, BINS = 0, 1, 2  # transforms
 SPREAD, LOWER, UPPER = 0, 1, 2  # which bin a value takes that lies on several edges
 BLOCK = np.uint64(2**32 - 4)  # of the words drawn here, which no masker uses
@@ -27,15 +28,6 @@ DIGIT = 11  # bits of a digit of the sort; three make 32
 TABLE = 1 << DIGIT  # whole numbers below it are counted
 APART = 4  # tables that count in turns: equal neighbours would wait for each other
 CHOICES, CHOICE_SHIFT = 1 << 10, np.uint64(22)  # the upper 10 bits of a word choose its bucket
-
-
-@inline
-def content_of(column, token, bits):
-    """What a gene and its value add to the content of a cell (SPEC 3); ``bits`` of float32."""
-    number = mix((np.uint64(column) << S32) | (np.uint64(token) & LOW))
-    size = bits & np.uint32(0x7FFFFFFF)
-    seen = np.uint64(0) if size == 0 else np.uint64(0x7FC00000) if size > np.uint32(0x7F800000) else np.uint64(bits)
-    return number + mix(number ^ seen)
 
 
 @stage
@@ -73,20 +65,23 @@ def read_row(tokens, values, lo, hi, cls, row, given):
     return n + tokens.size, n_genes
 
 
+@inline
+def is_bad(value, positive):
+    """Whether a number is no value."""
+    return (not abs(value) < np.float32(np.inf)) | (positive & (value < 0))
+
+
 @stage
-def check_values(values, n, positive):
-    """Return (code, column) of the first value that is none."""
+def first_bad(values, n, positive):
+    """Return the column of the first value that is none, or −1."""
     bad = 0
-    for c in range(n):
-        bad += np.int64(not abs(values[c]) < np.float32(np.inf)) | np.int64(positive & (values[c] < 0))
-    if bad == 0:
-        return OK, 0
-    for c in range(n):
-        if not abs(values[c]) < np.float32(np.inf):
-            return NOT_FINITE, c
-        if positive and values[c] < 0:
-            return NEGATIVE, c
-    return OK, 0
+    for c in range(n):  # in vectors; mostly there is none
+        bad += np.int64(is_bad(values[c], positive))
+    if bad > 0:
+        for c in range(n):
+            if is_bad(values[c], positive):
+                return c
+    return -1
 
 
 @stage
@@ -287,10 +282,9 @@ def prepare_rows(
     """Transform and shorten the rows [first, last); return (code, row, column).
 
     tokens int32, values float32: the cells. salt, seed: uint64. cls: the token put before cells that do not begin with
-    it, or −1. quantiles (edges,) float64 of BINS. length: most columns of a row.
-    positive: whether values below 0 are refused. out_indptr (rows + 1,): where each row
-    goes in out_tokens int32, out_values float32, out_raw float32 (or none: values before the transform) and zero uint8
-    (1 where the value is 0). draws (rows,) uint64: each row's draw_id.
+    it, or −1. quantiles (edges,) float64 of BINS. length: most columns of a row. positive: whether values below 0 are
+    refused. out_indptr (rows + 1,): where each row goes in out_tokens int32, out_values float32, out_raw float32 (or
+    none: values before the transform) and zero uint8 (1 where the value is 0). draws (rows,) uint64: draw_ids.
     """
     longest = 1
     for r in range(first, last):
@@ -304,9 +298,9 @@ def prepare_rows(
         begin, end = indptr[r], indptr[r + 1]
         put = cls if end == begin or tokens[begin] != cls else -1
         n, n_genes = read_row(tokens[begin:end], values[begin:end], lo, hi, put, row, given)
-        code, column = check_values(given, n, positive)
-        if code != OK:
-            return code, r, column - (n - (end - begin))
+        bad = first_bad(given, n, positive)
+        if bad >= 0:
+            return BAD_VALUE, r, bad - (n - (end - begin))
         draws_genes = sampling and n > length
         if draws_genes and n - n_genes >= length:
             return NO_SPACE, r, n - n_genes

@@ -9,8 +9,18 @@ One pass over a row, without a branch, so that it runs in vectors; threads take 
 
 import numpy as np
 
-from .jit import kernel
+from .jit import inline, kernel
+from .philox import LOW, S32
 from .rows import mix
+
+
+@inline
+def content_of(column, token, bits):
+    """What a gene and its value add to the content of a cell; ``bits`` of float32."""
+    number = mix((np.uint64(column) << S32) | (np.uint64(token) & LOW))
+    size = bits & np.uint32(0x7FFFFFFF)
+    seen = np.uint64(0) if size == 0 else np.uint64(0x7FC00000) if size > np.uint32(0x7F800000) else np.uint64(bits)
+    return number + mix(number ^ seen)
 
 
 @kernel(makes_arrays=False)
@@ -19,16 +29,11 @@ def value_content(begin, end, tokens, maskable, first, values, content):
 
     maskable: uint8; first: the column that counts as 0; values: uint32, the bits of float32.
     """
-    low, keep, zero = np.uint64(0xFFFFFFFF), np.uint32(0x7FFFFFFF), np.uint64(0)
-    infinite, nan = np.uint32(0x7F800000), np.uint64(0x7FC00000)
-    several = tokens.shape[0] > 1
+    zero, several = np.uint64(0), tokens.shape[0] > 1
     for row in range(begin, end):
         which = row if several else 0
         offset = first[which]
         total = zero
         for c in range(values.shape[1]):
-            number = mix((np.uint64(c - offset) << np.uint64(32)) | (np.uint64(tokens[which, c]) & low))
-            size = values[row, c] & keep
-            bits = zero if size == 0 else nan if size > infinite else np.uint64(values[row, c])
-            total += (number + mix(number ^ bits)) if maskable[which, c] else zero
+            total += content_of(c - offset, tokens[which, c], values[row, c]) if maskable[which, c] else zero
         content[row] = total

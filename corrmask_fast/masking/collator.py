@@ -180,12 +180,9 @@ class DataCollatorForCorrMask:
         cells = as_cells(features)
         if self.compat:
             return self._mask_as_geneformer(cells)
-        epoch = self._epoch.item()
         self._follow_step()
         indptr, tokens, marks = ragged(cells, self.masker.vocabulary, self.masker.mask_source)
-        if isinstance(cells, RaggedBatch) and cells.epoch is not None:
-            epoch = cells.epoch
-        salt = epoch_salt(epoch) if epoch >= 0 else self._fresh_salt()
+        salt = self._salt_of(cells)
         draw: dict[str, Any] = {"salt": salt}
         others = other_inputs(cells, indptr, self.pad_to_multiple_of, self.graph_column, packed=self.packing)
         if VALUES in others:
@@ -230,6 +227,13 @@ class DataCollatorForCorrMask:
         if step != self._step_set:
             self.masker.set_step(step)
             self._step_set = step
+
+    def _salt_of(self, cells: Cells) -> int:
+        """Return what is added to content: the epoch of the cells, or the one set, or a new number in each call."""
+        epoch = self._epoch.item()
+        if isinstance(cells, RaggedBatch) and cells.epoch is not None:
+            epoch = cells.epoch
+        return epoch_salt(epoch) if epoch >= 0 else self._fresh_salt()
 
     def _fresh_salt(self) -> int:
         """mix(nonce): another one in each call, worker and (where torch is seeded anew) epoch."""

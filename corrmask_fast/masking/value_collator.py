@@ -14,9 +14,8 @@ from corrmask_fast.cells.dataset import RaggedBatch
 from corrmask_fast.cells.segments import check_values, float32_of
 from corrmask_fast.errors import InputError, check_integer, check_number, shown
 from corrmask_fast.masking.collator import DataCollatorForCorrMask
-from corrmask_fast.masking.engine.checks import check_ragged, raise_unknown_token
-from corrmask_fast.masking.engine.draws import epoch_salt
-from corrmask_fast.masking.features import as_cells, concatenate, graph_ids_of, other_inputs
+from corrmask_fast.masking.engine.checks import check_ragged, raise_unknown_token, row_at
+from corrmask_fast.masking.features import as_cells, concatenate, graph_ids_of, other_inputs, ragged
 from corrmask_fast.masking.value_masking import ValueReplacement, holds
 from corrmask_fast.threads import run_ranges
 
@@ -250,11 +249,9 @@ class DataCollatorForValues(DataCollatorForCorrMask):
         """
         if return_tensors not in {None, "pt"}:
             raise InputError(f"return_tensors must be 'pt', for batches are PyTorch tensors; got {return_tensors!r}")
-        pairs, cells, epoch = self._pairs_of(features)
-        epoch = self._epoch.item() if epoch is None else epoch
+        pairs, cells = self._pairs_of(features)
         self._follow_step()
-        salt = epoch_salt(epoch) if epoch >= 0 else self._fresh_salt()
-        rows, raw, zero, draws = self._prepare(pairs, salt)
+        rows, raw, zero, draws = self._prepare(pairs, self._salt_of(cells))
         batch = self._hidden(rows, zero, draws.view(np.int64), cells)
         if self.split:
             batch = self._split(rows, batch, raw)
@@ -272,21 +269,18 @@ class DataCollatorForValues(DataCollatorForCorrMask):
             raise InputError(f"fields must have a name each, or one would replace another; got {shown(fields)}")
         return dict(fields)
 
-    def _pairs_of(self, features: Any) -> tuple[Pairs, Any, int | None]:
-        """Return ids and values of a batch, its cells, and the epoch of its own if it has one."""
+    def _pairs_of(self, features: Any) -> tuple[Pairs, Any]:
+        """Return ids and values of a batch, and its cells."""
         if self.encoder is not None:
             features = self.encoder(features, values=True)
         cells = as_cells(features, self.columns[0])
         if isinstance(cells, RaggedBatch):
             if cells.values is None:
                 raise InputError("the batch has no values; make CorpusDataset(corpus, values=True)")
-            if cells.vocabulary is not None:
-                cells.vocabulary.check_same(
-                    self.masker.vocabulary, "the corpus", f"the masker's {self.masker.mask_source}"
-                )
+            indptr, tokens, _ = ragged(cells, self.masker.vocabulary, self.masker.mask_source)
             # Anyone can make a batch, and kernels take these arrays as addresses.
-            indptr, tokens, _ = check_ragged(cells.indptr, cells.tokens, self.masker.vocabulary.size)
-            return Pairs(indptr, tokens, check_values(cells.values, tokens.size)), cells, cells.epoch
+            indptr, tokens, _ = check_ragged(indptr, tokens, self.masker.vocabulary.size)
+            return Pairs(indptr, tokens, check_values(cells.values, tokens.size)), cells
         ids, values = self.columns
         for i, cell in enumerate(cells):
             if values not in cell:
@@ -298,7 +292,7 @@ class DataCollatorForValues(DataCollatorForCorrMask):
                 raise InputError(
                     f"{values} of row {i} must have one number for each of its {n} {ids}; got {array.shape}"
                 )
-        return Pairs(indptr, tokens, np.concatenate(arrays)), cells, None
+        return Pairs(indptr, tokens, np.concatenate(arrays)), cells
 
     def _prepare(self, pairs: Pairs, salt: int) -> tuple[Pairs, np.ndarray, np.ndarray, np.ndarray]:
         """Return rows transformed and cut, their raw values (none if nobody asks), where these are 0, and draws."""
@@ -339,8 +333,7 @@ class DataCollatorForValues(DataCollatorForCorrMask):
         tokens, size = pairs.tokens, self.masker.vocabulary.size
         if tokens.size == 0 or self.masker.validate is False or (tokens.min() >= 0 and tokens.max() < size):
             return
-        row = int(np.searchsorted(pairs.indptr, ((tokens < 0) | (tokens >= size)).argmax(), side="right")) - 1
-        raise_unknown_token(row, tokens[pairs.indptr[row] : pairs.indptr[row + 1]], size)
+        raise_unknown_token(*row_at(pairs.indptr, tokens, ((tokens < 0) | (tokens >= size)).argmax()), size)
 
     def _check_whole(self, pairs: Pairs) -> None:
         """Raise InputError for a value that int64 does not hold."""
@@ -349,7 +342,7 @@ class DataCollatorForValues(DataCollatorForCorrMask):
         odd &= (pairs.tokens >= low) & (pairs.tokens < high)
         if odd.any():
             place = int(odd.argmax())
-            row = int(np.searchsorted(pairs.indptr, place, side="right")) - 1
+            row, _ = row_at(pairs.indptr, pairs.values, place)
             raise InputError(
                 f"with integers=True a value must be a whole number that int64 holds; row {row}, column "
                 f"{place - pairs.indptr[row]} has {pairs.values[place]}; give transform='bins', or leave integers out"
@@ -361,10 +354,8 @@ class DataCollatorForValues(DataCollatorForCorrMask):
                 f"row {row} has {column} special tokens, and max_length={self.max_length} leaves no column for a gene; "
                 "give a larger one"
             )
-        value, rule = (
-            pairs.values[pairs.indptr[row] + column],
-            "finite" if self.transform is None else "finite and >= 0",
-        )
+        value = pairs.values[pairs.indptr[row] + column]
+        rule = "finite" if self.transform is None else "finite and >= 0"
         return InputError(
             f"the value in row {row}, column {column} must be {rule}; got {value}; give 0 for a gene that was not "
             "counted"

@@ -159,8 +159,7 @@ def check_ragged(indptr: np.ndarray, tokens: np.ndarray, size: int) -> tuple[np.
     if tokens.dtype.itemsize > 4 or tokens.dtype == np.uint32:  # must not wrap around to a token that is known
         lost = (tokens < -(2**31)) | (tokens >= 2**31)
         if lost.any():
-            row = int(np.searchsorted(indptr, lost.argmax(), side="right")) - 1
-            raise_unknown_token(row, tokens[indptr[row] : indptr[row + 1]], size)
+            raise_unknown_token(*row_at(indptr, tokens, lost.argmax()), size)
     return indptr, np.ascontiguousarray(tokens, np.int32), longest
 
 
@@ -182,6 +181,12 @@ def check_priorities(priorities: np.ndarray) -> np.ndarray:
             f"priorities must be in [0, 4294967296); got {priorities[row, column]} in row {row}, column {column}"
         )
     return priorities
+
+
+def row_at(indptr: np.ndarray, entries: np.ndarray, place: Any) -> tuple[int, np.ndarray]:
+    """Return the number of the ragged row that holds ``entries[place]``, and its entries."""
+    row = int(np.searchsorted(indptr, place, side="right")) - 1
+    return row, entries[indptr[row] : indptr[row + 1]]
 
 
 def raise_unknown_token(row: int, tokens: np.ndarray, size: int) -> None:
