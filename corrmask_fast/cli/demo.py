@@ -31,6 +31,8 @@ __all__ = ["DemoSize", "run_demo"]
 MARKER = ".corrmask-demo"  # tells a folder that the demo made, and may clear, from anyone else's
 BATCH = 64
 
+MODEL_LENGTH = 256  # positions of the tiny BERT
+
 
 @dataclass(frozen=True)
 class DemoSize:
@@ -142,7 +144,9 @@ def run_demo(
     else:
         with _one_thread():
             _compare_speed(journal, corpus, lists.select_columns(["input_ids"]), masker, size.compare_seconds)
-            _train(journal, corpus, masker, size.training_steps, progress)
+            length = MODEL_LENGTH - corpus.vocabulary.n_surrounding
+            short = corrmask_fast.read_corpus(corpus_path, max_length=length)
+            _train(journal, short, masker, size.training_steps, progress)
     commands = (
         f"corrmask-fast graph show {journal.folder}/graph.safetensors GENE\n"
         f"corrmask-fast audit {corpus_path} --graph {journal.folder}/graph.safetensors --structural-ratio 1.0"
@@ -331,7 +335,7 @@ def _train(journal: Journal, corpus: Any, masker: Any, steps: int, progress: boo
     from corrmask_fast.training.run import pretrain
     from corrmask_fast.training.settings import PretrainingSettings
 
-    model = {"hidden_size": 64, "layers": 2, "intermediate_size": 128, "dropout": 0.0, "max_length": 256}
+    model = {"hidden_size": 64, "layers": 2, "intermediate_size": 128, "dropout": 0.0, "max_length": MODEL_LENGTH}
     run = {"max_steps": steps, "learning_rate": 2e-3, "lr_schedule": "constant", "held_out": 0.0, "log_every": 1}
     settings = PretrainingSettings.read(None, "small", **model, **run, save_every=10**9, device="cpu")
     with journal.step("Train a tiny BERT"):
