@@ -65,6 +65,7 @@ _MODULES = {
     "export_graph": "graph.export",
     "get_num_threads": "threads",
     "make_masker": "masking.factory",
+    "masked_lm_loss": "training.losses",
     "merge_graphs": "graph.compare",
     "read_corpus": "cells.corpus_io",
     "rewired": "graph.rewiring",
@@ -72,6 +73,7 @@ _MODULES = {
     "stream_corpus": "cells.stream",
     "tokenize": "cells.tokenizer",
     "tokenize_h5ad": "cells.tokenizer",
+    "with_sparse_head": "training.sparse_head",
     "write_corpus": "cells.corpus_io",
 }
 

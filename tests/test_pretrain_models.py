@@ -18,13 +18,16 @@ pytest.importorskip("accelerate")
 from trainers import (
     CELLS,
     DATASET,
+    FIT,
     GRAPH,
     MASKER,
+    NO_DROPOUT,
     VOCABULARY,
     OurTrainer,
     StockTrainer,
     assert_masked_as_in,
     make_arguments,
+    make_kind,
     make_model,
     our_trainer,
 )
@@ -36,34 +39,7 @@ from corrmask_fast.training.trainer import CorrMaskCallback
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SMALL = {
-    "vocab_size": 62, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16,
-    "max_position_embeddings": 32,
-}  # fmt: skip
-DISTIL = {"vocab_size": 62, "dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 16, "max_position_embeddings": 32}
-NO_ROLES = {"cls_token_id": 0, "sep_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
-
-
-def make_kind(name, **options):
-    """Return a small model; its configuration is transformers' own but for ``options``."""
-    if not hasattr(transformers, f"{name}ForMaskedLM"):
-        pytest.skip(f"this transformers has no {name}")
-    torch.manual_seed(1)
-    sizes = DISTIL if name == "DistilBert" else SMALL | ({"embedding_size": 16} if name == "Electra" else {})
-    roles = NO_ROLES if name == "ModernBert" else {}
-    config = getattr(transformers, f"{name}Config")(**sizes | roles | options)
-    return getattr(transformers, f"{name}ForMaskedLM")(config)
-
-
-NO_DROPOUT = dict.fromkeys(
-    ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout", "embedding_dropout",
-     "mlp_dropout"), 0.0)  # fmt: skip
 ROTARY = {"position_embedding_type": "rotary"}
-FIT = {
-    "Bert": {}, "DistilBert": {}, "Electra": {}, "Roberta": {"pad_token_id": 0}, "ModernBert": {"pad_token_id": 0},
-    "Esm": {"pad_token_id": 0, "mask_token_id": 1, "token_dropout": True}, "Albert": {"embedding_size": 16},
-    "Camembert": {"pad_token_id": 0},
-}  # fmt: skip
 
 
 def loss_by_hand(model, batch):

@@ -39,6 +39,34 @@ def make_model(*, dropout=0.0, vocab_size=62, positions=32):
     return transformers.BertForMaskedLM(config)
 
 
+SMALL = {
+    "vocab_size": 62, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16,
+    "max_position_embeddings": 32,
+}  # fmt: skip
+DISTIL = {"vocab_size": 62, "dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 16, "max_position_embeddings": 32}
+NO_ROLES = {"cls_token_id": 0, "sep_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
+NO_DROPOUT = dict.fromkeys(
+    ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout", "embedding_dropout",
+     "mlp_dropout"), 0.0)  # fmt: skip
+# Kinds of models that fit the vocabulary, and what their configuration needs for it.
+FIT = {
+    "Bert": {}, "DistilBert": {}, "Electra": {}, "Roberta": {"pad_token_id": 0}, "ModernBert": {"pad_token_id": 0},
+    "Esm": {"pad_token_id": 0, "mask_token_id": 1, "token_dropout": True}, "Albert": {"embedding_size": 16},
+    "Camembert": {"pad_token_id": 0},
+}  # fmt: skip
+
+
+def make_kind(name, **options):
+    """Return a small model; its configuration is transformers' own but for ``options``."""
+    if not hasattr(transformers, f"{name}ForMaskedLM"):
+        pytest.skip(f"this transformers has no {name}")
+    torch.manual_seed(1)
+    sizes = DISTIL if name == "DistilBert" else SMALL | ({"embedding_size": 16} if name == "Electra" else {})
+    roles = NO_ROLES if name == "ModernBert" else {}
+    config = getattr(transformers, f"{name}Config")(**sizes | roles | options)
+    return getattr(transformers, f"{name}ForMaskedLM")(config)
+
+
 def make_masker(**changes):
     """Return a masker that learns with ``make_model``'s model."""
     return MultinomialAttentionMasker(VOCABULARY, 32, **{"n_latents": 6, "mlm_probability": 0.3, "seed": 5, **changes})

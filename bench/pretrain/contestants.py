@@ -19,6 +19,7 @@ from corrmask_fast import (
     CorrMaskTrainer,
     DataCollatorForCorrMask,
     MultinomialAttentionMasker,
+    with_sparse_head,
 )
 from corrmask_fast.masking.stock import stock_collator
 from corrmask_fast.training.mam_model import attach
@@ -44,6 +45,11 @@ MAM_STEP = "step, MultinomialAttentionMasker inside"
 CORRMASK_ALONE = "CorrMasker alone"
 MAM_ALONE = "MultinomialAttentionMasker's masks alone"
 STEPS = {"step": 0.0, "step-dropout": 0.02}  # case → dropout
+# Models beside BERT that take a sparse head, and what their configuration needs for the vocabulary.
+KINDS: dict[str, dict[str, Any]] = {
+    "Roberta": {}, "Esm": {"mask_token_id": 1, "position_embedding_type": "absolute"}, "Electra": {}, "DistilBert": {},
+    "ModernBert": {"cls_token_id": 0, "sep_token_id": 0, "bos_token_id": 0, "eos_token_id": 0},
+}  # fmt: skip
 
 GOALS = (
     Goal("input of our Trainer", "input", OUR_INPUT, (STOCK_INPUT,), 40),
@@ -81,6 +87,60 @@ def step_race(workload: Workload, batch: int, dropout: float, *, small: bool) ->
     ]
 
 
+def head_race(workload: Workload, batch: int, kind: str, *, small: bool) -> tuple[list[Contestant], dict[str, float]]:
+    """The same for another model of transformers; also what each keeps in memory for its backward pass, in MiB."""
+    rows = torch.from_numpy(workload.rows(batch))
+    masked = CorrMasker(workload.graph)(rows, epoch=0)
+    inputs = {"input_ids": masked.input_ids, "attention_mask": torch.ones_like(rows), "labels": masked.labels}
+    stock = model_of_kind(kind, workload, settings_of(workload, 0.0, small=small))
+    ours = with_sparse_head(copy.deepcopy(stock))
+    check_step(stock, ours, inputs, masked.masked_positions)
+    names = f"{kind}ForMaskedLM", f"{kind}ForMaskedLM, sparse head"
+    given = inputs, inputs | {"masked_positions": masked.masked_positions}
+    models = stock, ours
+    kept = {name: kept_mib(model, one) for name, model, one in zip(names, models, given, strict=True)}
+    return [_step(name, model, one, batch) for name, model, one in zip(names, models, given, strict=True)], kept
+
+
+def model_of_kind(kind: str, workload: Workload, settings: PretrainingSettings) -> Any:
+    """Return a model of transformers, of the size that the settings say; without dropout."""
+    import transformers
+
+    vocabulary, positions = workload.graph.vocabulary, settings.max_length + 1  # some count from 1
+    names = {"hidden_size": "dim", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads",
+             "intermediate_size": "hidden_dim"} if kind == "DistilBert" else {}  # fmt: skip
+    sizes = {
+        "hidden_size": settings.hidden_size, "num_hidden_layers": settings.layers,
+        "num_attention_heads": settings.heads, "intermediate_size": settings.intermediate_size,
+    }  # fmt: skip
+    drop = ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout")
+    options = {names.get(name, name): size for name, size in sizes.items()} | dict.fromkeys(drop, 0.0) | KINDS[kind]
+    if kind == "Electra":
+        options["embedding_size"] = settings.hidden_size
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=vocabulary.size, pad_token_id=vocabulary.pad_token_id, max_position_embeddings=positions, **options
+    )
+    torch.manual_seed(0)
+    return getattr(transformers, f"{kind}ForMaskedLM")(config).train()
+
+
+def kept_mib(model: Any, inputs: dict[str, torch.Tensor]) -> float:
+    """Return the size of all tensors that a forward pass keeps for the backward pass, weights left out."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = model(**inputs).loss  # held, so that no memory is handed out twice
+    del loss
+    return sum(kept.values()) / 2**20
+
+
 def check_step(stock: Any, ours: Any, inputs: dict[str, torch.Tensor], positions: torch.Tensor) -> None:
     """Loss equal to 1e-5, every gradient to float tolerance; dropout off, for it draws."""
     losses = []
@@ -91,6 +151,8 @@ def check_step(stock: Any, ours: Any, inputs: dict[str, torch.Tensor], positions
     assert abs(losses[0] - losses[1]) <= 1e-5, f"losses {losses}"
     pairs = zip(stock.named_parameters(), ours.named_parameters(), strict=True)
     for (name, one), (_, other) in pairs:
+        if one.grad is None and other.grad is None:
+            continue  # no part of the loss, as ESM's head for contacts
         apart = (one.grad - other.grad).norm() / one.grad.norm().clamp(min=1e-6)
         # A key's bias adds the same to all scores of a query: its gradient is rounding alone.
         assert apart < 1e-4 or "key.bias" in name, f"gradients of {name} differ by {apart:.1e}"

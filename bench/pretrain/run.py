@@ -17,9 +17,9 @@ from harness.bench import Bench, parser_of
 from harness.workload import SMOKE, Size, Workload, make_workload
 
 from corrmask_fast import get_num_threads, set_num_threads
-from pretrain.contestants import GOALS, STEPS, input_race, learned_race, step_race
+from pretrain.contestants import GOALS, KINDS, STEPS, head_race, input_race, learned_race, step_race
 
-CASES = ("input", *STEPS, "mam")
+CASES = ("input", *STEPS, "mam", "heads")
 STEP_BATCH = 4
 
 
@@ -27,10 +27,12 @@ def main() -> None:
     """Run what the arguments ask for."""
     arguments = parser_of(__doc__, "pretrain.csv", CASES, rounds=3).parse_args()
     workload = make_workload(SMOKE if arguments.smoke else Size(), arguments.keep)
-    bench = Bench(arguments, GOALS, {"first_call_s": 0.0, **workload.describe()})
+    bench = Bench(arguments, GOALS, {"first_call_s": 0.0, **workload.describe(), "kept_mib": ""})
     for case in arguments.cases:
         if case == "input":
             time_input(bench, workload)
+        elif case == "heads":
+            time_heads(bench, workload)
         else:
             time_steps(bench, workload, case)
     bench.finish()
@@ -49,6 +51,15 @@ def time_input(bench: Bench, workload: Workload) -> None:
     finally:
         set_num_threads(threads)
         torch.set_num_threads(torch_threads)
+
+
+def time_heads(bench: Bench, workload: Workload) -> None:
+    """Time steps of other models with a full and a sparse head, and count what is kept for the backward pass."""
+    for kind in KINDS:
+        contestants, kept = head_race(workload, STEP_BATCH, kind, small=bench.smoke)
+        for name, timing in bench.race("heads", STEP_BATCH, contestants).items():
+            next(row for row in bench.rows if row["contestant"] == name)["kept_mib"] = round(kept[name])
+            print(f"{name}: {timing.p50 * STEP_BATCH / 1e6:.3g} s, keeps {kept[name]:,.0f} MiB", flush=True)
 
 
 def time_steps(bench: Bench, workload: Workload, case: str) -> None:

@@ -1,16 +1,122 @@
-"""Cross-entropy at masked genes, for models with logits at all columns and for models with logits at some."""
+"""Cross-entropy at masked genes, for models with logits at all columns and for models with logits at some.
+
+Nothing here needs transformers: :func:`masked_lm_loss` is for any model and any training loop.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.functional import cross_entropy
 
-from corrmask_fast.errors import InputError
+from corrmask_fast.errors import InputError, shown
 
-__all__ = ["logits_of", "losses_at_masked", "summed_by_row", "targets_of"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from corrmask_fast.masking.base import MaskedBatch
+
+__all__ = [
+    "hidden_at", "labels_at", "logits_of", "losses_at_masked", "masked_lm_loss", "mean_loss", "summed_by_row",
+    "targets_of",
+]  # fmt: skip
+
+
+def masked_lm_loss(
+    hidden: torch.Tensor,
+    head: Callable[[torch.Tensor], torch.Tensor],
+    masked: MaskedBatch | Mapping[str, torch.Tensor],
+    *,
+    num_items_in_batch: torch.Tensor | int | None = None,
+) -> torch.Tensor:
+    """Return the loss of masked language modelling, with logits at the masked genes alone.
+
+    Loss and gradients are those of a head over all columns, to float tolerance. At a rate of 15 % there are 85 % fewer
+    logits, which are most of a small model's memory.
+
+    Parameters
+    ----------
+    hidden
+        (rows, columns, width): what the model's last layer returns for the masked ``input_ids``.
+    head
+        Returns logits, (…, vocabulary), of (…, width): the model's module for that, or any function.
+    masked
+        What a masker returned, or a collator's batch: ``labels`` (rows, columns) int64, −100 where nothing is to be
+        predicted, and ``masked_positions`` (rows, K) int64, −1 after a row's own. A batch without ``masked_positions``
+        will do on the CPU; on a GPU finding them anew waits for the device.
+    num_items_in_batch
+        What the summed loss is divided by: the number of masked genes in all batches of a step, where gradients are
+        accumulated, or over all ranks. None: the number in this batch.
+
+    Returns
+    -------
+    A scalar, in nats a gene, float32. 0 where nothing is masked.
+
+    Raises
+    ------
+    InputError
+        If labels are missing, or shapes do not fit each other.
+
+    Examples
+    --------
+    >>> from corrmask_fast import RandomMasker, Vocabulary
+    >>> genes = Vocabulary(("<pad>", "<mask>", *(f"G{i}" for i in range(8))))
+    >>> embed, head = torch.nn.Embedding(10, 4), torch.nn.Linear(4, 10)
+    >>> masked = RandomMasker(genes, mlm_probability=0.5)(torch.arange(2, 10).repeat(2, 1), epoch=0)
+    >>> loss = masked_lm_loss(embed(masked.input_ids), head, masked)
+    >>> loss.backward()
+    """
+    given = masked if isinstance(masked, Mapping) else getattr(masked, "_asdict", dict)()
+    labels, positions = given.get("labels"), given.get("masked_positions")
+    if not isinstance(labels, torch.Tensor):
+        has = ", ".join(given) or "nothing"
+        raise InputError(
+            f"masked must hold labels, as a masker's result and a collator's batch do; it has {has}; "
+            "was the batch masked?"
+        )
+    if hidden.dim() != 3 or hidden.shape[:2] != labels.shape:
+        raise InputError(
+            f"hidden must be ({', '.join(map(str, labels.shape))}, width), as the labels are; got {tuple(hidden.shape)}"
+        )
+    if positions is None:
+        chosen = labels != -100
+        here, targets = hidden[chosen], labels[chosen]
+    else:
+        here, targets = hidden_at(positions, hidden), labels_at(positions, labels)
+    logits = head(here)
+    if not isinstance(logits, torch.Tensor) or logits.shape[:-1] != targets.shape:
+        raise InputError(
+            f"head must return logits, ({', '.join(map(str, targets.shape))}, vocabulary); got "
+            f"{tuple(logits.shape) if isinstance(logits, torch.Tensor) else shown(logits)}"
+        )
+    return mean_loss(logits, targets, num_items_in_batch)
+
+
+def hidden_at(positions: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    """Return (rows, K, width) of ``hidden`` at (rows, K) int64 positions; any column where those are −1."""
+    if positions.dim() != 2 or positions.dtype != torch.int64 or positions.shape[0] != hidden.shape[0]:
+        raise InputError(
+            f"masked_positions must be ({hidden.shape[0]}, K) int64; got {tuple(positions.shape)} {positions.dtype}"
+        )
+    columns = positions.clamp(min=0)
+    return hidden.gather(1, columns[..., None].expand(-1, -1, hidden.shape[-1]))
+
+
+def labels_at(positions: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Return (rows, K) of labels at (rows, K) int64 positions; −100 where those are −1."""
+    return values.gather(1, positions.clamp(min=0)).masked_fill(positions < 0, -100)
+
+
+def mean_loss(
+    logits: torch.Tensor, targets: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
+) -> torch.Tensor:
+    """Return the cross-entropy over all targets but −100, summed and divided by their number, or by the given one."""
+    # In float32 for weights of any dtype: a softmax over a vocabulary loses too much in bfloat16.
+    total = cross_entropy(logits.float().flatten(0, -2), targets.flatten(), ignore_index=-100, reduction="sum")
+    count = (targets != -100).sum() if num_items_in_batch is None else num_items_in_batch
+    return total / torch.as_tensor(count, device=total.device).clamp(min=1)
 
 
 def logits_of(outputs: Any) -> torch.Tensor:
@@ -62,8 +168,7 @@ def targets_of(
     if shape == labels.shape:
         return labels, rows
     if positions is not None and shape == positions.shape:
-        columns = positions.clamp(min=0)
-        return labels.gather(1, columns).masked_fill(positions < 0, -100), rows.gather(1, columns)
+        return labels_at(positions, labels), rows.gather(1, positions.clamp(min=0))
     chosen = torch.ones_like(labels, dtype=torch.bool) if shape == (labels.numel(),) else labels != -100
     targets = labels[chosen]
     if shape != targets.shape:

@@ -1,45 +1,106 @@
-"""``BertForMaskedLM``, Geneformer's architecture, with a vocabulary projection at the masked positions alone."""
+"""Masked language models of transformers with a vocabulary projection at the masked positions alone.
+
+    stock        encoder → (rows, columns, width) → head → (rows, columns, vocabulary)
+    sparse head  encoder → (rows, columns, width) → at masked_positions → head → (rows, K, vocabulary)
+
+A hook on the encoder takes the masked positions out of what it returns. So the head, whatever it is made of, stays the
+model's own.
+"""
 
 from __future__ import annotations
 
 import warnings
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn.functional import cross_entropy
 
-from corrmask_fast.errors import InputError, import_extra
+from corrmask_fast.errors import InputError, import_extra, shown
+from corrmask_fast.training.losses import hidden_at, labels_at, mean_loss
 
 if TYPE_CHECKING:
     import os
 
 transformers: Any = import_extra("transformers", "hf")
 
-__all__ = ["BertForSparseMaskedLM"]
+__all__ = ["BertForSparseMaskedLM", "with_sparse_head"]
 
 
-class BertForSparseMaskedLM(transformers.BertForMaskedLM):
-    """A ``BertForMaskedLM`` that computes logits at ``masked_positions`` alone, if these are given.
+def with_sparse_head(model: Any) -> Any:
+    """Return ``model``, which from now on computes logits at ``masked_positions`` alone, if these are given.
 
-    Loss and gradients are those of the full head to float tolerance. At a rate of 15 % there are 85 % fewer logits.
-    The logits are most of a small model's memory, and a large part of its step. Weights, configuration and checkpoints
-    are those of ``BertForMaskedLM``: each class loads what the other saved.
+    Parameters
+    ----------
+    model
+        Any masked language model of transformers with one encoder: BERT, RoBERTa, ESM, ELECTRA, DistilBERT, ModernBERT
+        … It is changed in place: its class becomes a subclass that takes ``masked_positions`` and
+        ``num_items_in_batch`` as :meth:`BertForSparseMaskedLM.forward` does. Weights, configuration and checkpoints
+        stay those of the stock class.
+
+    Notes
+    -----
+    Loss and gradients are those of the full head to float tolerance. For a model that is not of transformers there is
+    :func:`~corrmask_fast.masked_lm_loss`.
+
+    Raises
+    ------
+    InputError
+        If it is no such model.
 
     Examples
     --------
-    >>> config = transformers.BertConfig(
-    ...     vocab_size=40, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
+    >>> config = transformers.EsmConfig(
+    ...     vocab_size=40, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8,
+    ...     pad_token_id=0, mask_token_id=1
     ... )
-    >>> model = BertForSparseMaskedLM(config)
+    >>> model = with_sparse_head(transformers.EsmForMaskedLM(config))
     >>> ids, labels = torch.arange(2, 22).reshape(2, 10), torch.full((2, 10), -100)
     >>> labels[0, 3], labels[0, 7], labels[1, 0] = 5, 9, 12
-    >>> output = model(ids, labels=labels, masked_positions=torch.tensor([[3, 7], [0, -1]]))
-    >>> output.logits.shape
+    >>> model(ids, labels=labels, masked_positions=torch.tensor([[3, 7], [0, -1]])).logits.shape
     torch.Size([2, 2, 40])
     """
+    if isinstance(model, _SparseHead):
+        return model
+    if not isinstance(model, transformers.PreTrainedModel):
+        raise InputError(
+            f"with_sparse_head needs a masked language model of transformers; got {shown(model)}; for a model of your "
+            "own there is masked_lm_loss(hidden, head, masked)"
+        )
+    name = type(model).__name__
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise InputError(f"{name} has a decoder; a sparse head needs a masked language model with one encoder")
+    if model.get_output_embeddings() is None or model.base_model is model:
+        raise InputError(
+            f"{name} has no output embeddings, and so no logits of genes; take the class for masked language "
+            f"modelling, {name.removesuffix('Model')}ForMaskedLM"
+        )
+    stock: Any = type(model)
+    model.__class__ = _sparse_class(stock)
+    model.base_model.register_forward_hook(_keep_masked)
+    return model
+
+
+def _keep_masked(encoder: Any, _: Any, outputs: Any) -> Any:
+    """Take the masked positions out of what an encoder returns, where the model has just named them."""
+    positions = getattr(encoder, "masked_positions", None)
+    if positions is None:
+        return outputs
+    hidden = hidden_at(positions, outputs[0])
+    if isinstance(outputs, tuple):
+        return hidden, *outputs[1:]
+    outputs["last_hidden_state"] = hidden
+    return outputs
+
+
+class _SparseHead:
+    """What a sparse head changes in a model of transformers."""
 
     # Trainer (from 4.48) passes num_items_in_batch, and leaves the scaling to the model.
     accepts_loss_kwargs = True
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.base_model.register_forward_hook(_keep_masked)  # type: ignore[attr-defined]
 
     def forward(
         self,
@@ -58,71 +119,98 @@ class BertForSparseMaskedLM(transformers.BertForMaskedLM):
         Parameters
         ----------
         input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs
-            As for ``BertForMaskedLM``.
+            As for the stock model; those that it does not take must be left out.
         labels
             (rows, columns) int64: the token to predict, −100 where there is none.
         masked_positions
             (rows, K) int64: columns to predict, −1 after the row's positions; all that have a label must be among them.
-            ``logits`` is (rows, K, vocabulary) then. None: all columns, as in ``BertForMaskedLM``.
+            ``logits`` is (rows, K, vocabulary) then. None: all columns, as in the stock model.
         num_items_in_batch
             The number of labels in all accumulated batches. The summed loss is divided by it; None: by the number of
             labels in this batch.
 
         Notes
         -----
-        The loss is 0 if there is no label (that of ``BertForMaskedLM`` is NaN).
+        The loss is 0 if there is no label (that of the stock models is NaN).
 
         Raises
         ------
         InputError
             If ``masked_positions`` is not (rows, K) int64.
         """
-        inputs = {"token_type_ids": token_type_ids, "position_ids": position_ids, "inputs_embeds": inputs_embeds}
+        model: Any = self
         as_dict = kwargs.pop("return_dict", None)
-        as_dict = getattr(self.config, "return_dict", True) if as_dict is None else as_dict
-        outputs = self.bert(input_ids, attention_mask=attention_mask, **inputs, **kwargs, return_dict=True)
-        hidden, targets = outputs[0], labels
-        if masked_positions is not None:
-            hidden, targets = _at(masked_positions, hidden, labels)
-        elif labels is not None and self.training and not torch.compiler.is_compiling():
+        as_dict = getattr(model.config, "return_dict", True) if as_dict is None else as_dict
+        more = {"token_type_ids": token_type_ids, "position_ids": position_ids, "inputs_embeds": inputs_embeds}
+        more = {name: value for name, value in more.items() if value is not None}
+        if masked_positions is None and labels is not None and model.training and not torch.compiler.is_compiling():
             warnings.warn(
                 "labels came without masked_positions: logits are computed at all positions; make the collator with "
                 "return_masked_positions=True",
                 stacklevel=2,
             )
-        logits = self.cls(hidden)
-        loss = None
-        if targets is not None:
-            # In float32 for weights of any dtype: a softmax over a vocabulary loses too much in bfloat16.
-            total = cross_entropy(logits.float().flatten(0, -2), targets.flatten(), ignore_index=-100, reduction="sum")
-            count = (targets != -100).sum() if num_items_in_batch is None else num_items_in_batch
-            loss = total / torch.as_tensor(count, device=total.device).clamp(min=1)
-        output = transformers.modeling_outputs.MaskedLMOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
-        )
-        return output if as_dict else output.to_tuple()
+        encoder = model.base_model
+        encoder.masked_positions = masked_positions
+        try:
+            outputs = super().forward(  # type: ignore[misc]
+                input_ids, attention_mask=attention_mask, **more, **kwargs, return_dict=True
+            )
+        finally:
+            encoder.masked_positions = None  # the encoder may be called by itself
+        if labels is not None:
+            targets = labels if masked_positions is None else labels_at(masked_positions, labels)
+            outputs = type(outputs)(**{**outputs, "loss": mean_loss(outputs.logits, targets, num_items_in_batch)})
+        return outputs if as_dict else outputs.to_tuple()
 
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], is_main_process: bool = True, **kwargs: Any
     ) -> Any:
-        """Save an ordinary ``BertForMaskedLM`` checkpoint."""
-        result = super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        """Save an ordinary checkpoint of the stock class."""
+        result = super().save_pretrained(  # type: ignore[misc]
+            save_directory, is_main_process=is_main_process, **kwargs
+        )
         # Hugging Face wrote the name of this class, which other programs do not know.
-        self.config.architectures = ["BertForMaskedLM"]
+        config = self.config  # type: ignore[attr-defined]
+        config.architectures = [next(one.__name__ for one in type(self).mro() if not issubclass(one, _SparseHead))]
         if is_main_process:
-            self.config.save_pretrained(save_directory)
+            config.save_pretrained(save_directory)
         return result
 
 
-def _at(
-    positions: torch.Tensor, hidden: torch.Tensor, labels: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Return (rows, K, width) of ``hidden`` and (rows, K) of ``labels`` at positions, −100 where those are −1."""
-    if positions.dim() != 2 or positions.dtype != torch.int64 or positions.shape[0] != hidden.shape[0]:
-        raise InputError(
-            f"masked_positions must be ({hidden.shape[0]}, K) int64; got {tuple(positions.shape)} {positions.dtype}"
-        )
-    columns = positions.clamp(min=0)
-    if labels is not None:
-        labels = labels.gather(1, columns).masked_fill(positions < 0, -100)
-    return hidden.gather(1, columns[..., None].expand(-1, -1, hidden.shape[-1])), labels
+@cache
+def _sparse_class(stock: type) -> type:
+    """Return the subclass of a stock model's class that has a sparse head."""
+    if stock is transformers.BertForMaskedLM:
+        return BertForSparseMaskedLM
+    name = stock.__name__.replace("ForMaskedLM", "ForSparseMaskedLM")
+    return type(name, (_SparseHead, stock), {"__module__": __name__, "__doc__": _SparseHead.__doc__})
+
+
+def __getattr__(name: str) -> Any:
+    """Return ``EsmForSparseMaskedLM`` and the like: so these classes can be imported, and their models pickled."""
+    stock = getattr(transformers, name.replace("ForSparseMaskedLM", "ForMaskedLM"), None)
+    if not name.endswith("ForSparseMaskedLM") or stock is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _sparse_class(stock)
+
+
+class BertForSparseMaskedLM(_SparseHead, transformers.BertForMaskedLM):
+    """Geneformer's architecture: a ``BertForMaskedLM`` that computes logits at ``masked_positions`` alone, if given.
+
+    Loss and gradients are those of the full head to float tolerance. At a rate of 15 % there are 85 % fewer logits.
+    The logits are most of a small model's memory, and a large part of its step. Weights, configuration and checkpoints
+    are those of ``BertForMaskedLM``: each class loads what the other saved. For other models:
+    :func:`with_sparse_head`.
+
+    Examples
+    --------
+    >>> config = transformers.BertConfig(
+    ...     vocab_size=40, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
+    ... )
+    >>> model = BertForSparseMaskedLM(config)
+    >>> ids, labels = torch.arange(2, 22).reshape(2, 10), torch.full((2, 10), -100)
+    >>> labels[0, 3], labels[0, 7], labels[1, 0] = 5, 9, 12
+    >>> output = model(ids, labels=labels, masked_positions=torch.tensor([[3, 7], [0, -1]]))
+    >>> output.logits.shape
+    torch.Size([2, 2, 40])
+    """
