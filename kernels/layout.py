@@ -16,10 +16,11 @@ class Settings(NamedTuple):
     random_below: int  # floor(2**32 · (mask_replace_prob + random_replace_prob))
     degree: int  # the largest number of neighbours
     strategy: int  # an index of KERNELS
+    grouped: int = 0  # whether a group's columns are replaced as its first one is
 
 
 # Entries of the array.
-PAD, MASK, LO, HI, SIZE, PARTNERS, MASK_BELOW, RANDOM_BELOW, DEGREE, STRATEGY = range(len(Settings._fields))
+PAD, MASK, LO, HI, SIZE, PARTNERS, MASK_BELOW, RANDOM_BELOW, DEGREE, STRATEGY, GROUPED = range(len(Settings._fields))
 # Entries of ``rates``, float64: the ends of what a row's p and λ are drawn from; equal ends are what every row has.
 P_LO, P_HI, RATIO_LO, RATIO_HI = range(4)
 # How a row gets its draw_id: given, counted, or from its content plus a salt.

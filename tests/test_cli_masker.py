@@ -72,6 +72,8 @@ def test_parameters_reach_the_masker(folder):
     assert (masker_of(arguments).max_partners, masker_of(arguments).structural_ratio) == (2, 0.25)
     arguments = parsed("--strategy", "pmi", "--pmi", folder / "p.safetensors", "--npmi-min", 0.3)
     assert masker_of(arguments).npmi_min == 0.3
+    for given, replace in (([], "token"), (["--replace", "group"], "group")):
+        assert masker_of(parsed("--graph", folder / "g.safetensors", *given)).replace == replace
 
 
 @pytest.mark.parametrize("strategy", ["span", "pmi-rand", "random"])

@@ -236,9 +236,11 @@ def test_the_configuration_file_makes_the_masker_and_a_resumed_run_needs_no_opti
     masker = f'strategy = "corrmask"\ngraph = "{tmp_path}/graph.safetensors"\nmlm_probability = "0.1..0.3"\nseed = 5\n'
     (tmp_path / "run.toml").write_text(TINY.to_toml() + masker)
     common = ["pretrain", str(tmp_path / "cells.dataset"), "--out", str(tmp_path / "run"), "--no-progress"]
-    assert main([*common, "--config", str(tmp_path / "run.toml"), "--max-steps", "3", "--max-partners", "4"]) == 0
+    options = ["--max-partners", "4", "--replace", "group"]
+    assert main([*common, "--config", str(tmp_path / "run.toml"), "--max-steps", "3", *options]) == 0
     record = json.loads((tmp_path / "run" / "checkpoint-3" / "corrmask.json").read_text())["masker"]
     assert (record["mlm_probability"], record["seed"], record["max_partners"]) == ("(0.1, 0.3)", 5, 4)
+    assert record["replace"] == "group"
     assert 'mlm_probability = "0.1..0.3"' in (tmp_path / "run" / "settings.toml").read_text()
     assert main([*common, "--resume", "--max-steps", "6"]) == 0
     assert "6 steps; the model lies in" in capsys.readouterr().out

@@ -101,8 +101,9 @@ def balanced_by_hand(words):
     """A star of 5 with 6, 7 and 8, a lone 9, and 6 again; w0 is −column: later columns come first."""
     columns = {0: 5, 1: 6, 2: 7, 4: 6, 5: 8, 6: 9}
     neighbors = {5: [6, 7, 8], 6: [5], 7: [5], 8: [5]}
+    leaders = reference.module_leaders(columns, neighbors, by_column := lambda c: (-c, c))
     return reference.balanced_group(
-        columns, neighbors, lambda c: (-c, c), lambda column, block: (words.get((column, block), 2**31), 0, 0, 0)
+        leaders, by_column, lambda column, block: (words.get((column, block), 2**31), 0, 0, 0)
     )
 
 
@@ -114,7 +115,7 @@ def test_modules_by_hand():
     assert balanced_by_hand({**start, (6, 1): 0, (2, 1): 2**32 - 1}) == [6, 1, 4, 5, 0, 2]
     assert balanced_by_hand({(2**32 - 3, 0): 2**32 - 1}) == [6, 1, 2, 4, 5, 0]
     assert balanced_by_hand({(2**32 - 3, 0): 2**31}) == [5, 0, 6, 1, 2, 4]
-    assert reference.balanced_group({}, {}, lambda c: (c, c), lambda *_: (5, 0, 0, 0)) == []
+    assert reference.balanced_group({}, lambda c: (c, c), lambda *_: (5, 0, 0, 0)) == []
 
 
 def test_equal_words_of_leaders_are_settled_as_the_oracle_does():

@@ -52,6 +52,12 @@ def add_masker_options(parser: argparse.ArgumentParser, *, graph_required: bool 
         if any(name in strategy.takes for strategy in strategies.values()):
             text = option.help + (f" (default: {_ratios(strategies)})" if name == "structural_ratio" else "")
             parser.add_argument(_flag(name), type=_parser(option.parse), metavar=option.metavar, help=text)
+    parser.add_argument(
+        "--replace",
+        choices=("token", "group"),
+        help="whether <mask>, a random gene or nothing takes a masked gene's place is drawn for each (token), or once "
+        "for all that the strategy masks together (group; default: token)",
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the masks (default: 0)")
 
 
@@ -123,7 +129,8 @@ def masker_of(
     own = is_own(arguments.strategy)
     needs = "vocabulary" if own else (STRATEGIES | LEARNED_STRATEGIES)[arguments.strategy].needs
     source = SOURCES[needs]
-    given = {name: getattr(arguments, name) for name in OPTIONS if getattr(arguments, name, None) is not None}
+    names = *OPTIONS, "replace"
+    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name, None) is not None}
     if source.command:
         path = getattr(arguments, needs)
         if path is None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 RATES = "mlm_probability", "structural_ratio"
 FILES = tuple(name for name, source in SOURCES.items() if source.command)
-TEXTS = "strategy", *FILES
+TEXTS = "strategy", "replace", *FILES
 LEARNED = " and ".join(LEARNED_STRATEGIES)
 
 

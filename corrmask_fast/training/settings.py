@@ -33,6 +33,7 @@ MASKER_OPTIONS: dict[str, Any] = {
     **{name: None for name, source in SOURCES.items() if source.command},
     "mlm_probability": 0.15,
     **dict.fromkeys(OPTIONS),
+    "replace": None,
     "seed": 0,
 }
 

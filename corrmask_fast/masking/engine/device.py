@@ -38,13 +38,15 @@ class Arena(NamedTuple):
 
     @classmethod
     @lru_cache(maxsize=256)
-    def make(cls, columns: int, vocab_size: int, max_partners: int, threads: int, kernels: Kernels) -> Arena:
+    def make(
+        cls, columns: int, vocab_size: int, max_partners: int, threads: int, kernels: Kernels, grouped: int = 0
+    ) -> Arena:
         """Return what a row of ``columns`` needs; a multiple of 16 bytes."""
         words = -(-columns // 64) * 2
         each, bits = 4 * 32 * words, 16 * -(-words // 4)  # bytes of a number for each column, and of a set of columns
         partners = min(max_partners, columns)
         capacity = max(1, min(64, 2048 // (partners + 1)))
-        size = ROW_STATE + (3 + kernels.columns) * each + (2 + kernels.sets) * bits
+        size = ROW_STATE + (3 + kernels.columns + grouped) * each + (2 + kernels.sets) * bits
         if kernels.reads == "graph":
             size += 8 * (-(-vocab_size // 64) * 2)
         if kernels.waves:
@@ -159,6 +161,7 @@ def kernel_arguments(
         *(np.int64(rows), np.uint32(columns)),
         *(draws.address, np.int32(draw_mode), np.uint64(draw_offset % 2**64)),
         *(plan.seed, plan.rates, priorities.address if plan.kernels.priorities else 0),
+        np.int32(plan.settings.grouped),
         *plan.constants,
         *(out_ids.address, labels.address, masked_positions.address),
         np.int64(math.floor(columns * plan.max_probability)),
@@ -207,7 +210,9 @@ def mask_batch(
     if columns >= MAX_COLUMNS:
         raise InputError(f"rows must have fewer than {MAX_COLUMNS} columns on a device; got {columns}")
     device = cuda.open_device(plan.device)
-    arena = Arena.make(columns, plan.settings.size, plan.settings.max_partners, THREADS, plan.kernels)
+    arena = Arena.make(
+        columns, plan.settings.size, plan.settings.max_partners, THREADS, plan.kernels, plan.settings.grouped
+    )
     # Held until the launch: torch may hand memory on to what this stream does next, not before.
     held = {
         "input_ids": ids,
