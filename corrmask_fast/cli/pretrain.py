@@ -82,7 +82,7 @@ def _pretrain(arguments: argparse.Namespace) -> None:
     if settings.model:
         for name in OF_CHECKPOINT:
             if given[name] is not None:
-                raise InputError(f"{name} is the checkpoint's own, {settings.model}; leave it out, or --model")
+                raise InputError(f"{name} must be left out with --model: it is that of the checkpoint {settings.model}")
         settings = replace(settings, model=str(Path(settings.model).absolute())).of_checkpoint()
     found = {} if config is None else read_config(config)[1]
     found = {name: value for name, value in found.items() if getattr(arguments, name) is None}
@@ -114,9 +114,7 @@ def _pretrain(arguments: argparse.Namespace) -> None:
         print(report.summary())
 
 
-def _eval_masker(
-    arguments: argparse.Namespace, vocabulary: Vocabulary, graph: DependencyGraph | None
-) -> Masker | None:
+def _eval_masker(arguments: argparse.Namespace, vocabulary: Vocabulary, graph: DependencyGraph | None) -> Masker | None:
     """Return what masks the held-out cells, if it is another strategy or rate than the training's."""
     strategy, rate = arguments.eval_strategy, arguments.eval_mlm_probability
     if strategy is None and rate is None:

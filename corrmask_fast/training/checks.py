@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from corrmask_fast.masking.base import Masker
 
 __all__ = [
-    "check_arguments", "check_attention", "check_eval_masker", "check_learning", "check_model", "check_packing", "check_width",
-    "parameters_of", "positions_of",
+    "check_arguments", "check_attention", "check_eval_masker", "check_learning", "check_model", "check_packing",
+    "check_width", "parameters_of", "positions_of",
 ]  # fmt: skip
 
 # The names that Hugging Face's models give to tables of positions. Tables of distances have other names.
@@ -188,7 +188,8 @@ def check_eval_masker(masker: Any, training: Masker) -> None:
     training.vocabulary.check_same(masker.vocabulary, "the masker", "eval_masker")
     if masker.needs_model:
         raise InputError(
-            f"a {type(masker).__name__} learns, and its masks would change between evaluations; give another eval_masker"
+            f"a {type(masker).__name__} learns, and its masks would change between evaluations; give another "
+            "eval_masker"
         )
     if masker.has_schedule:
         raise InputError(

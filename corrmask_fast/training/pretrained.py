@@ -60,8 +60,8 @@ def load_masked_lm(path: str | os.PathLike[str], vocabulary: Vocabulary) -> Any:
     config = load_config(path)
     if type(config) not in transformers.MODEL_FOR_MASKED_LM_MAPPING:
         raise InputError(
-            f"{path} is of type {config.model_type}, which has no masked language model; give a checkpoint of one, such "
-            "as BertForMaskedLM's"
+            f"{path} is of type {config.model_type}, which has no masked language model; give a checkpoint of one, "
+            "such as BertForMaskedLM's"
         )
     return _load(path, vocabulary, "AutoModelForMaskedLM", {})
 
