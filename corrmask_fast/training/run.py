@@ -47,7 +47,8 @@ class PretrainingReport:
     Attributes
     ----------
     folder
-        Holds ``model/`` (an ordinary checkpoint of transformers), ``log.csv``, ``settings.toml``, ``loss.png``, checkpoints.
+        Holds ``model/`` (an ordinary checkpoint of transformers), ``log.csv``, ``settings.toml``, ``loss.png``,
+        checkpoints.
     history
         The log, one dict per entry: ``step``, ``loss``, ``tokens_per_second``, ``eval_loss``, …
     masking
