@@ -23,6 +23,7 @@ from collator_cases import (
 )
 
 from corrmask_fast import (
+    CorpusDataset,
     CorrMasker,
     DataCollatorForCorrMask,
     DependencyGraph,
@@ -173,10 +174,46 @@ def test_a_collator_that_fails_in_workers_alone():
     assert "no file in a worker" in report["same masks with any workers"].detail
 
 
+class OwnGenerator(Sound):
+    """Its generator is a state of its own, which the masks go by."""
+
+    def __init__(self):
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(0)
+
+    def key(self, cell, batch):
+        return [int(torch.randint(2**31, (1,), generator=self.generator))]
+
+
+class NotCopied(OwnGenerator):
+    def __deepcopy__(self, memo):
+        raise TypeError("cannot be copied")
+
+
+@pytest.mark.parametrize("collator", [OwnGenerator, NotCopied])
+def test_a_generator_of_its_own(collator):
+    """Workers begin with the generator as it is in the main process, in each epoch."""
+    broken = set(check(collator()).broken)
+    layouts = {f"same masks {how}" for how in ("in any batch", "with any workers", "on any ranks", "after a resume")}
+    assert broken == {*layouts, "fresh masks in each epoch"}
+
+
+def test_masks_by_the_number_of_a_cell_change_with_the_order_of_the_corpus():
+    corpus = cells_of(20)
+    turned = corpus.take(np.arange(20)[::-1])
+    here, there = (pad_alone([BioNeMoStyle(each)[i] for i in range(20)])["labels"] for each in (corpus, turned))
+    assert not (here == there.flip(0)).all(1).any()
+    collator = DataCollatorForCorrMask(CorrMasker(GRAPH))
+    collator.set_epoch(0)
+    here, there = (collator([{"input_ids": cell["input_ids"]} for cell in CorpusDataset(each)[:]])["labels"]
+                   for each in (corpus, turned))  # fmt: skip
+    assert torch.equal(here, there.flip(0))
+
+
 def test_report():
     report = check(Sound(), cells_of(40), batch_size=16)
     lines = report.table().splitlines()
-    assert lines[0] == "Conformance of Sound: 40 cells, 0 items broken"
+    assert lines[0] == "Conformance of Sound: 40 cells, 0 of 12 items broken"
     assert len(lines) == 1 + len(report.items) == 13
     assert json.loads(json.dumps(report.to_dict()))["items"][0]["name"] == "masking rate"
     assert re.search(r"cells that come out otherwise: 0 of 20 with no workers", lines[-1])
@@ -204,6 +241,7 @@ def test_the_generators_are_restored():
         ({"n_cells": 0}, "n_cells must be an integer >= 1; got 0"),
         ({"mlm_probability": 1.5}, "mlm_probability must be a number in"),
         ({"mask_replace_prob": -1}, "mask_replace_prob must be a number in"),
+        ({"random_replace_prob": 0.3}, r"must be at most 1; got 0.8 \+ 0.3"),
     ],
 )
 def test_bad_parameters(options, message):

@@ -74,7 +74,8 @@ class ConformanceReport:
         """Return the report as text, a line for each item."""
         names, verdicts = (max(len(getattr(item, key)) for item in self.items) for key in ("name", "verdict"))
         lines = [f"{item.verdict:{verdicts}}  {item.name:{names}}  {item.detail}" for item in self.items]
-        title = f"Conformance of {self.collator}: {self.n_cells:,} cells, {len(self.broken)} items broken"
+        broken = f"{len(self.broken)} of {len(self.items)} items broken"
+        title = f"Conformance of {self.collator}: {self.n_cells:,} cells, {broken}"
         return "\n".join([title, *lines])
 
     def to_dict(self) -> dict[str, Any]:
@@ -155,6 +156,8 @@ def check_collator(
             ("random_replace_prob", random_replace_prob, 0.1),
         )
     ]
+    if sum(shares) > 1:
+        raise InputError(f"mask_replace_prob + random_replace_prob must be at most 1; got {shares[0]} + {shares[1]}")
     with progress_bar("check", None, "cell", shown=progress) as bar:
         trial = _Trial(collator, corpus, dataset, cells, batch_size, seed, bar)
         first, second = trial.epochs(2)
@@ -204,15 +207,15 @@ def _of_batches(
     drawn = labelled & ~hidden & ~same
     n = labelled.sum(1)
     # A random gene may be the one that stood there.
-    chance = to_random / (hi - lo)
+    chance, rest = to_random / (hi - lo), round(1 - to_mask - to_random, 12)
     parts = (
         ("mask token", hidden, to_mask, to_mask + chance),
         ("random", drawn, max(to_random - 2 * chance, 0), to_random),
-        ("unchanged", same, 1 - to_mask - to_random, 1 - to_mask - to_random + chance),
+        ("unchanged", same, rest, rest + chance),
     )
     sigmas = [_sigmas(part.sum(1), n, low, high) for _, part, low, high in parts]
     found = ", ".join(f"{_percent(part.sum(), n.sum())} {name}" for name, part, *_ in parts)
-    claim = f"claimed {100 * to_mask:g}, {100 * to_random:g} and {100 * (1 - to_mask - to_random):g} %"
+    claim = f"claimed {100 * to_mask:g}, {100 * to_random:g} and {100 * rest:g} %"
     yield _item(
         "shares of replacements",
         max(map(abs, sigmas)) <= SIGMA if n.any() else None,
