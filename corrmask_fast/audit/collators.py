@@ -26,8 +26,9 @@ from corrmask_fast.audit.masks import audit_strategies
 from corrmask_fast.cells.dataset import RaggedBatch
 from corrmask_fast.errors import InputError, check_integer, check_seed, listed, reason, shown
 from corrmask_fast.masking.engine.torch_random import row_draws
+from corrmask_fast.masking.factory import make_masker
 from corrmask_fast.masking.features import IGNORED_LABEL
-from corrmask_fast.masking.strategies.random import RandomMasker
+from corrmask_fast.masking.strategies import CONTROL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from corrmask_fast.cells.corpus import Corpus
     from corrmask_fast.cells.vocabulary import Vocabulary
     from corrmask_fast.graph.dependency_graph import DependencyGraph
+    from corrmask_fast.masking.base import Masker
 
 __all__ = ["COLLATOR_CONTROL", "audit_collator"]
 
@@ -83,9 +85,9 @@ def audit_collator(
     Returns
     -------
     AuditReport
-        Two rows. The control masks in every row as many genes as the collator did, those that :class:`RandomMasker`
-        of this seed takes first. With a control at the collator's mean rate, a collator whose rows have other numbers
-        of masks would differ from it by these numbers alone; so what differs is which genes are masked.
+        Two rows. The control masks in every row as many genes as the collator did: those that our random masker of
+        this seed takes first. (At the collator's mean rate, rows with many and with few masks would differ from it by
+        their number alone.) So what differs is which genes are masked.
         Labelled special tokens and padding are no genes: they are not counted; a note of the report numbers them.
 
     Raises
@@ -110,7 +112,7 @@ def audit_collator(
     rows = np.arange(corpus.n_cells) if n_cells is None else corpus.sample_rows(n_cells, seed)
     feed = Feed(copied(collator), corpus, dataset)
     theirs = _Masks(feed, rows, batch_size)
-    ours = partial(_as_many, theirs, RandomMasker(corpus.vocabulary, seed=seed))
+    ours = partial(_as_many, theirs, make_masker(CONTROL, vocabulary=corpus.vocabulary, seed=seed))
     with seeded(seed):
         report = audit_strategies(
             {name_of(collator): theirs, COLLATOR_CONTROL: ours},
@@ -315,8 +317,8 @@ class _Masks:
         return _first(columns - indptr[:-1, None], self.counts)
 
 
-def _as_many(theirs: _Masks, masker: RandomMasker, indptr: np.ndarray, tokens: np.ndarray, epoch: int) -> np.ndarray:
-    """Return the columns that a :class:`RandomMasker` takes first, as many in each row as a collator masked there."""
+def _as_many(theirs: _Masks, masker: Masker, indptr: np.ndarray, tokens: np.ndarray, epoch: int) -> np.ndarray:
+    """Return the columns that random masking takes first, as many in each row as a collator masked there."""
     batch = RaggedBatch(indptr, tokens).padded(masker.vocabulary.pad_token_id)
     draws = row_draws(masker, batch["input_ids"], batch["attention_mask"], None, None, epoch)
     order = torch.where(draws.maskable, draws.w1, 2**32).argsort(dim=1, stable=True).numpy()
