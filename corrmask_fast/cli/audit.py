@@ -114,7 +114,9 @@ def _check(arguments: argparse.Namespace) -> None:
         given = ["--all"] if arguments.all else ["--strategy"] if arguments.strategy != DEFAULT else []
         given += ["--mlm-probability"] if arguments.mlm_probability != RATE else []
         given += [
-            f"--{name.replace('_', '-')}" for name in ("pmi", *OPTIONS) if getattr(arguments, name, None) is not None
+            f"--{name.replace('_', '-')}"
+            for name in ("pmi", "replace", *OPTIONS)
+            if getattr(arguments, name, None) is not None
         ]
         if given:
             raise InputError(f"--collator has its own masks; leave {' and '.join(given)} out, or --collator")
