@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from corrmask_fast.masking.strategies import Strategy
 
 
+RATE = 0.15  # where no --mlm-probability is given
+
+
 def add_masker_options(parser: argparse.ArgumentParser, *, graph_required: bool = False, learned: bool = False) -> None:
     """Add ``--strategy``, the files that strategies are made from, and their parameters.
 
@@ -43,10 +46,10 @@ def add_masker_options(parser: argparse.ArgumentParser, *, graph_required: bool 
     parser.add_argument(
         "--mlm-probability",
         type=_parser(parse_rate),
-        default=0.15,
+        default=RATE,
         metavar="P",
         help="share of genes masked: a number; LOW..HIGH, from which each cell draws its own; or a schedule over "
-        "training steps, linear:START:END:STEPS, cosine:START:END:STEPS, piecewise:STEP=P,… (default: 0.15)",
+        f"training steps, linear:START:END:STEPS, cosine:START:END:STEPS, piecewise:STEP=P,… (default: {RATE})",
     )
     for name, option in OPTIONS.items():
         if any(name in strategy.takes for strategy in strategies.values()):

@@ -102,20 +102,27 @@ def _common_vocabulary(sources: dict[str, Any]) -> Any:
 
 def _imported(strategy: Any, names: Iterable[str]) -> Callable[..., Any]:
     """Return what ``"package.module:Name"`` names."""
-    module, _, name = strategy.partition(":") if isinstance(strategy, str) else ("", "", "")
-    if not module or not name:
+    if not isinstance(strategy, str) or not all(strategy.partition(":")):
         raise InputError(
             f"strategy must be one of {', '.join(names)}, or your own as package.module:Name; got {shown(strategy)}"
         )
+    return imported(strategy, "strategy", "(vocabulary, **parameters)")
+
+
+def imported(own: str, what: str, takes: str) -> Callable[..., Any]:
+    """Return the function that ``"package.module:Name"`` names; the module is imported, which runs its code."""
+    module, _, name = own.partition(":")
+    if not (module and name):
+        raise InputError(f"name the {what} as package.module:Name; got {shown(own)}")
     try:
         found = getattr(importlib.import_module(module), name)
     except Exception as error:
         raise InputError(
-            f"the strategy {strategy} cannot be imported ({type(error).__name__}: {error}); is the folder of its "
+            f"the {what} {own} cannot be imported ({type(error).__name__}: {error}); is the folder of its "
             "module in PYTHONPATH?"
         ) from error
     if not callable(found):
-        raise InputError(f"{strategy} must be a function of (vocabulary, **parameters); it is {shown(found)}")
+        raise InputError(f"{own} must be a function of {takes}; it is {shown(found)}")
     return found
 
 
