@@ -238,6 +238,10 @@ def training_arguments(
     if settings.group_by_length:  # transformers 4 and 5 name it differently
         new = "train_sampling_strategy" in known
         grouping = {"train_sampling_strategy": "group_by_length"} if new else {"group_by_length": True}
+    checkpointing: dict[str, Any] = {}
+    if settings.gradient_checkpointing:
+        name = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
+        checkpointing = {name: True, f"{name}_kwargs": {"use_reentrant": False}}
     arguments = transformers.TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=settings.batch_size,
@@ -253,8 +257,6 @@ def training_arguments(
         bf16=bf16,
         fp16=settings.precision == "float16",
         torch_compile=settings.compile,
-        gradient_checkpointing=settings.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if settings.gradient_checkpointing else None,
         use_cpu=not on_gpu,
         dataloader_num_workers=settings.workers,
         eval_strategy="steps" if n_held_out else "no",
@@ -265,6 +267,7 @@ def training_arguments(
         disable_tqdm=not progress,
         report_to=[],
         **grouping,
+        **checkpointing,
     )
     together = settings.batch_size * settings.gradient_accumulation * arguments.world_size  # arguments know it
     steps = settings.max_steps or math.ceil(settings.epochs * n_train / together)
