@@ -167,6 +167,19 @@ def balanced_group(leaders: Mapping[int, int], order: Order, draw: Words) -> lis
     return circle[start:] + circle[:start]
 
 
+def set_groups(
+    maskable: Mapping[int, int], sets: Mapping[int, Sequence[int]], order: Order, draw: Words
+) -> Iterator[list[int]]:
+    """Gene sets in random order: of each the genes that stand in the row, at least two, by their first columns."""
+    position: dict[int, int] = {}  # gene → its first maskable column
+    for column, token in maskable.items():
+        position.setdefault(token, column)
+    for number in sorted(sets, key=lambda number: (draw(number, 2**32 - 2)[0], number)):
+        present = {position[gene] for gene in sets[number] if gene in position}
+        if len(present) > 1:
+            yield sorted(present, key=order)
+
+
 def function_groups(maskable: Mapping[int, int], propose: Callable[..., Any], draw: Words) -> Iterator[list[int]]:
     """User's function: groups, as CSR of places among the maskable columns; or single columns by its weights."""
     columns = list(maskable)
@@ -218,12 +231,12 @@ def mask_row(
         The row, padding included.
     neighbors
         Gene → its neighbours in the dependency graph, ascending; for ``"pmi"`` gene → the genes that follow it in a
-        pair of the table. Genes without any may be left out.
+        pair of the table. Genes without any may be left out. For ``"gene-sets"`` number of a set → its genes.
     draw_id, epoch
         One of them: the draw itself, or the epoch from which it follows together with the row's content.
     strategy
-        ``"random"``, ``"span"``, ``"pmi"``, ``"corrmask"``, ``"corrmask-balanced"``; ``"sampled"``: the columns of
-        smallest priority; or ``"function"``: what ``propose`` returns.
+        ``"random"``, ``"span"``, ``"pmi"``, ``"corrmask"``, ``"corrmask-balanced"``, ``"gene-sets"``; ``"sampled"``:
+        the columns of smallest priority; or ``"function"``: what ``propose`` returns.
     mlm_probability, structural_ratio
         Numbers, or two ends between which the row draws its own.
     replace
@@ -276,6 +289,8 @@ def mask_row(
         groups = span_groups(maskable, group_order, partial(words, seed, draw_id))
     elif strategy == "pmi":
         groups = run_groups(maskable, neighbors, group_order)
+    elif strategy == "gene-sets":
+        groups = set_groups(maskable, neighbors, group_order, partial(words, seed, draw_id))
     elif strategy == "function":
         assert propose is not None, "give propose"
         groups = function_groups(maskable, propose, partial(words, seed, draw_id))

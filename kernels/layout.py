@@ -31,18 +31,18 @@ class Kernels(NamedTuple):
     """The kernels of a strategy, and what they need beyond what all strategies have."""
 
     stem: str  # of kernels/<stem>.py and kernels/<stem>.cu; the CUDA kernels are <stem>_i32, <stem>_i64, …_scratch
-    reads: str = ""  # what they look up: a "graph", a table of "pairs", or nothing
+    reads: str = ""  # what they look up: a "graph", a table of "pairs", "gene sets", or nothing
     # What given priorities put in order: "groups"; the "top-up", or "columns" (these must be given); or nothing, "".
     priorities: str = "groups"
     columns: int = 0  # CUDA working memory: numbers of 32 bits for each column,
     sets: int = 0  # sets of columns,
-    waves: bool = False  # and seeds that are expanded in waves; with a graph always the genes that stand in the row
+    waves: bool = False  # and seeds that are expanded in waves; with a graph or sets, the genes that stand in the row
 
 
 # What a strategy masks before the random top-up (SPEC 5): nothing; spans; runs of associated pairs; seeds with their
-# partners; nothing, and the top-up goes by given priorities; an arc of the circle of all modules; or columns by given
-# priorities.
-RANDOM, SPAN, PMI, CORRMASK, SAMPLED, BALANCED, FUNCTION = range(7)
+# partners; nothing, and the top-up goes by given priorities; an arc of the circle of all modules; columns by given
+# priorities; or gene sets.
+RANDOM, SPAN, PMI, CORRMASK, SAMPLED, BALANCED, FUNCTION, GENE_SETS = range(8)
 KERNELS = (
     Kernels("random", priorities=""),
     Kernels("span", columns=1),
@@ -51,6 +51,7 @@ KERNELS = (
     Kernels("random", priorities="top-up"),
     Kernels("balanced", reads="graph", columns=2, sets=1),
     Kernels("function", priorities="columns", sets=1),
+    Kernels("gene_sets", reads="gene sets", columns=2, sets=1),
 )
 NEEDED = frozenset({"top-up", "columns"})  # priorities without which a kernel has nothing to go by
 NOT_PROPOSED = 2**32 - 1  # the priority of such a column, where they order columns

@@ -7,6 +7,7 @@
                               PMI       runs of linked pairs     pmi.py
                               Balanced  whole modules            balanced.py
                               Function  what it returned         function.py
+                              Gene sets whole sets               gene_sets.py
     top-up                the columns with the smallest (w1, column), until B are masked
     replacement           80/10/10, labels, positions
 
@@ -19,6 +20,7 @@ from .balanced import add_arc
 from .bits import prefetch
 from .corrmask import expand_seeds, largest_entry, place_genes
 from .function import add_proposed
+from .gene_sets import add_sets
 from .groups import follow_leaders
 from .jit import kernel, stage
 from .lanes import AT_ONCE
@@ -27,6 +29,7 @@ from .layout import (
     CORRMASK,
     DEGREE,
     FUNCTION,
+    GENE_SETS,
     GROUPED,
     P_HI,
     P_LO,
@@ -126,7 +129,8 @@ def mask(
         masked[: words_for(width)] = U0
         grouped = settings[GROUPED] != 0
         table = graph_ids[row] if graph_ids.size else 0
-        placing = (strategy == CORRMASK or strategy == BALANCED) and quota > 0 and 0 <= table < tables
+        placing = strategy == CORRMASK or strategy == BALANCED or strategy == GENE_SETS
+        placing = placing and quota > 0 and 0 <= table < tables
         numbers = ids[table * (size + 1) : (table + 1) * (size + 1)] if placing else ids
         if placing and base + width > largest_entry(pos):
             pos[:] = 0
@@ -162,6 +166,11 @@ def mask(
                 count = add_proposed(pool, masked, w0, width, quota, seed_keys, order, spare)
                 if grouped and ranks.size:
                     follow_leaders(w2, masked, width, ranks[first:last].view(np.uint32)[1::2], draw, key)
+            elif strategy == GENE_SETS:
+                count = add_sets(
+                    masked, flags, w0, w2, width, quota, grouped, draw, key, lookup, indptr, indices, base, pos,
+                    rates_before, seed_keys, words, keys, order, spare,
+                )  # fmt: skip
             elif placing and grouped:
                 count = expand_seeds(
                     cell, first, width, pool, masked, flags, w0, w2, n, quota, draw, key, numbers, indptr, indices,

@@ -43,17 +43,18 @@ def by_module(columns):
     return torch.zeros(60, 40, dtype=torch.int64).scatter_add_(1, (CELLS - 2) // 5, columns.long())
 
 
-@pytest.mark.parametrize("strategy", ["corrmask-100", "corrmask-balanced"])
+@pytest.mark.parametrize("strategy", ["corrmask-100", "corrmask-balanced", "gene-sets"])
 def test_no_partner_stays_readable_beside_its_module(strategy):
     """Modules of five genes, all in each cell: what is masked of one is hidden whole or left whole, half each."""
-    masker = make_masker(strategy, graph=MODULES, replace="group", **HALF)
+    given = {"graph": MODULES, "sets": {f"module {k}": range(2 + 5 * k, 7 + 5 * k) for k in range(40)}, **HALF}
+    masker = make_masker(strategy, replace="group", **given)
     out = masker(CELLS, epoch=0)
     hidden, masked = by_module(out.input_ids == GENES.mask_token_id), by_module(out.labels != -100)
     assert ((hidden == 0) | (hidden == masked)).all()
     n = (masked > 0).sum().item()
     assert n >= 600
     assert abs((hidden > 0).sum().item() / n - 0.5) < 5 * (0.25 / n) ** 0.5
-    alone = make_masker(strategy, graph=MODULES, **HALF)(CELLS, epoch=0)
+    alone = make_masker(strategy, **given)(CELLS, epoch=0)
     assert set(by_module(alone.input_ids == GENES.mask_token_id).unique().tolist()) == {0, 1, 2, 3, 4, 5}
 
 

@@ -118,6 +118,21 @@ def test_modules_by_hand():
     assert reference.balanced_group({}, lambda c: (c, c), lambda *_: (5, 0, 0, 0)) == []
 
 
+def test_sets_by_hand():
+    """Gene 6 stands twice; set 0 has one gene in the row, set 2 none of two; words put set 3 before 1."""
+    columns = {0: 5, 1: 6, 2: 7, 4: 6, 5: 8, 6: 9}
+    sets = {0: [9, 50], 1: [6, 8, 8, 60, 5], 2: [70, 71], 3: [7, 9], 4: [8, 5]}
+    words = {1: 5, 3: 4, 4: 5, 0: 0, 2: 0}
+
+    def draw(number, block):
+        assert block == 2**32 - 2
+        return words[number], 0, 0, 0
+
+    # Later columns come first; 6 stands in column 1 first; sets 1 and 4 have the same word.
+    assert list(reference.set_groups(columns, sets, lambda c: (-c, c), draw)) == [[6, 2], [5, 1, 0], [5, 0]]
+    assert list(reference.set_groups({}, sets, lambda c: (-c, c), draw)) == []
+
+
 def test_equal_words_of_leaders_are_settled_as_the_oracle_does():
     """Numba's circle alone: words of few values, modules of any size, cut at every place."""
     from corrmask_fast.kernels import balanced
@@ -190,11 +205,17 @@ def test_compiled_whole(strategy):
         (
             "spam",
             {},
-            "corrmask-100, corrmask-balanced, mam, corrmask-mam, or your own as package.module:Name",
+            "corrmask-100, corrmask-balanced, gene-sets, mam, corrmask-mam, or your own as package.module:Name",
         ),
         ("corrmask", {"vocabulary": GENES}, "'corrmask' needs a dependency graph: give graph="),
         ("pmi", {"vocabulary": GENES}, "'pmi' needs a PMI table: give pmi="),
         ("span", {}, "'span' needs a vocabulary"),
+        (
+            "gene-sets",
+            {"vocabulary": GENES},
+            "'gene-sets' needs gene sets: give sets=the path of a .gmt file, or a map",
+        ),
+        ("gene-sets", {"sets": {"a": [2, 3]}}, "'gene-sets' needs a vocabulary: give vocabulary=Vocabulary.load(path)"),
         (
             "random",
             {"vocabulary": GENES, "structural_ratio": 0.5},

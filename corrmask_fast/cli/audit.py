@@ -39,7 +39,7 @@ COLUMNS = f"""columns (over the masked genes that have a partner in their cell, 
   rate                  masked genes of all genes
   genes reached         of the genes that stood in a cell, the share that was masked at least once
 
-with --all: {", ".join(STRATEGIES)}
+with --all: {", ".join(STRATEGIES)} (with --gene-sets)
   on the same cells with the same draws; CorrMask by a graph of the same degrees but other partners; and how often
   correlated genes stand close to each other in rank. Random is the control (lambda = 0) of every other line.
   MAM is left out: what it masks depends on a trained model."""
@@ -146,7 +146,8 @@ def _check(arguments: argparse.Namespace) -> None:
 def _one_strategy(arguments: argparse.Namespace, corpus: Corpus, graph: DependencyGraph) -> Audited:
     from corrmask_fast.audit.masks import audit_masking
 
-    masker = masker_of(arguments, vocabulary=graph.vocabulary, graph=graph)
+    graph.vocabulary.check_same(corpus.vocabulary, "the graph", "the corpus")
+    masker = masker_of(arguments, vocabulary=corpus.vocabulary, graph=graph)
     masker.set_step(arguments.step or 0)
     sizes = {"epochs": arguments.epochs, "n_cells": arguments.n_cells}
     return audit_masking(masker, corpus, graph, **sizes, progress=arguments.progress), "", 0
@@ -205,6 +206,7 @@ def _every_strategy(arguments: argparse.Namespace, corpus: Corpus, graph: Depend
         graph,
         pmi,
         rewired_graph=other,
+        sets=arguments.gene_sets,
         maskers=own,
         mlm_probability=arguments.mlm_probability,
         step=arguments.step or 0,

@@ -38,7 +38,7 @@ def add_masker_options(parser: argparse.ArgumentParser, *, graph_required: bool 
         "masker, such as a FunctionMasker; options are mlm_probability, seed and those below that are given",
     )
     for name, source in SOURCES.items():
-        if source.command:
+        if source.metavar:
             users = " and ".join(each for each, strategy in strategies.items() if strategy.needs == name)
             required = name == "graph" and graph_required
             text = f"{source.name} file" + ("" if required else f", for {users}")
@@ -134,13 +134,14 @@ def masker_of(
     source = SOURCES[needs]
     names = *OPTIONS, "replace"
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name, None) is not None}
-    if source.command:
+    if source.metavar:
         path = getattr(arguments, needs)
         if path is None:
-            raise InputError(
-                f"--strategy {arguments.strategy} needs {_flag(needs)} {source.metavar}; `{source.command}` makes one"
-            )
-        given[needs] = graph if needs == "graph" and graph else getattr(corrmask_fast, source.cls).load(path)
+            raise InputError(f"--strategy {arguments.strategy} needs {_flag(needs)} {source.metavar}; {source.origin}")
+        if source.cls:
+            given[needs] = graph if needs == "graph" and graph else getattr(corrmask_fast, source.cls).load(path)
+        else:
+            given |= {source.keyword: path, "graph": graph}  # one that may have symbols
     if arguments.strategy in LEARNED_STRATEGIES:
         given |= dict(zip(OF_MODEL, (width, heads), strict=True))
     return make_masker(

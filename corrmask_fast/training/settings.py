@@ -31,7 +31,7 @@ CHOICES = {
 # Options of the masker in a configuration file; None: the masker's own default.
 MASKER_OPTIONS: dict[str, Any] = {
     "strategy": DEFAULT,
-    **{name: None for name, source in SOURCES.items() if source.command},
+    **{name: None for name, source in SOURCES.items() if source.metavar},
     "mlm_probability": 0.15,
     **dict.fromkeys(OPTIONS),
     "replace": None,

@@ -47,7 +47,7 @@ class Arena(NamedTuple):
         partners = min(max_partners, columns)
         capacity = max(1, min(64, 2048 // (partners + 1)))
         size = ROW_STATE + (3 + kernels.columns + grouped) * each + (2 + kernels.sets) * bits
-        if kernels.reads == "graph":
+        if kernels.reads in {"graph", "gene sets"}:
             size += 8 * (-(-vocab_size // 64) * 2)
         if kernels.waves:
             size += POOL * (threads // 32) + capacity * (SEED + 4 * (partners + 1))
@@ -111,6 +111,8 @@ def pack(
     table: tuple[Any, ...] = ()
     if kernels.reads == "graph":
         table = indptr.address, np.int32(indptr.itemsize), indices.address
+    elif kernels.reads == "gene sets":
+        table = indptr.address, np.int32(indptr.itemsize), indices.address, np.uint32(n_starts - 1)
     elif kernels.reads == "pairs":
         table = (lookup.address,)
     numbers = (constants.size, constants.lo, constants.hi, constants.pad, constants.mask)
