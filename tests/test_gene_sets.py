@@ -199,7 +199,7 @@ def test_training_masks_in_workers_and_steps_alike(tmp_path):
     losses = {}
     for masking in ("worker", "device"):
         trainer = CorrMaskTrainer(
-            trainers.make_model(),
+            trainers.make_model(positions=64),
             trainers.make_arguments(tmp_path / masking, logging_steps=1),
             train_dataset=CorpusDataset(read_corpus(CELLS, GENES)),
             masker=masker_of(),
