@@ -22,7 +22,7 @@ from corrmask_fast.masking.stock import stock_collator
 if TYPE_CHECKING:
     from harness.workload import Workload
 
-STRATEGIES = ("random", "span", "pmi", "pmi of rarer pairs", "corrmask", "corrmask-balanced")
+STRATEGIES = ("random", "span", "pmi", "pmi of rarer pairs", "corrmask", "corrmask-balanced", "gene-sets")
 # How often a pair must be seen: the default; and for a table as large as that of many more cells than these.
 MIN_COUNTS = {"pmi": 50, "pmi of rarer pairs": 5}
 
@@ -32,7 +32,7 @@ def plain(name: str) -> str:
     return f"{name}, plain PyTorch"
 
 
-OURS_ALONE = {"corrmask-balanced": 4}  # no plain version: how many times Random's time they may take
+OURS_ALONE = {"corrmask-balanced": 4, "gene-sets": 2}  # no plain version: how many times Random's time they may take
 GOALS = (
     *(Goal(name, "strategies", name, (plain(name),), at_least=1) for name in STRATEGIES if name not in OURS_ALONE),
     *(Goal(name, "strategies", name, ("random",), at_most=most) for name, most in OURS_ALONE.items()),
@@ -95,12 +95,22 @@ def pairs_of(table: PMITable) -> set[tuple[int, int]]:
     return set(zip(first.tolist(), indices.tolist(), strict=True))
 
 
+def gene_sets(workload: Workload, n: int = 2_000) -> dict[str, list[int]]:
+    """Return sets of 10 to 200 genes, as Reactome has: most are small, and genes lie in several or in none."""
+    lo, hi = workload.graph.vocabulary.gene_range
+    rng = np.random.default_rng(0)
+    genes = lo + rng.permutation(hi - lo)[: max(200, (hi - lo) * 2 // 5)]
+    sizes = np.exp(rng.uniform(np.log(10), np.log(200), n)).astype(int)
+    return {f"set {number}": rng.choice(genes, size, replace=False).tolist() for number, size in enumerate(sizes)}
+
+
 def contestants(workload: Workload, tables: dict[str, PMITable], batch: int) -> list[Contestant]:
     """Return the plain versions, then ours; ours are checked first."""
     rows, graph = torch.from_numpy(workload.rows(batch)), workload.graph
-    maskers = {name: make_masker(name.split()[0], graph=graph, pmi=tables.get(name)) for name in STRATEGIES}
+    sets = gene_sets(workload)
+    maskers = {name: make_masker(name.split()[0], graph=graph, pmi=tables.get(name), sets=sets) for name in STRATEGIES}
     for name, masker in maskers.items():
-        check_masker(workload, batch, masker, strategy=name.split()[0], pairs=tables.get(name))
+        check_masker(workload, batch, masker, strategy=name.split()[0], pairs=tables.get(name), sets=sets)
     stock, special = stock_collator(graph.vocabulary), torch.zeros(rows.shape, dtype=torch.bool)
     rivals = {
         "random": lambda ids: stock.torch_mask_tokens(ids.clone(), special),

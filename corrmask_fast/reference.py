@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import struct
 from functools import partial
-from itertools import chain, pairwise
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -143,25 +143,41 @@ def run_groups(maskable: Mapping[int, int], pairs: Mapping[int, Sequence[int]], 
     yield from sorted((run for run in runs if len(run) > 1), key=lambda run: order(run[0]))
 
 
-def balanced_group(
-    maskable: Mapping[int, int], neighbors: Mapping[int, Sequence[int]], order: Order, draw: Words
-) -> list[int]:
-    """Balanced CorrMask: modules of columns with one leader, end to end as a circle, from a random place around."""
+def module_leaders(maskable: Mapping[int, int], neighbors: Mapping[int, Sequence[int]], order: Order) -> dict[int, int]:
+    """Return each column's leader: of itself and its partners the first; of a gene's later columns each itself."""
     position: dict[int, int] = {}  # gene → its first maskable column
     for column, token in maskable.items():
         position.setdefault(token, column)
+    leaders = {column: column for column in maskable}
+    for token, column in position.items():
+        partners = [position[gene] for gene in neighbors.get(token, ()) if gene in position]
+        leaders[column] = min([column, *partners], key=order)
+    return leaders
+
+
+def balanced_group(leaders: Mapping[int, int], order: Order, draw: Words) -> list[int]:
+    """Balanced CorrMask: modules of columns with one leader, end to end as a circle, from a random place around."""
     modules: dict[int, list[int]] = {}
-    for column, token in maskable.items():
-        leader = column
-        if position[token] == column:
-            partners = [position[gene] for gene in neighbors.get(token, ()) if gene in position]
-            leader = min([column, *partners], key=order)
+    for column, leader in leaders.items():
         modules.setdefault(leader, []).append(column)
     circle: list[int] = []
     for leader in sorted(modules, key=lambda leader: (draw(leader, 1)[0], leader)):
         circle += sorted(modules[leader], key=order)
     start = (draw(2**32 - 3, 0)[0] * len(circle)) >> 32
     return circle[start:] + circle[:start]
+
+
+def set_groups(
+    maskable: Mapping[int, int], sets: Mapping[int, Sequence[int]], order: Order, draw: Words
+) -> Iterator[list[int]]:
+    """Gene sets in random order: of each the genes that stand in the row, at least two, by their first columns."""
+    position: dict[int, int] = {}  # gene → its first maskable column
+    for column, token in maskable.items():
+        position.setdefault(token, column)
+    for number in sorted(sets, key=lambda number: (draw(number, 2**32 - 2)[0], number)):
+        present = {position[gene] for gene in sets[number] if gene in position}
+        if len(present) > 1:
+            yield sorted(present, key=order)
 
 
 def function_groups(maskable: Mapping[int, int], propose: Callable[..., Any], draw: Words) -> Iterator[list[int]]:
@@ -200,6 +216,7 @@ def mask_row(
     max_partners: int = 5,
     mask_replace_prob: float = 0.8,
     random_replace_prob: float = 0.1,
+    replace: str = "token",
     attention_mask: Sequence[int] | None = None,
     special_tokens_mask: Sequence[int] | None = None,
     priorities: Sequence[int] | None = None,
@@ -214,14 +231,17 @@ def mask_row(
         The row, padding included.
     neighbors
         Gene → its neighbours in the dependency graph, ascending; for ``"pmi"`` gene → the genes that follow it in a
-        pair of the table. Genes without any may be left out.
+        pair of the table. Genes without any may be left out. For ``"gene-sets"`` number of a set → its genes.
     draw_id, epoch
         One of them: the draw itself, or the epoch from which it follows together with the row's content.
     strategy
-        ``"random"``, ``"span"``, ``"pmi"``, ``"corrmask"``, ``"corrmask-balanced"``; ``"sampled"``: the columns of
-        smallest priority; or ``"function"``: what ``propose`` returns.
+        ``"random"``, ``"span"``, ``"pmi"``, ``"corrmask"``, ``"corrmask-balanced"``, ``"gene-sets"``; ``"sampled"``:
+        the columns of smallest priority; or ``"function"``: what ``propose`` returns.
     mlm_probability, structural_ratio
         Numbers, or two ends between which the row draws its own.
+    replace
+        ``"group"``: w2 of a group's first column decides for all columns that the group added; with
+        ``"corrmask-balanced"`` w2 of its leader for each.
     priorities
         A number for each column of the row, in place of w0; with ``"sampled"`` in place of w1.
     propose
@@ -259,23 +279,31 @@ def mask_row(
 
     # What the strategy proposes, group after group, until the quota is reached.
     masked: set[int] = set()
+    leaders: Mapping[int, int] = {}  # of columns that are not led by the first of their group
     if strategy == "corrmask":
         groups = correlated_groups(maskable, neighbors, max_partners, group_order, partial(words, seed, draw_id))
     elif strategy == "corrmask-balanced":
-        groups = iter([balanced_group(maskable, neighbors, group_order, partial(words, seed, draw_id))])
+        leaders = module_leaders(maskable, neighbors, group_order)
+        groups = iter([balanced_group(leaders, group_order, partial(words, seed, draw_id))])
     elif strategy == "span":
         groups = span_groups(maskable, group_order, partial(words, seed, draw_id))
     elif strategy == "pmi":
         groups = run_groups(maskable, neighbors, group_order)
+    elif strategy == "gene-sets":
+        groups = set_groups(maskable, neighbors, group_order, partial(words, seed, draw_id))
     elif strategy == "function":
         assert propose is not None, "give propose"
         groups = function_groups(maskable, propose, partial(words, seed, draw_id))
     else:
         groups = iter(())
-    for column in chain.from_iterable(groups):
+    decides: dict[int, int] = {}  # masked column → the one whose w2 decides what it becomes
+    for group in groups:
+        for column in group:
+            if len(masked) < quota and column not in masked:
+                masked.add(column)
+                decides[column] = leaders.get(column, group[0]) if replace == "group" else column
         if len(masked) >= quota:
             break
-        masked.add(column)
 
     # Random top-up: the budget is always met.
     rest = sorted((column for column in maskable if column not in masked), key=rest_order)
@@ -287,7 +315,7 @@ def mask_row(
     lo, hi = gene_range
     out, labels = list(tokens), [-100] * len(tokens)
     for column in masked:
-        _, _, w2, w3 = w(column)
+        w2, w3 = w(decides.get(column, column))[2], w(column)[3]
         labels[first + column] = tokens[first + column]
         if w2 < mask_below:
             out[first + column] = mask_token_id

@@ -139,12 +139,24 @@ class Case:
         indptr, indices = self.pairs.at_least(0.1)
         return {int(g): indices[indptr[g] : indptr[g + 1]].tolist() for g in np.flatnonzero(np.diff(indptr))}
 
+    @cached_property
+    def sets(self) -> dict[str, list[int]]:
+        """Gene sets: most are of near ids, some of one gene or none, a gene may stand twice; one holds all genes."""
+        lo, hi = self.graph.vocabulary.gene_range
+        rng = np.random.default_rng(hi - lo)
+        found = [[], [lo], [hi - 1, hi - 1], list(range(lo, hi)), [lo, hi - 1]]
+        sizes = rng.integers(1, 40, min(700, 20 + (hi - lo) // 5))
+        near = (rng.integers(hi - lo) + rng.integers(0, 2 * size, size) for size in sizes)
+        found += [(lo + ids % (hi - lo)).tolist() for ids in near]
+        return {f"set {number}": found[number] for number in rng.permutation(len(found))}
+
     def masker(self, strategy: str = DEFAULT, **parameters: Any) -> Masker:
         """Return the masker of a strategy for this case."""
         from corrmask_fast.masking.factory import make_masker
 
         validate = None if self.known else False
-        return make_masker(strategy, graph=self.graph, pmi=self.pairs, validate=validate, **parameters)
+        sources: dict[str, Any] = {"graph": self.graph, "pmi": self.pairs, "sets": self.sets}
+        return make_masker(strategy, **sources, validate=validate, **parameters)
 
     def astype(self, dtype: Any) -> Case:
         """Return the case with ``input_ids`` of another dtype; a token that does not fit moves to the nearest end."""
@@ -171,7 +183,10 @@ class Case:
         width = math.floor(self.columns * np.max(parameters.get("mlm_probability", 0.15)))
         priorities = parameters.pop("priorities", None)
         strategy = STRATEGIES.get(parameters.get("strategy", DEFAULT), STRATEGIES[CONTROL])
-        neighbors = self.pairs_of_gene if strategy.needs == "pmi" else self.neighbors
+        neighbors: dict[int, list[int]] = {
+            "pmi": lambda: self.pairs_of_gene,
+            "gene_sets": lambda: dict(enumerate(self.sets.values())),
+        }.get(strategy.needs, lambda: self.neighbors)()
         default = {"structural_ratio": strategy.ratio or 0.0}
         out, labels = self.input_ids.astype(np.int64), np.full(self.input_ids.shape, -100, np.int64)
         positions = np.full((self.rows, width), -1, np.int64)

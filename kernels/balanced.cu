@@ -67,8 +67,8 @@ __device__ __forceinline__ void mask_row(const Batch& batch, const Graph& graphs
   Graph graph = graphs;
   const bool has_graph = graph_of_row(batch, graph, index);
   const Row row = row_in_arena(batch, arena, index);
-  u32* leader = row.end;
-  u32* list = leader + row.width;
+  u32* leader = row.grouped ? leaders_of(row) : row.end;  // then those of the modules are those of the replacement
+  u32* list = row.end + row.width;
   u32* before = list + row.width;
   const Genes genes = {(RankedWord*)(before + (row.words + 3) / 4 * 4), row.own, (batch.vocab_size + 63) / 64 * 2};
 
@@ -104,7 +104,7 @@ extern "C" __global__ void FIVE_BLOCKS balanced_i64(ROW_PARAMETERS(i64), GRAPH_P
   mask_row(batch, graph, arena, blockIdx.x);
 }
 
-extern "C" __global__ void __launch_bounds__(MAX_THREADS)
+extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1)
 balanced_i32_scratch(ROW_PARAMETERS(int), GRAPH_PARAMETERS, uint4* scratch, i64 scratch_size) {
   ROW_BATCH(false, false);
   BALANCED_GRAPH;
@@ -112,7 +112,7 @@ balanced_i32_scratch(ROW_PARAMETERS(int), GRAPH_PARAMETERS, uint4* scratch, i64 
     mask_row(batch, graph, scratch + blockIdx.x * scratch_size, index);
 }
 
-extern "C" __global__ void __launch_bounds__(MAX_THREADS)
+extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1)
 balanced_i64_scratch(ROW_PARAMETERS(i64), GRAPH_PARAMETERS, uint4* scratch, i64 scratch_size) {
   ROW_BATCH(true, false);
   BALANCED_GRAPH;

@@ -22,7 +22,7 @@ import numpy as np
 
 from .bits import lowest_one, ones_below, ones_unequal
 from .corrmask import AHEAD, id_of, prefetch_neighbors
-from .groups import add_column, collect_starts
+from .groups import add_column, collect_starts, follow_leaders
 from .jit import inline, stage
 from .philox import LOW, S32, START_COLUMN, philox
 from .rows import ALL, U0, U1, list_ones, sort_keys, words_for
@@ -176,8 +176,8 @@ def take_places(circle, lead, w0, pool, width, counts, places, chosen, keys, ord
 
 @stage
 def add_arc(
-    tokens, first, width, pool, masked, flags, w0, n, quota, draw, seed, has_graph, ids, indptr, indices, base, pos,
-    keys, order, spare,
+    tokens, first, width, pool, masked, flags, w0, w2, n, quota, grouped, draw, seed, has_graph, ids, indptr, indices,
+    base, pos, keys, order, spare,
 ):  # fmt: skip
     """Set ``masked`` to ``quota`` columns, an arc of the circle of all n; return how many that are."""
     words, half = words_for(width), spare.size
@@ -199,4 +199,6 @@ def add_arc(
     take_places(circle, lead, w0, pool, width, counts, end if end <= n else end - n, masked, keys, order)
     for i in range(words):
         masked[i] = masked[i] & ~before[i] if end <= n else pool[i] & (masked[i] | ~before[i])
+    if grouped:
+        follow_leaders(w2, masked, width, lead, draw, seed)
     return quota

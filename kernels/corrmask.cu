@@ -205,8 +205,10 @@ __device__ __forceinline__ void accept_wave(const Row& row, const Wave& wave, u3
     const bool leads = fresh && __ffs(same) - 1 == (int)lane_id();
     const u32 leaders = __ballot_sync(FULL_WARP, leads);
     __syncwarp();  // all have looked before one writes
-    if (leads && count + votes_before(leaders) < quota)
+    if (leads && count + votes_before(leaders) < quota) {
       atomicOr(&row.masked[word_of(column)], 1u << bit_of(column));
+      if (row.grouped) leaders_of(row)[column] = wave.proposals[i / wave.stride * wave.stride];
+    }
     count = min(quota, count + __popc(leaders));
     __syncwarp();
   }

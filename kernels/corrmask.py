@@ -23,6 +23,7 @@ Called by the row loop of ``mask.py``. Assumed: arrays contiguous, the scratch l
 import numpy as np
 
 from .bits import count_ones, lowest_one, ones_below, ones_unequal, prefetch
+from .groups import word_of_leader
 from .jit import inline, stage
 from .lanes import AT_ONCE, neighbor_words, smallest_by_rank
 from .philox import LOW, S32
@@ -87,17 +88,19 @@ def prefetch_neighbors(tokens, first, seed_key, ids, indptr, indices):
 
 
 @inline
-def add_flag(flags, r):
+def add_flag(flags, r, w2, word):
     """Add column r; return 1 if it is new, else 0. A byte each: no column waits for another of the same word."""
     new = np.int64(flags[np.uint64(r)] == 0)
     flags[np.uint64(r)] = 1
+    if w2 is not None and new:
+        w2[np.uint64(r)] = word
     return new
 
 
 @stage
 def add_seeds(
-    seeds, tokens, first, flags, quota, count, draw, seed, ids, indptr, indices, most, share, base, pos, seed_keys,
-    words, keys, buffer, tally,
+    seeds, tokens, first, flags, w2, quota, count, draw, seed, ids, indptr, indices, most, share, base, pos,
+    seed_keys, words, keys, buffer, tally,
 ):  # fmt: skip
     """Add seeds and their partners in order until ``quota`` columns are in; return how many are, and the seeds used.
 
@@ -111,7 +114,8 @@ def add_seeds(
         if s + AHEAD < seeds:
             prefetch_neighbors(tokens, first, seed_keys[s + AHEAD], ids, indptr, indices)
         column = seed_keys[s] & LOW
-        count += add_flag(flags, np.int64(column))
+        word = U0 if w2 is None else word_of_leader(column, draw, seed)
+        count += add_flag(flags, np.int64(column), w2, word)
         if count == quota:
             return count, s + 1
         if most == 0:
@@ -146,7 +150,8 @@ def add_seeds(
         for k in range(min(np.int64(found), most)):
             key = keys[np.uint64(k if in_order else lowest_one(rest))]
             rest &= rest - U1
-            count += add_flag(flags, np.int64(pos[np.uint64(indices[begin + (key & LOW)])]) - base)
+            partner = np.int64(pos[np.uint64(indices[begin + (key & LOW)])]) - base
+            count += add_flag(flags, partner, w2, word)
             if count == quota:
                 return count, s + 1
     return count, seeds
@@ -154,14 +159,15 @@ def add_seeds(
 
 @stage
 def expand_seeds(
-    tokens, first, width, pool, masked, flags, w0, maskable, quota, draw, seed, ids, indptr, indices, most, base, pos,
-    rates, seed_keys, words, keys, order, tally,
+    tokens, first, width, pool, masked, flags, w0, w2, maskable, quota, draw, seed, ids, indptr, indices, most,
+    base, pos, rates, seed_keys, words, keys, order, tally,
 ):  # fmt: skip
     """Set ``masked`` to seeds and partners until ``quota`` columns are in; return how many are.
 
-    Seeds are sorted in waves, those with w0 in [low, high) at a time; most rows need one. ``rates`` hold what the rows
-    before had, and decide how far is looked, never the result: columns that came in for each one looked at as a seed,
-    and the share of neighbours that are in the cell.
+    ``w2``: None but where groups are replaced alike; so that the usual kernel has no trace of it. Seeds are sorted
+    in waves, those with w0 in [low, high) at a time; most rows need one. ``rates`` hold what the rows before had,
+    and decide how far is looked, never the result: columns that came in for each one looked at as a seed, and the
+    share of neighbours that are in the cell.
     """
     count = 0
     pace, share = rates[0], rates[1]
@@ -176,8 +182,8 @@ def expand_seeds(
         )
         sort_keys(seed_keys, seeds, order)
         count, used = add_seeds(
-            seeds, tokens, first, flags, quota, count, draw, seed, ids, indptr, indices, most, share, base, pos,
-            seed_keys, words, keys, order, tally,
+            seeds, tokens, first, flags, w2, quota, count, draw, seed, ids, indptr, indices, most, share, base,
+            pos, seed_keys, words, keys, order, tally,
         )  # fmt: skip
         reached = high if count < quota else seed_keys[used - 1] >> S32
         low = high

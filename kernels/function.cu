@@ -1,6 +1,7 @@
 // What a function of the user's proposed (SPEC 5): columns by given priorities, then the random top-up.
 //
-//   priorities   –   –   1   0   2         in the place of w0; –: NOT_PROPOSED
+//   priorities   –   –   1   0   2         their lower half, in the place of w0; –: NOT_PROPOSED. The upper half is the
+//                                          leader: the column that the group begins with, counted as random words are
 //   masked       the quota Q = floor(B·λ) of proposed columns with the smallest (priority, column)
 //
 // Work split: block = row, thread = pairs of columns. CUDA version of kernels/function.py. Assumed: see rows.cuh.
@@ -10,7 +11,12 @@
 constexpr u32 NOT_PROPOSED = 0xFFFFFFFFu;
 
 // Puts proposed columns into `masked` until the quota is reached or there are no more; `proposed`: room for a set.
-__device__ __forceinline__ void add_proposed(const Row& row, u32* proposed) {
+__device__ __forceinline__ void add_proposed(const Batch& batch, const Row& row, u32* proposed) {
+  if (row.grouped && batch.priorities) {
+#pragma unroll 1
+    for (u32 c = threadIdx.x; c < batch.columns; c += blockDim.x)
+      leaders_of(row)[c] = (u32)(batch.priorities[row.start + c] >> 32) + row.state->first;
+  }
 #pragma unroll 1
   for (u32 c = 2 * threadIdx.x; c < row.width; c += 2 * blockDim.x) {
     const uint2 priority = pair_of(row.w0, c), maskable = pair_of(row.maskable, word_of(c));
@@ -33,7 +39,7 @@ __device__ __forceinline__ void mask_row(const Batch& batch, uint4* arena, i64 i
   read_row(batch, row, false, nullptr);
   draw_row(batch, row);
   if (row.state->budget) draw_words(batch, row);
-  if (row.state->quota) add_proposed(row, row.end);
+  if (row.state->quota) add_proposed(batch, row, row.end);
   finish_row(batch, row);
 }
 

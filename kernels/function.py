@@ -4,7 +4,8 @@
     tokens        A   B   C   D            the maskable ones, n of them, with their words of block 2^32 − 3
     answer        |2 1|  |1 3|             groups of places in ``tokens``; or a weight for each of them
     priorities    –   –   1   0   2        in which order columns are proposed, spread over 32 bits: so the
-                                           smallest are found soonest; –: not proposed
+                                           smallest are found soonest; –: not proposed. In the upper 32 bits
+                                           the leader: the column that the group begins with (``groups.py``)
     masked        the quota's columns with the smallest priority
 
 Before the row loop of ``mask.py``: ``open_row``, the function, ``place_groups`` or ``place_weights``; a function that
@@ -99,7 +100,7 @@ def place_groups(indptr, places, n, columns, priorities):
             if not 0 <= place < n:
                 return False
             if priorities[columns[place]] == NONE:
-                priorities[columns[place]] = following
+                priorities[columns[place]] = columns[np.int64(places[begin])] << 32 | following
                 following += step
     return True
 
@@ -124,7 +125,7 @@ def place_weights(weights, n, columns, priorities, draw, seed, room):
     step = np.int64(2**32) // max(1, m)
     order = np.argsort(scores[:m], kind="mergesort")
     for i in range(m):
-        priorities[chosen[order[i]]] = i * step
+        priorities[chosen[order[i]]] = chosen[order[i]] << 32 | i * step
     return True
 
 

@@ -2,15 +2,17 @@
 
     starts      bits of the columns at which a group begins; their order is (w0, column)
     waves       of them, those with w0 in [low, high) at a time, sorted: the quota is mostly reached in the first
+    leader      of a column: the first of the group that added it. Where groups are replaced alike, its w2 is put in the
+                place of the column's
 
 The width of a wave decides the time, never the result.
 """
 
 import numpy as np
 
-from .bits import ones_below
+from .bits import lowest_one, ones_below
 from .jit import inline, stage
-from .philox import LOW, S32
+from .philox import LOW, S32, philox
 from .rows import U0, U1, list_ones, words_for
 
 WHOLE = 4294967296.0  # 2**32: every w0 lies below
@@ -36,6 +38,23 @@ def collect_starts(w0, starts, width, low, high, keys):
     for k in range(n):
         keys[k] |= np.uint64(w0[keys[k]]) << S32
     return n
+
+
+@inline
+def word_of_leader(column, draw, seed):
+    """Return the w2 of a column, drawn anew: another leader's may have taken its place."""
+    return philox(np.uint64(column), U0, draw & LOW, draw >> S32, seed & LOW, seed >> S32)[2]
+
+
+@stage
+def follow_leaders(w2, masked, width, leaders, draw, seed):
+    """Put the w2 of its leader in the place of that of each masked column."""
+    for i in range(words_for(width)):
+        bits = masked[i]
+        while bits != U0:
+            r = 64 * i + lowest_one(bits)
+            w2[r] = word_of_leader(leaders[r], draw, seed)
+            bits &= bits - U1
 
 
 @inline

@@ -2,6 +2,7 @@
 
     fill_words         lane = column:    the random words of columns
     neighbor_words     lane = block:     the random words of a seed's neighbours
+    first_words        lane = column:    the first random word of any number of columns
     sort_by_rank       lane = key:       how many keys are smaller
     smallest_by_rank   lane = key:       the same, for the few smallest in any order
     write_replaced     lane = column:    tokens and labels after replacement
@@ -114,6 +115,26 @@ def fill_words(typingctx, w0, w1, w2, w3, begin, block, low, high, key_low, key_
             halves = builder.bitcast(word.value, ir.VectorType(I32, 2 * AT_ONCE))
             lower = builder.shuffle_vector(halves, halves, _places(range(0, 2 * AT_ONCE, 2)))
             builder.store(lower, _vector_from(context, builder, kind, array, args[4], AT_ONCE), align=4)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def first_words(typingctx, size, block, low, high, key_low, key_high, words):
+    """words[c] = w0 of (column c, block), for ``size`` columns, rounded up to 32; the halves of draw and seed."""
+    signature = types.void(types.int64, *[types.uint64] * 5, words)
+
+    def codegen(context, builder, signature, args):
+        block, *counter_key = (Lanes.copies(builder, word, AT_ONCE) & LOW for word in args[1:6])
+        places = Lanes.constant(builder, range(AT_ONCE))
+        steps = builder.udiv(builder.add(args[0], I64(AT_ONCE - 1)), I64(AT_ONCE))
+        with cgutils.for_range(builder, steps) as loop:
+            begin = _times(builder, loop.index, AT_ONCE)
+            column = Lanes.copies(builder, begin, AT_ONCE) + places
+            first = philox.py_func(column & LOW, block, *counter_key)[0].value
+            result = _vector_from(context, builder, signature.args[6], args[6], begin, AT_ONCE)
+            builder.store(builder.trunc(first, result.type.pointee), result, align=4)
         return context.get_dummy_value()
 
     return signature, codegen

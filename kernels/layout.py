@@ -16,10 +16,11 @@ class Settings(NamedTuple):
     random_below: int  # floor(2**32 · (mask_replace_prob + random_replace_prob))
     degree: int  # the largest number of neighbours
     strategy: int  # an index of KERNELS
+    grouped: int = 0  # whether a group's columns are replaced as its first one is
 
 
 # Entries of the array.
-PAD, MASK, LO, HI, SIZE, PARTNERS, MASK_BELOW, RANDOM_BELOW, DEGREE, STRATEGY = range(len(Settings._fields))
+PAD, MASK, LO, HI, SIZE, PARTNERS, MASK_BELOW, RANDOM_BELOW, DEGREE, STRATEGY, GROUPED = range(len(Settings._fields))
 # Entries of ``rates``, float64: the ends of what a row's p and λ are drawn from; equal ends are what every row has.
 P_LO, P_HI, RATIO_LO, RATIO_HI = range(4)
 # How a row gets its draw_id: given, counted, or from its content plus a salt.
@@ -30,18 +31,18 @@ class Kernels(NamedTuple):
     """The kernels of a strategy, and what they need beyond what all strategies have."""
 
     stem: str  # of kernels/<stem>.py and kernels/<stem>.cu; the CUDA kernels are <stem>_i32, <stem>_i64, …_scratch
-    reads: str = ""  # what they look up: a "graph", a table of "pairs", or nothing
+    reads: str = ""  # what they look up: a "graph", a table of "pairs", "gene sets", or nothing
     # What given priorities put in order: "groups"; the "top-up", or "columns" (these must be given); or nothing, "".
     priorities: str = "groups"
     columns: int = 0  # CUDA working memory: numbers of 32 bits for each column,
     sets: int = 0  # sets of columns,
-    waves: bool = False  # and seeds that are expanded in waves; with a graph always the genes that stand in the row
+    waves: bool = False  # and seeds that are expanded in waves; with a graph or sets, the genes that stand in the row
 
 
 # What a strategy masks before the random top-up (SPEC 5): nothing; spans; runs of associated pairs; seeds with their
-# partners; nothing, and the top-up goes by given priorities; an arc of the circle of all modules; or columns by given
-# priorities.
-RANDOM, SPAN, PMI, CORRMASK, SAMPLED, BALANCED, FUNCTION = range(7)
+# partners; nothing, and the top-up goes by given priorities; an arc of the circle of all modules; columns by given
+# priorities; or gene sets.
+RANDOM, SPAN, PMI, CORRMASK, SAMPLED, BALANCED, FUNCTION, GENE_SETS = range(8)
 KERNELS = (
     Kernels("random", priorities=""),
     Kernels("span", columns=1),
@@ -50,6 +51,7 @@ KERNELS = (
     Kernels("random", priorities="top-up"),
     Kernels("balanced", reads="graph", columns=2, sets=1),
     Kernels("function", priorities="columns", sets=1),
+    Kernels("gene_sets", reads="gene sets", columns=2, sets=1),
 )
 NEEDED = frozenset({"top-up", "columns"})  # priorities without which a kernel has nothing to go by
 NOT_PROPOSED = 2**32 - 1  # the priority of such a column, where they order columns

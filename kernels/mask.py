@@ -7,6 +7,7 @@
                               PMI       runs of linked pairs     pmi.py
                               Balanced  whole modules            balanced.py
                               Function  what it returned         function.py
+                              Gene sets whole sets               gene_sets.py
     top-up                the columns with the smallest (w1, column), until B are masked
     replacement           80/10/10, labels, positions
 
@@ -19,6 +20,8 @@ from .balanced import add_arc
 from .bits import prefetch
 from .corrmask import expand_seeds, largest_entry, place_genes
 from .function import add_proposed
+from .gene_sets import add_sets
+from .groups import follow_leaders
 from .jit import kernel, stage
 from .lanes import AT_ONCE
 from .layout import (
@@ -26,6 +29,8 @@ from .layout import (
     CORRMASK,
     DEGREE,
     FUNCTION,
+    GENE_SETS,
+    GROUPED,
     P_HI,
     P_LO,
     PAD,
@@ -106,7 +111,7 @@ def mask(
     key = np.uint64(seed)
     base = table_base[0]
     strategy, size = settings[STRATEGY], settings[SIZE]
-    tables = ids.size // (size + 1)
+    tables, most = ids.size // (size + 1), min(settings[PARTNERS], settings[DEGREE])
     bad = -1
     for row in range(begin, end):
         here, there = slice(row_ptr[row], row_ptr[row + 1]), slice(out_ptr[row], out_ptr[row + 1])
@@ -122,8 +127,10 @@ def mask(
         budget = np.int64(np.floor(n * p))
         quota = np.int64(np.floor(budget * ratio))
         masked[: words_for(width)] = U0
+        grouped = settings[GROUPED] != 0
         table = graph_ids[row] if graph_ids.size else 0
-        placing = (strategy == CORRMASK or strategy == BALANCED) and quota > 0 and 0 <= table < tables
+        placing = strategy == CORRMASK or strategy == BALANCED or strategy == GENE_SETS
+        placing = placing and quota > 0 and 0 <= table < tables
         numbers = ids[table * (size + 1) : (table + 1) * (size + 1)] if placing else ids
         if placing and base + width > largest_entry(pos):
             pos[:] = 0
@@ -141,23 +148,38 @@ def mask(
             if quota == 0 or strategy == RANDOM or strategy == SAMPLED:
                 pass
             elif strategy == SPAN:
-                count = add_spans(pool, masked, w0, width, n, quota, draw, key, seed_keys, order)
+                if grouped:
+                    count = add_spans(pool, masked, w0, w2, width, n, quota, draw, key, seed_keys, order)
+                else:
+                    count = add_spans(pool, masked, w0, None, width, n, quota, draw, key, seed_keys, order)
             elif strategy == PMI:
                 count = add_runs(
-                    cell, first, width, pool, known, masked, w0, quota, size, lookup, seed_keys, order, spare
-                )
+                    cell, first, width, pool, known, masked, w0, w2, quota, grouped, size, lookup, seed_keys, order,
+                    spare,
+                )  # fmt: skip
             elif strategy == BALANCED:
                 count = add_arc(
-                    cell, first, width, pool, masked, flags, w0, n, quota, draw, key, placing, numbers, indptr, indices,
-                    base, pos, seed_keys, order, spare,
+                    cell, first, width, pool, masked, flags, w0, w2, n, quota, grouped, draw, key, placing, numbers,
+                    indptr, indices, base, pos, seed_keys, order, spare,
                 )  # fmt: skip
             elif strategy == FUNCTION:
                 count = add_proposed(pool, masked, w0, width, quota, seed_keys, order, spare)
+                if grouped and ranks.size:
+                    follow_leaders(w2, masked, width, ranks[first:last].view(np.uint32)[1::2], draw, key)
+            elif strategy == GENE_SETS:
+                count = add_sets(
+                    masked, flags, w0, w2, width, quota, grouped, draw, key, lookup, indptr, indices, base, pos,
+                    rates_before, seed_keys, words, keys, order, spare,
+                )  # fmt: skip
+            elif placing and grouped:
+                count = expand_seeds(
+                    cell, first, width, pool, masked, flags, w0, w2, n, quota, draw, key, numbers, indptr, indices,
+                    most, base, pos, rates_before, seed_keys, words, keys, order, spare,
+                )  # fmt: skip
             elif placing:
                 count = expand_seeds(
-                    cell, first, width, pool, masked, flags, w0, n, quota, draw, key, numbers, indptr, indices,
-                    min(settings[PARTNERS], settings[DEGREE]), base, pos, rates_before, seed_keys, words, keys, order,
-                    spare,
+                    cell, first, width, pool, masked, flags, w0, None, n, quota, draw, key, numbers, indptr, indices,
+                    most, base, pos, rates_before, seed_keys, words, keys, order, spare,
                 )  # fmt: skip
             for i in range(words_for(width)):
                 pool[i] &= ~masked[i]

@@ -19,6 +19,7 @@ S32 = np.uint64(32)
 SAMPLE_COLUMN = np.uint64(2**32 - 1)  # the column of section 2: which cells a graph is built from
 RATE_COLUMN = np.uint64(2**32 - 2)  # the column that a row's own rates are drawn from
 START_COLUMN = np.uint64(2**32 - 3)  # the column that says where a row's circle of modules is entered (section 5)
+SETS_BLOCK = np.uint64(2**32 - 2)  # the block of gene sets, whose numbers stand for columns (section 5)
 
 
 @inline

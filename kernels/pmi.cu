@@ -52,6 +52,7 @@ __device__ __forceinline__ void add_runs(const Row& row, const u32* linked, u32*
     u32 c = begin;
     while (true) {
       row.own[c] = number;
+      if (row.grouped) leaders_of(row)[c] = begin;
       atomicOr(&inside[word_of(c)], 1u << bit_of(c));
       if (!in_set(linked, c)) break;
       ++c;

@@ -132,7 +132,21 @@ def safe_bound(quota, columns, runs):
 
 
 @stage
-def add_runs(tokens, first, width, pool, known, masked, w0, quota, size, lookup, keys, order, spare):
+def follow_starts(w2, masked, width, starts):
+    """Put the w2 of a run's first column, which is masked wherever others are, in the place of theirs."""
+    word = w2[0]
+    for i in range(words_for(width)):
+        bits = masked[i]
+        while bits != U0:
+            b = lowest_one(bits)
+            if (starts[i] >> np.uint64(b)) & U1:
+                word = w2[64 * i + b]
+            w2[64 * i + b] = word
+            bits &= bits - U1
+
+
+@stage
+def add_runs(tokens, first, width, pool, known, masked, w0, w2, quota, grouped, size, lookup, keys, order, spare):
     """Set ``masked`` to runs until ``quota`` columns are in, or there are no more; return how many are."""
     words = words_for(width)
     after = 16 * words  # ``spare`` begins with what ``find_pairs`` found, 16 bits a column
@@ -156,4 +170,6 @@ def add_runs(tokens, first, width, pool, known, masked, w0, quota, size, lookup,
                 break
             count += add_run(linked, masked, np.int64(keys[k] & LOW), quota - count)
         low = high
+    if grouped:
+        follow_starts(w2, masked, width, starts)
     return count

@@ -45,6 +45,7 @@ struct Batch {
   const double* rates;  // the ends of p, then of λ; a row draws its own between ends that differ
   const i64* priorities;  // (rows, columns) or null: in place of w0, or of w1 where `ranks_top_up` says so
   bool ranks_top_up;
+  bool grouped;  // a group's columns are replaced as its first one would be
   u32 vocab_size, gene_lo, gene_hi, pad_token, mask_token;
   u64 mask_below, random_below;  // 2^32 · probability
   void* out_ids;                 // as input_ids
@@ -80,6 +81,7 @@ struct Row {
   u32* w1;           // (width,) the second random word …
   u32* replacement;  // … then the token that a masked column gets
   u32* own;          // (width,) the strategy's
+  bool grouped;      // whether there is `leaders_of`
   u32* maskable;     // (words,) bits
   u32* masked;       // (words,) bits
   u32* end;          // after all these, at a multiple of 16 bytes: what a strategy needs beyond them
@@ -132,8 +134,14 @@ __device__ __forceinline__ Row row_in_arena(const Batch& batch, uint4* arena, i6
   row.maskable = row.own + row.width;
   row.masked = row.maskable + (row.words + 3) / 4 * 4;
   row.end = row.masked + (row.words + 3) / 4 * 4;
+  row.grouped = batch.grouped;
+  if (batch.grouped) row.end += row.width;
   return row;
 }
+
+// (width,) of each column the first of the group that added it, whose w2 decides. The address is computed: no register
+// holds it.
+__device__ __forceinline__ u32* leaders_of(const Row& row) { return row.masked + (row.words + 3) / 4 * 4; }
 
 // No barrier: the caller clears more, then has one.
 __device__ __forceinline__ void clear_row(const Batch& batch, const Row& row) {
@@ -392,7 +400,8 @@ __device__ __forceinline__ void choose_replacements(const Batch& batch, const Ro
 #pragma unroll 1
   for (u32 i = threadIdx.x; i < budget; i += blockDim.x) {
     const u32 c = row.masked_list[i];
-    const uint4 w = row_words(row, c, 0);
+    uint4 w = row_words(row, c, 0);
+    if (row.grouped && leaders_of(row)[c] != c) w.z = row_words(row, leaders_of(row)[c], 0).z;
     const u32 gene = batch.gene_lo + __umulhi(w.w, batch.gene_hi - batch.gene_lo);
     row.replacement[c] = w.z < batch.mask_below ? batch.mask_token : w.z < batch.random_below ? gene : KEEP_TOKEN;
     if (i < batch.max_masked) positions[i] = c;
@@ -492,8 +501,17 @@ __device__ __forceinline__ void take_modules(const Row& row, u32* candidates, u3
   __syncthreads();
 }
 
+// The columns that no group has added lead themselves.
+__device__ __forceinline__ void lead_others(const Row& row) {
+#pragma unroll 1
+  for (u32 c = threadIdx.x; c < row.width; c += blockDim.x)
+    if (!has_bit(row.masked[word_of(c)], bit_of(c))) leaders_of(row)[c] = c;
+  __syncthreads();  // before the top-up changes the words
+}
+
 // What comes after a strategy has put its columns into `masked`, and their number into the row's state.
 __device__ __forceinline__ void finish_row(const Batch& batch, const Row& row) {
+  if (row.grouped) lead_others(row);
   top_up(row, row.state->budget - row.state->masked);
   list_columns(row, row.masked, row.masked_list);
   choose_replacements(batch, row);
@@ -518,13 +536,13 @@ constexpr u32 MAX_THREADS = 32 * MAX_WARPS;
   const Token *__restrict__ input_ids, const void *__restrict__ attention_mask,                                        \
       const void *__restrict__ special_tokens_mask, int attention_bytes, int special_bytes, i64 rows, u32 columns,     \
       const i64 *__restrict__ draws, int draw_mode, u64 draw_offset, const u64 *__restrict__ seed,                     \
-      const double *__restrict__ rates, const i64 *__restrict__ priorities, u32 vocab_size, u32 gene_lo, u32 gene_hi,  \
-      u32 pad_token, u32 mask_token, u64 mask_below, u64 random_below, Token *__restrict__ out_ids,                    \
+      const double *__restrict__ rates, const i64 *__restrict__ priorities, int grouped, u32 vocab_size, u32 gene_lo,  \
+      u32 gene_hi, u32 pad_token, u32 mask_token, u64 mask_below, u64 random_below, Token *__restrict__ out_ids,       \
       i64 *__restrict__ labels, i64 *__restrict__ masked_positions, i64 max_masked
 
 #define ROW_BATCH(wide, ranks_top_up)                                                                                  \
   const Batch batch = {input_ids, wide, attention_mask, special_tokens_mask, attention_bytes, special_bytes, rows,     \
-                       columns, draws, draw_mode, draw_offset, seed, rates, priorities, ranks_top_up, vocab_size,      \
-                       gene_lo, gene_hi, pad_token, mask_token, mask_below, random_below, out_ids, labels,             \
+                       columns, draws, draw_mode, draw_offset, seed, rates, priorities, ranks_top_up, grouped != 0,    \
+                       vocab_size, gene_lo, gene_hi, pad_token, mask_token, mask_below, random_below, out_ids, labels, \
                        masked_positions, max_masked,                                                                   \
                        columns % 2 == 0 && (((u64)input_ids | (u64)out_ids | (u64)labels) & 15) == 0}

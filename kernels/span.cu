@@ -33,12 +33,15 @@ __device__ __forceinline__ void add_spans(const Row& row, u32* spans) {
   __syncthreads();
 #pragma unroll 1
   for (u32 i = threadIdx.x; i < n; i += blockDim.x) {
-    u32 first = 0xFFFFFFFFu;
+    u32 first = 0xFFFFFFFFu, start = spans[i] & COLUMN_MASK;
 #pragma unroll 1
     for (u32 before = 0; before < min(LONGEST, i + 1); ++before) {
       const u32 span = spans[i - before];
-      if (span >> LENGTH_SHIFT > before) first = min(first, row.w0[span & COLUMN_MASK]);
+      if (span >> LENGTH_SHIFT <= before || row.w0[span & COLUMN_MASK] > first) continue;  // of equal ones the earlier
+      start = span & COLUMN_MASK;
+      first = row.w0[start];
     }
+    if (row.grouped) leaders_of(row)[spans[i] & COLUMN_MASK] = start;
     row.own[spans[i] & COLUMN_MASK] = first;
   }
   take_groups(row, row.maskable, row.own, n);

@@ -10,7 +10,7 @@ Called by the row loop of ``mask.py``.
 import numpy as np
 
 from .bits import count_ones, lowest_one
-from .groups import add_column, collect_starts, wave_width
+from .groups import add_column, collect_starts, wave_width, word_of_leader
 from .jit import inline, stage
 from .philox import LOW, S32, philox
 from .rows import U0, U1, sort_keys, words_for
@@ -29,7 +29,7 @@ def span_length(w):
 
 
 @stage
-def add_span(pool, masked, start, length, width, room):
+def add_span(pool, masked, start, length, width, room, w2, word):
     """Add the maskable column ``start`` and those after it, ``length`` in all; return how many are new, at most room.
 
     Mostly all of them are maskable and there is room: then the span is one run of bits, over two words at most.
@@ -40,7 +40,7 @@ def add_span(pool, masked, start, length, width, room):
     if shift + np.uint64(length) > np.uint64(64):
         high = run >> (np.uint64(64) - shift)
     fits = start + length <= width and (pool[i] & low) == low and (high == U0 or (pool[i + 1] & high) == high)
-    if fits and length <= room:
+    if w2 is None and fits and length <= room:
         new = count_ones(low & ~masked[i])
         masked[i] |= low
         if high != U0:
@@ -55,15 +55,22 @@ def add_span(pool, masked, start, length, width, room):
             if i >= words_for(width):
                 return new
             bits = pool[i]
-        new += add_column(masked, 64 * i + lowest_one(bits))
+        r = 64 * i + lowest_one(bits)
+        is_new = add_column(masked, r)
+        if w2 is not None and is_new:
+            w2[r] = word
+        new += is_new
         bits &= bits - U1
         added += 1
     return new
 
 
 @stage
-def add_spans(pool, masked, w0, width, maskable, quota, draw, seed, keys, order):
-    """Add spans to ``masked`` until ``quota`` columns are in; return how many are."""
+def add_spans(pool, masked, w0, w2, width, maskable, quota, draw, seed, keys, order):
+    """Add spans to ``masked`` until ``quota`` columns are in; return how many are.
+
+    ``w2``: None but where spans are replaced alike; so that the usual kernel has no trace of it.
+    """
     d0, d1, k0, k1 = draw & LOW, draw >> S32, seed & LOW, seed >> S32
     count = 0
     low = U0
@@ -77,6 +84,8 @@ def add_spans(pool, masked, w0, width, maskable, quota, draw, seed, keys, order)
         for k in range(n):
             if count == quota:
                 break
-            count += add_span(pool, masked, np.int64(keys[k] & LOW), np.int64(order[k]), width, quota - count)
+            start = np.int64(keys[k] & LOW)
+            word = U0 if w2 is None else word_of_leader(start, draw, seed)
+            count += add_span(pool, masked, start, np.int64(order[k]), width, quota - count, w2, word)
         low = high
     return count

@@ -23,6 +23,7 @@ from corrmask_fast.kernels.layout import (
     CORRMASK,
     COUNTED,
     FUNCTION,
+    GENE_SETS,
     GIVEN,
     PMI,
     RANDOM,
@@ -33,7 +34,7 @@ from corrmask_fast.kernels.layout import (
 from corrmask_fast.masking.engine import rows
 from corrmask_fast.masking.engine.draws import Draws
 from corrmask_fast.masking.engine.rows import CpuPlan, make_plan, mask_rows
-from corrmask_fast.masking.engine.tables import table_of_pairs
+from corrmask_fast.masking.engine.tables import table_of_pairs, table_of_sets
 from corrmask_fast.threads import set_num_threads
 
 LENGTHS = (*range(1, 131), *range(2047, 2051))
@@ -117,11 +118,16 @@ def make_plans() -> dict[str, CpuPlan]:
     followers = [np.arange(gene + 1, min(gene + 4, SIZE)) for gene in range(SIZE)]
     starts = np.concatenate([[0], np.cumsum([row.size for row in followers])])
     pairs = table_of_pairs(starts, np.concatenate(followers).astype(np.uint16), "")[:3]
+    sizes = np.where(np.arange(333) % 9 == 8, 0, rng.integers(2, 90, 333))  # the last word of sets is not full
+    sizes[5] = N_GENES
+    members = [np.sort(SPECIAL + rng.permutation(N_GENES)[:size]) for size in sizes]
+    sets = table_of_sets(np.concatenate([[0], sizes.cumsum()]), np.concatenate(members), "")[:3]
     nothing = np.zeros(1, np.uint64), np.zeros(SIZE + 1, np.int32), np.empty(0, np.uint16)
     kinds = {
         **{f"corrmask with {most} partners": (CORRMASK, graph, most) for most in PARTNERS},
         "random": (RANDOM, nothing, 0), "span": (SPAN, nothing, 0), "pmi": (PMI, pairs, 0),
         "sampled": (SAMPLED, nothing, 0), "balanced": (BALANCED, graph, 0), "function": (FUNCTION, nothing, 0),
+        "gene sets": (GENE_SETS, sets, 0),
     }  # fmt: skip
     lo, hi = genes.gene_range
     return {

@@ -27,6 +27,7 @@ from corrmask_fast.masking.strategies import STRATEGIES
 from corrmask_fast.testing import make_graph, make_vocabulary
 
 NAMES = [ALL_CONTROL, "Span", "PMI", "PMI-Rand", "CorrMask", "CorrMask-100", "CorrMask-balanced", ALL_REWIRED]
+SETS = {"one": ["G1", "G2", "G3"], "another": ["G3", "G40", "G41"], "a third": [f"G{i}" for i in range(50, 58)]}
 
 
 @pytest.fixture(scope="module")
@@ -46,16 +47,16 @@ def pmi(corpus):
 
 @pytest.fixture(scope="module")
 def report(corpus, graph, pmi):
-    options = {"mlm_probability": 0.3, "npmi_min": 0.05, "epochs": 2, "seed": 3}
+    options = {"mlm_probability": 0.3, "npmi_min": 0.05, "epochs": 2, "seed": 3, "sets": SETS}
     return audit_all_strategies(corpus, graph, pmi, **options, progress=False)
 
 
 def test_every_line_is_what_its_strategy_gives_alone(report, corpus, graph, pmi):
-    assert [row.name for row in report] == NAMES
+    assert [row.name for row in report] == [*NAMES[:-1], "Gene sets", ALL_REWIRED]
     assert report.controls == (ALL_CONTROL, ALL_REWIRED)
     for name, each in STRATEGIES.items():
         own = {"npmi_min": 0.05} if each.needs == "pmi" else {}
-        masker = make_masker(name, graph=graph, pmi=pmi, mlm_probability=0.3, seed=3, **own)
+        masker = make_masker(name, graph=graph, pmi=pmi, sets=SETS, mlm_probability=0.3, seed=3, **own)
         alone = audit_masking(masker, corpus, graph, epochs=2, progress=False)
         row = report[ALL_CONTROL if name == "random" else each.label]
         for field in ("masked", "runs", "hits", "pairs", "hidden", "shortcut_sum"):
@@ -85,7 +86,7 @@ def test_random_is_the_control_of_every_strategy_column_by_column(corpus, graph,
     indptr, tokens = corpus.gather_for_training(np.arange(corpus.n_cells))
     plain = masks_of(make_masker("random", vocabulary=corpus.vocabulary, seed=9))(indptr, tokens, 4)
     for name in STRATEGIES:
-        masker = make_masker(name, graph=graph, pmi=pmi, vocabulary=corpus.vocabulary, seed=9)
+        masker = make_masker(name, graph=graph, pmi=pmi, vocabulary=corpus.vocabulary, sets=SETS, seed=9)
         assert np.array_equal(masks_of(masker, structural_ratio=0.0)(indptr, tokens, 4), plain), name
 
 

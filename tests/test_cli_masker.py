@@ -16,8 +16,9 @@ from corrmask_fast.masking.strategies import STRATEGIES
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, make_corpus):
-    """A corpus, a graph and a PMI table of one vocabulary; a graph of another."""
+    """A corpus, a graph, gene sets and a PMI table of one vocabulary; a graph of another."""
     folder = tmp_path_factory.mktemp("masker")
+    (folder / "sets.gmt").write_text("one\tlink\tG1\tG2\tG3\nanother\t\tG3\tG14\n")
     corpus = make_corpus(80, 30)
     write_corpus(corpus, folder / "cells.npz")
     names = [f"G{i}" for i in range(30)]
@@ -53,6 +54,7 @@ def test_options_make_what_make_masker_makes(folder, strategy):
         "graph": ["--graph", folder / "g.safetensors"],
         "pmi": ["--pmi", folder / "p.safetensors"],
         "vocabulary": [],
+        "gene_sets": ["--gene-sets", folder / "sets.gmt"],
     }
     table, graph = PMITable.load(folder / "p.safetensors"), DependencyGraph.load(folder / "g.safetensors")
     needs = STRATEGIES[strategy].needs
@@ -60,7 +62,8 @@ def test_options_make_what_make_masker_makes(folder, strategy):
         parsed("--strategy", strategy, *files[needs], "--mlm-probability", 0.4, "--seed", 3),
         vocabulary=table.vocabulary,
     )
-    theirs = make_masker(strategy, graph=graph, pmi=table, mlm_probability=0.4, seed=3)
+    sets = {"one": ["G1", "G2", "G3"], "another": ["G3", "G14"]}
+    theirs = make_masker(strategy, graph=graph, pmi=table, sets=sets, mlm_probability=0.4, seed=3)
     rows = np.array([0, 20]), np.arange(2, 22)
     for masker in (ours, theirs):
         assert (type(masker).__name__, masker.seed) == (STRATEGIES[strategy].masker, 3)
@@ -72,20 +75,26 @@ def test_parameters_reach_the_masker(folder):
     assert (masker_of(arguments).max_partners, masker_of(arguments).structural_ratio) == (2, 0.25)
     arguments = parsed("--strategy", "pmi", "--pmi", folder / "p.safetensors", "--npmi-min", 0.3)
     assert masker_of(arguments).npmi_min == 0.3
+    for given, replace in (([], "token"), (["--replace", "group"], "group")):
+        assert masker_of(parsed("--graph", folder / "g.safetensors", *given)).replace == replace
 
 
-@pytest.mark.parametrize("strategy", ["span", "pmi-rand", "random"])
+@pytest.mark.parametrize("strategy", ["span", "pmi-rand", "random", "gene-sets"])
 def test_audit_of_a_strategy(folder, capsys, strategy):
     files = ["--graph", f"{folder}/g.safetensors", "--pmi", f"{folder}/p.safetensors"]
+    files += ["--gene-sets", f"{folder}/sets.gmt"]
     assert main(["audit", f"{folder}/cells.npz", *files, "--strategy", strategy, "--no-progress"]) == 0
     line = capsys.readouterr().out.splitlines()[4]
-    assert line.split()[0] in {"Span", "PMI", "Random"}
+    assert line.split()[0] in {"Span", "PMI", "Random", "Gene"}
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--strategy", "pmi"], "--strategy pmi needs --pmi TABLE; `corrmask-fast pmi build` makes one"),
+        (["--strategy", "gene-sets"], "--strategy gene-sets needs --gene-sets FILE.gmt; Reactome and MSigDB publish"),
+        (["--strategy", "gene-sets", "--gene-sets", "missing"], "no file at missing; give a .gmt file of gene sets"),
+        (["--strategy", "gene-sets", "--gene-sets", "g.safetensors"], "g.safetensors: line 1 "),
         (
             ["--strategy", "span", "--max-partners", "3"],
             "--max-partners has no meaning for the strategy 'span'; leave it out",

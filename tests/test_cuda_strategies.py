@@ -22,7 +22,8 @@ from corrmask_fast.testing import (
 
 CASES, LONG_CASES = cases(), long_cases()
 # The file of each strategy's kernels.
-STEMS = {"random": "random", "span": "span", "pmi": "pmi", "corrmask": "corrmask", "corrmask-balanced": "balanced"}
+STEMS = {name: name for name in ("random", "span", "pmi", "corrmask")}
+STEMS |= {"corrmask-balanced": "balanced", "gene-sets": "gene_sets"}
 RANGES = (
     {"mlm_probability": (0.1, 0.6), "structural_ratio": (0.2, 0.9)},
     {"strategy": "span", "mlm_probability": (0.2, 0.5)},
@@ -53,7 +54,7 @@ def check_fixture(cuda_host, modules):
 @pytest.mark.parametrize("threads", [32, 160, 1024])
 @pytest.mark.parametrize("schedule", [FORWARD, REVERSE, RANDOM])
 def test_any_block_and_any_order_of_threads(check, threads, schedule):
-    for parameters in STRATEGY_PARAMETERS[1:11:2]:
+    for parameters in STRATEGY_PARAMETERS[1:14:2]:
         how = {"threads": threads, "schedule": schedule, "schedule_seed": threads, "preempt_percent": 30}
         check(MIXED, {**parameters, "mlm_probability": 0.4}, **how)
 
@@ -65,7 +66,7 @@ def test_kernels_that_work_in_device_memory(check, blocks):
         check(MIXED.astype(np.int32), parameters, scratch_blocks=blocks, schedule=RANDOM)
 
 
-@pytest.mark.parametrize("strategy", ["span", "pmi", "corrmask-balanced"])
+@pytest.mark.parametrize("strategy", ["span", "pmi", "corrmask-balanced", "gene-sets"])
 def test_equal_keys_are_settled_as_the_oracle_does(cuda_host, check, monkeypatch, strategy):
     """Words of eight bits are equal often: groups by (w0, first column), the top-up by (w1, column)."""
     from corrmask_fast import reference
@@ -93,7 +94,7 @@ def test_one_run_of_a_whole_row(check):
 
 
 @pytest.mark.parametrize("rates", [(np.nan, np.nan), (2.0, 2.0), (-1.0, 0.5), (np.inf, np.inf)])
-@pytest.mark.parametrize("strategy", ["span", "pmi", "random", "corrmask-balanced"])
+@pytest.mark.parametrize("strategy", ["span", "pmi", "random", "corrmask-balanced", "gene-sets"])
 def test_rates_that_a_device_cannot_refuse_do_no_harm(cuda_host, modules, rates, strategy):
     how = {"draw_ids": draw_ids(3), "rates": np.array(rates), "schedule": RANDOM, "strategy": strategy}
     got = cuda_host.masking.emulate(modules[strategy], MIXED, **how)
@@ -106,6 +107,10 @@ FAULTS = {  # one a strategy: each costs a compilation
     "span": ("<< LENGTH_SHIFT;\n  __syncthreads();", "<< LENGTH_SHIFT;\n"),  # a barrier is missing (lengths)
     "pmi": ("    __syncthreads();  // the first word of a run may be another thread's\n", ""),
     "corrmask-balanced": ("    __syncthreads();  // positions and words are other threads'\n", ""),
+    "gene-sets": (
+        "    __syncthreads();  // all have read before one writes: what is written was read in this round or before\n",
+        "",
+    ),
 }
 
 

@@ -17,7 +17,7 @@ from corrmask_fast import (
     audit_masking,
     read_corpus,
 )
-from corrmask_fast.cli.demo import DemoSize, run_demo
+from corrmask_fast.cli.demo import MODEL_LENGTH, DemoSize, run_demo
 from corrmask_fast.masking.stock import StockPreCollator, stock_collator
 
 VOCABULARY = Vocabulary(("<pad>", "<mask>", *(f"G{i}" for i in range(40))))
@@ -80,6 +80,19 @@ def test_the_demo_end_to_end(extras, tmp_path, capsys):
     assert again.startswith("# CorrMask on cells.h5ad")
     assert "Vocabulary: the genes of the file" in again
     assert "Ribosomal" not in again
+
+
+def test_the_demo_of_cells_longer_than_the_tiny_bert(extras, tmp_path):
+    import anndata
+
+    pytest.importorskip("transformers")
+    counts = np.random.default_rng(0).poisson(3, (100, MODEL_LENGTH + 50)) + 1.0  # every gene is in every cell
+    cells = anndata.AnnData(counts.astype(np.float32))
+    cells.var_names = [f"G{i}" for i in range(counts.shape[1])]
+    cells.write_h5ad(tmp_path / "long.h5ad")
+    report = run_demo(tmp_path / "demo", input_path=tmp_path / "long.h5ad", progress=False, size=SMALL).read_text()
+    assert f"first {MODEL_LENGTH} " in report
+    assert "loss at masked genes" in report.lower()
 
 
 def test_the_demo_without_hugging_face(extras, tmp_path, monkeypatch, capsys):

@@ -14,8 +14,9 @@ import torch
 from corrmask_fast import Corpus, FineTuning, InputError, Vocabulary, annotate_cells, classify_genes
 from corrmask_fast.cells.corpus_io import write_corpus
 from corrmask_fast.cli.main import main
-from corrmask_fast.evaluation.fine_tuning import UNLABELLED, Labeller, load_encoder, padded_cells, usable_length
+from corrmask_fast.evaluation.fine_tuning import UNLABELLED, Labeller, padded_cells, usable_length
 from corrmask_fast.evaluation.gene_classification import _genes_in_cells, read_gene_labels
+from corrmask_fast.training.pretrained import load_encoder
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("sklearn")

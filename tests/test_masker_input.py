@@ -122,7 +122,9 @@ def test_a_path_is_no_graph():
         CorrMasker("graph.safetensors")
 
 
-@pytest.mark.parametrize("name", ["mlm_probability", "structural_ratio", "max_partners", "seed", "mask_replace_prob"])
+@pytest.mark.parametrize(
+    "name", ["mlm_probability", "structural_ratio", "max_partners", "seed", "mask_replace_prob", "replace"]
+)
 def test_parameters_are_fixed(name):
     masker = CorrMasker(CASES[0].graph)
     with pytest.raises(InputError, match=f"{name} is fixed when a masker is made; make another"):

@@ -55,7 +55,12 @@ RANGES = (
     {"mlm_probability": (0.1, 0.6), "structural_ratio": (0.2, 0.9)},
     *({**each, "mlm_probability": (0.05, 0.9), "seed": 4} for each in STRATEGIES),
 )
-EVERY = (*PARAMETERS, *STRATEGY_PARAMETERS, *RANGES)
+# Groups replaced whole, by the groups that one strategy and another make; the top-up decides for itself.
+GROUPED = tuple(
+    {**each, "mlm_probability": 0.5, "replace": "group", "seed": 5}
+    for each in ({"structural_ratio": 0.9}, {"structural_ratio": 1.0, "max_partners": 40}, {}, *STRATEGIES)
+)
+EVERY = (*PARAMETERS, *STRATEGY_PARAMETERS, *RANGES, *GROUPED)
 
 
 class Backend:
@@ -139,7 +144,7 @@ def test_every_kind_of_row(backend, case):
 
 @pytest.mark.parametrize("case", LONG_CASES, ids=lambda case: case.name)
 def test_long_rows(backend, case):
-    for number, parameters in enumerate((*LONG_PARAMETERS, *STRATEGIES)):
+    for number, parameters in enumerate((*LONG_PARAMETERS, *STRATEGIES, *GROUPED)):
         backend.check(case, parameters, number, narrow=number == 0)
 
 
@@ -223,7 +228,7 @@ def test_priorities_that_tie(backend, kind):
     for number, case in enumerate([each for each in CASES if each.known]):
         given, draws = priorities_of_kind(rng, case.input_ids.shape, kind), draw_ids(case.rows, seed=7)
         for strategy in ({}, *STRATEGIES):
-            parameters = {**strategy, "mlm_probability": 0.4}
+            parameters = {**strategy, "mlm_probability": 0.4, "replace": ("token", "group")[number % 2]}
             got = backend.mask(case, case.masker(**parameters), number, priorities=given, draw_ids=draws)
             expected = case.expected(draw_ids=draws, priorities=given, **parameters)
             assert_same(expected, got, f"{case.name}, {parameters}")
@@ -287,7 +292,7 @@ def test_functions(backend, propose, compiled):
     for number, case in enumerate([each.astype(kind) for each in CASES if each.known]):
         for parameters in (
             {"mlm_probability": 0.15, "structural_ratio": 1.0},
-            {"mlm_probability": 0.6, "structural_ratio": 0.7, "seed": 2**64 - 1},
+            {"mlm_probability": 0.6, "structural_ratio": 0.7, "seed": 2**64 - 1, "replace": "group"},
             {"mlm_probability": (0.05, 0.9), "structural_ratio": (0.2, 1.0), "mask_replace_prob": 0.3},
         ):
             masker, draw = FunctionMasker(case.graph.vocabulary, given, **parameters), {"epoch": 3}

@@ -350,6 +350,10 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     cells = [*CELLS[:-1], CELLS[-1][::-1]]
     others = [
         ({"masker": CorrMasker(GRAPH, mlm_probability=0.3, seed=6)}, "was made with seed=5, this run has seed=6"),
+        (
+            {"masker": CorrMasker(GRAPH, mlm_probability=0.3, replace="group", seed=5)},
+            "was made with replace='token', this run has replace='group'",
+        ),
         ({"masker": CorrMasker(make_graph(VOCABULARY, seed=1), mlm_probability=0.3, seed=5)}, "was made with table "),
         ({"dataset": CorpusDataset(read_corpus(cells, VOCABULARY))}, "was made with corpus "),
         ({"dataset": CorpusDataset(read_corpus(CELLS[:-1], VOCABULARY))}, "was made with c"),

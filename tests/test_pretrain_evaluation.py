@@ -191,7 +191,7 @@ def test_targets_worked_by_hand():
         assert (found.tolist(), of_row.tolist()) == (targets, rows)
         sums = summed_by_row(torch.zeros(shape), found, of_row, 2)
         np.testing.assert_allclose(sums, [[np.log(10), 1], [2 * np.log(10), 2]], rtol=1e-6)
-        losses, of_row, tokens = losses_at_masked(torch.zeros(shape), found, of_row)
+        losses, of_row, tokens, _ = losses_at_masked(torch.zeros(shape), found, of_row)
         assert (of_row.tolist(), tokens.tolist()) == ([0, 1, 1], [5, 7, 9])
         np.testing.assert_allclose(losses, np.log(10), rtol=1e-6)
     with pytest.raises(InputError, match=r"returned logits of shape \(2, 4, 10\) for labels of shape \(2, 3\)"):

@@ -86,8 +86,11 @@ def test_options_win_over_the_file_and_the_file_over_the_preset(tmp_path):
         ("layers = ", "is not a readable TOML file"),
         ("layers = 0", "layers must be an integer in \\[1, 1000\\]; got 0"),
         ("heads = 3", "heads must be a divisor of hidden_size=256; got 3"),
-        ('precision = "int8"', "precision must be one of auto, float32, bfloat16; got 'int8'"),
+        ('precision = "int8"', "precision must be one of auto, float32, bfloat16, float16; got 'int8'"),
         ("dropout = 2.0", r"dropout must be a number in \[0, 1\]"),
+        ("compile = 1", "compile must be true or false; got 1"),
+        ("model = 3", "model must be a text; got 3"),
+        ('report_to = "wandb"', "report_to must be one of none, tensorboard; got 'wandb'"),
     ],
 )
 def test_bad_settings_are_refused(tmp_path, text, message):
@@ -163,7 +166,7 @@ def test_losses_are_split_by_what_stays_in_view(corpus, graph):
         batch = {"input_ids": masked.input_ids, "attention_mask": attention, "labels": masked.labels}
         if head == "masked":
             batch["masked_positions"] = masked.masked_positions
-        losses, rows, tokens = masked_losses(model, batch)
+        losses, rows, tokens, _ = masked_losses(model, batch)
         expected: dict[str, list[float]] = {"visible": [], "hidden": [], "alone": []}
         for loss, row, token in zip(losses, rows, tokens, strict=True):
             hidden = set(masked.labels[row][masked.labels[row] != -100].tolist())
@@ -236,9 +239,11 @@ def test_the_configuration_file_makes_the_masker_and_a_resumed_run_needs_no_opti
     masker = f'strategy = "corrmask"\ngraph = "{tmp_path}/graph.safetensors"\nmlm_probability = "0.1..0.3"\nseed = 5\n'
     (tmp_path / "run.toml").write_text(TINY.to_toml() + masker)
     common = ["pretrain", str(tmp_path / "cells.dataset"), "--out", str(tmp_path / "run"), "--no-progress"]
-    assert main([*common, "--config", str(tmp_path / "run.toml"), "--max-steps", "3", "--max-partners", "4"]) == 0
+    options = ["--max-partners", "4", "--replace", "group"]
+    assert main([*common, "--config", str(tmp_path / "run.toml"), "--max-steps", "3", *options]) == 0
     record = json.loads((tmp_path / "run" / "checkpoint-3" / "corrmask.json").read_text())["masker"]
     assert (record["mlm_probability"], record["seed"], record["max_partners"]) == ("(0.1, 0.3)", 5, 4)
+    assert record["replace"] == "group"
     assert 'mlm_probability = "0.1..0.3"' in (tmp_path / "run" / "settings.toml").read_text()
     assert main([*common, "--resume", "--max-steps", "6"]) == 0
     assert "6 steps; the model lies in" in capsys.readouterr().out
@@ -253,6 +258,7 @@ def test_the_configuration_file_makes_the_masker_and_a_resumed_run_needs_no_opti
         ('strategy = "random"\nmlm_probability = "linear"', "a rate must be a number"),
         ('strategy = "random"\nmlm_probability = true', "--mlm-probability must be a number"),
         ("graph = 3", "graph must be a text in quotes; got 3"),
+        ('strategy = "random"\neval_strategy = "mam"', "eval_strategy must be one of random, span"),
         ('strategy = "random"\nseed = "a"', "--seed must be an integer"),
     ],
 )

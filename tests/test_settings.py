@@ -72,6 +72,8 @@ def test_options_of_the_masker_in_a_file(tmp_path, capsys, cli_folder):
         "mlm_probability = nan",
         "mlm_probability = 'linear:0.1:0.2:1e9'",
         "strategy = 1",
+        "replace = 'span'",
+        "replace = true",
         "seed = '0'",
         "seed = -1",
         "graph = [1]",

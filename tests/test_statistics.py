@@ -15,6 +15,7 @@ from corrmask_fast import (
     BalancedCorrMasker,
     CorrMasker,
     DependencyGraph,
+    GeneSetMasker,
     PMIMasker,
     PMITable,
     SpanMasker,
@@ -245,6 +246,22 @@ def test_the_arc_begins_anywhere(genes, p):
     assert np.abs(hidden.sum(0) - ROWS * budget / 20).max() < SIGMAS * error
     parted = (hidden[:, 0:12:2] != hidden[:, 1:12:2]).sum(0)
     assert np.abs(parted - ROWS * 2 / 20).max() < SIGMAS * math.sqrt(ROWS * 0.1 * 0.9)
+
+
+# ------------------------------------------------------------------------------------------------------------- sets
+
+
+def test_any_set_is_the_first_alike(genes):
+    """Of seven pairs one is masked: each as often, whatever its number, among sets that are not in the row."""
+    sets = {f"absent {i}": [16 + i % 40, 61] for i in range(90)} | {
+        f"pair {i}": [2 + 2 * i, 3 + 2 * i] for i in range(7)
+    }
+    names = sorted(sets, key=lambda name: name[-1])
+    masker = GeneSetMasker(genes, {name: sets[name] for name in names}, mlm_probability=0.15)
+    hidden, _ = mask_by(masker, list(range(2, 16)))
+    assert (hidden.sum(1) == 2).all()
+    assert np.array_equal(hidden[:, ::2], hidden[:, 1::2])
+    assert_fits(hidden[:, ::2].sum(0), np.full(7, ROWS / 7))
 
 
 # ------------------------------------------------------------------------------------------------------ replacement

@@ -101,8 +101,9 @@ def balanced_by_hand(words):
     """A star of 5 with 6, 7 and 8, a lone 9, and 6 again; w0 is −column: later columns come first."""
     columns = {0: 5, 1: 6, 2: 7, 4: 6, 5: 8, 6: 9}
     neighbors = {5: [6, 7, 8], 6: [5], 7: [5], 8: [5]}
+    leaders = reference.module_leaders(columns, neighbors, by_column := lambda c: (-c, c))
     return reference.balanced_group(
-        columns, neighbors, lambda c: (-c, c), lambda column, block: (words.get((column, block), 2**31), 0, 0, 0)
+        leaders, by_column, lambda column, block: (words.get((column, block), 2**31), 0, 0, 0)
     )
 
 
@@ -114,7 +115,22 @@ def test_modules_by_hand():
     assert balanced_by_hand({**start, (6, 1): 0, (2, 1): 2**32 - 1}) == [6, 1, 4, 5, 0, 2]
     assert balanced_by_hand({(2**32 - 3, 0): 2**32 - 1}) == [6, 1, 2, 4, 5, 0]
     assert balanced_by_hand({(2**32 - 3, 0): 2**31}) == [5, 0, 6, 1, 2, 4]
-    assert reference.balanced_group({}, {}, lambda c: (c, c), lambda *_: (5, 0, 0, 0)) == []
+    assert reference.balanced_group({}, lambda c: (c, c), lambda *_: (5, 0, 0, 0)) == []
+
+
+def test_sets_by_hand():
+    """Gene 6 stands twice; set 0 has one gene in the row, set 2 none of two; words put set 3 before 1."""
+    columns = {0: 5, 1: 6, 2: 7, 4: 6, 5: 8, 6: 9}
+    sets = {0: [9, 50], 1: [6, 8, 8, 60, 5], 2: [70, 71], 3: [7, 9], 4: [8, 5]}
+    words = {1: 5, 3: 4, 4: 5, 0: 0, 2: 0}
+
+    def draw(number, block):
+        assert block == 2**32 - 2
+        return words[number], 0, 0, 0
+
+    # Later columns come first; 6 stands in column 1 first; sets 1 and 4 have the same word.
+    assert list(reference.set_groups(columns, sets, lambda c: (-c, c), draw)) == [[6, 2], [5, 1, 0], [5, 0]]
+    assert list(reference.set_groups({}, sets, lambda c: (-c, c), draw)) == []
 
 
 def test_equal_words_of_leaders_are_settled_as_the_oracle_does():
@@ -189,11 +205,17 @@ def test_compiled_whole(strategy):
         (
             "spam",
             {},
-            "corrmask-100, corrmask-balanced, mam, corrmask-mam, or your own as package.module:Name",
+            "corrmask-100, corrmask-balanced, gene-sets, mam, corrmask-mam, or your own as package.module:Name",
         ),
         ("corrmask", {"vocabulary": GENES}, "'corrmask' needs a dependency graph: give graph="),
         ("pmi", {"vocabulary": GENES}, "'pmi' needs a PMI table: give pmi="),
         ("span", {}, "'span' needs a vocabulary"),
+        (
+            "gene-sets",
+            {"vocabulary": GENES},
+            "'gene-sets' needs gene sets: give sets=the path of a .gmt file, or a map",
+        ),
+        ("gene-sets", {"sets": {"a": [2, 3]}}, "'gene-sets' needs a vocabulary: give vocabulary=Vocabulary.load(path)"),
         (
             "random",
             {"vocabulary": GENES, "structural_ratio": 0.5},

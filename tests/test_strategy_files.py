@@ -28,7 +28,13 @@ OWN = (
 # Files that use a strategy as any caller could: the number of files to touch for a new one does not grow by them.
 USERS = {
     # CorrMask-MAM: CorrMask whose seeds are learned; balanced CorrMask: by the same graphs
-    "corrmask": {"masking/strategies/mam.py", "masking/strategies/balanced.py", "kernels/balanced.py"},
+    # and the CPU kernel of gene sets looks genes up in the same table
+    "corrmask": {
+        "masking/strategies/mam.py",
+        "masking/strategies/balanced.py",
+        "kernels/balanced.py",
+        "kernels/gene_sets.py",
+    },
     "random": {"masking/value_masking.py"},  # zeros are masked at random
 }
 ORDINARY = {"corrmask", "random", "span", *SOURCES}  # texts that also name the package, a sampler, a metric, a table
@@ -97,9 +103,10 @@ def test_the_table_says_what_a_masker_takes(name):
     vocabulary = make_vocabulary(20)
     pmi = corrmask_fast.PMITable.from_corpus(corrmask_fast.read_corpus([[2, 3]], vocabulary), progress=False)
     given = {"dim": 8} if name in LEARNED_STRATEGIES else {}
-    masker = corrmask_fast.make_masker(name, vocabulary=vocabulary, graph=make_graph(vocabulary), pmi=pmi, **given)
+    given |= {"vocabulary": vocabulary, "graph": make_graph(vocabulary), "pmi": pmi, "sets": {"a set": [2, 3]}}
+    masker = corrmask_fast.make_masker(name, **given)
     assert masker.structural_ratio == (strategy.ratio or 0.0)
-    assert name.startswith(masker.label.lower())
+    assert name.startswith(masker.label.lower().replace(" ", "-"))
     assert all(hasattr(masker, option) for option in strategy.takes)
 
 

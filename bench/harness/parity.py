@@ -45,16 +45,19 @@ def check_masker(
     device: torch.device = CPU,
     strategy: str = "corrmask",
     pairs: Any = None,
+    sets: Any = None,
 ) -> None:
     """A masker gives the oracle's bits, counted and by epoch: with one thread, with two, and on the device.
 
-    ``masker`` lies on the CPU and has masked nothing yet (None: CorrMask); ``pairs``: the PMI table that it looks up.
+    ``masker`` lies on the CPU and has masked nothing yet (None: CorrMask); ``pairs``, ``sets``: the PMI table and
+    the gene sets that it looks up.
     """
     masker = masker or CorrMasker(workload.graph)
     rows = torch.from_numpy(workload.rows(batch))
     few = Case("bench", workload.graph, rows[:FEW].numpy())
-    if pairs is not None:
-        object.__setattr__(few, "pairs", pairs)
+    for name, given in (("pairs", pairs), ("sets", sets)):
+        if given is not None:
+            object.__setattr__(few, name, given)
     threads = get_num_threads()
     for epoch, draw in ((None, {"draw_ids": np.arange(few.rows)}), (1, {"epoch": 1})):
         expected, results = few.expected(**draw, strategy=strategy), []

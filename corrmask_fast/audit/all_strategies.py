@@ -5,7 +5,7 @@ line                        what it is
 ==========================  =========================================================================================
 Random (lambda = 0)         the control of every line below: with ``structural_ratio=0`` each strategy masks just these
                             columns, since draws belong to cells and not to strategies
-each other strategy         as its name says (``masking/strategies``), with its own λ
+each other strategy         as its name says (``masking/strategies``), with its own λ; gene sets where they are given
 CorrMask, rewired graph     CorrMask by a graph of the same degrees and other partners, judged by the true graph: what
                             masking hubs more often does by itself
 maskers of your own         as they are made; Random is their control if they have its ``seed`` and rate
@@ -25,7 +25,8 @@ from corrmask_fast.masking.factory import make_masker
 from corrmask_fast.masking.strategies import CONTROL, DEFAULT, STRATEGIES
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    import os
+    from collections.abc import Iterable, Mapping, Sequence
 
     from corrmask_fast.audit.report import AuditReport
     from corrmask_fast.cells.corpus import Corpus
@@ -45,6 +46,7 @@ def audit_all_strategies(
     pmi: PMITable | None = None,
     *,
     rewired_graph: DependencyGraph | None = None,
+    sets: Mapping[str, Iterable[int | str]] | str | os.PathLike[str] | None = None,
     maskers: Sequence[Masker] = (),
     mlm_probability: RateLike = 0.15,
     max_partners: int = 5,
@@ -67,6 +69,8 @@ def audit_all_strategies(
         For PMI masking; None: counted from the corpus, all of it, with its defaults.
     rewired_graph
         The second control's; None: ``rewired(graph, seed)``.
+    sets
+        For :class:`~corrmask_fast.GeneSetMasker`; None: no such line.
     maskers
         More maskers, such as a :class:`~corrmask_fast.FunctionMasker`: a line each, by its ``label``.
     mlm_probability, max_partners, npmi_min
@@ -116,11 +120,16 @@ def audit_all_strategies(
 
     def masker(name: str, by: DependencyGraph) -> Any:
         given: dict[str, Any] = {key: value for key, value in own.items() if key in STRATEGIES[name].takes}
-        made = make_masker(name, graph=by, pmi=pmi, mlm_probability=mlm_probability, seed=seed, **given)
+        sources: dict[str, Any] = {"graph": by, "pmi": pmi, "vocabulary": corpus.vocabulary, "sets": sets}
+        made = make_masker(name, **sources, mlm_probability=mlm_probability, seed=seed, **given)
         made.set_step(step)
         return made
 
-    every = {ALL_CONTROL if name == CONTROL else each.label: masker(name, graph) for name, each in STRATEGIES.items()}
+    every = {
+        ALL_CONTROL if name == CONTROL else each.label: masker(name, graph)
+        for name, each in STRATEGIES.items()
+        if each.needs != "gene_sets" or sets is not None
+    }
     every[ALL_REWIRED] = masker(DEFAULT, rewired_graph)
     for more in maskers:
         more.vocabulary.check_same(corpus.vocabulary, f"the masker {more.label}", "the corpus")

@@ -174,6 +174,10 @@ class AuditReport:
     """Names of the rows that others are compared with; the first gives the genes of *shortcut, same genes*."""
     step: int | None = None
     """Training step whose rates were audited, where a rate goes by a schedule."""
+    compared: str = "the same draws in every line"
+    """How the rows go together."""
+    notes: tuple[str, ...] = ()
+    """What was found beside the figures, a line each."""
 
     @property
     def scope(self) -> str:
@@ -196,13 +200,19 @@ class AuditReport:
         above, below = zip(("", "strategy"), *(metric.heading for metric in METRICS), strict=True)
         body = [[s.name, *(_format(getattr(s, m.name), m.percent) for m in METRICS)] for s in self.strategies]
         lines = align([list(above), list(below), *body])
-        title = f"Masking audit: {self.scope}; the same draws in every line"
-        return "\n".join([title, *lines[:2], "-" * len(lines[0]), *lines[2:], "", NOTE])
+        title = f"Masking audit: {self.scope}; {self.compared}"
+        return "\n".join([title, *lines[:2], "-" * len(lines[0]), *lines[2:], "", *self.notes, NOTE])
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain values, ready for JSON."""
         rows = [strategy.to_dict() for strategy in self.strategies]
-        return {"n_cells": self.n_cells, "epochs": self.epochs, "step": self.step, "strategies": rows}
+        return {
+            "n_cells": self.n_cells,
+            "epochs": self.epochs,
+            "step": self.step,
+            "notes": list(self.notes),
+            "strategies": rows,
+        }
 
     def save_csv(self, path: str | os.PathLike[str]) -> None:
         """Write one line a strategy: every figure, then the counts it was made of."""

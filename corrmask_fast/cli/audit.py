@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from corrmask_fast.cli.masker_options import add_masker_options, is_own, masker_of
+from corrmask_fast.cli.masker_options import RATE, add_masker_options, is_own, masker_of
 from corrmask_fast.cli.options import (
     add_corpus,
     check_outputs,
@@ -13,9 +13,9 @@ from corrmask_fast.cli.options import (
     open_corpus,
     setting,
 )
-from corrmask_fast.errors import InputError, check_integer
+from corrmask_fast.errors import InputError, check_integer, reason, shown
 from corrmask_fast.masking.schedules import Schedule
-from corrmask_fast.masking.strategies import DEFAULT, STRATEGIES
+from corrmask_fast.masking.strategies import DEFAULT, OPTIONS, STRATEGIES
 
 if TYPE_CHECKING:
     import argparse
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from corrmask_fast.audit.report import AuditReport
     from corrmask_fast.cells.corpus import Corpus
     from corrmask_fast.graph.dependency_graph import DependencyGraph
+
+    Audited = tuple[AuditReport, str, int]  # the report, what else is printed, the exit code
+
+BROKEN = 1  # exit code
 
 COLUMNS = f"""columns (over the masked genes that have a partner in their cell, where partners are spoken of):
   hit rate              of the partners in the cell, the share that is masked too
@@ -35,7 +39,7 @@ COLUMNS = f"""columns (over the masked genes that have a partner in their cell, 
   rate                  masked genes of all genes
   genes reached         of the genes that stood in a cell, the share that was masked at least once
 
-with --all: {", ".join(STRATEGIES)}
+with --all: {", ".join(STRATEGIES)} (with --gene-sets)
   on the same cells with the same draws; CorrMask by a graph of the same degrees but other partners; and how often
   correlated genes stand close to each other in rank. Random is the control (lambda = 0) of every other line.
   MAM is left out: what it masks depends on a trained model."""
@@ -60,6 +64,19 @@ def add_audit(commands: Any) -> None:
         help="audit all strategies, and a rewired graph; without --pmi the PMI table is counted from CORPUS; "
         "--strategy package.module:Name adds a line for a strategy of your own",
     )
+    parser.add_argument(
+        "--collator",
+        metavar="NAME",
+        help="audit a collator of your own or of another library, package.module:Name: the module is imported from "
+        "PYTHONPATH, which runs its code, and Name(vocabulary) must return the collator. The control masks as many "
+        "genes of each cell at random",
+    )
+    parser.add_argument(
+        "--conformance",
+        action="store_true",
+        help="with --collator: also check its masks, labels and replacements, and whether they depend on batches, "
+        "workers, ranks and resumes; exit code 1 if something is broken",
+    )
     add_masker_options(parser, graph_required=True)
     setting(parser, "--epochs", 1, "N", "epochs to mask")
     parser.add_argument(
@@ -72,13 +89,13 @@ def add_audit(commands: Any) -> None:
     parser.add_argument("--windows-csv", metavar="FILE", help="with --all: save the table of genes close in rank")
 
 
-def _audit(arguments: argparse.Namespace) -> None:
+def _audit(arguments: argparse.Namespace) -> int:
     from corrmask_fast.audit.plots import plot_audit
 
     _check(arguments)
     graph, corpus = load_graph(arguments.graph), open_corpus(arguments)
-    audit = _every_strategy if arguments.all else _one_strategy
-    report, more = audit(arguments, corpus, graph)
+    audit = _every_strategy if arguments.all else _collator if arguments.collator else _one_strategy
+    report, more, code = audit(arguments, corpus, graph)
     print(report.table())
     if more:
         print(f"\n{more}")
@@ -88,10 +105,23 @@ def _audit(arguments: argparse.Namespace) -> None:
         report.save_coverage_csv(arguments.coverage_csv)
     if arguments.plot is not None:
         plot_audit(report, arguments.plot)
+    return code
 
 
 def _check(arguments: argparse.Namespace) -> None:
     """Refuse options that do not go together, and files that cannot be written, before the work begins."""
+    if arguments.collator is not None:
+        given = ["--all"] if arguments.all else ["--strategy"] if arguments.strategy != DEFAULT else []
+        given += ["--mlm-probability"] if arguments.mlm_probability != RATE else []
+        given += [
+            f"--{name.replace('_', '-')}"
+            for name in ("pmi", "replace", *OPTIONS)
+            if getattr(arguments, name, None) is not None
+        ]
+        if given:
+            raise InputError(f"--collator has its own masks; leave {' and '.join(given)} out, or --collator")
+    elif arguments.conformance:
+        raise InputError("--conformance belongs to --collator; give both, or neither")
     if arguments.all and arguments.strategy != DEFAULT and not is_own(arguments.strategy):
         raise InputError(f"--all audits every strategy; leave --strategy {arguments.strategy} out, or --all")
     if arguments.all and arguments.structural_ratio is not None:
@@ -113,17 +143,48 @@ def _check(arguments: argparse.Namespace) -> None:
     check_outputs(arguments, "csv", "coverage_csv", "windows_csv")
 
 
-def _one_strategy(arguments: argparse.Namespace, corpus: Corpus, graph: DependencyGraph) -> tuple[AuditReport, str]:
+def _one_strategy(arguments: argparse.Namespace, corpus: Corpus, graph: DependencyGraph) -> Audited:
     from corrmask_fast.audit.masks import audit_masking
 
-    masker = masker_of(arguments, vocabulary=graph.vocabulary, graph=graph)
+    graph.vocabulary.check_same(corpus.vocabulary, "the graph", "the corpus")
+    masker = masker_of(arguments, vocabulary=corpus.vocabulary, graph=graph)
     masker.set_step(arguments.step or 0)
     sizes = {"epochs": arguments.epochs, "n_cells": arguments.n_cells}
-    return audit_masking(masker, corpus, graph, **sizes, progress=arguments.progress), ""
+    return audit_masking(masker, corpus, graph, **sizes, progress=arguments.progress), "", 0
 
 
-def _every_strategy(arguments: argparse.Namespace, corpus: Corpus, graph: DependencyGraph) -> tuple[AuditReport, str]:
-    """Audit all strategies; return the report, and what else is printed: the graphs, the table, the windows."""
+def _collator(arguments: argparse.Namespace, corpus: Corpus, graph: DependencyGraph) -> Audited:
+    """Audit the collator that a function of the vocabulary returns, and check it where that is asked for."""
+    from corrmask_fast.audit.collators import audit_collator
+    from corrmask_fast.audit.conformance import check_collator
+    from corrmask_fast.masking.factory import imported
+
+    make = imported(arguments.collator, "collator", "(vocabulary)")
+    try:
+        collator = make(corpus.vocabulary)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"{arguments.collator}(vocabulary), which must return the collator, failed: {reason(error)}"
+        ) from error
+    if not callable(collator):
+        raise InputError(f"{arguments.collator}(vocabulary) must return a collator; it returned {shown(collator)}")
+    common = {"seed": arguments.seed, "progress": arguments.progress}
+    code = 0
+    if arguments.conformance:  # first: what it finds may be why the audit fails
+        found = check_collator(collator, corpus, **common)
+        print(f"{found.table()}\n")
+        code = BROKEN if found.broken else 0
+    return (
+        audit_collator(collator, corpus, graph, epochs=arguments.epochs, n_cells=arguments.n_cells, **common),
+        "",
+        code,
+    )
+
+
+def _every_strategy(arguments: argparse.Namespace, corpus: Corpus, graph: DependencyGraph) -> Audited:
+    """Audit all strategies; what else is printed: the graphs, the table, the windows."""
     from corrmask_fast.audit.all_strategies import audit_all_strategies
     from corrmask_fast.audit.rank_windows import save_windows_csv, windows_beside_controls, windows_table
     from corrmask_fast.graph.compare import compare_graphs
@@ -145,6 +206,7 @@ def _every_strategy(arguments: argparse.Namespace, corpus: Corpus, graph: Depend
         graph,
         pmi,
         rewired_graph=other,
+        sets=arguments.gene_sets,
         maskers=own,
         mlm_probability=arguments.mlm_probability,
         step=arguments.step or 0,
@@ -165,4 +227,4 @@ def _every_strategy(arguments: argparse.Namespace, corpus: Corpus, graph: Depend
         "",
         windows_table(windows),
     ]
-    return report, "\n".join(lines)
+    return report, "\n".join(lines), 0

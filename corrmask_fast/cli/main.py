@@ -41,7 +41,7 @@ BAD_INPUT, INTERRUPTED = 2, 130  # exit codes: what argparse uses, and 128 + SIG
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code: 0, 2 for bad input, 130 if interrupted."""
+    """Run a command and return its exit code: 0, 1 if a check failed, 2 for bad input, 130 if interrupted."""
     arguments = build_parser().parse_args(argv)
     with warnings.catch_warnings():
         warnings.showwarning = partial(_warn, vars(arguments))
@@ -49,12 +49,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    code = 0
     try:
         if getattr(arguments, "threads", None) is not None:
             from corrmask_fast.threads import set_num_threads
 
             set_num_threads(arguments.threads)
-        arguments.run(arguments)
+        code = arguments.run(arguments) or 0
         sys.stdout.flush()
     except BrokenPipeError:
         # The reader (head, less) ended first; Python must not complain again at exit.
@@ -71,7 +72,7 @@ def _run(arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted", file=sys.stderr)
         return INTERRUPTED
-    return 0
+    return code
 
 
 def _out_of_memory(error: Exception, arguments: argparse.Namespace) -> str | None:

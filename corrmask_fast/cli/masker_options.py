@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from corrmask_fast.masking.strategies import Strategy
 
 
+RATE = 0.15  # where no --mlm-probability is given
+
+
 def add_masker_options(parser: argparse.ArgumentParser, *, graph_required: bool = False, learned: bool = False) -> None:
     """Add ``--strategy``, the files that strategies are made from, and their parameters.
 
@@ -35,7 +38,7 @@ def add_masker_options(parser: argparse.ArgumentParser, *, graph_required: bool 
         "masker, such as a FunctionMasker; options are mlm_probability, seed and those below that are given",
     )
     for name, source in SOURCES.items():
-        if source.command:
+        if source.metavar:
             users = " and ".join(each for each, strategy in strategies.items() if strategy.needs == name)
             required = name == "graph" and graph_required
             text = f"{source.name} file" + ("" if required else f", for {users}")
@@ -43,15 +46,21 @@ def add_masker_options(parser: argparse.ArgumentParser, *, graph_required: bool 
     parser.add_argument(
         "--mlm-probability",
         type=_parser(parse_rate),
-        default=0.15,
+        default=RATE,
         metavar="P",
         help="share of genes masked: a number; LOW..HIGH, from which each cell draws its own; or a schedule over "
-        "training steps, linear:START:END:STEPS, cosine:START:END:STEPS, piecewise:STEP=P,… (default: 0.15)",
+        f"training steps, linear:START:END:STEPS, cosine:START:END:STEPS, piecewise:STEP=P,… (default: {RATE})",
     )
     for name, option in OPTIONS.items():
         if any(name in strategy.takes for strategy in strategies.values()):
             text = option.help + (f" (default: {_ratios(strategies)})" if name == "structural_ratio" else "")
             parser.add_argument(_flag(name), type=_parser(option.parse), metavar=option.metavar, help=text)
+    parser.add_argument(
+        "--replace",
+        choices=("token", "group"),
+        help="whether <mask>, a random gene or nothing takes a masked gene's place is drawn for each (token), or once "
+        "for all that the strategy masks together (group; default: token)",
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the masks (default: 0)")
 
 
@@ -123,14 +132,16 @@ def masker_of(
     own = is_own(arguments.strategy)
     needs = "vocabulary" if own else (STRATEGIES | LEARNED_STRATEGIES)[arguments.strategy].needs
     source = SOURCES[needs]
-    given = {name: getattr(arguments, name) for name in OPTIONS if getattr(arguments, name, None) is not None}
-    if source.command:
+    names = *OPTIONS, "replace"
+    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name, None) is not None}
+    if source.metavar:
         path = getattr(arguments, needs)
         if path is None:
-            raise InputError(
-                f"--strategy {arguments.strategy} needs {_flag(needs)} {source.metavar}; `{source.command}` makes one"
-            )
-        given[needs] = graph if needs == "graph" and graph else getattr(corrmask_fast, source.cls).load(path)
+            raise InputError(f"--strategy {arguments.strategy} needs {_flag(needs)} {source.metavar}; {source.origin}")
+        if source.cls:
+            given[needs] = graph if needs == "graph" and graph else getattr(corrmask_fast, source.cls).load(path)
+        else:
+            given |= {source.keyword: path, "graph": graph}  # one that may have symbols
     if arguments.strategy in LEARNED_STRATEGIES:
         given |= dict(zip(OF_MODEL, (width, heads), strict=True))
     return make_masker(

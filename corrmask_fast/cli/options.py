@@ -29,7 +29,7 @@ INPUTS = (
 def command(
     commands: Any,
     name: str,
-    run: Callable[[argparse.Namespace], None],
+    run: Callable[[argparse.Namespace], int | None],
     *,
     summary: str,
     text: str,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 from contextlib import nullcontext
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +12,10 @@ from corrmask_fast.cli.masker_options import add_masker_options, is_own, masker_
 from corrmask_fast.cli.options import add_corpus, command, load_graph, open_corpus
 from corrmask_fast.errors import InputError, naming, shown
 from corrmask_fast.masking.schedules import parse_rate, rate_text
-from corrmask_fast.masking.strategies import LEARNED_STRATEGIES, SOURCES, STRATEGIES
+from corrmask_fast.masking.strategies import LEARNED_STRATEGIES, OPTIONS, SOURCES, STRATEGIES
 from corrmask_fast.training.settings import (
     MASKER_OPTIONS,
+    OF_CHECKPOINT,
     PRESETS,
     SETTINGS,
     PretrainingSettings,
@@ -22,11 +24,13 @@ from corrmask_fast.training.settings import (
 )
 
 if TYPE_CHECKING:
-    import argparse
+    from corrmask_fast.cells.vocabulary import Vocabulary
+    from corrmask_fast.graph.dependency_graph import DependencyGraph
+    from corrmask_fast.masking.base import Masker
 
 RATES = "mlm_probability", "structural_ratio"
-FILES = tuple(name for name, source in SOURCES.items() if source.command)
-TEXTS = "strategy", *FILES
+FILES = tuple(name for name, source in SOURCES.items() if source.metavar)
+TEXTS = "strategy", "eval_strategy", "replace", *FILES
 LEARNED = " and ".join(LEARNED_STRATEGIES)
 
 
@@ -36,12 +40,13 @@ def add_pretrain(commands: Any) -> None:
         commands,
         "pretrain",
         _pretrain,
-        summary="pretrain a BERT on masked genes (Geneformer's architecture)",
-        text="Pretrain a BertForMaskedLM. The defaults are those of the paper (Table 5); a TOML file or options change "
-        "them, the options win. --resume takes the run's own, as its settings.toml has them. Writes checkpoints, "
-        "log.csv, loss.png, settings.toml, and the model as any BertForMaskedLM is saved. With a graph, the loss on "
-        f"held-out cells is split by whether a partner of the masked gene stayed in view. {LEARNED} learn "
-        "with the model what to mask; what they learned lies beside it, and held-out cells are masked without it.",
+        summary="pretrain a BERT on masked genes (Geneformer's architecture), or go on with any checkpoint",
+        text="Pretrain a new BertForMaskedLM, or with --model go on with a checkpoint of any masked language model of "
+        "transformers. The defaults are those of the paper (Table 5); a TOML file or options change them, the options "
+        "win. --resume takes the run's own, as its settings.toml has them. Writes checkpoints, log.csv, loss.png, "
+        "settings.toml, and the model as transformers saves it. With a graph, the loss on held-out cells is split by "
+        f"whether a partner of the masked gene stayed in view. {LEARNED} learn with the model what to mask; what they "
+        "learned lies beside it, and held-out cells are masked without it.",
         example="pretrain cells.dataset --graph graph.safetensors --out run --preset small --max-steps 1000",
     )
     add_corpus(parser)
@@ -52,6 +57,12 @@ def add_pretrain(commands: Any) -> None:
         "--config", metavar="FILE.toml", help="settings and options of the masker, as in a run's settings.toml"
     )
     add_masker_options(parser, learned=True)
+    parser.add_argument(
+        "--eval-strategy", choices=STRATEGIES, help="how held-out cells are masked (default: as the others)"
+    )
+    parser.add_argument(
+        "--eval-mlm-probability", type=float, metavar="P", help="share of their genes (default: as of the others)"
+    )
     parser.set_defaults(**dict.fromkeys(MASKER_OPTIONS))  # not given: the configuration file decides
     add_setting_options(parser)
 
@@ -68,6 +79,11 @@ def _pretrain(arguments: argparse.Namespace) -> None:
         config = own
     given = {one.name: getattr(arguments, one.name) for one in fields(PretrainingSettings)}
     settings = PretrainingSettings.read(config, arguments.preset, **given)
+    if settings.model:
+        for name in OF_CHECKPOINT:
+            if given[name] is not None:
+                raise InputError(f"{name} must be left out with --model: it is that of the checkpoint {settings.model}")
+        settings = replace(settings, model=str(Path(settings.model).absolute())).of_checkpoint()
     found = {} if config is None else read_config(config)[1]
     found = {name: value for name, value in found.items() if getattr(arguments, name) is None}
     _fill_in_masker(arguments, found, config)
@@ -77,6 +93,7 @@ def _pretrain(arguments: argparse.Namespace) -> None:
         masker = masker_of(
             arguments, vocabulary=corpus.vocabulary, graph=graph, width=settings.hidden_size, heads=settings.heads
         )
+        eval_masker = _eval_masker(arguments, corpus.vocabulary, graph)
 
     from corrmask_fast.training.plots import plot_pretraining
     from corrmask_fast.training.run import PLOT, pretrain
@@ -87,6 +104,7 @@ def _pretrain(arguments: argparse.Namespace) -> None:
         arguments.out,
         settings,
         graph=graph,
+        eval_masker=eval_masker,
         resume=arguments.resume,
         progress=arguments.progress,
         masker_options=_masker_options(arguments),
@@ -94,6 +112,18 @@ def _pretrain(arguments: argparse.Namespace) -> None:
     if report.main_process:
         plot_pretraining(report, Path(arguments.out) / PLOT)
         print(report.summary())
+
+
+def _eval_masker(arguments: argparse.Namespace, vocabulary: Vocabulary, graph: DependencyGraph | None) -> Masker | None:
+    """Return what masks the held-out cells, if it is another strategy or rate than the training's."""
+    strategy, rate = arguments.eval_strategy, arguments.eval_mlm_probability
+    if strategy is None and rate is None:
+        return None
+    other = dict.fromkeys(OPTIONS) if strategy not in {None, arguments.strategy} else {}  # those are the training's
+    own = {"strategy": strategy or arguments.strategy, **other}
+    if rate is not None:
+        own["mlm_probability"] = rate
+    return masker_of(argparse.Namespace(**{**vars(arguments), **own}), vocabulary=vocabulary, graph=graph)
 
 
 def _fill_in_masker(arguments: argparse.Namespace, found: dict[str, Any], config: str | Path | None) -> None:
@@ -113,8 +143,10 @@ def _fill_in_masker(arguments: argparse.Namespace, found: dict[str, Any], config
             f"{config} names {arguments.strategy}, and only what the command line names is imported, for this runs its "
             f"code; if you trust it, give --strategy {arguments.strategy}"
         )
-    if arguments.strategy not in strategies and not is_own(arguments.strategy):
-        raise InputError(f"{config}: strategy must be one of {', '.join(strategies)}; got {shown(arguments.strategy)}")
+    for name, known in (("strategy", strategies), ("eval_strategy", STRATEGIES)):
+        chosen = getattr(arguments, name)
+        if chosen is not None and chosen not in known and not (name == "strategy" and is_own(chosen)):
+            raise InputError(f"{config}: {name} must be one of {', '.join(known)}; got {shown(chosen)}")
 
 
 def _masker_options(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -124,7 +124,8 @@ def annotate_cells(
     metrics = import_extra("sklearn.metrics", "eval")
     import torch
 
-    from corrmask_fast.evaluation.fine_tuning import FineTuning, Labeller, fine_tune, load_encoder, predictions
+    from corrmask_fast.evaluation.fine_tuning import FineTuning, Labeller, fine_tune, predictions
+    from corrmask_fast.training.pretrained import load_encoder
 
     settings = settings or FineTuning()
     check_number("test_share", test_share, 0, 1, open_ends=True)

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from corrmask_fast.cells.vocabulary import DICTIONARY_FILE, Vocabulary
-from corrmask_fast.errors import InputError, as_integer, check_integer, check_number, check_seed, import_extra
+from corrmask_fast.errors import InputError, check_integer, check_number, check_seed
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Iterator
 
     from corrmask_fast.cells.corpus import Corpus
+    from corrmask_fast.cells.vocabulary import Vocabulary
 
     Targets = Callable[[np.ndarray, torch.Tensor], torch.Tensor]  # (rows, input_ids) -> labels
 
@@ -122,82 +118,6 @@ class Labeller(nn.Module):
         fixed = [encoder] if layers == -1 else [encoder.embeddings, *stack[:layers]]
         for module in fixed:
             module.requires_grad_(False)
-
-
-def load_encoder(path: str | os.PathLike[str], vocabulary: Vocabulary) -> nn.Module:
-    """Load the encoder of a Hugging Face checkpoint, without its masked-language-model head.
-
-    Raises
-    ------
-    InputError
-        If there is no checkpoint, its weights are damaged or not those of its configuration, its vocabulary is smaller
-        than the corpus's, or the dictionary beside its weights, where there is one, is another.
-    """
-    transformers = import_extra("transformers", "hf")
-    try:
-        config = transformers.AutoConfig.from_pretrained(str(path), local_files_only=True)
-    except Exception as error:  # parsers raise more types than anyone lists
-        raise InputError(
-            f"{path} holds no model ({type(error).__name__}); give the folder of a checkpoint as save_pretrained "
-            "writes it, with config.json and model.safetensors"
-        ) from error
-    known = as_integer(getattr(config, "vocab_size", None)) or 0
-    if known < vocabulary.size:
-        raise InputError(
-            f"the model at {path} knows {known} tokens, the corpus has {vocabulary.size}; "
-            "tokenise the cells with the dictionary that the model was pretrained with"
-        )
-    dictionary = Path(path) / DICTIONARY_FILE
-    if dictionary.is_file():
-        Vocabulary.load(dictionary).check_same(vocabulary, f"the model at {path}", "the corpus")
-    # The pooler, where there is one, is not used; its absence needs no warning.
-    options = {"add_pooling_layer": False} if config.model_type in {"bert", "roberta"} else {}
-    encoder, report = _load_weights(transformers, str(path), options)
-    missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
-    if missing:
-        raise InputError(
-            f"the weights at {path} lack {len(missing)} of those that its config.json speaks of, such as "
-            f"{missing[0]!r}; give the folder of a checkpoint as save_pretrained writes it"
-        )
-    return encoder
-
-
-def _load_weights(transformers: Any, path: str, options: dict[str, bool]) -> tuple[nn.Module, dict[str, Any]]:
-    """Return the encoder at ``path``, and what transformers reports of its weights."""
-    from safetensors import SafetensorError
-
-    # Safetensors alone: other formats of weights are pickles, and a pickle can run code.
-    options |= {"local_files_only": True, "use_safetensors": True, "output_loading_info": True}
-    try:
-        with _quiet(transformers.logging):
-            return transformers.AutoModel.from_pretrained(path, **options)
-    except OSError as error:
-        raise InputError(
-            f"cannot load the weights at {path}: {error}; they must be a .safetensors file "
-            "(model.save_pretrained(path, safe_serialization=True) converts)"
-        ) from error
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise InputError(
-            f"the weights at {path} are damaged or cut short ({error}); copy or download the checkpoint again"
-        ) from error
-    except Exception as error:  # transformers' own message runs over many lines
-        raise InputError(
-            f"the weights at {path} are not those of its config.json ({type(error).__name__}); give the folder of a "
-            "checkpoint as save_pretrained writes it"
-        ) from error
-
-
-@contextmanager
-def _quiet(logging: Any) -> Iterator[None]:
-    """Leave out the report on the masked-language-model head, which is not wanted here."""
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        logging.enable_progress_bar()
 
 
 def usable_length(encoder: nn.Module, corpus: Corpus, max_length: int | None) -> int:

@@ -124,10 +124,10 @@ def classify_genes(
         FineTuning,
         Labeller,
         fine_tune,
-        load_encoder,
         predictions,
         usable_length,
     )
+    from corrmask_fast.training.pretrained import load_encoder
 
     settings = settings or FineTuning(epochs=1)
     check_integer("folds", folds, 2)

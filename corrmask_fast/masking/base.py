@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from corrmask_fast.buffers import empty
-from corrmask_fast.errors import InputError, check_integer, check_number, check_seed
+from corrmask_fast.errors import InputError, check_integer, check_number, check_seed, shown
 from corrmask_fast.kernels.layout import COUNTED, KERNELS, NEEDED, P_HI, P_LO, RATIO_HI, RATIO_LO, Settings
 from corrmask_fast.masking.engine import device as on_device
 from corrmask_fast.masking.engine import ops
@@ -38,8 +38,17 @@ NO_ADDRESS = -1  # of a plan of a device: never that of memory
 RateLike = float | tuple[float, float] | Schedule
 # Kernels read these from buffers. Setting the attribute would change nothing but what is shown.
 FIXED = frozenset(
-    {"mlm_probability", "structural_ratio", "max_partners", "mask_replace_prob", "random_replace_prob", "seed"}
+    {
+        "mlm_probability",
+        "structural_ratio",
+        "max_partners",
+        "mask_replace_prob",
+        "random_replace_prob",
+        "replace",
+        "seed",
+    }
 )
+REPLACED = ("token", "group")
 
 
 class MaskedBatch(NamedTuple):
@@ -90,7 +99,7 @@ class Masker(nn.Module):
         schedule.
     max_partners
         Partners masked with a seed (CorrMask).
-    mask_replace_prob, random_replace_prob, seed, validate
+    mask_replace_prob, random_replace_prob, replace, seed, validate
         See :class:`~corrmask_fast.CorrMasker`, and its notes.
     """
 
@@ -121,6 +130,7 @@ class Masker(nn.Module):
         seed: int,
         validate: bool | None,
         max_partners: int = 0,
+        replace: str = "token",
     ) -> None:
         super().__init__()
         p = check_rate("mlm_probability", mlm_probability, open_ends=True)
@@ -135,6 +145,9 @@ class Masker(nn.Module):
                 "mask_replace_prob + random_replace_prob must be at most 1; "
                 f"got {mask_replace_prob} + {random_replace_prob}"
             )
+        if replace not in REPLACED:
+            raise InputError(f"replace must be 'token' or 'group'; got {shown(replace)}")
+        self.replace = replace
         self.seed = check_seed(seed)
         self.validate = validate
         self.vocabulary = vocabulary
@@ -176,6 +189,7 @@ class Masker(nn.Module):
             random_below=math.floor((self.mask_replace_prob + self.random_replace_prob) * 2**32),
             degree=degree,
             strategy=strategy,
+            grouped=int(self.replace == "group"),
         )
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -427,9 +441,10 @@ class Masker(nn.Module):
 
     def extra_repr(self) -> str:
         """Return the parameters for ``repr``."""
+        replace = "" if self.replace == "token" else f", replace={self.replace!r}"
         return (
             f"{self.vocabulary!r}, mlm_probability={self.mlm_probability}, "
-            f"structural_ratio={self.structural_ratio}, seed={self.seed}"
+            f"structural_ratio={self.structural_ratio}, seed={self.seed}{replace}"
         )
 
 

@@ -10,7 +10,8 @@ from corrmask_fast.errors import InputError, shown
 from corrmask_fast.masking.strategies import LEARNED_STRATEGIES, OF_MODEL, OPTIONS, SOURCES, STRATEGIES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    import os
+    from collections.abc import Callable, Iterable, Mapping
 
     from corrmask_fast.cells.vocabulary import Vocabulary
     from corrmask_fast.graph.dependency_graph import DependencyGraph
@@ -26,6 +27,7 @@ def make_masker(
     graph: DependencyGraph | None = None,
     pmi: PMITable | None = None,
     vocabulary: Vocabulary | None = None,
+    sets: Mapping[str, Iterable[int | str]] | str | os.PathLike[str] | None = None,
     **parameters: Any,
 ) -> Masker:
     """Return the masker of a strategy.
@@ -36,9 +38,10 @@ def make_masker(
         A name of ``STRATEGIES`` or ``LEARNED_STRATEGIES`` in :mod:`corrmask_fast.masking.strategies`. Or one of your
         own, ``"package.module:Name"``: the module is imported, which runs its code, and ``Name(vocabulary,
         **parameters)`` must return a masker, such as a :class:`~corrmask_fast.FunctionMasker`.
-    graph, pmi, vocabulary
+    graph, pmi, vocabulary, sets
         What strategies are made from; give what is there, each takes what it needs. A strategy that needs a
-        vocabulary takes the graph's or the table's where none is given.
+        vocabulary takes the graph's or the table's where none is given. ``sets`` are those of
+        :class:`~corrmask_fast.GeneSetMasker`.
     **parameters
         Those of the strategy's class, such as ``mlm_probability``, ``structural_ratio``, ``max_partners``,
         ``npmi_min``, ``seed``. A strategy that learns needs ``dim``, the width of its model.
@@ -58,7 +61,7 @@ def make_masker(
     """
     every = STRATEGIES | LEARNED_STRATEGIES
     found = every.get(strategy) if isinstance(strategy, str) else None
-    sources = {"graph": graph, "pmi": pmi, "vocabulary": vocabulary}
+    sources = {"graph": graph, "pmi": pmi, "vocabulary": vocabulary, "gene_sets": sets}
     sources |= {name: parameters.pop(name, None) for name in SOURCES if name not in sources}
     if found is None:
         return _made_by(strategy, _imported(strategy, every), _common_vocabulary(sources), parameters)
@@ -75,9 +78,12 @@ def make_masker(
     source: Any = sources[found.needs]
     if found.needs == "vocabulary" and source is None:
         source = common
-    if source is None:
-        needs = SOURCES[found.needs]
-        raise InputError(f"the strategy {strategy!r} needs {needs.kind}: give {found.needs}={needs.cls}.load(path)")
+    for name, given in ((found.needs, source), ("vocabulary", common)):
+        if given is None:
+            needs = SOURCES[name]
+            raise InputError(
+                f"the strategy {strategy!r} needs {needs.kind}: give {needs.keyword or name}={needs.value}"
+            )
     if learns and "dim" not in parameters:
         raise InputError(f"the strategy {strategy!r} needs dim, the width of the model that it learns with")
     import corrmask_fast
@@ -85,37 +91,46 @@ def make_masker(
     masker = getattr(corrmask_fast, found.masker)
     if learns and found.needs != "vocabulary":
         return masker(source.vocabulary, **{found.needs: source}, **parameters)
-    return masker(source, **found.fixed, **parameters)
+    sources_of_it = (source,) if SOURCES[found.needs].cls else (common, source)
+    return masker(*sources_of_it, **found.fixed, **parameters)
 
 
 def _common_vocabulary(sources: dict[str, Any]) -> Any:
-    """Return the vocabulary of all that is given, or None where nothing is."""
+    """Return the vocabulary of all that is given, one with symbols if there is one; None where nothing is."""
     vocabularies: dict[str, Any] = {
         SOURCES[name].name: getattr(source, "vocabulary", source)
         for name, source in sources.items()
-        if source is not None
+        if source is not None and SOURCES[name].cls
     }
     for one, other in pairwise(vocabularies):
         vocabularies[one].check_same(vocabularies[other], f"the {one}", f"the {other}")
-    return next(iter(vocabularies.values()), None)
+    every = list(vocabularies.values())
+    return next((each for each in every if getattr(each, "symbols", None)), every[0] if every else None)
 
 
 def _imported(strategy: Any, names: Iterable[str]) -> Callable[..., Any]:
     """Return what ``"package.module:Name"`` names."""
-    module, _, name = strategy.partition(":") if isinstance(strategy, str) else ("", "", "")
-    if not module or not name:
+    if not isinstance(strategy, str) or not all(strategy.partition(":")):
         raise InputError(
             f"strategy must be one of {', '.join(names)}, or your own as package.module:Name; got {shown(strategy)}"
         )
+    return imported(strategy, "strategy", "(vocabulary, **parameters)")
+
+
+def imported(own: str, what: str, takes: str) -> Callable[..., Any]:
+    """Return the function that ``"package.module:Name"`` names; the module is imported, which runs its code."""
+    module, _, name = own.partition(":")
+    if not (module and name):
+        raise InputError(f"name the {what} as package.module:Name; got {shown(own)}")
     try:
         found = getattr(importlib.import_module(module), name)
     except Exception as error:
         raise InputError(
-            f"the strategy {strategy} cannot be imported ({type(error).__name__}: {error}); is the folder of its "
+            f"the {what} {own} cannot be imported ({type(error).__name__}: {error}); is the folder of its "
             "module in PYTHONPATH?"
         ) from error
     if not callable(found):
-        raise InputError(f"{strategy} must be a function of (vocabulary, **parameters); it is {shown(found)}")
+        raise InputError(f"{own} must be a function of {takes}; it is {shown(found)}")
     return found
 
 

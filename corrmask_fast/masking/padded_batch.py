@@ -23,6 +23,7 @@ def padded_inputs(masker: Masker, batch: dict[str, Any], epoch: int) -> tuple[tu
     Takes what only the masker reads (graphs, special tokens, the dataset's own epoch) out of the batch.
     """
     more: dict[str, Any] = {"graph_ids": batch.pop("graph_ids")} if "graph_ids" in batch else {}
+    more = more if masker.n_graphs else {}  # those of training may be several, and evaluation without one
     more["epoch"] = batch.pop("mask_epoch")[:1] if "mask_epoch" in batch else epoch
     if VALUES in batch:
         salt, *_ = draws_of_tensors(0, None, more["epoch"], masker.draw_counter, batch["input_ids"].device)

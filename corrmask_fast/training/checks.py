@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from corrmask_fast.masking.base import Masker
 
 __all__ = [
-    "check_arguments", "check_attention", "check_learning", "check_model", "check_packing", "check_width",
-    "parameters_of", "positions_of",
+    "check_arguments", "check_attention", "check_eval_masker", "check_learning", "check_model", "check_packing",
+    "check_width", "parameters_of", "positions_of",
 ]  # fmt: skip
 
 # The names that Hugging Face's models give to tables of positions. Tables of distances have other names.
@@ -181,6 +181,20 @@ def check_learning(masker: Any, model: Any, masking: str) -> None:
         # A rate that a saved masker cannot keep is refused before the training, not after it.
         if parse_rate(str(rate_text(rate))) != rate:
             raise InputError(f"{shown(rate)} cannot be saved with the masker; use a number, a range, Linear or Cosine")
+
+
+def check_eval_masker(masker: Any, training: Masker) -> None:
+    """Raise InputError unless a masker gives every evaluation of a run the same masks."""
+    training.vocabulary.check_same(masker.vocabulary, "the masker", "eval_masker")
+    if masker.needs_model:
+        raise InputError(
+            f"a {type(masker).__name__} learns, and its masks would change between evaluations; give another "
+            "eval_masker"
+        )
+    if masker.has_schedule:
+        raise InputError(
+            "eval_masker's rates go by the step, and masks would change between evaluations; give it numbers"
+        )
 
 
 def check_arguments(args: Any, compute_loss_func: Any, train_dataset: Any) -> None:

@@ -181,15 +181,18 @@ def targets_of(
 
 def losses_at_masked(
     logits: torch.Tensor, targets: torch.Tensor, rows: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return (cross-entropy in nats, row, token) of every masked gene; takes what :func:`targets_of` returns."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return (cross-entropy in nats, row, token, is right) of every masked gene; takes what :func:`targets_of` returns.
+
+    A gene is right if no other token has a larger logit (of equal ones the lowest token counts).
+    """
     chosen = targets != -100  # first: logits of all columns in float32 would be gigabytes
-    targets = targets[chosen]
-    return cross_entropy(logits[chosen].float(), targets, reduction="none"), rows[chosen], targets
+    logits, targets = logits[chosen].float(), targets[chosen]
+    return cross_entropy(logits, targets, reduction="none"), rows[chosen], targets, logits.argmax(-1) == targets
 
 
 def summed_by_row(logits: torch.Tensor, targets: torch.Tensor, rows: torch.Tensor, n_rows: int) -> torch.Tensor:
     """Return (n_rows, 2) float32: the summed cross-entropy in nats, and the number of targets, of each row."""
-    losses, rows, _ = losses_at_masked(logits, targets, rows)
+    losses, rows, *_ = losses_at_masked(logits, targets, rows)
     both = torch.stack([losses, torch.ones_like(losses)], dim=1)
     return both.new_zeros(n_rows, 2).index_add_(0, rows, both)

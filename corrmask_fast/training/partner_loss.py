@@ -18,6 +18,7 @@ __all__ = ["PartnerLoss"]
 
 # All partners in the cell are masked too; a partner is visible; no partner is in the cell.
 HIDDEN, VISIBLE, ALONE = range(3)
+LARGEST_LOG = 700.0  # e to this is a float64
 
 
 class PartnerLoss:
@@ -38,16 +39,17 @@ class PartnerLoss:
         self.neighbors: Any = None
         if graph is not None:
             self.neighbors = graph.to_scipy().astype(bool).astype(np.int32)
-        self.total, self.count = np.zeros(3), np.zeros(3)
+        self.total, self.count, self.right = np.zeros((3, 3))
 
     def add(self, model: Any, batch: dict[str, torch.Tensor]) -> None:
         """Run ``model`` on a masked batch with labels, and add its losses."""
-        losses, rows, tokens = masked_losses(model, batch)
+        losses, rows, tokens, right = masked_losses(model, batch)
         view = np.full(losses.size, ALONE)
         if self.neighbors is not None:
             view = self._partners_in_view(batch, rows, tokens)
         self.total += np.bincount(view, losses, minlength=3)
         self.count += np.bincount(view, minlength=3)
+        self.right += np.bincount(view, right, minlength=3)
 
     def _partners_in_view(self, batch: dict[str, torch.Tensor], rows: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         """Say of each masked gene whether a partner is VISIBLE, all in the cell are HIDDEN, or it is ALONE."""
@@ -63,12 +65,17 @@ class PartnerLoss:
 
     def add_up(self, total_over_processes: Callable[[torch.Tensor], torch.Tensor]) -> None:
         """Replace the sums by those over all processes."""
-        sums = total_over_processes(torch.from_numpy(np.concatenate([self.total, self.count])))
-        self.total, self.count = np.split(sums.double().cpu().numpy(), 2)
+        sums = total_over_processes(torch.from_numpy(np.stack([self.total, self.count, self.right])))
+        self.total, self.count, self.right = sums.double().cpu().numpy()
 
     def metrics(self, prefix: str = "eval_") -> dict[str, float]:
-        """Return the mean losses in nats, and the share of masked genes with a visible partner."""
-        result = {f"{prefix}loss": _mean(self.total.sum(), self.count.sum())}
+        """Return the mean losses in nats, what follows from them, and the share of genes with a visible partner."""
+        loss = _mean(self.total.sum(), self.count.sum())
+        result = {
+            f"{prefix}loss": loss,
+            f"{prefix}accuracy": _mean(self.right.sum(), self.count.sum()),
+            f"{prefix}perplexity": float(np.exp(min(loss, LARGEST_LOG))),
+        }
         if self.neighbors is not None:
             result |= {
                 f"{prefix}loss_partner_visible": _mean(self.total[VISIBLE], self.count[VISIBLE]),
@@ -79,16 +86,16 @@ class PartnerLoss:
 
 
 @torch.no_grad()
-def masked_losses(model: Any, batch: dict[str, torch.Tensor]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return (cross-entropy in nats, row, token) of every masked gene, row after row.
+def masked_losses(model: Any, batch: dict[str, torch.Tensor]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return (cross-entropy in nats, row, token, is right) of every masked gene, row after row.
 
     The model may return logits at all columns, or at ``masked_positions`` alone.
     """
     labels = batch["labels"]
     logits = logits_of(model(**{name: value for name, value in batch.items() if name != "labels"}))
     targets, rows = targets_of(logits, labels, batch.get("masked_positions"))
-    losses, rows, tokens = losses_at_masked(logits, targets, rows)
-    return losses.double().cpu().numpy(), rows.cpu().numpy(), tokens.cpu().numpy()
+    losses, of_row, tokens, right = (one.cpu() for one in losses_at_masked(logits, targets, rows))
+    return losses.double().numpy(), of_row.numpy(), tokens.numpy(), right.numpy()
 
 
 def _mean(total: float, count: float) -> float:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from corrmask_fast.cells.corpus import Corpus
+    from corrmask_fast.cells.vocabulary import Vocabulary
     from corrmask_fast.graph.dependency_graph import DependencyGraph
     from corrmask_fast.masking.base import Masker
 
@@ -36,7 +37,7 @@ __all__ = ["PretrainingReport", "pretrain"]
 MAX_HELD_OUT = 2000
 LOG, MODEL, PLOT = "log.csv", "model", "loss.png"
 # Settings that a resumed run must keep. Its record checks corpus, masker and cells per step.
-LASTING = ("hidden_size", "layers", "heads", "intermediate_size", "max_length", "held_out", "run_seed")
+LASTING = ("model", "hidden_size", "layers", "heads", "intermediate_size", "max_length", "held_out", "run_seed")
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ class PretrainingReport:
     Attributes
     ----------
     folder
-        Holds ``model/`` (an ordinary ``BertForMaskedLM``), ``log.csv``, ``settings.toml``, ``loss.png``, checkpoints.
+        Holds ``model/`` (an ordinary checkpoint of transformers), ``log.csv``, ``settings.toml``, ``loss.png``,
+        checkpoints.
     history
         The log, one dict per entry: ``step``, ``loss``, ``tokens_per_second``, ``eval_loss``, …
     masking
@@ -68,7 +70,10 @@ class PretrainingReport:
         """Return the run in a few lines."""
         lines = [f"{int(self.last('step')):,} steps; the model lies in {self.folder / MODEL}"]
         if not math.isnan(self.last("eval_loss")):
-            lines.append(f"loss on held-out cells      {self.last('eval_loss'):.3f} nats")
+            lines.append(
+                f"loss on held-out cells      {self.last('eval_loss'):.3f} nats; perplexity "
+                f"{self.last('eval_perplexity'):,.1f}; {100 * self.last('eval_accuracy'):.1f} % of masked genes named"
+            )
         if not math.isnan(self.last("eval_loss_partner_hidden")):
             share = 100 * self.last("eval_share_partner_visible")
             lines += [
@@ -91,11 +96,12 @@ def pretrain(
     settings: PretrainingSettings,
     *,
     graph: DependencyGraph | None = None,
+    eval_masker: Masker | None = None,
     resume: bool = False,
     progress: bool = True,
     masker_options: Mapping[str, Any] | None = None,
 ) -> PretrainingReport:
-    """Pretrain a ``BertForMaskedLM`` on a corpus.
+    """Pretrain a masked language model on a corpus: a new ``BertForMaskedLM``, or a checkpoint's.
 
     Parameters
     ----------
@@ -109,6 +115,8 @@ def pretrain(
         Model and training.
     graph
         Splits the loss on held-out cells by whether a partner of the masked gene is visible.
+    eval_masker
+        Masks the held-out cells, with another strategy or rate than the training cells. None: ``masker`` does.
     resume
         Continue from the last complete checkpoint in ``folder``. The losses are those of an uninterrupted run.
     progress
@@ -128,6 +136,7 @@ def pretrain(
         for name in (SETTINGS, LOG, PLOT):
             check_output(folder / name)
     checkpoint = _checkpoint(folder, resume)
+    settings = settings.of_checkpoint()
     if checkpoint is not None:
         _check_lasting(folder / SETTINGS, settings)
     settings.check_size(corpus.vocabulary.size)
@@ -142,14 +151,17 @@ def pretrain(
             f"be learnt; mlm_probability must be {1 / longest:.2g} at least"
         )
     trainer = RunTrainer(
-        make_model(masker.vocabulary.size, masker.vocabulary.pad_token_id, settings),
+        start_model(masker.vocabulary, settings),
         training_arguments(folder, settings, train.n_cells, held_out.n_cells, progress=progress),
         train_dataset=CorpusDataset(train),
         eval_dataset=CorpusDataset(held_out) if held_out.n_cells else None,
         masker=masker,
         masking=_masking(settings, masker),
+        eval_masker=eval_masker,
         partner_graph=graph,
     )
+    if settings.report_to == "tensorboard":
+        trainer.add_callback(_tensorboard(folder))
     trainer.add_callback(_RunFiles(folder, settings.to_toml() + to_toml(masker_options or {})))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     evaluated = [row["step"] for row in trainer.state.log_history if "eval_loss" in row]
@@ -173,6 +185,17 @@ def split_cells(corpus: Corpus, settings: PretrainingSettings) -> tuple[Corpus, 
     if n_held_out == corpus.n_cells:
         raise InputError(f"held_out={settings.held_out} leaves none of {corpus.n_cells} cells to train on; lower it")
     return corpus.select(np.setdiff1d(all_cells, held_out)), corpus.select(held_out)
+
+
+def start_model(vocabulary: Vocabulary, settings: PretrainingSettings) -> Any:
+    """Return the model that training starts from: the settings' checkpoint, or a new BERT."""
+    if not settings.model:
+        return make_model(vocabulary.size, vocabulary.pad_token_id, settings)
+    from corrmask_fast.training.pretrained import load_masked_lm
+    from corrmask_fast.training.sparse_head import with_sparse_head
+
+    model = load_masked_lm(settings.model, vocabulary)
+    return with_sparse_head(model) if settings.head == "masked" else model
 
 
 def make_model(vocab_size: int, pad_token_id: int, settings: PretrainingSettings) -> Any:
@@ -205,6 +228,8 @@ def training_arguments(
     on_gpu = settings.device != "cpu" and torch.cuda.is_available()
     if settings.device == "cuda" and not on_gpu:
         raise InputError("device='cuda': PyTorch finds no GPU here; use device='auto' or 'cpu'")
+    if settings.precision == "float16" and not on_gpu:
+        raise InputError("precision='float16' needs a GPU; use precision='bfloat16' on the CPU")
     bf16 = settings.precision == "bfloat16" or (
         settings.precision == "auto" and on_gpu and torch.cuda.is_bf16_supported()
     )
@@ -213,6 +238,10 @@ def training_arguments(
     if settings.group_by_length:  # transformers 4 and 5 name it differently
         new = "train_sampling_strategy" in known
         grouping = {"train_sampling_strategy": "group_by_length"} if new else {"group_by_length": True}
+    checkpointing: dict[str, Any] = {}
+    if settings.gradient_checkpointing:
+        name = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
+        checkpointing = {name: True, f"{name}_kwargs": {"use_reentrant": False}}
     arguments = transformers.TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=settings.batch_size,
@@ -226,6 +255,8 @@ def training_arguments(
         seed=settings.run_seed % 2**32,
         data_seed=settings.run_seed % 2**32,
         bf16=bf16,
+        fp16=settings.precision == "float16",
+        torch_compile=settings.compile,
         use_cpu=not on_gpu,
         dataloader_num_workers=settings.workers,
         eval_strategy="steps" if n_held_out else "no",
@@ -236,11 +267,23 @@ def training_arguments(
         disable_tqdm=not progress,
         report_to=[],
         **grouping,
+        **checkpointing,
     )
     together = settings.batch_size * settings.gradient_accumulation * arguments.world_size  # arguments know it
     steps = settings.max_steps or math.ceil(settings.epochs * n_train / together)
     arguments.warmup_steps = min(settings.warmup_steps, steps // 10)
     return arguments
+
+
+def _tensorboard(folder: Path) -> Any:
+    """Return the callback that writes the log for TensorBoard."""
+    from corrmask_fast.errors import import_extra
+
+    import_extra("tensorboard", "tensorboard")
+    from torch.utils.tensorboard import SummaryWriter
+    from transformers.integrations import TensorBoardCallback
+
+    return TensorBoardCallback(SummaryWriter(str(folder / "tensorboard")))
 
 
 def _masking(settings: PretrainingSettings, masker: Masker) -> str:

@@ -121,7 +121,7 @@ def _plain(value: Any) -> Any:
     """Return a setting as JSON keeps it, the same in every process."""
     if isinstance(value, Schedule) and type(value).__repr__ is object.__repr__:  # that repr has an address in memory
         return f"{type(value).__qualname__}{tuple(value.values)}"
-    return value if isinstance(value, int | float) else repr(value)
+    return value if isinstance(value, int | float | str) else repr(value)
 
 
 def _digest(dataset: Any) -> str:

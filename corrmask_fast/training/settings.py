@@ -21,21 +21,32 @@ __all__ = ["PRESETS", "PretrainingSettings"]
 SETTINGS = "settings.toml"  # in the folder of a run
 CHOICES = {
     "lr_schedule": ("linear", "cosine", "constant"),
-    "precision": ("auto", "float32", "bfloat16"),
+    "precision": ("auto", "float32", "bfloat16", "float16"),
     "device": ("auto", "cpu", "cuda"),
     "masking": ("auto", "worker", "device"),
     "head": ("masked", "full"),
+    "report_to": ("none", "tensorboard"),
 }
 
 # Options of the masker in a configuration file; None: the masker's own default.
 MASKER_OPTIONS: dict[str, Any] = {
     "strategy": DEFAULT,
-    **{name: None for name, source in SOURCES.items() if source.command},
+    **{name: None for name, source in SOURCES.items() if source.metavar},
     "mlm_probability": 0.15,
     **dict.fromkeys(OPTIONS),
+    "replace": None,
+    "eval_strategy": None,
+    "eval_mlm_probability": None,
     "seed": 0,
 }
-
+# Of a checkpoint that training starts from, where it has them: setting → configuration of transformers.
+OF_CHECKPOINT = {
+    "hidden_size": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "intermediate_size": "intermediate_size",
+    "dropout": "hidden_dropout_prob",
+}
 
 MAX_WEIGHTS = 10**10  # of a model; the largest single-cell models have about 10**9
 LONG = 10**9  # steps; no run has more
@@ -50,6 +61,10 @@ def _choice(default: str, text: str) -> Any:
     return field(default=default, metadata={"help": text})
 
 
+def _switch(text: str) -> Any:
+    return field(default=False, metadata={"help": text})
+
+
 @dataclass(frozen=True)
 class PretrainingSettings:
     """Model and training; the defaults are Table 5 of Hacohen et al. 2026 (Geneformer's architecture).
@@ -57,6 +72,14 @@ class PretrainingSettings:
     Every field is an option of ``corrmask-fast pretrain`` and a key of its configuration file.
     """
 
+    model: str = field(
+        default="",
+        metadata={
+            "metavar": "FOLDER",
+            "help": "a checkpoint to start from, of any masked language model of transformers; its size is the "
+            "model's (default: a new BERT)",
+        },
+    )
     hidden_size: int = _number(256, 1, 65_536, "N", "width of the model")
     layers: int = _number(6, 1, 1_000, "N", "layers")
     heads: int = _number(4, 1, 65_536, "N", "attention heads; divides the width")
@@ -72,7 +95,9 @@ class PretrainingSettings:
     epochs: float = _number(3.0, 0, 100_000, "N", "passes over the cells", open_ends=True)
     max_steps: int = _number(0, 0, LONG, "N", "stop after so many steps; 0: by epochs")
     run_seed: int = _number(0, 0, 2**64 - 1, "N", "of weights, order of cells and dropout")
-    precision: str = _choice("auto", "auto: bfloat16 on a GPU that has it")
+    precision: str = _choice("auto", "auto: bfloat16 on a GPU that has it; float16 needs a GPU")
+    compile: bool = _switch("compile the model (torch.compile)")
+    gradient_checkpointing: bool = _switch("compute activations twice instead of keeping them: slower, less memory")
     device: str = _choice("auto", "where to train")
     masking: str = _choice("auto", "in the collator's workers, or on the device inside the step (auto: there on a GPU)")
     head: str = _choice("masked", "logits at masked genes alone, or at all (the same loss)")
@@ -81,7 +106,8 @@ class PretrainingSettings:
     eval_every: int = _number(500, 1, LONG, "STEPS", "evaluate so often, and at the end")
     save_every: int = _number(500, 1, LONG, "STEPS", "write a checkpoint so often; the last two are kept")
     log_every: int = _number(50, 1, LONG, "STEPS", "log so often")
-    group_by_length: bool = field(default=False, metadata={"help": "batch cells of like length: less padding"})
+    group_by_length: bool = _switch("batch cells of like length: less padding")
+    report_to: str = _choice("none", "also write the log for TensorBoard, into the folder's `tensorboard`")
 
     def __post_init__(self) -> None:
         self.check_values(asdict(self))
@@ -101,6 +127,20 @@ class PretrainingSettings:
                 raise InputError(f"{name} must be one of {', '.join(CHOICES[name])}; got {shown(value)}")
             elif isinstance(one.default, bool) and not isinstance(value, bool):
                 raise InputError(f"{name} must be true or false; got {shown(value)}")
+            elif isinstance(one.default, str) and not isinstance(value, str):
+                raise InputError(f"{name} must be a text; got {shown(value)}")
+
+    def of_checkpoint(self) -> PretrainingSettings:
+        """Return the settings with the sizes of the checkpoint that training starts from, if it starts from one."""
+        if not self.model:
+            return self
+        from corrmask_fast.training.pretrained import load_config
+
+        config = load_config(self.model)
+        sizes = {name: getattr(config, theirs, None) for name, theirs in OF_CHECKPOINT.items()}
+        positions = getattr(config, "max_position_embeddings", None)
+        sizes["max_length"] = min(self.max_length, positions) if isinstance(positions, int) else None
+        return replace(self, **{name: size for name, size in sizes.items() if size is not None})
 
     def check_size(self, n_tokens: int) -> None:
         """Raise InputError if the model has too many weights with a vocabulary of ``n_tokens``."""
@@ -190,6 +230,8 @@ def add_setting_options(parser: argparse.ArgumentParser) -> None:
             parser.add_argument(flag, action="store_const", const=True, help=text)
         elif one.name in CHOICES:
             parser.add_argument(flag, choices=CHOICES[one.name], help=f"{text} (default: {one.default})")
+        elif one.default == "":
+            parser.add_argument(flag, metavar=one.metadata["metavar"], help=text)
         else:
             what: dict[str, Any] = {"type": type(one.default), "metavar": one.metadata["metavar"]}
             parser.add_argument(flag, **what, help=f"{text} (default: {one.default})")

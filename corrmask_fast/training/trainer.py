@@ -25,6 +25,7 @@ from corrmask_fast.training.checkpoint_files import KIND, check_checkpoint
 from corrmask_fast.training.checks import (
     check_arguments,
     check_attention,
+    check_eval_masker,
     check_learning,
     check_model,
     check_packing,
@@ -80,6 +81,9 @@ class CorrMaskTrainer(transformers.Trainer):
     masking
         ``"worker"``: the collator masks, in worker processes if there are any. ``"device"``: the collator pads, and
         the step masks on the model's device.
+    eval_masker
+        Masks the cells of evaluations and predictions, in place of the training's masker: another strategy, or another
+        rate. Its rates must not go by a step, and it must not learn.
     pad_to_multiple_of
         With ``masker``: a batch's width is rounded up to a multiple of this.
 
@@ -118,6 +122,7 @@ class CorrMaskTrainer(transformers.Trainer):
         *,
         masker: Masker | None = None,
         masking: str = "worker",
+        eval_masker: Masker | None = None,
         pad_to_multiple_of: int | None = None,
         **kwargs: Any,
     ) -> None:
@@ -128,6 +133,11 @@ class CorrMaskTrainer(transformers.Trainer):
         collator: Any = _the_collator(data_collator, masker, pad_to_multiple_of, masking)
         self.masker: Any = collator.masker if masker is None else masker
         self.masking = masking
+        self.eval_masker: Any = self.masker if eval_masker is None else eval_masker
+        if eval_masker is not None:
+            check_eval_masker(eval_masker, self.masker)
+            if eval_masker.n_graphs:
+                check_graph_column(eval_masker, collator.graph_column, collator.graph_numbers)
         if masking == "device" and getattr(collator, "compat", None):
             raise InputError("compat='geneformer' masks in the collator; use masking='worker' with it")
         if masking == "worker" and self.masker.has_schedule:
@@ -167,7 +177,8 @@ class CorrMaskTrainer(transformers.Trainer):
         self._whole_logits = False  # whether an evaluation returns logits, not the loss alone
         self._row_sums, self._targets = torch.zeros(0, 2), torch.zeros(0)  # of the last batch of an evaluation
         self._held_out = torch.zeros(2, dtype=torch.float64)  # summed loss and masked genes of an evaluation
-        self._on_device: Any = None  # the masker there; not in the model (unless it learns): DDP broadcasts buffers
+        # Maskers there; not in the model (unless they learn): DDP broadcasts buffers.
+        self._on_device: dict[Masker, Any] = {}
 
     def _set_up_collators(self, collator: Any) -> None:
         """Choose the collators of training and of evaluation."""
@@ -181,6 +192,10 @@ class CorrMaskTrainer(transformers.Trainer):
             collator.return_masked_positions = True
         self.data_collator = collator
         self._eval_collator = collator.frozen(EVALUATION_EPOCH)
+        if self.eval_masker is not self.masker:
+            self._eval_collator.masker = copy.deepcopy(self.eval_masker)
+            if self.eval_masker.n_graphs == 0:
+                self._eval_collator.graph_column = None
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch (called by the callback)."""
@@ -344,21 +359,22 @@ class CorrMaskTrainer(transformers.Trainer):
             if "labels" not in batch:
                 raise InputError(f"a batch came without labels (it has {', '.join(batch)}); was the collator replaced?")
             return batch
-        if self._on_device is None:  # a masker that learns is a part of the model, on its device
-            own = self.masker if self.masker.needs_model else copy.deepcopy(self.masker)
-            self._on_device = own.to(batch["input_ids"].device)
-        learning = self.masker.needs_model and epoch != EVALUATION_EPOCH
-        rows, more = padded_inputs(self.masker, batch, epoch)
-        self._on_device.set_step(step)
-        if self.masker.needs_model:
+        masker = self.eval_masker if epoch == EVALUATION_EPOCH else self.masker
+        if masker not in self._on_device:  # a masker that learns is a part of the model, on its device
+            own = masker if masker.needs_model else copy.deepcopy(masker)
+            self._on_device[masker] = own.to(batch["input_ids"].device)
+        learning = masker.needs_model and epoch != EVALUATION_EPOCH
+        rows, more = padded_inputs(masker, batch, epoch)
+        self._on_device[masker].set_step(step)
+        if masker.needs_model:
             # Learned weights change between evaluations, so evaluation masks do not use them. The saved model has no
             # context, so evaluation has none.
             more |= {"embeddings": self.model.get_input_embeddings(), "weighted": learning}
-            masked, latents = self._on_device.draw(*rows, **more)
+            masked, latents = self._on_device[masker].draw(*rows, **more)
             batch |= {"latents": latents} if learning else {}
         else:
             with torch.no_grad():
-                masked = self._on_device(*rows, **more)
+                masked = self._on_device[masker](*rows, **more)
         batch |= {"input_ids": masked.input_ids, "labels": masked.labels}
         if "masked_positions" in self._takes:
             batch["masked_positions"] = masked.masked_positions

@@ -13,7 +13,7 @@ from corrmask_fast.testing import Expected
 GOLDEN = 0x9E3779B97F4A7C15
 PARAMETERS = {
     *("strategy", "mlm_probability", "structural_ratio", "max_partners", "npmi_min", "seed"),
-    *("mask_replace_prob", "random_replace_prob"),
+    *("mask_replace_prob", "random_replace_prob", "replace"),
 }
 
 
@@ -78,7 +78,7 @@ def emulate(
     rows, columns = case.input_ids.shape
     settings = masker._settings
     kernels = KERNELS[settings.strategy]
-    arena = arena or Arena.make(columns, settings.size, settings.max_partners, threads, kernels)
+    arena = arena or Arena.make(columns, settings.size, settings.max_partners, threads, kernels, settings.grouped)
     masks = [
         None if mask is None else mask.astype(mask_dtype) for mask in (case.attention_mask, case.special_tokens_mask)
     ]

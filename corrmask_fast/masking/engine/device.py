@@ -38,14 +38,16 @@ class Arena(NamedTuple):
 
     @classmethod
     @lru_cache(maxsize=256)
-    def make(cls, columns: int, vocab_size: int, max_partners: int, threads: int, kernels: Kernels) -> Arena:
+    def make(
+        cls, columns: int, vocab_size: int, max_partners: int, threads: int, kernels: Kernels, grouped: int = 0
+    ) -> Arena:
         """Return what a row of ``columns`` needs; a multiple of 16 bytes."""
         words = -(-columns // 64) * 2
         each, bits = 4 * 32 * words, 16 * -(-words // 4)  # bytes of a number for each column, and of a set of columns
         partners = min(max_partners, columns)
         capacity = max(1, min(64, 2048 // (partners + 1)))
-        size = ROW_STATE + (3 + kernels.columns) * each + (2 + kernels.sets) * bits
-        if kernels.reads == "graph":
+        size = ROW_STATE + (3 + kernels.columns + grouped) * each + (2 + kernels.sets) * bits
+        if kernels.reads in {"graph", "gene sets"}:
             size += 8 * (-(-vocab_size // 64) * 2)
         if kernels.waves:
             size += POOL * (threads // 32) + capacity * (SEED + 4 * (partners + 1))
@@ -109,6 +111,8 @@ def pack(
     table: tuple[Any, ...] = ()
     if kernels.reads == "graph":
         table = indptr.address, np.int32(indptr.itemsize), indices.address
+    elif kernels.reads == "gene sets":
+        table = indptr.address, np.int32(indptr.itemsize), indices.address, np.uint32(n_starts - 1)
     elif kernels.reads == "pairs":
         table = (lookup.address,)
     numbers = (constants.size, constants.lo, constants.hi, constants.pad, constants.mask)
@@ -159,6 +163,7 @@ def kernel_arguments(
         *(np.int64(rows), np.uint32(columns)),
         *(draws.address, np.int32(draw_mode), np.uint64(draw_offset % 2**64)),
         *(plan.seed, plan.rates, priorities.address if plan.kernels.priorities else 0),
+        np.int32(plan.settings.grouped),
         *plan.constants,
         *(out_ids.address, labels.address, masked_positions.address),
         np.int64(math.floor(columns * plan.max_probability)),
@@ -207,7 +212,9 @@ def mask_batch(
     if columns >= MAX_COLUMNS:
         raise InputError(f"rows must have fewer than {MAX_COLUMNS} columns on a device; got {columns}")
     device = cuda.open_device(plan.device)
-    arena = Arena.make(columns, plan.settings.size, plan.settings.max_partners, THREADS, plan.kernels)
+    arena = Arena.make(
+        columns, plan.settings.size, plan.settings.max_partners, THREADS, plan.kernels, plan.settings.grouped
+    )
     # Held until the launch: torch may hand memory on to what this stream does next, not before.
     held = {
         "input_ids": ids,

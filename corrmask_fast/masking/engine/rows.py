@@ -13,7 +13,7 @@ import torch
 from corrmask_fast.buffers import empty
 from corrmask_fast.kernels.layout import KERNELS, P_HI, Settings
 from corrmask_fast.masking.engine.checks import check_graph_ids, check_priorities, raise_unknown_token
-from corrmask_fast.masking.engine.tables import number_connected
+from corrmask_fast.masking.engine.tables import number_connected, number_members
 from corrmask_fast.threads import run_ranges
 
 if TYPE_CHECKING:
@@ -34,13 +34,13 @@ class CpuPlan(NamedTuple):
     """All that the CPU kernel takes of a masker, packed once. A row's mask follows from it and the row's draw."""
 
     ids: np.ndarray  # (graphs · (V + 1),) uint16 or int32: the numbers of genes with neighbours, see tables.py
-    lookup: np.ndarray  # uint64: buckets of pairs, see tables.py
-    indptr: np.ndarray  # int32 or int64: the neighbours of each number
+    lookup: np.ndarray  # uint64: buckets of pairs, or bits of sets, see tables.py
+    indptr: np.ndarray  # int32 or int64: the neighbours of each number, the genes of each set
     indices: np.ndarray  # uint16 or int32
     settings: np.ndarray  # int64, see kernels/layout.py
     seed: np.ndarray  # (1,) int64, the bits of the seed
     rates: np.ndarray  # (4,) float64, the ends of p and of λ: the masker's own memory, where schedules change them
-    scratch: tuple[int, int]  # what the memory must suffice for: numbers of genes, neighbours of one
+    scratch: tuple[int, int]  # what the memory must suffice for: numbers of genes, neighbours of one or sets
     size: int  # of the vocabulary
     n_graphs: int
     checks_priorities: bool  # not where the masker itself makes them
@@ -62,6 +62,9 @@ def make_plan(
     if KERNELS[settings.strategy].reads == "graph":
         ids, starts, neighbors = number_connected(starts, indices.numpy(), settings.size)
         scratch, n_graphs = (starts.size - 1, settings.degree), ids.size // (settings.size + 1)
+    elif KERNELS[settings.strategy].reads == "gene sets":
+        ids, neighbors = number_members(indices.numpy(), settings.size)
+        scratch = (int(ids.max(initial=0)) + 1, starts.size - 1)
     return CpuPlan(
         ids=ids,
         lookup=lookup.numpy().view(np.uint64),
@@ -148,7 +151,7 @@ class _Scratch(threading.local):
             self.sizes = (0, 0, 0)  # nothing is claimed before all the memory is there
             self.arrays = (
                 np.ones(1, np.int64),  # table_base: entries of the gene table below it are left from earlier rows
-                # rates of the rows before: columns masked for each one looked at as a seed, neighbours in the cell
+                # rates of the rows before: columns masked for each seed or set looked at, neighbours in the cell
                 np.array([2.0, 0.5]),
                 np.zeros(genes, entry),  # pos
                 *(np.empty(padded, np.uint32) for _ in range(4)),  # w0 w1 w2 w3
@@ -156,8 +159,8 @@ class _Scratch(threading.local):
                 np.empty(padded // 64, np.uint64),  # masked
                 np.empty(padded, np.uint8),  # flags: masked, a byte each
                 np.empty(padded, np.uint64),  # seed_keys
-                np.empty(neighbors, np.uint32),  # words of a seed's neighbours
-                np.empty(neighbors, np.uint64),  # keys of those in the cell
+                np.empty(neighbors, np.uint32),  # words of a seed's neighbours, or of sets
+                np.empty(neighbors, np.uint64),  # keys of those in the cell, or of sets
                 np.empty(max(padded, neighbors), np.uint64),  # order
                 np.empty(max(padded, 128), np.uint64),  # spare: PMI uses 18 words of it for 64 columns
             )

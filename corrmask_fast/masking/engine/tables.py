@@ -9,6 +9,11 @@ indices     all neighbours; ``indptr`` counts through all graphs
 lookup      a head for each u (for each 65 536 possible v, where the vocabulary has more), then buckets of 4 words:
                 head       (u's first bucket << 32) | (their number − 1); the number is a power of two
                 bucket     i, from word 4 · i on: sixteen v, their low 16 bits; v is in number v mod the number, or none
+"gene sets" sets of genes, as CSR in the order of their numbers
+indptr      (sets + 1,)
+indices     token ids, ascending in each set
+lookup      bits of the sets, 64 to a word, that have genes: two at least
+            The CPU kernels go by numbers of the genes that are in a set (``number_members``).
 others      nothing, in the same form
 
 What a strategy does not read holds nothing.
@@ -79,6 +84,23 @@ def number_connected(indptr: np.ndarray, indices: np.ndarray, size: int) -> Conn
         np.concatenate([starts[:1, 0], starts[connected], starts[-1:, -1]]),
         number[graph, indices].astype(narrow),
     )
+
+
+def table_of_sets(indptr: np.ndarray, indices: np.ndarray, fingerprint: str) -> NeighborTable:
+    """Return the table of gene sets given as CSR; of those that propose nothing, no genes."""
+    bits = np.packbits(np.diff(indptr) > 0, bitorder="little")
+    lookup = np.zeros(-(-bits.size // 8), np.uint64)
+    lookup.view(np.uint8)[: bits.size] = bits
+    return NeighborTable(lookup, _narrow(indptr), indices.astype(np.int32), 0, fingerprint)
+
+
+def number_members(indices: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the number of each gene as in :class:`Connected`, 0 of those that are in no set; and the sets by them."""
+    inside = np.zeros(size + 1, np.bool_)
+    inside[indices] = True
+    number = np.where(inside, np.cumsum(inside), 0)
+    narrow = np.uint16 if int(inside.sum()) < 2**16 else np.int32
+    return number.astype(narrow), number[indices].astype(narrow)
 
 
 def table_of_pairs(indptr: np.ndarray, indices: np.ndarray, fingerprint: str) -> NeighborTable:

@@ -10,6 +10,7 @@ pmi-rand           the same, half the genes at random                           
 corrmask           genes and their partners in a dependency graph, half at random          0.5    graph
 corrmask-100       the same, as many as there are                                          1      graph
 corrmask-balanced  the same, every gene of a cell equally often                            1      graph
+gene-sets          the genes of a pathway, or of any other set                             1      gene sets
 mam                nothing: single genes, those that learned latents attend to             –      vocabulary
 corrmask-mam       as corrmask, from genes that learned latents attend to                  0.5    graph
 =================  ======================================================================  =====  ==========
@@ -33,19 +34,31 @@ __all__ = ["CONTROL", "DEFAULT", "LEARNED_STRATEGIES", "OPTIONS", "SOURCES", "ST
 
 
 class Source(NamedTuple):
-    """What strategies are made from: a keyword of ``make_masker`` and, where a command writes it, a file's option."""
+    """What strategies are made from: a keyword of ``make_masker`` and, of what lies in a file, an option."""
 
     name: str  # in messages
     kind: str  # in full
-    cls: str  # the public class, whose ``load`` reads a file
-    metavar: str = ""
-    command: str = ""  # which writes such a file
+    value: str  # of the keyword, for one who lacks it
+    metavar: str = ""  # of the option
+    origin: str = ""  # of such a file
+    cls: str = ""  # the public class, which has a vocabulary, and whose ``load`` reads a file
+    keyword: str = ""  # where it is not the name of the option
 
 
 SOURCES = {
-    "graph": Source("graph", "a dependency graph", "DependencyGraph", "GRAPH", "corrmask-fast graph build"),
-    "pmi": Source("PMI table", "a PMI table", "PMITable", "TABLE", "corrmask-fast pmi build"),
-    "vocabulary": Source("vocabulary", "a vocabulary", "Vocabulary"),
+    "graph": Source(
+        *("graph", "a dependency graph", "DependencyGraph.load(path)", "GRAPH"),
+        *("`corrmask-fast graph build` makes one", "DependencyGraph"),
+    ),
+    "pmi": Source(
+        *("PMI table", "a PMI table", "PMITable.load(path)", "TABLE"),
+        *("`corrmask-fast pmi build` makes one", "PMITable"),
+    ),
+    "vocabulary": Source("vocabulary", "a vocabulary", "Vocabulary.load(path)", cls="Vocabulary"),
+    "gene_sets": Source(
+        *("gene sets", "gene sets", "the path of a .gmt file, or a mapping of names to genes", "FILE.gmt"),
+        *("Reactome and MSigDB publish such files", "", "sets"),
+    ),
 }
 
 
@@ -103,6 +116,9 @@ STRATEGIES: dict[str, Strategy] = {
     "corrmask-balanced": Strategy(
         *("CorrMask-balanced", "BalancedCorrMasker", "graph", "correlated genes, all genes of a cell equally often"),
         *(1.0, ("structural_ratio",)),
+    ),
+    "gene-sets": Strategy(
+        *("Gene sets", "GeneSetMasker", "gene_sets", "whole gene sets, such as pathways", 1.0, ("structural_ratio",)),
     ),
 }
 # Those whose masks depend on a model, with which they learn.

@@ -30,7 +30,7 @@ class BalancedCorrMasker(Masker):
         :class:`~corrmask_fast.CorrMasker`.
     structural_ratio
         λ, in [0, 1]: share of the masked tokens that the graph chooses; the rest is random.
-    mlm_probability, mask_replace_prob, random_replace_prob, seed, validate
+    mlm_probability, mask_replace_prob, random_replace_prob, replace, seed, validate
         See :class:`~corrmask_fast.CorrMasker`.
 
     Raises
@@ -60,6 +60,7 @@ class BalancedCorrMasker(Masker):
         structural_ratio: RateLike = 1.0,
         mask_replace_prob: float = 0.8,
         random_replace_prob: float = 0.1,
+        replace: str = "token",
         seed: int = 0,
         validate: bool | None = None,
     ) -> None:
@@ -72,6 +73,7 @@ class BalancedCorrMasker(Masker):
             structural_ratio=structural_ratio,
             mask_replace_prob=mask_replace_prob,
             random_replace_prob=random_replace_prob,
+            replace=replace,
             seed=seed,
             validate=validate,
         )

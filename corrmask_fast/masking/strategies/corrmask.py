@@ -40,6 +40,10 @@ class CorrMasker(Masker):
         K_max, >= 0: partners masked with a seed.
     mask_replace_prob, random_replace_prob
         Share of masked tokens that become ``<mask>``, and that become a random gene; the rest stays.
+    replace
+        ``"token"``: chance decides for each masked token which of the three it is. ``"group"``: for all that a seed
+        masks alike, as SpanBERT replaces spans, so that no partner stays readable beside its hidden module. The shares
+        are the same; which columns are masked is the same too.
     seed
         Key of the random generator, in [0, 2**64).
     validate
@@ -76,6 +80,7 @@ class CorrMasker(Masker):
         max_partners: int = 5,
         mask_replace_prob: float = 0.8,
         random_replace_prob: float = 0.1,
+        replace: str = "token",
         seed: int = 0,
         validate: bool | None = None,
     ) -> None:
@@ -86,6 +91,7 @@ class CorrMasker(Masker):
             max_partners=max_partners,
             mask_replace_prob=mask_replace_prob,
             random_replace_prob=random_replace_prob,
+            replace=replace,
             seed=seed,
             validate=validate,
         )

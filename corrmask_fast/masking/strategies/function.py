@@ -61,7 +61,7 @@ class FunctionMasker(Masker):
     structural_ratio
         λ, in [0, 1]: share of the masked tokens that the function chooses, if it proposes enough; the rest is random.
         A number, a range or a schedule.
-    mlm_probability, mask_replace_prob, random_replace_prob, seed
+    mlm_probability, mask_replace_prob, random_replace_prob, replace, seed
         See :class:`~corrmask_fast.CorrMasker`.
 
     Notes
@@ -112,6 +112,7 @@ class FunctionMasker(Masker):
         structural_ratio: RateLike = 1.0,
         mask_replace_prob: float = 0.8,
         random_replace_prob: float = 0.1,
+        replace: str = "token",
         seed: int = 0,
     ) -> None:
         if not callable(propose):
@@ -132,6 +133,7 @@ class FunctionMasker(Masker):
             structural_ratio=structural_ratio,
             mask_replace_prob=mask_replace_prob,
             random_replace_prob=random_replace_prob,
+            replace=replace,
             seed=seed,
             validate=None,
         )
@@ -237,12 +239,12 @@ class FunctionMasker(Masker):
                 answer = self.propose(room[6][:n].copy(), room[7][:n].copy())
             except Exception as error:
                 raise InputError(f"{self.name} failed in row {row}: {type(error).__name__}: {error}") from error
-            columns = room[5][:n] + first
+            columns = room[5]
             if isinstance(answer, tuple):
-                place_groups(*self._groups(answer, row, n), n, columns, ranks)
+                place_groups(*self._groups(answer, row, n), n, columns, ranks[first:])
             else:
-                weights = self._weights(answer, row, columns)
-                place_weights(weights, n, room[5], ranks[first:], np.uint64(draw), seed, room)
+                weights = self._weights(answer, row, columns[:n] + first)
+                place_weights(weights, n, columns, ranks[first:], np.uint64(draw), seed, room)
 
     def _groups(self, answer: tuple[Any, ...], row: int, n: int) -> tuple[np.ndarray, np.ndarray]:
         """Return what the function returned as two sound int64 arrays."""

@@ -72,7 +72,7 @@ class MultinomialAttentionMasker(Masker):
         With ``graph``: CorrMask's, 0.5 and 5 unless given.
     seed
         Of the draws, and of the first weights; in [0, 2**64).
-    mlm_probability, mask_replace_prob, random_replace_prob, validate
+    mlm_probability, mask_replace_prob, random_replace_prob, replace, validate
         See :class:`~corrmask_fast.CorrMasker`.
 
     Notes
@@ -110,6 +110,7 @@ class MultinomialAttentionMasker(Masker):
         max_partners: int | None = None,
         mask_replace_prob: float = 0.8,
         random_replace_prob: float = 0.1,
+        replace: str = "token",
         seed: int = 0,
         validate: bool | None = None,
     ) -> None:
@@ -129,6 +130,7 @@ class MultinomialAttentionMasker(Masker):
             mlm_probability=mlm_probability,
             mask_replace_prob=mask_replace_prob,
             random_replace_prob=random_replace_prob,
+            replace=replace,
             seed=seed,
             validate=validate,
             **(defaults | given),  # type: ignore[arg-type]
@@ -339,7 +341,7 @@ class MultinomialAttentionMasker(Masker):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write parameters and weights as one ``safetensors`` file, atomically; a graph is named, not stored."""
         params: dict[str, Any] = {name: getattr(self, name) for name in ("dim", *self.own_parameters, "seed")}
-        params |= {name: getattr(self, name) for name in ("mask_replace_prob", "random_replace_prob")}
+        params |= {name: getattr(self, name) for name in ("mask_replace_prob", "random_replace_prob", "replace")}
         params["mlm_probability"] = rate_text(self.mlm_probability)
         if self.n_graphs:
             params |= {"structural_ratio": rate_text(self.structural_ratio), "max_partners": self.max_partners}

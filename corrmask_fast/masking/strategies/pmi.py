@@ -28,7 +28,7 @@ class PMIMasker(Masker):
     structural_ratio
         λ, in [0, 1]: share of the masked tokens that runs choose, if there are enough; the rest is random. The
         paper's PMI is 1, its PMI-Rand 0.5.
-    mlm_probability, mask_replace_prob, random_replace_prob, seed, validate
+    mlm_probability, mask_replace_prob, random_replace_prob, replace, seed, validate
         See :class:`~corrmask_fast.CorrMasker`.
 
     Examples
@@ -55,6 +55,7 @@ class PMIMasker(Masker):
         structural_ratio: RateLike = 1.0,
         mask_replace_prob: float = 0.8,
         random_replace_prob: float = 0.1,
+        replace: str = "token",
         seed: int = 0,
         validate: bool | None = None,
     ) -> None:
@@ -70,6 +71,7 @@ class PMIMasker(Masker):
             structural_ratio=structural_ratio,
             mask_replace_prob=mask_replace_prob,
             random_replace_prob=random_replace_prob,
+            replace=replace,
             seed=seed,
             validate=validate,
         )

@@ -21,7 +21,7 @@ class RandomMasker(Masker):
     ----------
     vocabulary
         Which id is which gene.
-    mlm_probability, mask_replace_prob, random_replace_prob, seed, validate
+    mlm_probability, mask_replace_prob, random_replace_prob, replace, seed, validate
         See :class:`~corrmask_fast.CorrMasker`; with ``structural_ratio=0`` that gives the same masks.
 
     Examples
@@ -43,6 +43,7 @@ class RandomMasker(Masker):
         mlm_probability: RateLike = 0.15,
         mask_replace_prob: float = 0.8,
         random_replace_prob: float = 0.1,
+        replace: str = "token",
         seed: int = 0,
         validate: bool | None = None,
     ) -> None:
@@ -54,6 +55,7 @@ class RandomMasker(Masker):
             structural_ratio=0.0,
             mask_replace_prob=mask_replace_prob,
             random_replace_prob=random_replace_prob,
+            replace=replace,
             seed=seed,
             validate=validate,
         )

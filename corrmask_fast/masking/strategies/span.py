@@ -23,7 +23,7 @@ class SpanMasker(Masker):
         Which id is which gene.
     structural_ratio
         λ, in [0, 1]: share of the masked tokens that spans choose; the rest is random.
-    mlm_probability, mask_replace_prob, random_replace_prob, seed, validate
+    mlm_probability, mask_replace_prob, random_replace_prob, replace, seed, validate
         See :class:`~corrmask_fast.CorrMasker`.
 
     Examples
@@ -46,6 +46,7 @@ class SpanMasker(Masker):
         structural_ratio: RateLike = 1.0,
         mask_replace_prob: float = 0.8,
         random_replace_prob: float = 0.1,
+        replace: str = "token",
         seed: int = 0,
         validate: bool | None = None,
     ) -> None:
@@ -57,6 +58,7 @@ class SpanMasker(Masker):
             structural_ratio=structural_ratio,
             mask_replace_prob=mask_replace_prob,
             random_replace_prob=random_replace_prob,
+            replace=replace,
             seed=seed,
             validate=validate,
         )

@@ -1,0 +1,82 @@
+"""Gene sets, such as pathways, in ``.gmt`` files."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from corrmask_fast.errors import InputError, readable, shown
+
+if TYPE_CHECKING:
+    import os
+
+__all__ = ["read_gene_sets"]
+
+GZIP = b"\x1f\x8b"  # how such a file begins
+
+
+def read_gene_sets(path: str | os.PathLike[str]) -> dict[str, list[str]]:
+    r"""Read gene sets from a ``.gmt`` file, as Reactome, MSigDB and Enrichr publish them; it may be compressed by gzip.
+
+    Parameters
+    ----------
+    path
+        A set on each line: its name, a description, its genes, all separated by tabs. Empty lines and fields count for
+        nothing.
+
+    Returns
+    -------
+    dict
+        Name → genes, each once, both in the order of the file.
+
+    Raises
+    ------
+    InputError
+        If there is no such file, it cannot be read, is not UTF-8, or has no set; if a line has fewer than three fields,
+        no name or no gene, or a name stands twice. The message names the line.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from corrmask_fast import read_gene_sets
+    >>> _ = Path("sets.gmt").write_text("repair\tsome link\tPCNA\tXRCC1\nsplicing\t\tSF3B1\tU2AF1\n")
+    >>> read_gene_sets("sets.gmt")
+    {'repair': ['PCNA', 'XRCC1'], 'splicing': ['SF3B1', 'U2AF1']}
+    """
+    if not Path(path).is_file():
+        raise InputError(f"no file at {path}; give a .gmt file of gene sets, such as Reactome's or MSigDB's")
+    sets: dict[str, list[str]] = {}
+    lines: dict[str, int] = {}  # where each name stands
+    with readable(path, ".gmt file of gene sets"):
+        content = Path(path).read_bytes()
+        content = gzip.decompress(content) if content.startswith(GZIP) else content
+        for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").splitlines(), 1):
+            if not line.strip():
+                continue
+            name, genes = _set_of(line, number)
+            if name in sets:
+                raise InputError(
+                    f"lines {lines[name]} and {number} are both called {shown(name)}; give one of them another name"
+                )
+            sets[name], lines[name] = genes, number
+        if not sets:
+            raise InputError(
+                "it holds no gene set; each line must be a name, a description and genes, with tabs between"
+            )
+    return sets
+
+
+def _set_of(line: bytes, number: int) -> tuple[str, list[str]]:
+    """Return name and genes of a line."""
+    try:
+        fields = [field.strip() for field in line.decode().split("\t")]
+    except UnicodeDecodeError as error:
+        raise InputError(f"line {number} is not UTF-8 text ({error.reason}); save the file as UTF-8") from error
+    genes = list(dict.fromkeys(filter(None, fields[2:])))
+    if not fields[0] or not genes:
+        raise InputError(
+            f"line {number} must be a name, a description and genes, with tabs between; "
+            f"got {len(fields)} fields: {shown(line.decode())}"
+        )
+    return fields[0], genes
