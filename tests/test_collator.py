@@ -17,7 +17,9 @@ from corrmask_fast import (
     CorrMasker,
     DataCollatorForCorrMask,
     InputError,
+    Linear,
     RaggedBatch,
+    RandomMasker,
     read_corpus,
     set_num_threads,
     write_corpus,
@@ -421,3 +423,19 @@ def test_masks_of_a_whole_epoch_equal_the_oracle(collator):
         positions = torch.from_numpy(expected.masked_positions)
         got = type(expected)(batch["input_ids"], batch["labels"], positions)
         assert_same(expected, got, f"batch from {begin}")
+
+
+def test_a_frozen_copy_is_for_evaluation():
+    """Its masks are of an epoch that no training reaches, at the last rates; the collator goes on as it was."""
+    vocabulary = make_vocabulary(40)
+    rising = RandomMasker(vocabulary, mlm_probability=Linear(0.1, 0.5, steps=10), seed=3)
+    collator, cells = DataCollatorForCorrMask(rising), [[*range(2, 22)]]
+    assert collator.epoch is None
+    collator.set_epoch(4)
+    frozen = collator.frozen()
+    collator.set_epoch(1)  # an earlier epoch is no error: a resume needs it
+    assert (collator.epoch, frozen.epoch) == (1, 2**63 - 1)
+    expected = RandomMasker(vocabulary, mlm_probability=0.5, seed=3)(torch.tensor(cells), epoch=2**63 - 1)
+    for _ in range(2):
+        assert torch.equal(frozen(cells)["labels"], expected.labels)
+    assert (collator(cells)["labels"] != -100).sum() == 2

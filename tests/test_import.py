@@ -50,7 +50,17 @@ def test_few_modules_come_beside_numpy_s(statement, own, others):
 
 
 def test_every_public_name_is_there():
-    assert corrmask_fast.__all__ == dir(corrmask_fast)
+    assert set(dir(corrmask_fast)) - set(corrmask_fast.__all__) == {"CorrMaskLightningCallback"}  # test_lightning.py
     for name in corrmask_fast.__all__:
         assert getattr(corrmask_fast, name).__name__ == name or name == "tokenize_h5ad"
     assert corrmask_fast.tokenize_h5ad is corrmask_fast.tokenize
+
+
+def test_without_lightning_its_callback_names_the_extra():
+    code = (
+        "import sys; sys.modules['lightning'] = sys.modules['pytorch_lightning'] = None\n"
+        "import corrmask_fast\n"
+        "try:\n    corrmask_fast.CorrMaskLightningCallback\n"
+        "except corrmask_fast.MissingExtraError as error:\n    print(error)"
+    )
+    assert "install it with: pip install 'corrmask-fast[lightning]'" in run(code)

@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "audit": {"cells", "graph", *MASKING},
     "training": {"cells", "graph", *MASKING},
     "evaluation": {"cells", "training"},
+    "integrations": {"cells", "graph", *MASKING, "training"},
     "cli": {"cells", "graph", "graph/build", *MASKING, "audit", "training", "evaluation"},
 }
 # What each file beside the subpackages imports of the package.

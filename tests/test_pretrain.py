@@ -111,6 +111,26 @@ def test_accumulated_batches_are_one_large_batch(tmp_path, masking):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("ours", [True, False])
+def test_an_epoch_that_another_changes_is_refused(tmp_path, ours):
+    """Six steps an epoch: in the second one, something sets the collator back."""
+    collator = DataCollatorForCorrMask(MASKER)
+
+    class Backwards(transformers.TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 8:
+                collator.set_epoch(0)
+
+    kind, more = (CorrMaskTrainer, []) if ours else (transformers.Trainer, [CorrMaskCallback(collator)])
+    trainer = kind(
+        make_model(), make_arguments(tmp_path, max_steps=12), data_collator=collator, train_dataset=DATASET,
+        callbacks=[Backwards(), *more],
+    )  # fmt: skip
+    with pytest.raises(InputError, match=r"the collator's epoch is 0, and training is in epoch 1: another set_epoch"):
+        trainer.train()
+    assert trainer.state.global_step == 8
+
+
 def test_the_loss_is_the_models_own(tmp_path):
     """One batch a step: the stock Trainer with BERT's own loss gives the same losses, gradients and reports."""
     ours, collate = our_trainer(tmp_path, logging_steps=1), DataCollatorForCorrMask(MASKER)

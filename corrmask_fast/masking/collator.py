@@ -15,6 +15,7 @@ from corrmask_fast.masking.engine.draws import epoch_salt, mix, signed
 from corrmask_fast.masking.engine.torch_random import VALUES, draw_ids_by_values
 from corrmask_fast.masking.features import Cells, as_cells, graph_ids_of, other_inputs, padded_width, ragged
 from corrmask_fast.masking.packing import mask_packed
+from corrmask_fast.masking.padded_batch import EVALUATION_EPOCH, LAST_STEP
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -146,6 +147,12 @@ class DataCollatorForCorrMask:
         self._epoch[0] = check_integer("epoch", epoch, 0, 2**63 - 1)
 
     @property
+    def epoch(self) -> int | None:
+        """The epoch that was set; None before :meth:`set_epoch`."""
+        epoch = int(self._epoch.item())
+        return None if epoch < 0 else epoch
+
+    @property
     def tokenizer(self) -> TokenIds:
         """``pad_token_id`` and the like, for code that asks a collator's tokenizer."""
         return TokenIds(self.masker.vocabulary)
@@ -206,10 +213,14 @@ class DataCollatorForCorrMask:
             batch["masked_positions"] = torch.from_numpy(masked.masked_positions)
         return batch | others
 
-    def frozen(self, epoch: int) -> DataCollatorForCorrMask:
-        """Return a copy whose masks are always those of one epoch. Evaluation uses it: its losses can be compared."""
+    def frozen(self, epoch: int = EVALUATION_EPOCH) -> DataCollatorForCorrMask:
+        """Return a copy for evaluation, so that its losses can be compared.
+
+        Its masks are always those of one epoch, by default one that no training reaches; schedules are at their ends.
+        """
         frozen = copy.deepcopy(self)
         frozen.set_epoch(epoch)
+        frozen.set_step(LAST_STEP)
         return frozen
 
     def _mask_as_geneformer(self, cells: Cells) -> dict[str, torch.Tensor]:
@@ -348,6 +359,15 @@ def check_graph_column(masker: Masker, column: str | None, numbers: Mapping[Any,
     for value, number in (numbers or {}).items():
         check_integer(f"the graph's number of {value!r}", number, 0, masker.n_graphs - 1)
     return column
+
+
+def check_epoch(collator: Any, epoch: int) -> None:
+    """Raise InputError unless a collator still has the epoch that a training loop set."""
+    if (found := getattr(collator, "epoch", epoch)) != epoch:
+        raise InputError(
+            f"the collator's epoch is {found}, and training is in epoch {epoch}: another set_epoch changed it; call "
+            "set_epoch nowhere else, give each run a collator of its own, and evaluation collator.frozen()"
+        )
 
 
 def _check_multiple(multiple: int | None) -> int | None:

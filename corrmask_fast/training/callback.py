@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from corrmask_fast.errors import InputError, import_extra
+from corrmask_fast.masking.collator import DataCollatorForCorrMask, check_epoch
 from corrmask_fast.training.checkpoint_files import check_random_states, numpy_states
 from corrmask_fast.training.checks import check_model, check_packing
 from corrmask_fast.training.run_record import RunRecord
@@ -89,6 +90,9 @@ class CorrMaskCallback(transformers.TrainerCallback):
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         """Pass the step on."""
         self._admitted.close()  # Trainer loads NumPy's state before its first step
+        for listener in self.listeners:
+            if isinstance(listener, DataCollatorForCorrMask):
+                check_epoch(listener, self._epoch or 0)
         self._pass_step_on(state.global_step)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002

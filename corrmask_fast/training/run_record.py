@@ -48,9 +48,7 @@ class RunRecord:
         return cls(
             corpus="stream" if is_stream(dataset) else _digest(dataset),
             cells=-1 if is_stream(dataset) else len(dataset),
-            vocabulary=masker.vocabulary.fingerprint,
-            table=bytes(masker.table_fingerprint.tolist()).hex(),
-            masker=_settings(masker),
+            **masks_record(masker),
             data_seed=data_seed(args),
             cells_a_step=args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
             grouped=groups_by_length(args),
@@ -80,13 +78,27 @@ class RunRecord:
             wrong = [name for name, then, now in pairs if type(then) is not type(now)]
             if wrong or not (epoch is None or (type(epoch) is int and 0 <= epoch < MAX_EPOCHS)):
                 raise TypeError(f"{wrong[0] if wrong else 'epoch'} has a wrong value")
-        for name, then, now in pairs:
-            if then != now:
-                raise InputError(
-                    f"{folder} was made with {_said(name, then, now)}, this run has {_said(name, now, then)}; resume "
-                    "with what the first run had, or start a new run in another output_dir"
-                )
+        check_same(folder, saved, own)
         return epoch
+
+
+def masks_record(masker: Masker) -> dict[str, Any]:
+    """Return what decides a masker's masks, beside epoch and cell, as values that JSON keeps."""
+    return {
+        "vocabulary": masker.vocabulary.fingerprint,
+        "masker": _settings(masker),
+        "table": bytes(masker.table_fingerprint.tolist()).hex(),
+    }
+
+
+def check_same(source: Any, saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Raise InputError if a checkpoint's record differs from that of the run that resumes from it."""
+    for name, now in own.items():
+        if (then := saved[name]) != now:
+            raise InputError(
+                f"{source} was made with {_said(name, then, now)}, this run has {_said(name, now, then)}; resume "
+                "with what the first run had, or start a new run in another output_dir"
+            )
 
 
 def _said(name: str, value: Any, other: Any) -> str:

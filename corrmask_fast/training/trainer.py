@@ -18,9 +18,8 @@ from torch.utils.data import SequentialSampler
 
 from corrmask_fast.errors import InputError, import_extra, readable, shown
 from corrmask_fast.masking.collator import DataCollatorForCorrMask, PaddingCollator, check_graph_column
-from corrmask_fast.masking.engine.draws import draws_of_tensors
-from corrmask_fast.masking.engine.torch_random import VALUES, draw_ids_by_values
 from corrmask_fast.masking.features import PACKED
+from corrmask_fast.masking.padded_batch import EVALUATION_EPOCH, LAST_STEP, padded_inputs
 from corrmask_fast.training.callback import CorrMaskCallback, batches_of
 from corrmask_fast.training.checkpoint_files import KIND, check_checkpoint
 from corrmask_fast.training.checks import (
@@ -56,9 +55,6 @@ transformers: Any = import_extra("transformers", "hf")
 
 __all__ = ["EVALUATION_EPOCH", "CorrMaskCallback", "CorrMaskTrainer"]
 
-# The epoch of evaluation masks. No training run reaches it, so every evaluation has the same masks.
-EVALUATION_EPOCH = 2**63 - 1
-LAST_STEP = 2**53  # the step of evaluation masks: a masker's schedules are at their ends
 # Columns that collators and maskers add to a batch. They are kept, whether the model's forward names them or not.
 OURS = frozenset(
     {"input_ids", "attention_mask", "labels", "masked_positions", "special_tokens_mask", "graph_ids", "mask_epoch"}
@@ -367,17 +363,9 @@ class CorrMaskTrainer(transformers.Trainer):
         if masker not in self._on_device:  # a masker that learns is a part of the model, on its device
             own = masker if masker.needs_model else copy.deepcopy(masker)
             self._on_device[masker] = own.to(batch["input_ids"].device)
-        more: dict[str, Any] = {"graph_ids": batch.pop("graph_ids")} if "graph_ids" in batch else {}
-        more = more if masker.n_graphs else {}  # those of training may be several, and evaluation without one
         learning = masker.needs_model and epoch != EVALUATION_EPOCH
-        epoch = batch.pop("mask_epoch")[:1] if "mask_epoch" in batch else epoch  # the dataset's own
-        more["epoch"] = epoch
-        if VALUES in batch:
-            salt, *_ = draws_of_tensors(0, None, epoch, masker.draw_counter, batch["input_ids"].device)
-            draws = draw_ids_by_values(masker.vocabulary, batch, salt)
-            more |= {} if draws is None else {"draw_ids": draws, "epoch": None}
+        rows, more = padded_inputs(masker, batch, epoch)
         self._on_device[masker].set_step(step)
-        rows = batch["input_ids"], batch["attention_mask"], batch.pop("special_tokens_mask", None)
         if masker.needs_model:
             # Learned weights change between evaluations, so evaluation masks do not use them. The saved model has no
             # context, so evaluation has none.

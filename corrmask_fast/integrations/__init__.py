@@ -1,0 +1,1 @@
+"""Trainers of other packages, each imported on use."""
