@@ -324,7 +324,9 @@ def mask_row(
     masked: set[int] = set()
     leaders: Mapping[int, int] = {}  # of columns that are not led by the first of their group
     if strategy == "corrmask":
-        groups = correlated_groups(maskable, neighbors, edge_costs, max_partners, group_order, partial(words, seed, draw_id))
+        groups = correlated_groups(
+            maskable, neighbors, edge_costs, max_partners, group_order, partial(words, seed, draw_id)
+        )
     elif strategy == "corrmask-balanced":
         leaders = module_leaders(maskable, neighbors, group_order)
         groups = iter([balanced_group(leaders, group_order, partial(words, seed, draw_id))])

@@ -148,7 +148,7 @@ class Case:
 
     @cached_property
     def weights(self) -> np.ndarray:
-        """(V,) float64: weights of the tokens, as far apart as they may be, some alike; no number for special tokens."""
+        """(V,) float64: weights of genes, as far apart as they may be, some alike; of special tokens no number."""
         vocabulary = self.graph.vocabulary
         weights = 2.0 ** np.random.default_rng(8).integers(-10, 11, vocabulary.size)
         weights *= np.where(np.arange(vocabulary.size) % 3, 1.0, 0.7)

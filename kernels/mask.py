@@ -106,8 +106,8 @@ def find_costs(tokens, begin, last, costs, out):
 @kernel(makes_arrays=False)
 def mask(
     begin, end, row_ptr, tokens, attention_mask, special_tokens_mask, draws, mode, offset, seed, rates, settings,
-    ids, lookup, indptr, indices, costs, edge_costs, graph_ids, priorities, table_base, rates_before, pos, w0, w1, w2, w3, pool, masked,
-    flags, seed_keys, words, keys, order, spare, out_ptr, out, out_attention, labels, positions,
+    ids, lookup, indptr, indices, costs, edge_costs, graph_ids, priorities, table_base, rates_before, pos, w0, w1, w2,
+    w3, pool, masked, flags, seed_keys, words, keys, order, spare, out_ptr, out, out_attention, labels, positions,
 ):  # fmt: skip
     """Mask the rows [begin, end) of a batch.
 
@@ -118,7 +118,8 @@ def mask(
     the strategy is SAMPLED. A row of ``positions`` must have room for floor(columns · p). ``ids``, ``lookup``,
     ``indptr`` and ``indices`` are what the strategy looks up (``engine/tables.py``); of several graphs ``graph_ids``
     names each row's. ``costs`` (of tokens) and ``edge_costs`` (of neighbours) may be empty: then all weigh the same.
-    ``table_base`` (one element) and ``rates_before`` (four) are kept for the next call; the arrays from ``pos`` to ``spare`` are scratch. Returns the first row that holds a token outside the vocabulary, or −1.
+    ``table_base`` (one element) and ``rates_before`` (four) are kept for the next call; the arrays from ``pos`` to
+    ``spare`` are scratch. Returns the first row that holds a token outside the vocabulary, or −1.
     """
     key = np.uint64(seed)
     base = table_base[0]
@@ -155,6 +156,7 @@ def mask(
             if ranks.size:
                 order_by = w1 if strategy == SAMPLED else w0
                 copy(ranks[first:last], order_by)
+            seeds_weighted = costs.size > 0 and not ranks.size
             count = 0
             if quota == 0 or strategy == RANDOM or strategy == SAMPLED:
                 pass
@@ -180,21 +182,17 @@ def mask(
             elif placing and grouped:
                 count = expand_seeds(
                     cell, first, width, pool, masked, flags, w0, w2, n, quota, draw, key, numbers, indptr, indices,
-                    edge_costs, most, base, pos, rates_before, costs.size > 0 and not ranks.size, seed_keys, words, keys,
-                    order, spare,
+                    edge_costs, most, base, pos, rates_before, seeds_weighted, seed_keys, words, keys, order, spare,
                 )  # fmt: skip
             elif placing:
                 count = expand_seeds(
                     cell, first, width, pool, masked, flags, w0, None, n, quota, draw, key, numbers, indptr, indices,
-                    edge_costs, most, base, pos, rates_before, costs.size > 0 and not ranks.size, seed_keys, words, keys,
-                    order, spare,
+                    edge_costs, most, base, pos, rates_before, seeds_weighted, seed_keys, words, keys, order, spare,
                 )  # fmt: skip
             for i in range(words_for(width)):
                 pool[i] &= ~masked[i]
             if costs.size:
-                take_smallest(
-                    w1, pool, width, n - count, budget - count, masked, seed_keys, order, rates_before[2:]
-                )
+                take_smallest(w1, pool, width, n - count, budget - count, masked, seed_keys, order, rates_before[2:])
             else:
                 take_smallest(w1, pool, width, n - count, budget - count, masked, seed_keys, order)
         write_row(

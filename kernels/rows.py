@@ -204,7 +204,7 @@ def take_smallest(w, pool, width, size, count, chosen, keys, buffer, scales=None
 
     Two bounds are guessed, two standard deviations below and above the expected count: columns below the lower one
     are taken 64 at a time, and only those between the two are sorted. After a wrong guess they move apart. ``scales``
-    are given where ``w`` are keys by weight: the first is what the rows before had; a wrong guess gives that of this row.
+    are given where ``w`` are keys by weight: the first is that of the rows before; a wrong guess gives this row's.
     """
     if count <= 0:
         return

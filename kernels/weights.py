@@ -14,7 +14,7 @@ import math
 
 import numpy as np
 
-from .jit import inline, stage
+from .jit import stage
 from .philox import LOW
 
 # Of q, times 2³²: a0 − x(a1 − x(a2 − …)).

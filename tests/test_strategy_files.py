@@ -29,7 +29,8 @@ OWN = (
 USERS = {
     # CorrMask-MAM: CorrMask whose seeds are learned; balanced CorrMask: by the same graphs
     "corrmask": {"masking/strategies/mam.py", "masking/strategies/balanced.py", "kernels/balanced.py"},
-    "random": {"masking/value_masking.py"},  # zeros are masked at random
+    # zeros are masked at random; weights stand in the random order
+    "random": {"masking/value_masking.py", "masking/strategies/weighted.py"},
 }
 ORDINARY = {"corrmask", "random", "span", *SOURCES}  # texts that also name the package, a sampler, a metric, a table
 
@@ -96,7 +97,8 @@ def test_the_table_says_what_a_masker_takes(name):
     assert ("structural_ratio" in {*strategy.takes, *strategy.fixed}) == (strategy.ratio is not None)
     vocabulary = make_vocabulary(20)
     pmi = corrmask_fast.PMITable.from_corpus(corrmask_fast.read_corpus([[2, 3]], vocabulary), progress=False)
-    given = {"dim": 8} if name in LEARNED_STRATEGIES else {}
+    assert set(strategy.requires) <= set(strategy.takes)
+    given = {"dim": 8} if name in LEARNED_STRATEGIES else {option: {} for option in strategy.requires}
     masker = corrmask_fast.make_masker(name, vocabulary=vocabulary, graph=make_graph(vocabulary), pmi=pmi, **given)
     assert masker.structural_ratio == (strategy.ratio or 0.0)
     assert name.startswith(masker.label.lower())

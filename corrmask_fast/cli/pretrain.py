@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     import argparse
 
 RATES = "mlm_probability", "structural_ratio"
-FILES = tuple(name for name, source in SOURCES.items() if source.command)
-TEXTS = "strategy", "replace", *FILES
+FILES = (*(name for name, source in SOURCES.items() if source.command), "weights")
+TEXTS = "strategy", "replace", "partners", *FILES
 LEARNED = " and ".join(LEARNED_STRATEGIES)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -40,7 +39,10 @@ def gene_weights(weights: Weights, vocabulary: Vocabulary) -> np.ndarray:
     found = np.ones(vocabulary.size)
     if isinstance(weights, str | os.PathLike):
         with naming(weights):
-            _fill_in(found, ((f"line {line}: ", gene, weight) for line, gene, weight in read_weights(weights)), vocabulary)
+            lines = list(read_weights(weights, vocabulary))
+            if not lines:
+                raise InputError("has no weights; it must have lines of a gene, a tab or comma, and a number")
+            _fill_in(found, ((f"line {line}: ", gene, weight) for line, gene, weight in lines), vocabulary)
             _check(found, vocabulary)
     elif isinstance(weights, Mapping):
         _fill_in(found, (("", gene, weight) for gene, weight in weights.items()), vocabulary)
@@ -50,8 +52,8 @@ def gene_weights(weights: Weights, vocabulary: Vocabulary) -> np.ndarray:
         if given is None or given.shape != (vocabulary.size,):
             what = shown(weights) if given is None else f"{given.dtype} {given.shape}"
             raise InputError(
-                f"weights must be a mapping from genes to numbers, ({vocabulary.size},) numbers (one for each token), or "
-                f"the path of a file; got {what}"
+                f"weights must be a mapping from genes to numbers, ({vocabulary.size},) numbers (one for each token), "
+                f"or the path of a file; got {what}"
             )
         found[lo:hi] = given[lo:hi]
         _check(found, vocabulary)
@@ -67,10 +69,10 @@ def token_costs(weights: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
     return costs
 
 
-def read_weights(path: str | os.PathLike[str]) -> Iterator[tuple[int, str, float]]:
+def read_weights(path: str | os.PathLike[str], vocabulary: Vocabulary) -> Iterator[tuple[int, str, float]]:
     """Read weights of genes from a text file: a line for each gene, its name or symbol, a tab or comma, its weight.
 
-    The first line may be a header; empty lines are passed over.
+    The first line may be a header, which names no gene; empty lines are passed over.
 
     Yields
     ------
@@ -84,12 +86,9 @@ def read_weights(path: str | os.PathLike[str]) -> Iterator[tuple[int, str, float
         try:
             weight = float(text)
         except ValueError:
-            weight = math.nan
-            if place > 0 or not gene:
-                raise InputError(
-                    f"line {number}: must be a gene, a tab or comma, and a number; got {shown(line)}"
-                ) from None
-            continue  # a header
+            if place == 0 and gene and gene not in vocabulary.tokens_by_name:
+                continue  # a header
+            gene, weight = "", 0.0
         if not gene:
             raise InputError(f"line {number}: must be a gene, a tab or comma, and a number; got {shown(line)}")
         yield number, gene, weight

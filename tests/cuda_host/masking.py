@@ -13,7 +13,7 @@ from corrmask_fast.testing import Expected
 GOLDEN = 0x9E3779B97F4A7C15
 PARAMETERS = {
     *("strategy", "mlm_probability", "structural_ratio", "max_partners", "npmi_min", "seed"),
-    *("mask_replace_prob", "random_replace_prob", "replace"),
+    *("mask_replace_prob", "random_replace_prob", "replace", "partners", "weights"),
 }
 
 

@@ -51,7 +51,10 @@ class NeighborTable(NamedTuple):
         """Return the table with costs of tokens, of edges, or of both: of none it stays what it is."""
         if not costs.size and not edge_costs.size:
             return self
-        parts = (self.fingerprint.encode(), *(np.int64(each.size).tobytes() + each.tobytes() for each in (costs, edge_costs)))
+        parts = (
+            self.fingerprint.encode(),
+            *(np.int64(each.size).tobytes() + each.tobytes() for each in (costs, edge_costs)),
+        )
         fingerprint = hashlib.sha256(b"".join(parts)).hexdigest()
         return self._replace(costs=costs, edge_costs=edge_costs, fingerprint=fingerprint)
 

@@ -67,7 +67,11 @@ OPTIONS = {
     "max_partners": Option(int, "K", "partners masked with a gene (default: 5)"),
     "partners": Option(str, "HOW", "how these are drawn: uniform, or weighted by |rho| (default: uniform)"),
     "weights": Option(
-        *(str, "FILE", "weights of genes, by which they are masked: a gene, a tab or comma and a number in each line;"),
+        *(
+            str,
+            "FILE",
+            "by which genes are masked: a gene, a tab or comma, and its weight in each line (others weigh 1)",
+        )
     ),
     "npmi_min": Option(float, "X", "least NPMI of neighbours in a run (default: 0.1)"),
     "n_latents": Option(int, "N", "latents that learn, for mam (default: 64)"),

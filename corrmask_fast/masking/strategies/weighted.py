@@ -30,7 +30,7 @@ class WeightedMasker(Masker):
         Gene (token id, name or symbol) → weight, > 0; genes that are not named have 1. Or (V,) numbers, one for each
         token (those of special tokens are ignored). Or the path of a text file with a gene, a tab or comma, and its
         weight in each line. The largest is at most 2^20 times the smallest.
-    mlm_probability, mask_replace_prob, random_replace_prob, seed, validate
+    mlm_probability, mask_replace_prob, random_replace_prob, replace, seed, validate
         See :class:`~corrmask_fast.CorrMasker`, which takes weights too.
 
     Raises
@@ -68,6 +68,7 @@ class WeightedMasker(Masker):
         mlm_probability: RateLike = 0.15,
         mask_replace_prob: float = 0.8,
         random_replace_prob: float = 0.1,
+        replace: str = "token",
         seed: int = 0,
         validate: bool | None = None,
     ) -> None:
@@ -80,6 +81,7 @@ class WeightedMasker(Masker):
             structural_ratio=0.0,
             mask_replace_prob=mask_replace_prob,
             random_replace_prob=random_replace_prob,
+            replace=replace,
             seed=seed,
             validate=validate,
         )
