@@ -63,10 +63,10 @@ STRATEGY_PARAMETERS: tuple[dict[str, Any], ...] = tuple(
 )
 # CorrMask with weights of genes (those of the case), of partners, and of both.
 WEIGHTED_PARAMETERS: tuple[dict[str, Any], ...] = (
-    {"strategy": "corrmask", "weights": True, "mlm_probability": 0.3},
-    {"strategy": "corrmask", "partners": "weighted", "structural_ratio": 1.0, "mlm_probability": 0.4},
-    {"strategy": "corrmask", "partners": "weighted", "weights": True, "max_partners": 20, "structural_ratio": 0.8},
-    {"strategy": "corrmask-100", "partners": "weighted", "weights": True, "max_partners": 1, "mlm_probability": 0.9},
+    {"weights": True, "mlm_probability": 0.3},
+    {"partners": "weighted", "structural_ratio": 1.0, "mlm_probability": 0.4},
+    {"partners": "weighted", "weights": True, "max_partners": 20, "structural_ratio": 0.8},
+    {"partners": "weighted", "weights": True, "max_partners": 1, "structural_ratio": 1.0, "mlm_probability": 0.9},
 )
 
 
@@ -207,10 +207,8 @@ class Case:
             parameters["costs"] = self.costs
         if parameters.pop("partners", "uniform") == "weighted":
             parameters["edge_costs"] = self.edge_costs
-        if strategy.masker == STRATEGIES[DEFAULT].masker:
-            parameters["strategy"] = DEFAULT
         neighbors = self.pairs_of_gene if strategy.needs == "pmi" else self.neighbors
-        default = {"structural_ratio": strategy.ratio or 0.0} | strategy.fixed
+        default = {"structural_ratio": strategy.ratio or 0.0}
         out, labels = self.input_ids.astype(np.int64), np.full(self.input_ids.shape, -100, np.int64)
         positions = np.full((self.rows, width), -1, np.int64)
         for row in range(self.rows):
