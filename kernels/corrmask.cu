@@ -189,7 +189,7 @@ __device__ __forceinline__ void choose_partners(const Row& row, const Genes& gen
 __device__ __forceinline__ void expand_wave(const Row& row, const Genes& genes, const Graph& graph, const Wave& wave,
                                             u32 listed) {
   for (u32 i = warp_id(); i < listed; i += warp_count()) {
-    const Seed seed = wave.seeds[i];
+    const Seed& seed = wave.seeds[i];  // read where it is needed: registers are short
     u32* proposals = wave.proposals + seed.order * wave.stride;
     if (lane_id() == 0) proposals[0] = seed.degree ? (u32)seed.key : NO_COLUMN;
     choose_partners(row, genes, graph, seed, wave.pools[warp_id()], proposals + 1);

@@ -141,10 +141,10 @@ def test_the_loader_equals_the_oracle_to_the_bit(emulated_cuda, parameters):
         got = ops.mask_on_device(*arguments(case, **parameters))
         expected = case.expected(draw_ids=draw_ids(case.rows, seed=7), **parameters)
         assert_same(expected, as_result(got), f"{case.name}, {parameters}")
-    assert emulated_cuda.launches[0][0] == f"{STEMS[parameters['strategy']]}_i64"
+    assert emulated_cuda.launches[0][0] == f"{STEMS[parameters.get('strategy', 'corrmask')]}_i64"
     emulated_cuda.device.shared_limit = 4_000
     got = ops.mask_on_device(*arguments(MIXED, **parameters))
-    assert emulated_cuda.launches[-1][0] == f"{STEMS[parameters['strategy']]}_i64_scratch"
+    assert emulated_cuda.launches[-1][0] == f"{STEMS[parameters.get('strategy', 'corrmask')]}_i64_scratch"
     assert_same(MIXED.expected(draw_ids=draw_ids(3, seed=7), **parameters), as_result(got), "scratch")
 
 
