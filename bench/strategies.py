@@ -18,11 +18,12 @@ from torch_corrmask import TorchCorrMask
 
 from corrmask_fast import PMITable, make_masker, set_num_threads
 from corrmask_fast.masking.stock import stock_collator
+from corrmask_fast.testing import Case
 
 if TYPE_CHECKING:
     from harness.workload import Workload
 
-STRATEGIES = ("random", "span", "pmi", "pmi of rarer pairs", "corrmask", "corrmask-balanced", "gene-sets")
+STRATEGIES = ("random", "weighted", "span", "pmi", "pmi of rarer pairs", "corrmask", "corrmask-balanced", "gene-sets")
 # How often a pair must be seen: the default; and for a table as large as that of many more cells than these.
 MIN_COUNTS = {"pmi": 50, "pmi of rarer pairs": 5}
 
@@ -32,7 +33,8 @@ def plain(name: str) -> str:
     return f"{name}, plain PyTorch"
 
 
-OURS_ALONE = {"corrmask-balanced": 4, "gene-sets": 2}  # no plain version: how many times Random's time they may take
+# No plain version: how many times Random's time they may take.
+OURS_ALONE = {"weighted": 2, "corrmask-balanced": 4, "gene-sets": 2}
 GOALS = (
     *(Goal(name, "strategies", name, (plain(name),), at_least=1) for name in STRATEGIES if name not in OURS_ALONE),
     *(Goal(name, "strategies", name, ("random",), at_most=most) for name, most in OURS_ALONE.items()),
@@ -108,7 +110,11 @@ def contestants(workload: Workload, tables: dict[str, PMITable], batch: int) -> 
     """Return the plain versions, then ours; ours are checked first."""
     rows, graph = torch.from_numpy(workload.rows(batch)), workload.graph
     sets = gene_sets(workload)
-    maskers = {name: make_masker(name.split()[0], graph=graph, pmi=tables.get(name), sets=sets) for name in STRATEGIES}
+    weights = {"weighted": {"weights": Case("weights", graph, rows.numpy()).weights}}
+    maskers = {
+        name: make_masker(name.split()[0], graph=graph, pmi=tables.get(name), sets=sets, **weights.get(name, {}))
+        for name in STRATEGIES
+    }
     for name, masker in maskers.items():
         check_masker(workload, batch, masker, strategy=name.split()[0], pairs=tables.get(name), sets=sets)
     stock, special = stock_collator(graph.vocabulary), torch.zeros(rows.shape, dtype=torch.bool)

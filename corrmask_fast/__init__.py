@@ -54,6 +54,7 @@ _MODULES = {
     "SpanMasker": "masking.strategies.span",
     "ValueReplacement": "masking.value_masking",
     "Vocabulary": "cells.vocabulary",
+    "WeightedMasker": "masking.strategies.weighted",
     "WindowShares": "audit.rank_windows",
     "annotate_cells": "evaluation.cell_annotation",
     "audit_all_strategies": "audit.all_strategies",

@@ -68,6 +68,43 @@ def draw_id_of_epoch(content: int, epoch: int) -> int:
     return mix(content + epoch * GOLDEN)
 
 
+# ------------------------------------------------------------------------------------------------------- weights
+
+
+def costs_of(weights: Sequence[float]) -> list[int]:
+    """Return the cost of each weight: 2³¹ for the smallest, and the less the larger a weight is."""
+    smallest = min(weights)
+    return [math.floor(2**31 * (smallest / weight)) for weight in weights]
+
+
+def edge_costs_of(rhos: Sequence[float]) -> list[int]:
+    """Return the costs of a gene's edges: weights are |rho|, but no less than 2⁻²⁰ of the largest."""
+    strengths = [abs(rho) for rho in rhos]
+    largest = max(strengths)
+    return costs_of([max(strength, largest / 2**20) if largest else 1.0 for strength in strengths])
+
+
+def race_key(word: int, cost: int) -> int:
+    """Return the place of a random word in a draw by weight: the smallest first.
+
+    In an exponential race a gene of weight v arrives after −log(u) / v, with u uniform: who comes first is a draw
+    without replacement, by weight (Efraimidis & Spirakis 2006).
+    """
+    y = 2 * (MASK32 - word) + 1  # u = y / 2³³
+    top = y.bit_length() - 1
+    x = ((y << (32 - top)) - 2**32) & ~31  # y = 2^top · (1 + x / 2³²)
+    a0, a1, a2, a3, a4, a5 = 1901054808, 1190405809, 822506361, 517674646, 230751926, 49432681
+
+    def times(a: int, b: int) -> int:
+        return (a * b) >> 32
+
+    q = a0 - times(x, a1 - times(x, a2 - times(x, a3 - times(x, a4 - times(x, a5)))))
+    log = x + times(times(x, MASK32 - x), q)  # log2(1 + x), times 2³²
+    arrival = (((33 - top) << 27) - (log >> 5)) * cost
+    top = arrival.bit_length() - 1
+    return (top << 26) | ((arrival << 26 >> top) & (2**26 - 1))
+
+
 # ------------------------------------------------------------------------------------------- Algorithm 2: masking
 
 
@@ -107,7 +144,12 @@ def row_rate(rate: float | tuple[float, float], word: int) -> float:
 
 
 def correlated_groups(
-    maskable: Mapping[int, int], neighbors: Mapping[int, Sequence[int]], max_partners: int, order: Order, draw: Words
+    maskable: Mapping[int, int],
+    neighbors: Mapping[int, Sequence[int]],
+    edge_costs: Mapping[int, Sequence[int]] | None,
+    max_partners: int,
+    order: Order,
+    draw: Words,
 ) -> Iterator[list[int]]:
     """CorrMask: seeds in random order, each with its sampled partners."""
     position: dict[int, int] = {}  # gene → its first maskable column
@@ -118,7 +160,10 @@ def correlated_groups(
         keyed = []
         for j, gene in enumerate(neighbors[maskable[column]]):
             if gene in position:
-                keyed.append((draw(column, 1 + j // 4)[j % 4], j, position[gene]))
+                key = draw(column, 1 + j // 4)[j % 4]
+                if edge_costs is not None:
+                    key = race_key(key, edge_costs[maskable[column]][j])
+                keyed.append((key, j, position[gene]))
         yield [column, *(partner for _, _, partner in sorted(keyed)[:max_partners])]
 
 
@@ -220,6 +265,8 @@ def mask_row(
     attention_mask: Sequence[int] | None = None,
     special_tokens_mask: Sequence[int] | None = None,
     priorities: Sequence[int] | None = None,
+    costs: Sequence[int] | None = None,
+    edge_costs: Mapping[int, Sequence[int]] | None = None,
     propose: Callable[..., Any] | None = None,
     validate: bool = True,
 ) -> MaskedRow:
@@ -244,6 +291,10 @@ def mask_row(
         ``"corrmask-balanced"`` w2 of its leader for each.
     priorities
         A number for each column of the row, in place of w0; with ``"sampled"`` in place of w1.
+    costs
+        Of each token, where genes have weights: see :func:`costs_of`.
+    edge_costs
+        Gene → the costs of its neighbours, where partners have weights: see :func:`edge_costs_of`.
     propose
         (tokens, words) of the maskable columns → (indptr, places) or weights, all as lists.
     validate
@@ -264,7 +315,12 @@ def mask_row(
         draw_id = draw_id_of_epoch(row_content(maskable), epoch)
 
     def w(column: int) -> tuple[int, int, int, int]:
-        return words(seed, draw_id, column, 0)
+        w0, w1, w2, w3 = words(seed, draw_id, column, 0)
+        if costs is not None:
+            cost = costs[maskable[column]] if 0 <= maskable[column] < vocab_size else 2**31
+            w1 = race_key(w1, cost)
+            w0 = race_key(w0, cost) if strategy == "corrmask" else w0
+        return w0, w1, w2, w3
 
     def group_order(column: int) -> tuple[int, int]:
         return (w(column)[0] if priorities is None else priorities[first + column]), column
@@ -281,7 +337,9 @@ def mask_row(
     masked: set[int] = set()
     leaders: Mapping[int, int] = {}  # of columns that are not led by the first of their group
     if strategy == "corrmask":
-        groups = correlated_groups(maskable, neighbors, max_partners, group_order, partial(words, seed, draw_id))
+        groups = correlated_groups(
+            maskable, neighbors, edge_costs, max_partners, group_order, partial(words, seed, draw_id)
+        )
     elif strategy == "corrmask-balanced":
         leaders = module_leaders(maskable, neighbors, group_order)
         groups = iter([balanced_group(leaders, group_order, partial(words, seed, draw_id))])

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from corrmask_fast.masking.base import Masker
 
 __all__ = [
-    "LONG_PARAMETERS", "PARAMETERS", "STRATEGY_PARAMETERS", "Case", "Expected", "assert_same", "cases", "draw_ids",
-    "long_cases", "make_graph", "make_vocabulary",
+    "LONG_PARAMETERS", "PARAMETERS", "STRATEGY_PARAMETERS", "WEIGHTED_PARAMETERS", "Case", "Expected", "assert_same",
+    "cases", "draw_ids", "long_cases", "make_graph", "make_vocabulary",
 ]  # fmt: skip
 
 # Keyword arguments of CorrMasker (and of reference.mask_row) that together reach every branch of SPEC 4.
@@ -60,6 +60,13 @@ STRATEGY_PARAMETERS: tuple[dict[str, Any], ...] = tuple(
         {"mlm_probability": 0.95, "structural_ratio": 0.6},
     )
     if set(parameters) <= {"mlm_probability", "seed", *strategy.takes}
+)
+# CorrMask with weights of genes (those of the case), of partners, and of both.
+WEIGHTED_PARAMETERS: tuple[dict[str, Any], ...] = (
+    {"weights": True, "mlm_probability": 0.3},
+    {"partners": "weighted", "structural_ratio": 1.0, "mlm_probability": 0.4},
+    {"partners": "weighted", "weights": True, "max_partners": 20, "structural_ratio": 0.8},
+    {"partners": "weighted", "weights": True, "max_partners": 1, "structural_ratio": 1.0, "mlm_probability": 0.9},
 )
 
 
@@ -150,10 +157,35 @@ class Case:
         found += [(lo + ids % (hi - lo)).tolist() for ids in near]
         return {f"set {number}": found[number] for number in rng.permutation(len(found))}
 
+    @cached_property
+    def weights(self) -> np.ndarray:
+        """(V,) float64: weights of genes, as far apart as they may be, some alike; of special tokens no number."""
+        vocabulary = self.graph.vocabulary
+        weights = 2.0 ** np.random.default_rng(8).integers(-10, 11, vocabulary.size)
+        weights *= np.where(np.arange(vocabulary.size) % 3, 1.0, 0.7)
+        lo, hi = vocabulary.gene_range
+        weights[lo:hi] = weights[lo:hi].clip(0.7 * 2.0**-10, 0.7 * 2.0**10)
+        weights[[*range(lo), *range(hi, vocabulary.size)]] = np.nan
+        return weights
+
+    @cached_property
+    def costs(self) -> list[int]:
+        """The costs of the tokens, as the oracle takes them."""
+        lo, hi = self.graph.vocabulary.gene_range
+        return [0] * lo + reference.costs_of(self.weights[lo:hi].tolist()) + [0] * (self.graph.vocabulary.size - hi)
+
+    @cached_property
+    def edge_costs(self) -> dict[int, list[int]]:
+        """Gene → the costs of its neighbours, as the oracle takes them."""
+        rho, indptr = self.graph.rho, self.graph.indptr
+        return {gene: reference.edge_costs_of(rho[indptr[gene] : indptr[gene + 1]].tolist()) for gene in self.neighbors}
+
     def masker(self, strategy: str = DEFAULT, **parameters: Any) -> Masker:
-        """Return the masker of a strategy for this case."""
+        """Return the masker of a strategy for this case; ``weights=True``: with those of the case."""
         from corrmask_fast.masking.factory import make_masker
 
+        if parameters.pop("weights", False) or "weights" in STRATEGIES[strategy].requires:
+            parameters["weights"] = self.weights
         validate = None if self.known else False
         sources: dict[str, Any] = {"graph": self.graph, "pmi": self.pairs, "sets": self.sets}
         return make_masker(strategy, **sources, validate=validate, **parameters)
@@ -183,6 +215,10 @@ class Case:
         width = math.floor(self.columns * np.max(parameters.get("mlm_probability", 0.15)))
         priorities = parameters.pop("priorities", None)
         strategy = STRATEGIES.get(parameters.get("strategy", DEFAULT), STRATEGIES[CONTROL])
+        if parameters.pop("weights", False) or "weights" in strategy.requires:
+            parameters["costs"] = self.costs
+        if parameters.pop("partners", "uniform") == "weighted":
+            parameters["edge_costs"] = self.edge_costs
         neighbors: dict[int, list[int]] = {
             "pmi": lambda: self.pairs_of_gene,
             "gene_sets": lambda: dict(enumerate(self.sets.values())),

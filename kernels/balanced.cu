@@ -88,7 +88,7 @@ __device__ __forceinline__ void mask_row(const Batch& batch, const Graph& graphs
   finish_row(batch, row);
 }
 
-#define BALANCED_GRAPH const Graph graph = {indptr, indptr_bytes, indices, graph_ids, n_graphs, 0}
+#define BALANCED_GRAPH const Graph graph = {indptr, indptr_bytes, indices, graph_ids, n_graphs, 0, nullptr}
 
 extern "C" __global__ void FIVE_BLOCKS balanced_i32(ROW_PARAMETERS(int), GRAPH_PARAMETERS) {
   ROW_BATCH(false, false);

@@ -2,7 +2,7 @@
 //
 //   seeds      columns whose gene has neighbours, in random order (w0, column)
 //   partners   of a seed: its neighbours in the cell, the max_partners first by (key, j); neighbour j of the CSR row
-//              has the key words(seed, draw, column, 1 + j div 4)[j mod 4]
+//              has the key words(seed, draw, column, 1 + j div 4)[j mod 4], or where edges have costs race_key of it
 //   masked     the quota Q = floor(B·λ) of columns first hit in the order  seed, its partners, seed, its partners, …;
 //              then a random top-up to B = floor(n·p)
 //
@@ -99,14 +99,16 @@ __device__ __forceinline__ u32 rank_in_pool(const Pool& pool, u32 total, u32 key
 }
 
 // Takes `count` pending neighbours into the best so far and keeps `take` of all; lane l < found holds the l-th best of
-// them as (key, j). Only (key, j) >= after count: those below are partners already. For one warp.
-__device__ __forceinline__ void rank_pending(const Row& row, const Seed& seed, Pool& pool, const u32* pending,
-                                             u32 count, u64 after, u32 take, u32& found, u32& key, u32& j) {
+// them as (key, j). `costs`: of all edges, or null. Only (key, j) >= after count: those below are partners already. For one warp.
+__device__ __forceinline__ void rank_pending(const Row& row, const Seed& seed, const u32* costs, Pool& pool,
+                                             const u32* pending, u32 count, u64 after, u32 take, u32& found,
+                                             u32& key, u32& j) {
   const u32 lane = lane_id(), worst = __shfl_sync(FULL_WARP, key, take - 1);
   const bool best = lane < found, fresh = !best && lane < found + count;
   if (fresh) j = pending[lane - found];
   const uint4 w = row_words(row, (u32)seed.key, 1 + j / 4);
   if (fresh) key = j & 2 ? (j & 1 ? w.w : w.z) : (j & 1 ? w.y : w.x);
+  if (fresh && costs) key = race_key(key, costs[seed.begin + j]);
   bool enters = fresh && ((u64)key << 32 | j) >= after && (found < take || key < worst);
   u32 entering = __ballot_sync(FULL_WARP, enters);
   // Where small keys suffice, the others need not be ranked.
@@ -169,7 +171,7 @@ __device__ __forceinline__ void choose_partners(const Row& row, const Genes& gen
       u32 used = 0;
       while (pending >= used + POOL - found || (begin + PASS >= degree && pending > used)) {
         const u32 count = min(pending - used, POOL - found);
-        rank_pending(row, seed, pool, pool.pending + used, count, after, take, found, key, j);
+        rank_pending(row, seed, graph.edge_costs, pool, pool.pending + used, count, after, take, found, key, j);
         used += count;
       }
       pending -= used;
@@ -187,7 +189,7 @@ __device__ __forceinline__ void choose_partners(const Row& row, const Genes& gen
 __device__ __forceinline__ void expand_wave(const Row& row, const Genes& genes, const Graph& graph, const Wave& wave,
                                             u32 listed) {
   for (u32 i = warp_id(); i < listed; i += warp_count()) {
-    const Seed seed = wave.seeds[i];
+    const Seed& seed = wave.seeds[i];  // read where it is needed: registers are short
     u32* proposals = wave.proposals + seed.order * wave.stride;
     if (lane_id() == 0) proposals[0] = seed.degree ? (u32)seed.key : NO_COLUMN;
     choose_partners(row, genes, graph, seed, wave.pools[warp_id()], proposals + 1);
@@ -265,8 +267,10 @@ __device__ __forceinline__ void mask_row(const Batch& batch, const Graph& graphs
   finish_row(batch, row);
 }
 
-#define CORRMASK_PARAMETERS GRAPH_PARAMETERS, u32 max_partners, u32 wave_capacity
-#define CORRMASK_GRAPH const Graph graph = {indptr, indptr_bytes, indices, graph_ids, n_graphs, max_partners}
+#define CORRMASK_PARAMETERS                                                                                            \
+  GRAPH_PARAMETERS, const u32 *__restrict__ edge_costs, u32 max_partners, u32 wave_capacity
+#define CORRMASK_GRAPH                                                                                                 \
+  const Graph graph = {indptr, indptr_bytes, indices, graph_ids, n_graphs, max_partners, edge_costs}
 
 extern "C" __global__ void FIVE_BLOCKS corrmask_i32(ROW_PARAMETERS(int), CORRMASK_PARAMETERS) {
   ROW_BATCH(false, false);

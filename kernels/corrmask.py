@@ -25,9 +25,10 @@ import numpy as np
 from .bits import count_ones, lowest_one, ones_below, ones_unequal, prefetch
 from .groups import word_of_leader
 from .jit import inline, stage
-from .lanes import AT_ONCE, neighbor_words, smallest_by_rank
+from .lanes import AT_ONCE, neighbor_words, smallest_by_rank, weigh_words
 from .philox import LOW, S32
 from .rows import ALL, U0, U1, list_ones, sort_keys, words_for
+from .weights import COST_SCALE, key_at, scale_of
 
 WHOLE = 4294967296.0  # 2**32: every word lies below
 AHEAD = 8  # seeds: so long before it is its turn, a seed's neighbours are asked for
@@ -97,9 +98,17 @@ def add_flag(flags, r, w2, word):
     return new
 
 
+@inline
+def weigh_neighbors(words, degree, edge_costs, gene, begin, share):
+    """Make the words of a seed's neighbours keys by weight; return a bound below which this share of them lies."""
+    for k in range(0, degree, AT_ONCE):
+        weigh_words(words, k, edge_costs, np.int64(begin) + k)
+    return key_at(share, COST_SCALE * edge_costs[gene]) if share < 1.0 else LOW + U1
+
+
 @stage
 def add_seeds(
-    seeds, tokens, first, flags, w2, quota, count, draw, seed, ids, indptr, indices, most, share, base, pos,
+    seeds, tokens, first, flags, w2, quota, count, draw, seed, ids, indptr, indices, edge_costs, most, share, base, pos,
     seed_keys, words, keys, buffer, tally,
 ):  # fmt: skip
     """Add seeds and their partners in order until ``quota`` columns are in; return how many are, and the seeds used.
@@ -125,6 +134,8 @@ def add_seeds(
         degree = np.int64(np.uint64(indptr[gene + U1]) - begin)
         neighbor_words(column, degree, d0, d1, k0, k1, words)
         low, high = U0, np.uint64(WHOLE * min(wanted / degree, 1.0))
+        if edge_costs.size:
+            high = weigh_neighbors(words, degree, edge_costs, gene, np.uint64(indptr.size - 1) + begin, wanted / degree)
         found = U0
         while True:
             for i in range(words_for(degree)):
@@ -159,31 +170,36 @@ def add_seeds(
 
 @stage
 def expand_seeds(
-    tokens, first, width, pool, masked, flags, w0, w2, maskable, quota, draw, seed, ids, indptr, indices, most,
-    base, pos, rates, seed_keys, words, keys, order, tally,
+    tokens, first, width, pool, masked, flags, w0, w2, maskable, quota, draw, seed, ids, indptr, indices, edge_costs,
+    most, base, pos, rates, weighted, seed_keys, words, keys, order, tally,
 ):  # fmt: skip
     """Set ``masked`` to seeds and partners until ``quota`` columns are in; return how many are.
 
     ``w2``: None but where groups are replaced alike; so that the usual kernel has no trace of it. Seeds are sorted
     in waves, those with w0 in [low, high) at a time; most rows need one. ``rates`` hold what the rows before had,
-    and decide how far is looked, never the result: columns that came in for each one looked at as a seed, and the
-    share of neighbours that are in the cell.
+    and decide how far is looked, never the result: columns that came in for each one looked at as a seed, the share
+    of neighbours that are in the cell, and last the scale of w0 where it is ``weighted``.
     """
     count = 0
     pace, share = rates[0], rates[1]
     tally[:2] = U0
     flags[: 64 * words_for(width)] = 0
     low = reached = U0
-    step = np.uint64(min(WHOLE, WHOLE * (1.15 * quota / pace + 20.0) / maskable))
+    share_of_wave, share_reached = (1.15 * quota / pace + 20.0) / maskable, 0.0
+    step = np.uint64(min(WHOLE, WHOLE * share_of_wave))
     while count < quota and low <= LOW:
         high = low + step
+        if weighted:
+            share_reached += share_of_wave
+            share_of_wave *= 2.0
+            high = max(key_at(share_reached, rates[3]), low + U1) if share_reached < 1.0 else LOW + U1
         seeds = collect_seeds(
             tokens, first, width, pool, w0, low, high, ids, indptr, indices, base, pos, seed_keys, order
         )
         sort_keys(seed_keys, seeds, order)
         count, used = add_seeds(
-            seeds, tokens, first, flags, w2, quota, count, draw, seed, ids, indptr, indices, most, share, base,
-            pos, seed_keys, words, keys, order, tally,
+            seeds, tokens, first, flags, w2, quota, count, draw, seed, ids, indptr, indices, edge_costs, most, share,
+            base, pos, seed_keys, words, keys, order, tally,
         )  # fmt: skip
         reached = high if count < quota else seed_keys[used - 1] >> S32
         low = high
@@ -191,6 +207,12 @@ def expand_seeds(
     for i in range(words_for(width)):
         masked[i] = ones_unequal(flags, 64 * i, 0)
     looked_at = maskable * (np.float64(reached) + 1.0) / WHOLE
+    if weighted:
+        looked_at = 1.0
+        for i in range(words_for(width)):
+            looked_at += count_ones(pool[i] & ones_below(w0, 64 * i, min(reached, LOW)))
+        if looked_at < maskable:
+            rates[3] = 0.5 * rates[3] + 0.5 * scale_of(reached, looked_at / maskable)
     rates[0] = max(0.05, 0.75 * pace + 0.25 * count / looked_at)
     if tally[0] > U0:
         rates[1] = max(0.01, 0.75 * share + 0.25 * tally[1] / tally[0])

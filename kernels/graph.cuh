@@ -18,6 +18,7 @@ struct Graph {
   const i64* graph_ids;  // (rows,) which graph a row goes by, or null: the first
   u32 n_graphs;
   u32 max_partners;       // where seeds are expanded
+  const u32* edge_costs;  // like `indices`, or null: where partners have weights
 };
 
 struct Genes {

@@ -1,6 +1,7 @@
 """Loops over explicit vectors of 64-bit lanes, where a compiler left alone takes gathers, scatters or one at a time.
 
     fill_words         lane = column:    the random words of columns
+    weigh_words        lane = word:      words become keys by weight
     neighbor_words     lane = block:     the random words of a seed's neighbours
     first_words        lane = column:    the first random word of any number of columns
     sort_by_rank       lane = key:       how many keys are smaller
@@ -17,9 +18,10 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from .layout import AT_ONCE
 from .philox import LOW, philox
+from .weights import race_key
 
-AT_ONCE = 32  # columns whose words are computed at a time: a round of one vector alone is waiting most of its time
 LANES = 8  # of 64 bits
 NONE = np.uint64(2**64 - 1)  # larger than any key
 I1, I8, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 32, 64))
@@ -52,6 +54,12 @@ class Lanes:
     def __add__(self, other):
         return self._apply("add", other)
 
+    def __sub__(self, other):
+        return self._apply("sub", other)
+
+    def __rsub__(self, other):
+        return Lanes.constant(self.builder, [other] * self.value.type.count) - self
+
     def __mul__(self, other):
         return self._apply("mul", other)
 
@@ -71,6 +79,13 @@ class Lanes:
         return self._apply("shl", other)
 
     __radd__, __rmul__ = __add__, __mul__
+
+    def leading_zeros(self):
+        """Return how many bits of each lane, which is not 0, are zeros before its highest one."""
+        kind = self.value.type
+        function = ir.FunctionType(kind, [kind, I1])
+        count = cgutils.get_or_insert_function(self.builder.module, function, f"llvm.ctlz.v{kind.count}i64")
+        return Lanes(self.builder, self.builder.call(count, [self.value, I1(1)]))
 
     def below(self, other):
         """Return in which lanes this is smaller."""
@@ -135,6 +150,22 @@ def first_words(typingctx, size, block, low, high, key_low, key_high, words):
             first = philox.py_func(column & LOW, block, *counter_key)[0].value
             result = _vector_from(context, builder, signature.args[6], args[6], begin, AT_ONCE)
             builder.store(builder.trunc(first, result.type.pointee), result, align=4)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def weigh_words(typingctx, words, begin, costs, place):
+    """words[begin + k] = its key with the cost costs[place + k], for AT_ONCE k: see ``weights.py``."""
+    signature = types.void(words, types.int64, costs, types.int64)
+
+    def codegen(context, builder, signature, args):
+        pointers = [_vector_from(context, builder, signature.args[i], args[i], args[i + 1], AT_ONCE) for i in (0, 2)]
+        wide = ir.VectorType(I64, AT_ONCE)
+        word, cost = (Lanes(builder, builder.zext(builder.load(each, align=4), wide)) for each in pointers)
+        narrow = builder.trunc(race_key(word, cost).value, ir.VectorType(I32, AT_ONCE))
+        builder.store(narrow, pointers[0], align=4)
         return context.get_dummy_value()
 
     return signature, codegen

@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+AT_ONCE = 32  # columns whose words are computed at a time: a round of one vector alone is waiting most of its time
+
 
 class Settings(NamedTuple):
     """The integer constants of a masker. The CPU kernels get them as one int64 array, in this order."""

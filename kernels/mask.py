@@ -22,8 +22,8 @@ from .corrmask import expand_seeds, largest_entry, place_genes
 from .function import add_proposed
 from .gene_sets import add_sets
 from .groups import follow_leaders
-from .jit import kernel, stage
-from .lanes import AT_ONCE
+from .jit import inline, kernel, stage
+from .lanes import AT_ONCE, weigh_words
 from .layout import (
     BALANCED,
     CORRMASK,
@@ -74,9 +74,11 @@ def row_rates(rates, draw, seed):
 @stage
 def begin_row(
     tokens, first, width, pool, known, placing, linking, w0, w1, w2, w3, draw, seed, ids, base, pos, size, lookup,
-    found, out, labels,
+    found, costs, column_costs, out, labels,
 ):  # fmt: skip
     """Draw the words of all columns, fill the gene table or look up pairs, and ask for the memory that is written to.
+
+    Where genes have ``costs``, w1 become keys by weight, and so do w0 that order seeds, where the gene table is filled.
 
     All in one loop: the words keep the vector units busy, the rest is reading and writing, and takes no time beside it.
     """
@@ -89,13 +91,26 @@ def begin_row(
             prefetch(out, c)
             prefetch(labels, c)
         column_words(w0, w1, w2, w3, begin, U0, draw, seed)
+        if costs.size:
+            find_costs(tokens, first + begin, first + width - 1, costs, column_costs)
+            weigh_words(w1, begin, column_costs, 0)
+            if placing:
+                weigh_words(w0, begin, column_costs, 0)
+
+
+@inline
+def find_costs(tokens, begin, last, costs, out):
+    """out[k] = the cost of the token in column begin + k; after the last column the last one's, which nobody reads."""
+    for k in range(AT_ONCE):
+        token = np.uint64(tokens[np.uint64(min(begin + k, last))])
+        out[k] = costs[min(token, np.uint64(costs.size - 1))]
 
 
 @kernel(makes_arrays=False)
 def mask(
     begin, end, row_ptr, tokens, attention_mask, special_tokens_mask, draws, mode, offset, seed, rates, settings,
-    ids, lookup, indptr, indices, graph_ids, priorities, table_base, rates_before, pos, w0, w1, w2, w3, pool, masked,
-    flags, seed_keys, words, keys, order, spare, out_ptr, out, out_attention, labels, positions,
+    ids, lookup, indptr, indices, costs, edge_costs, graph_ids, priorities, table_base, rates_before, pos, w0, w1, w2,
+    w3, pool, masked, flags, seed_keys, words, keys, order, spare, out_ptr, out, out_attention, labels, positions,
 ):  # fmt: skip
     """Mask the rows [begin, end) of a batch.
 
@@ -105,8 +120,9 @@ def mask(
     these, ``graph_ids`` and the output ``out_attention`` may be empty. A priority takes the place of w0, or of w1 where
     the strategy is SAMPLED. A row of ``positions`` must have room for floor(columns · p). ``ids``, ``lookup``,
     ``indptr`` and ``indices`` are what the strategy looks up (``engine/tables.py``); of several graphs ``graph_ids``
-    names each row's. ``table_base`` (one element) and ``rates_before`` (two) are kept for the next call; the arrays
-    from ``pos`` to ``spare`` are scratch. Returns the first row that holds a token outside the vocabulary, or −1.
+    names each row's. ``costs`` (of tokens) and ``edge_costs`` (of neighbours) may be empty: then all weigh the same.
+    ``table_base`` (one element) and ``rates_before`` (four) are kept for the next call; the arrays from ``pos`` to
+    ``spare`` are scratch. Returns the first row that holds a token outside the vocabulary, or −1.
     """
     key = np.uint64(seed)
     base = table_base[0]
@@ -139,11 +155,12 @@ def mask(
             linking = strategy == PMI and quota > 0 and known
             begin_row(
                 cell, first, width, pool, known, placing, linking, w0, w1, w2, w3, draw, key, numbers, base, pos, size,
-                lookup, spare.view(np.uint16), out[there], labels[there],
+                lookup, spare.view(np.uint16), costs, order.view(np.uint32), out[there], labels[there],
             )  # fmt: skip
             if ranks.size:
                 order_by = w1 if strategy == SAMPLED else w0
                 copy(ranks[first:last], order_by)
+            seeds_weighted = costs.size > 0 and not ranks.size
             count = 0
             if quota == 0 or strategy == RANDOM or strategy == SAMPLED:
                 pass
@@ -174,16 +191,19 @@ def mask(
             elif placing and grouped:
                 count = expand_seeds(
                     cell, first, width, pool, masked, flags, w0, w2, n, quota, draw, key, numbers, indptr, indices,
-                    most, base, pos, rates_before, seed_keys, words, keys, order, spare,
+                    edge_costs, most, base, pos, rates_before, seeds_weighted, seed_keys, words, keys, order, spare,
                 )  # fmt: skip
             elif placing:
                 count = expand_seeds(
                     cell, first, width, pool, masked, flags, w0, None, n, quota, draw, key, numbers, indptr, indices,
-                    most, base, pos, rates_before, seed_keys, words, keys, order, spare,
+                    edge_costs, most, base, pos, rates_before, seeds_weighted, seed_keys, words, keys, order, spare,
                 )  # fmt: skip
             for i in range(words_for(width)):
                 pool[i] &= ~masked[i]
-            take_smallest(w1, pool, width, n - count, budget - count, masked, seed_keys, order)
+            if costs.size:
+                take_smallest(w1, pool, width, n - count, budget - count, masked, seed_keys, order, rates_before[2:])
+            else:
+                take_smallest(w1, pool, width, n - count, budget - count, masked, seed_keys, order)
         write_row(
             cell, first, width, masked, w2, w3, settings, out[there], labels[there], out_attention[there],
             positions[row], order,

@@ -19,7 +19,7 @@
 //
 // Assumed: columns and vocabulary below 2^31; the arena as large as engine/device.py computes it.
 
-#include "block.cuh"
+#include "weights.cuh"
 
 constexpr u32 NO_TOKEN = 0xFFFFFFFFu;     // in Row::token: the column is not maskable
 constexpr u32 STRAY_TOKEN = 0xFFFFFFFEu;  // maskable, but no token of the vocabulary: a gene without neighbours
@@ -43,6 +43,7 @@ struct Batch {
   u64 draw_offset;  // COUNTED: added to the counter
   const u64* seed;
   const double* rates;  // the ends of p, then of λ; a row draws its own between ends that differ
+  const u32* costs;       // (vocab_size + 1,) or null: of tokens, then of one of no vocabulary, where they have weights
   const i64* priorities;  // (rows, columns) or null: in place of w0, or of w1 where `ranks_top_up` says so
   bool ranks_top_up;
   bool grouped;  // a group's columns are replaced as its first one would be
@@ -270,6 +271,16 @@ __device__ __forceinline__ void take_priorities(const Batch& batch, const Row& r
   }
 }
 
+// Makes the words of a pair of columns keys by weight; w0 only where columns are ordered by it.
+__device__ __forceinline__ void weigh_words(const Batch& batch, uint2 token, uint4& even, uint4& odd) {
+  const u32 cost[2] = {batch.costs[min(token.x, batch.vocab_size)], batch.costs[min(token.y, batch.vocab_size)]};
+  even.y = race_key(even.y, cost[0]);
+  odd.y = race_key(odd.y, cost[1]);
+  if (batch.ranks_top_up) return;
+  even.x = race_key(even.x, cost[0]);
+  odd.x = race_key(odd.x, cost[1]);
+}
+
 // Fills w0 and w1 of all columns in words that hold a maskable one. w0 takes the place of `token`, each by the thread
 // that takes its pair. No barrier: until the caller's next one, a thread may read what it wrote itself.
 __device__ __forceinline__ void draw_words(const Batch& batch, const Row& row) {
@@ -277,7 +288,8 @@ __device__ __forceinline__ void draw_words(const Batch& batch, const Row& row) {
   for (u32 c = 2 * threadIdx.x; c < row.width; c += 2 * blockDim.x) {
     const uint2 maskable = pair_of(row.maskable, word_of(c));
     if (!(maskable.x | maskable.y)) continue;
-    const uint4 even = row_words(row, c, 0), odd = row_words(row, c + 1, 0);
+    uint4 even = row_words(row, c, 0), odd = row_words(row, c + 1, 0);
+    if (batch.costs) weigh_words(batch, pair_of(row.token, c), even, odd);
     set_pair(row.w0, c, even.x, odd.x);
     set_pair(row.w1, c, even.y, odd.y);
   }
@@ -536,13 +548,15 @@ constexpr u32 MAX_THREADS = 32 * MAX_WARPS;
   const Token *__restrict__ input_ids, const void *__restrict__ attention_mask,                                        \
       const void *__restrict__ special_tokens_mask, int attention_bytes, int special_bytes, i64 rows, u32 columns,     \
       const i64 *__restrict__ draws, int draw_mode, u64 draw_offset, const u64 *__restrict__ seed,                     \
-      const double *__restrict__ rates, const i64 *__restrict__ priorities, int grouped, u32 vocab_size, u32 gene_lo,  \
-      u32 gene_hi, u32 pad_token, u32 mask_token, u64 mask_below, u64 random_below, Token *__restrict__ out_ids,       \
-      i64 *__restrict__ labels, i64 *__restrict__ masked_positions, i64 max_masked
+      const double *__restrict__ rates, const u32 *__restrict__ costs, const i64 *__restrict__ priorities,             \
+      int grouped, u32 vocab_size, u32 gene_lo, u32 gene_hi, u32 pad_token, u32 mask_token, u64 mask_below,            \
+      u64 random_below, Token *__restrict__ out_ids, i64 *__restrict__ labels, i64 *__restrict__ masked_positions,     \
+      i64 max_masked
 
 #define ROW_BATCH(wide, ranks_top_up)                                                                                  \
   const Batch batch = {input_ids, wide, attention_mask, special_tokens_mask, attention_bytes, special_bytes, rows,     \
-                       columns, draws, draw_mode, draw_offset, seed, rates, priorities, ranks_top_up, grouped != 0,    \
-                       vocab_size, gene_lo, gene_hi, pad_token, mask_token, mask_below, random_below, out_ids, labels, \
+                       columns, draws, draw_mode, draw_offset, seed, rates, costs, priorities, ranks_top_up,           \
+                       grouped != 0, vocab_size, gene_lo, gene_hi, pad_token, mask_token, mask_below, random_below,    \
+                       out_ids, labels,                                                                                \
                        masked_positions, max_masked,                                                                   \
                        columns % 2 == 0 && (((u64)input_ids | (u64)out_ids | (u64)labels) & 15) == 0}

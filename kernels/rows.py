@@ -18,6 +18,7 @@ from .jit import inline, maker, stage
 from .lanes import fill_words, sort_by_rank, write_replaced
 from .layout import COUNTED, GIVEN, HI, LO, MASK, MASK_BELOW, PAD, RANDOM_BELOW, SIZE
 from .philox import LOW, S32
+from .weights import key_at, scale_of
 
 U0, U1 = np.uint64(0), np.uint64(1)
 ALL = np.uint64(0xFFFFFFFFFFFFFFFF)
@@ -189,12 +190,21 @@ def split_by_bounds(w, pool, width, low, high, inside, between):
     return n, more
 
 
+@inline
+def revised_scale(scale, key, below, size):
+    """Return the scale by which ``below`` of ``size`` columns have a smaller key."""
+    if below == 0:
+        return 16.0 * scale
+    return scale_of(key, below / size) if below < size else scale / 16.0
+
+
 @stage
-def take_smallest(w, pool, width, size, count, chosen, keys, buffer):
+def take_smallest(w, pool, width, size, count, chosen, keys, buffer, scales=None):
     """Move the ``count`` columns with the smallest (w, column) from ``pool`` (``size`` columns) to ``chosen``.
 
     Two bounds are guessed, two standard deviations below and above the expected count: columns below the lower one
-    are taken 64 at a time, and only those between the two are sorted. After a wrong guess they move apart.
+    are taken 64 at a time, and only those between the two are sorted. After a wrong guess they move apart. ``scales``
+    are given where ``w`` are keys by weight: the first is that of the rows before; a wrong guess gives this row's.
     """
     if count <= 0:
         return
@@ -205,9 +215,13 @@ def take_smallest(w, pool, width, size, count, chosen, keys, buffer):
         return
     inside, between = buffer[:words], buffer[words : 2 * words]
     step = 2.0 * np.sqrt(count) + 1.0
+    scale = 0.0 if scales is None else scales[0]
     while True:
-        low = np.uint64(4294967295.0 * max((count - step) / size, 0.0))
-        high = np.uint64(4294967295.0 * min((count + step) / size, 1.0))
+        from_share, to_share = max((count - step) / size, 0.0), min((count + step) / size, 1.0)
+        if scales is None:
+            low, high = np.uint64(4294967295.0 * from_share), np.uint64(4294967295.0 * to_share)
+        else:
+            low, high = key_at(from_share, scale), key_at(to_share, scale)
         below, more = split_by_bounds(w, pool, width, low, high, inside, between)
         if below <= count and below + more >= count:
             break
@@ -216,6 +230,8 @@ def take_smallest(w, pool, width, size, count, chosen, keys, buffer):
                 between[i] = pool[i] & ~inside[i]
             break
         step *= 2.0
+        if scales is not None:
+            scale = revised_scale(scale, low if below > count else high, below if below > count else below + more, size)
     n = 0
     for i in range(words):
         chosen[i] |= inside[i]
@@ -226,6 +242,9 @@ def take_smallest(w, pool, width, size, count, chosen, keys, buffer):
     for k in range(count - below):
         r = keys[k] & LOW
         chosen[r >> S6] |= U1 << (r & np.uint64(63))
+    if scales is not None:
+        last = keys[count - below - 1] >> S32 if count > below else low
+        scales[0] = 0.5 * scales[0] + 0.5 * scale_of(last, count / size)
 
 
 @stage

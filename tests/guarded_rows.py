@@ -126,6 +126,7 @@ def make_plans() -> dict[str, CpuPlan]:
     kinds = {
         **{f"corrmask with {most} partners": (CORRMASK, graph, most) for most in PARTNERS},
         "random": (RANDOM, nothing, 0), "span": (SPAN, nothing, 0), "pmi": (PMI, pairs, 0),
+        "weighted": (RANDOM, nothing, 0), "weighted corrmask": (CORRMASK, graph, 5),
         "sampled": (SAMPLED, nothing, 0), "balanced": (BALANCED, graph, 0), "function": (FUNCTION, nothing, 0),
         "gene sets": (GENE_SETS, sets, 0),
     }  # fmt: skip
@@ -134,6 +135,8 @@ def make_plans() -> dict[str, CpuPlan]:
         name: make_plan(
             torch.tensor([5]), torch.zeros(4, dtype=torch.int64), torch.from_numpy(table[0].view(np.int64)),
             torch.from_numpy(table[1]), torch.from_numpy(table[2].astype(np.int32)),
+            *(torch.from_numpy(rng.integers(2**11, 2**31, n * name.startswith("weighted")).astype(np.int32))
+              for n in (SIZE + 1, table[2].size)),
             Settings(0, 1, lo, hi, SIZE, most, int(0.8 * 2**32), int(0.9 * 2**32), max(DEGREES), strategy), 0.95,
         )
         for name, (strategy, table, most) in kinds.items()
@@ -172,7 +175,8 @@ def mask_guarded(guards: Guards, plan: CpuPlan, entry: type, batch: list[np.ndar
     hold = guards.hold
     plan = plan._replace(
         ids=hold("ids", plan.ids.astype(index)), lookup=hold("lookup", plan.lookup), indptr=hold("indptr", plan.indptr),
-        indices=hold("indices", plan.indices.astype(index)), settings=hold("settings", plan.settings),
+        indices=hold("indices", plan.indices.astype(index)), costs=hold("costs", plan.costs),
+        edge_costs=hold("edge costs", plan.edge_costs), settings=hold("settings", plan.settings),
         seed=hold("seed", plan.seed), rates=hold("rates", rates),
     )  # fmt: skip
     scratch, rows._scratch = rows._scratch, GuardedScratch(guards, entry)

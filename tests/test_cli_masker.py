@@ -39,6 +39,7 @@ def folder(tmp_path_factory, make_corpus):
         )
         == 0
     )
+    (folder / "w.csv").write_text("gene,weight\nG0,9\nG7,0.5\n")
     return folder
 
 
@@ -58,12 +59,15 @@ def test_options_make_what_make_masker_makes(folder, strategy):
     }
     table, graph = PMITable.load(folder / "p.safetensors"), DependencyGraph.load(folder / "g.safetensors")
     needs = STRATEGIES[strategy].needs
+    required = STRATEGIES[strategy].requires
+    more = {"weights": folder / "w.csv"} if required else {}
     ours = masker_of(
-        parsed("--strategy", strategy, *files[needs], "--mlm-probability", 0.4, "--seed", 3),
+        parsed("--strategy", strategy, *files[needs], "--mlm-probability", 0.4, "--seed", 3,
+               *(part for name in required for part in (f"--{name}", more[name]))),
         vocabulary=table.vocabulary,
-    )
+    )  # fmt: skip
     sets = {"one": ["G1", "G2", "G3"], "another": ["G3", "G14"]}
-    theirs = make_masker(strategy, graph=graph, pmi=table, sets=sets, mlm_probability=0.4, seed=3)
+    theirs = make_masker(strategy, graph=graph, pmi=table, sets=sets, mlm_probability=0.4, seed=3, **more)
     rows = np.array([0, 20]), np.arange(2, 22)
     for masker in (ours, theirs):
         assert (type(masker).__name__, masker.seed) == (STRATEGIES[strategy].masker, 3)
@@ -75,6 +79,10 @@ def test_parameters_reach_the_masker(folder):
     assert (masker_of(arguments).max_partners, masker_of(arguments).structural_ratio) == (2, 0.25)
     arguments = parsed("--strategy", "pmi", "--pmi", folder / "p.safetensors", "--npmi-min", 0.3)
     assert masker_of(arguments).npmi_min == 0.3
+    for strategy in ("corrmask", "corrmask-100"):
+        files = ["--graph", folder / "g.safetensors", "--weights", folder / "w.csv"]
+        masker = masker_of(parsed("--strategy", strategy, *files, "--partners", "weighted"))
+        assert (masker.partners, masker.weights[[2, 3, 9]].tolist()) == ("weighted", [9.0, 1.0, 0.5])
     for given, replace in (([], "token"), (["--replace", "group"], "group")):
         assert masker_of(parsed("--graph", folder / "g.safetensors", *given)).replace == replace
 
@@ -105,6 +113,11 @@ def test_audit_of_a_strategy(folder, capsys, strategy):
         ),
         (["--strategy", "pmi", "--pmi", "g.safetensors"], "g.safetensors is a safetensors file, but no PMI table"),
         (["--strategy", "pmi", "--pmi", "missing"], "no PMI table file at missing"),
+        (["--strategy", "weighted"], "the strategy 'weighted' needs weights"),
+        (["--weights", "missing"], "missing is not a readable file of weights"),
+        (["--strategy", "span", "--weights", "w.csv"], "weights has no meaning for the strategy 'span'"),
+        (["--partners", "strong"], "partners must be 'uniform' or 'weighted'; got 'strong'"),
+        (["--all", "--partners", "weighted"], "--partners would change some of the strategies alone"),
         (["--strategy", "pmi", "--pmi", "p.safetensors", "--graph", "other.safetensors"], "tokens"),
     ],
 )
@@ -112,6 +125,18 @@ def test_bad_options(folder, fails, monkeypatch, options, message):
     monkeypatch.chdir(folder)
     graph = [] if "--graph" in options else ["--graph", "g.safetensors"]
     assert message in fails("audit", "cells.npz", *graph, *options, "--no-progress")
+
+
+def test_audit_by_weight(folder, capsys):
+    files = ["--graph", f"{folder}/g.safetensors", "--weights", f"{folder}/w.csv", "--no-progress"]
+    for options, names in (
+        (["--strategy", "weighted"], ["Weighted"]),
+        (["--partners", "weighted"], ["CorrMask-weighted"]),
+        (["--all", "--pmi", f"{folder}/p.safetensors"], ["Random", "CorrMask-100", "Weighted"]),
+    ):
+        assert main(["audit", f"{folder}/cells.npz", *files, *options]) == 0
+        lines = {line.split()[0] for line in capsys.readouterr().out.splitlines() if line.strip()}
+        assert set(names) <= lines
 
 
 def test_an_unknown_strategy(folder, capsys):

@@ -11,6 +11,7 @@ from corrmask_fast import InputError, cuda
 from corrmask_fast.masking.engine import ops
 from corrmask_fast.testing import (
     STRATEGY_PARAMETERS,
+    WEIGHTED_PARAMETERS,
     Case,
     assert_same,
     cases,
@@ -23,7 +24,7 @@ from corrmask_fast.testing import (
 CASES, LONG_CASES = cases(), long_cases()
 # The file of each strategy's kernels.
 STEMS = {name: name for name in ("random", "span", "pmi", "corrmask")}
-STEMS |= {"corrmask-balanced": "balanced", "gene-sets": "gene_sets"}
+STEMS |= {"weighted": "random", "corrmask-balanced": "balanced", "gene-sets": "gene_sets"}
 RANGES = (
     {"mlm_probability": (0.1, 0.6), "structural_ratio": (0.2, 0.9)},
     {"strategy": "span", "mlm_probability": (0.2, 0.5)},
@@ -54,14 +55,14 @@ def check_fixture(cuda_host, modules):
 @pytest.mark.parametrize("threads", [32, 160, 1024])
 @pytest.mark.parametrize("schedule", [FORWARD, REVERSE, RANDOM])
 def test_any_block_and_any_order_of_threads(check, threads, schedule):
-    for parameters in STRATEGY_PARAMETERS[1:14:2]:
+    for parameters in (*STRATEGY_PARAMETERS[1:14:2], WEIGHTED_PARAMETERS[2]):
         how = {"threads": threads, "schedule": schedule, "schedule_seed": threads, "preempt_percent": 30}
         check(MIXED, {**parameters, "mlm_probability": 0.4}, **how)
 
 
 @pytest.mark.parametrize("blocks", [1, 2])
 def test_kernels_that_work_in_device_memory(check, blocks):
-    for parameters in STRATEGY_PARAMETERS[::2]:
+    for parameters in (*STRATEGY_PARAMETERS[::2], WEIGHTED_PARAMETERS[2]):
         check(MIXED, parameters, scratch_blocks=blocks, schedule=RANDOM)
         check(MIXED.astype(np.int32), parameters, scratch_blocks=blocks, schedule=RANDOM)
 
@@ -132,16 +133,16 @@ def test_planted_faults_are_found(cuda_host, check, strategy):
 # ---------------------------------------------------------------------------------------------------- the loader
 
 
-@pytest.mark.parametrize("parameters", STRATEGY_PARAMETERS[::2], ids=str)
+@pytest.mark.parametrize("parameters", [*STRATEGY_PARAMETERS[::2], *WEIGHTED_PARAMETERS[:3]], ids=str)
 def test_the_loader_equals_the_oracle_to_the_bit(emulated_cuda, parameters):
     for case in (MIXED, MIXED.astype(np.int32), *CASES[:4]):
         got = ops.mask_on_device(*arguments(case, **parameters))
         expected = case.expected(draw_ids=draw_ids(case.rows, seed=7), **parameters)
         assert_same(expected, as_result(got), f"{case.name}, {parameters}")
-    assert emulated_cuda.launches[0][0] == f"{STEMS[parameters['strategy']]}_i64"
+    assert emulated_cuda.launches[0][0] == f"{STEMS[parameters.get('strategy', 'corrmask')]}_i64"
     emulated_cuda.device.shared_limit = 4_000
     got = ops.mask_on_device(*arguments(MIXED, **parameters))
-    assert emulated_cuda.launches[-1][0] == f"{STEMS[parameters['strategy']]}_i64_scratch"
+    assert emulated_cuda.launches[-1][0] == f"{STEMS[parameters.get('strategy', 'corrmask')]}_i64_scratch"
     assert_same(MIXED.expected(draw_ids=draw_ids(3, seed=7), **parameters), as_result(got), "scratch")
 
 

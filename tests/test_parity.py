@@ -40,6 +40,7 @@ from corrmask_fast.testing import (
     LONG_PARAMETERS,
     PARAMETERS,
     STRATEGY_PARAMETERS,
+    WEIGHTED_PARAMETERS,
     Case,
     assert_same,
     cases,
@@ -60,7 +61,7 @@ GROUPED = tuple(
     {**each, "mlm_probability": 0.5, "replace": "group", "seed": 5}
     for each in ({"structural_ratio": 0.9}, {"structural_ratio": 1.0, "max_partners": 40}, {}, *STRATEGIES)
 )
-EVERY = (*PARAMETERS, *STRATEGY_PARAMETERS, *RANGES, *GROUPED)
+EVERY = (*PARAMETERS, *STRATEGY_PARAMETERS, *WEIGHTED_PARAMETERS, *RANGES, *GROUPED)
 
 
 class Backend:
@@ -144,7 +145,7 @@ def test_every_kind_of_row(backend, case):
 
 @pytest.mark.parametrize("case", LONG_CASES, ids=lambda case: case.name)
 def test_long_rows(backend, case):
-    for number, parameters in enumerate((*LONG_PARAMETERS, *STRATEGIES, *GROUPED)):
+    for number, parameters in enumerate((*LONG_PARAMETERS, *STRATEGIES, *GROUPED, *WEIGHTED_PARAMETERS)):
         backend.check(case, parameters, number, narrow=number == 0)
 
 
@@ -152,7 +153,7 @@ def test_long_rows(backend, case):
 def test_draws_from_the_epoch(backend, case):
     for number, epoch in enumerate((0, 3, 2**63 - 1)):
         backend.check(case, {"mlm_probability": 0.35, "seed": 11}, number, epoch=epoch)
-    for parameters in STRATEGY_PARAMETERS[1::3]:
+    for parameters in (*STRATEGY_PARAMETERS[1::3], *WEIGHTED_PARAMETERS[::3]):
         backend.check(case, parameters, narrow=True, epoch=3)
 
 
@@ -227,7 +228,7 @@ def test_priorities_that_tie(backend, kind):
     rng = np.random.default_rng(len(kind))
     for number, case in enumerate([each for each in CASES if each.known]):
         given, draws = priorities_of_kind(rng, case.input_ids.shape, kind), draw_ids(case.rows, seed=7)
-        for strategy in ({}, *STRATEGIES):
+        for strategy in ({}, *STRATEGIES, WEIGHTED_PARAMETERS[0], WEIGHTED_PARAMETERS[2]):
             parameters = {**strategy, "mlm_probability": 0.4, "replace": ("token", "group")[number % 2]}
             got = backend.mask(case, case.masker(**parameters), number, priorities=given, draw_ids=draws)
             expected = case.expected(draw_ids=draws, priorities=given, **parameters)
@@ -239,13 +240,18 @@ def test_priorities_that_tie(backend, kind):
             assert_same(expected, got, f"sampled, {case.name}, {p}")
 
 
-@pytest.mark.parametrize("strategy", [DEFAULT, "corrmask-balanced"])
-def test_each_row_goes_by_its_own_graph(backend, strategy):
+@pytest.mark.parametrize(
+    ("strategy", "weighted"),
+    [(DEFAULT, {}), (DEFAULT, {"partners": "weighted", "weights": True}), ("corrmask-balanced", {})],
+    ids=["corrmask", "by weight", "balanced"],
+)
+def test_each_row_goes_by_its_own_graph(backend, strategy, weighted):
     """A number of no graph is a row without a graph: a device cannot refuse it without waiting."""
     vocabulary, nothing = MIXED.graph.vocabulary, DependencyGraph.from_edges([], MIXED.graph.vocabulary)
     graphs = [make_graph(vocabulary, degree=5, seed=1), make_graph(vocabulary, degree=30, seed=2), nothing]
     parameters = {"strategy": strategy, "mlm_probability": 0.4, "structural_ratio": 0.9}
-    masker, draws = make_masker(graph=graphs, validate=False, **parameters), np.arange(3)
+    given = {**weighted, "weights": MIXED.weights} if weighted else {}
+    masker, draws = make_masker(graph=graphs, validate=False, **parameters, **given), np.arange(3)
     for which in ([0, 1, 1], [1, 2, 0], [1, 0, 7], [-1, 2**62, 0]):
         if backend.name == "ragged" and not set(which) <= {0, 1, 2}:
             continue  # refused
@@ -253,7 +259,7 @@ def test_each_row_goes_by_its_own_graph(backend, strategy):
         for row, number in enumerate(which):
             graph = graphs[number] if number in {0, 1, 2} else nothing
             alone = Case("row", graph, MIXED.input_ids[row : row + 1])
-            expected = alone.expected(draw_ids=draws[row : row + 1], **parameters)
+            expected = alone.expected(draw_ids=draws[row : row + 1], **parameters, **weighted)
             fields = {name: getattr(got, name)[row : row + 1] for name in expected._fields}
             assert_same(expected, SimpleNamespace(**fields), f"{which}, row {row}")
 

@@ -35,7 +35,8 @@ USERS = {
         "kernels/balanced.py",
         "kernels/gene_sets.py",
     },
-    "random": {"masking/value_masking.py"},  # zeros are masked at random
+    # zeros are masked at random; weights stand in the random order
+    "random": {"masking/value_masking.py", "masking/strategies/weighted.py"},
 }
 ORDINARY = {"corrmask", "random", "span", *SOURCES}  # texts that also name the package, a sampler, a metric, a table
 
@@ -102,7 +103,8 @@ def test_the_table_says_what_a_masker_takes(name):
     assert ("structural_ratio" in {*strategy.takes, *strategy.fixed}) == (strategy.ratio is not None)
     vocabulary = make_vocabulary(20)
     pmi = corrmask_fast.PMITable.from_corpus(corrmask_fast.read_corpus([[2, 3]], vocabulary), progress=False)
-    given = {"dim": 8} if name in LEARNED_STRATEGIES else {}
+    assert set(strategy.requires) <= set(strategy.takes)
+    given = {"dim": 8} if name in LEARNED_STRATEGIES else {option: {} for option in strategy.requires}
     given |= {"vocabulary": vocabulary, "graph": make_graph(vocabulary), "pmi": pmi, "sets": {"a set": [2, 3]}}
     masker = corrmask_fast.make_masker(name, **given)
     assert masker.structural_ratio == (strategy.ratio or 0.0)

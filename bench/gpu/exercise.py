@@ -68,9 +68,14 @@ def small_shared_memory(device: torch.device) -> Iterator[None]:
 
 
 def maskers_of(case: Case) -> list[Masker]:
-    """Every strategy at its defaults, and CorrMask with more partners than a warp ranks at a time."""
+    """Every strategy at its defaults; CorrMask with more partners than a warp ranks at a time, also by weight."""
     many = {"structural_ratio": 1.0, "max_partners": 40, "mlm_probability": 0.4}
-    return [*(case.masker(name) for name in STRATEGIES), case.masker("corrmask", **many)]
+    weighted = {"partners": "weighted", "weights": True}
+    return [
+        *(case.masker(name) for name in STRATEGIES),
+        case.masker("corrmask", **many),
+        case.masker("corrmask", **many, **weighted),
+    ]
 
 
 def mask_everything(device: torch.device) -> int:

@@ -8,10 +8,11 @@ Random (lambda = 0)         the control of every line below: with ``structural_r
 each other strategy         as its name says (``masking/strategies``), with its own λ; gene sets where they are given
 CorrMask, rewired graph     CorrMask by a graph of the same degrees and other partners, judged by the true graph: what
                             masking hubs more often does by itself
-maskers of your own         as they are made; Random is their control if they have its ``seed`` and rate
+maskers of your own         as they are made; Random is their control if they have its ``seed`` and rate, and no weights
 ==========================  =========================================================================================
 
-Multinomial attention masking is left out: what it masks depends on a trained model.
+Multinomial attention masking is left out: what it masks depends on a trained model. So is weighted masking, which needs
+weights: give it as a masker of your own.
 """
 
 from __future__ import annotations
@@ -128,7 +129,7 @@ def audit_all_strategies(
     every = {
         ALL_CONTROL if name == CONTROL else each.label: masker(name, graph)
         for name, each in STRATEGIES.items()
-        if each.needs != "gene_sets" or sets is not None
+        if not each.requires and (each.needs != "gene_sets" or sets is not None)
     }
     every[ALL_REWIRED] = masker(DEFAULT, rewired_graph)
     for more in maskers:

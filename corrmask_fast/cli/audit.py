@@ -39,7 +39,7 @@ COLUMNS = f"""columns (over the masked genes that have a partner in their cell, 
   rate                  masked genes of all genes
   genes reached         of the genes that stood in a cell, the share that was masked at least once
 
-with --all: {", ".join(STRATEGIES)} (with --gene-sets)
+with --all: {", ".join(name for name, each in STRATEGIES.items() if not each.requires)} (with --gene-sets)
   on the same cells with the same draws; CorrMask by a graph of the same degrees but other partners; and how often
   correlated genes stand close to each other in rank. Random is the control (lambda = 0) of every other line.
   MAM is left out: what it masks depends on a trained model."""
@@ -62,7 +62,7 @@ def add_audit(commands: Any) -> None:
         "--all",
         action="store_true",
         help="audit all strategies, and a rewired graph; without --pmi the PMI table is counted from CORPUS; "
-        "--strategy package.module:Name adds a line for a strategy of your own",
+        "--strategy package.module:Name adds a line for a strategy of your own, --weights one for weighted masking",
     )
     parser.add_argument(
         "--collator",
@@ -126,6 +126,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise InputError(f"--all audits every strategy; leave --strategy {arguments.strategy} out, or --all")
     if arguments.all and arguments.structural_ratio is not None:
         raise InputError("--structural-ratio follows from each strategy's name; leave it out, or --all")
+    if arguments.all and arguments.partners is not None:
+        raise InputError("--partners would change some of the strategies alone; leave it out, or --all")
     if arguments.step is not None and not any(
         isinstance(rate, Schedule) for rate in (arguments.mlm_probability, arguments.structural_ratio)
     ):
@@ -190,12 +192,16 @@ def _every_strategy(arguments: argparse.Namespace, corpus: Corpus, graph: Depend
     from corrmask_fast.graph.compare import compare_graphs
     from corrmask_fast.graph.rewiring import rewired
     from corrmask_fast.masking.pmi_table import PMITable
+    from corrmask_fast.masking.strategies.weighted import WeightedMasker
 
     sample = {"n_cells": arguments.n_cells, "seed": arguments.seed, "progress": arguments.progress}
     given = {name: getattr(arguments, name) for name in ("max_partners", "npmi_min")}
     given = {name: value for name, value in given.items() if value is not None}
     graph.vocabulary.check_same(corpus.vocabulary, "the graph", "the corpus")
     own = [masker_of(arguments, vocabulary=corpus.vocabulary)] if is_own(arguments.strategy) else []
+    if arguments.weights is not None:
+        options = {"mlm_probability": arguments.mlm_probability, "seed": arguments.seed}
+        own.append(WeightedMasker(corpus.vocabulary, arguments.weights, **options))
     other = rewired(graph, arguments.seed)
     if arguments.pmi:
         pmi = PMITable.load(arguments.pmi)

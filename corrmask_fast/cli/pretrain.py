@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from corrmask_fast.masking.base import Masker
 
 RATES = "mlm_probability", "structural_ratio"
-FILES = tuple(name for name, source in SOURCES.items() if source.metavar)
-TEXTS = "strategy", "eval_strategy", "replace", *FILES
+FILES = (*(name for name, source in SOURCES.items() if source.metavar), "weights")
+TEXTS = "strategy", "eval_strategy", "replace", "partners", *FILES
 LEARNED = " and ".join(LEARNED_STRATEGIES)
 
 

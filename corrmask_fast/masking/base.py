@@ -49,6 +49,7 @@ FIXED = frozenset(
     }
 )
 REPLACED = ("token", "group")
+TOLD = frozenset({"partners", "weights"})  # the same, told by the table's fingerprint
 
 
 class MaskedBatch(NamedTuple):
@@ -108,6 +109,8 @@ class Masker(nn.Module):
     neighbor_lookup: torch.Tensor
     neighbor_indptr: torch.Tensor
     neighbor_indices: torch.Tensor
+    token_costs: torch.Tensor
+    edge_costs: torch.Tensor
     seed_bits: torch.Tensor
     rate_bits: torch.Tensor
     schedule_step: torch.Tensor
@@ -165,6 +168,8 @@ class Masker(nn.Module):
         self.register_buffer("neighbor_lookup", _bits(table.lookup), persistent=False)
         self.register_buffer("neighbor_indptr", torch.from_numpy(table.indptr), persistent=False)
         self.register_buffer("neighbor_indices", torch.from_numpy(table.indices), persistent=False)
+        for name, costs in (("token_costs", table.costs), ("edge_costs", table.edge_costs)):
+            self.register_buffer(name, torch.from_numpy(costs.view(np.int32).copy()), persistent=False)
         # As int64 bits: operators take no integer from 2**63 on, a float argument that changes would recompile,
         # and .half() must not round the rates.
         self.register_buffer("seed_bits", _bits(np.array([self.seed], np.uint64)), persistent=False)
@@ -193,7 +198,7 @@ class Masker(nn.Module):
         )
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in FIXED and name in self.__dict__:
+        if (name in FIXED or name in TOLD) and name in self.__dict__:
             raise InputError(
                 f"{name} is fixed when a masker is made; make another {type(self).__name__} with {name}={value!r}"
             )
@@ -396,7 +401,7 @@ class Masker(nn.Module):
         """Return the last arguments of the operator (``engine/ops.py``), the same for all batches."""
         return (
             *(self.seed_bits, self.rate_bits, self.neighbor_lookup, self.neighbor_indptr, self.neighbor_indices),
-            *(self._settings, self.max_probability),
+            *(self.token_costs, self.edge_costs, self._settings, self.max_probability),
         )
 
     def _cpu_plan(self) -> on_cpu.CpuPlan:

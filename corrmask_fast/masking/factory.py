@@ -74,6 +74,9 @@ def make_masker(
             )
         if name in {*OPTIONS, *OF_MODEL} and name not in found.takes:
             raise InputError(f"{name} has no meaning for the strategy {strategy!r}; leave it out")
+    for name in found.requires:
+        if parameters.get(name) is None:
+            raise InputError(f"the strategy {strategy!r} needs {name}; give {name}=…")
     common = _common_vocabulary(sources)
     source: Any = sources[found.needs]
     if found.needs == "vocabulary" and source is None:

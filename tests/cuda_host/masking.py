@@ -13,7 +13,7 @@ from corrmask_fast.testing import Expected
 GOLDEN = 0x9E3779B97F4A7C15
 PARAMETERS = {
     *("strategy", "mlm_probability", "structural_ratio", "max_partners", "npmi_min", "seed"),
-    *("mask_replace_prob", "random_replace_prob", "replace"),
+    *("mask_replace_prob", "random_replace_prob", "replace", "partners", "weights"),
 }
 
 
@@ -88,6 +88,8 @@ def emulate(
         "lookup": masker.neighbor_lookup.numpy(),
         "indptr": masker.neighbor_indptr.numpy().astype(indptr_dtype),
         "indices": masker.neighbor_indices.numpy(),
+        "costs": masker.token_costs.numpy() if masker.token_costs.numel() else None,
+        "edge_costs": masker.edge_costs.numpy() if masker.edge_costs.numel() else None,
     }
     inputs = {
         "input_ids": np.ascontiguousarray(case.input_ids),

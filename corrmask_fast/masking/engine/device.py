@@ -25,6 +25,7 @@ THREADS = cuda.THREADS  # of a block: a multiple of 32, up to 1024
 ROW_STATE, SEED, POOL = 1472, 24, 640
 INT64 = ("int64",)
 FIXED = {"seed": INT64, "rates": INT64, "lookup": INT64, "indptr": ("int32", "int64"), "indices": ("int32",)}
+FIXED |= {"costs": ("int32",), "edge_costs": ("int32",)}
 MASKS = frozenset({torch.bool, torch.uint8, torch.int8, torch.int32, torch.int64})  # read as they are
 MAX_COLUMNS = 2**28  # a kernel may keep four bits beside a column
 
@@ -62,10 +63,12 @@ class DevicePlan(NamedTuple):
     settings: Settings
     seed: int  # addresses
     rates: int
+    costs: int  # 0 where all tokens weigh the same
     constants: tuple[
         Any, ...
     ]  # from the vocabulary's size to the bounds of replacement, in the kernels' order and types
     table: tuple[Any, ...]  # what the strategy looks up, in the same way
+    edge_costs: int
     n_graphs: int
     max_probability: float
     held: tuple[torch.Tensor, ...] = ()  # the memory at the addresses
@@ -77,18 +80,20 @@ def make_plan(
     lookup: torch.Tensor,
     indptr: torch.Tensor,
     indices: torch.Tensor,
+    costs: torch.Tensor,
+    edge_costs: torch.Tensor,
     settings: Sequence[int],
     max_probability: float,
 ) -> DevicePlan:
     """Check and pack what a masker holds on its device: the last arguments of :func:`~.ops.mask`."""
-    held = dict(zip(FIXED, (seed_bits, rate_bits, lookup, indptr, indices), strict=True))
+    held = dict(zip(FIXED, (seed_bits, rate_bits, lookup, indptr, indices, costs, edge_costs), strict=True))
     for name, tensor in held.items():
         if str(tensor.dtype).removeprefix("torch.") not in FIXED[name]:
             raise InputError(f"{name} must be of {' or '.join(FIXED[name])}; got {tensor.dtype}")
         if tensor.device != indptr.device:
             raise InputError(f"{name} is on {tensor.device}, indptr on {indptr.device}; move the masker with .to()")
         held[name] = tensor.contiguous()
-    buffers = {name: Buffer(tensor.data_ptr(), tensor.element_size()) for name, tensor in held.items()}
+    buffers = {name: Buffer(t.data_ptr(), t.element_size()) if t.numel() else Buffer() for name, t in held.items()}
     plan = pack(settings, max_probability, n_starts=indptr.numel(), device=indptr.device, **buffers)
     return plan._replace(held=tuple(held.values()))
 
@@ -104,6 +109,8 @@ def pack(
     lookup: Buffer,
     indptr: Buffer,
     indices: Buffer,
+    costs: Buffer,
+    edge_costs: Buffer,
 ) -> DevicePlan:
     """Return the plan of buffers that lie anywhere; ``n_starts`` is the number of entries of ``indptr``."""
     constants = Settings(*settings)
@@ -122,8 +129,10 @@ def pack(
         settings=constants,
         seed=seed.address,
         rates=rates.address,
+        costs=costs.address,
         constants=(*map(np.uint32, numbers), np.uint64(constants.mask_below), np.uint64(constants.random_below)),
         table=table,
+        edge_costs=edge_costs.address,
         n_graphs=n_starts // (constants.size + 1) if kernels.reads == "graph" else 0,
         max_probability=max_probability,
     )
@@ -162,7 +171,7 @@ def kernel_arguments(
         *(np.int32(attention_mask.itemsize), np.int32(special_tokens_mask.itemsize)),
         *(np.int64(rows), np.uint32(columns)),
         *(draws.address, np.int32(draw_mode), np.uint64(draw_offset % 2**64)),
-        *(plan.seed, plan.rates, priorities.address if plan.kernels.priorities else 0),
+        *(plan.seed, plan.rates, plan.costs, priorities.address if plan.kernels.priorities else 0),
         np.int32(plan.settings.grouped),
         *plan.constants,
         *(out_ids.address, labels.address, masked_positions.address),
@@ -172,7 +181,7 @@ def kernel_arguments(
     if plan.kernels.reads == "graph":
         arguments += [graph_ids.address, np.uint32(plan.n_graphs)]
     if plan.kernels.waves:
-        arguments += [np.uint32(arena.max_partners), np.uint32(arena.wave_capacity)]
+        arguments += [plan.edge_costs, np.uint32(arena.max_partners), np.uint32(arena.wave_capacity)]
     return arguments
 
 

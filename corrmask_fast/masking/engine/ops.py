@@ -37,6 +37,8 @@ def mask(
     lookup: torch.Tensor,
     indptr: torch.Tensor,
     indices: torch.Tensor,
+    costs: torch.Tensor,
+    edge_costs: torch.Tensor,
     settings: Sequence[int],
     max_probability: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -54,6 +56,8 @@ def mask(
         (1,) int64: the seed's bits; (4,) int64: the bits of the ends of p and of λ as float64.
     lookup, indptr, indices
         What the strategy looks up, see ``tables.py``: int64, int32 or int64, and int32.
+    costs, edge_costs
+        The bits of the costs of tokens and of neighbours as int32; empty where all weigh the same.
     settings
         The numbers of :class:`corrmask_fast.kernels.layout.Settings`.
     max_probability
@@ -62,7 +66,7 @@ def mask(
     draw = draws, draw_mode, draw_offset
     _check((input_ids, attention_mask, special_tokens_mask, *draw, graph_ids, priorities, validate), indptr, settings)
     return rows.mask_batch(
-        _plan(seed_bits, rate_bits, lookup, indptr, indices, settings, max_probability),
+        _plan(seed_bits, rate_bits, lookup, indptr, indices, costs, edge_costs, settings, max_probability),
         *(input_ids, attention_mask, special_tokens_mask, Draws(draws.numpy(), draw_mode, draw_offset)),
         *(graph_ids, priorities),
         validate=validate,
@@ -75,7 +79,7 @@ def mask_on_device(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor, torch.T
     from corrmask_fast.masking.engine import device
 
     batch, fixed = arguments[:N_BATCH], arguments[N_BATCH:]
-    _check(batch, fixed[3], fixed[5])
+    _check(batch, fixed[3], fixed[-2])
     return device.mask_batch(device.make_plan(*fixed), *batch)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from corrmask_fast.buffers import empty
-from corrmask_fast.kernels.layout import KERNELS, P_HI, Settings
+from corrmask_fast.kernels.layout import AT_ONCE, KERNELS, P_HI, Settings
 from corrmask_fast.masking.engine.checks import check_graph_ids, check_priorities, raise_unknown_token
 from corrmask_fast.masking.engine.tables import number_connected, number_members
 from corrmask_fast.threads import run_ranges
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 NOTHING = np.empty(0, np.uint8)
 NO_NUMBERS = np.empty(0, np.int64)
 NO_IDS = np.empty(0, np.uint16)
+EVEN_SCALE = 2.0**58  # of keys whose cost is the largest, see kernels/weights.py
 MIN_TOKENS = 98_304  # half a millisecond of work: waking another thread takes a tenth
 MIN_TOKENS_OF_RANGE = 16_384  # threads wait for each other's last range
 
@@ -37,6 +38,8 @@ class CpuPlan(NamedTuple):
     lookup: np.ndarray  # uint64: buckets of pairs, or bits of sets, see tables.py
     indptr: np.ndarray  # int32 or int64: the neighbours of each number, the genes of each set
     indices: np.ndarray  # uint16 or int32
+    costs: np.ndarray  # uint32: of tokens, where they have weights
+    edge_costs: np.ndarray  # uint32: of neighbours, where they have weights, see below
     settings: np.ndarray  # int64, see kernels/layout.py
     seed: np.ndarray  # (1,) int64, the bits of the seed
     rates: np.ndarray  # (4,) float64, the ends of p and of λ: the masker's own memory, where schedules change them
@@ -53,6 +56,8 @@ def make_plan(
     lookup: torch.Tensor,
     indptr: torch.Tensor,
     indices: torch.Tensor,
+    costs: torch.Tensor,
+    edge_costs: torch.Tensor,
     settings: Sequence[int],
     max_probability: float,
 ) -> CpuPlan:
@@ -70,6 +75,8 @@ def make_plan(
         lookup=lookup.numpy().view(np.uint64),
         indptr=starts,
         indices=neighbors,
+        costs=costs.numpy().view(np.uint32),
+        edge_costs=_with_means(edge_costs.numpy().view(np.uint32), starts),
         settings=np.array(settings, np.int64),
         seed=seed_bits.numpy(),
         rates=rate_bits.numpy().view(np.float64),
@@ -79,6 +86,15 @@ def make_plan(
         checks_priorities=KERNELS[settings.strategy].priorities != "columns",
         max_probability=max_probability,
     )
+
+
+def _with_means(costs: np.ndarray, indptr: np.ndarray) -> np.ndarray:
+    """Return the mean cost of each number's edges, by which the kernel guesses, then the costs; nothing of nothing."""
+    if not costs.size:
+        return costs
+    degrees = np.diff(indptr[1:])  # number 0 has no neighbours
+    means = degrees / np.add.reduceat(1.0 / costs, indptr[1:-1])  # harmonic: chances are one over costs
+    return np.concatenate([[0], means, costs, [0] * AT_ONCE]).astype(np.uint32)
 
 
 def mask_batch(
@@ -151,8 +167,9 @@ class _Scratch(threading.local):
             self.sizes = (0, 0, 0)  # nothing is claimed before all the memory is there
             self.arrays = (
                 np.ones(1, np.int64),  # table_base: entries of the gene table below it are left from earlier rows
-                # rates of the rows before: columns masked for each seed or set looked at, neighbours in the cell
-                np.array([2.0, 0.5]),
+                # rates of the rows before: columns masked for each seed or set looked at, neighbours in the cell, and
+                # the scales of w1 and w0 that are keys by weight
+                np.array([2.0, 0.5, EVEN_SCALE, EVEN_SCALE]),
                 np.zeros(genes, entry),  # pos
                 *(np.empty(padded, np.uint32) for _ in range(4)),  # w0 w1 w2 w3
                 np.empty(padded // 64, np.uint64),  # pool
@@ -227,7 +244,8 @@ def mask_rows(
         # The kernel itself writes what is kept for the next call: an interrupt after it loses nothing.
         return mask(
             begin, end, row_ptr, tokens, attention_mask, special_tokens_mask, draws.values, draws.mode, draws.offset,
-            plan.seed[0], rates, plan.settings, plan.ids, plan.lookup, plan.indptr, plan.indices, graph_ids, priorities,
+            plan.seed[0], rates, plan.settings, plan.ids, plan.lookup, plan.indptr, plan.indices,
+            plan.costs, plan.edge_costs, graph_ids, priorities,
             *_scratch.ready(plan, columns),
             out_ptr, *flat, positions,
         )  # fmt: skip

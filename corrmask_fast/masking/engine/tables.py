@@ -15,6 +15,8 @@ indices     token ids, ascending in each set
 lookup      bits of the sets, 64 to a word, that have genes: two at least
             The CPU kernels go by numbers of the genes that are in a set (``number_members``).
 others      nothing, in the same form
+costs       (V + 1,) where genes have weights, else nothing: of each token, then of one of no vocabulary (SPEC 3)
+edge_costs  like ``indices`` where partners go by |rho|, else nothing
 
 What a strategy does not read holds nothing.
 """
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from corrmask_fast.graph.dependency_graph import DependencyGraph
 
 NO_LOOKUP = np.zeros(1, np.uint64)
+NO_COSTS = np.empty(0, np.uint32)
+LARGEST_COST, LARGEST_RATIO = 2**31, 2**20  # of the smallest weight; of the largest weight to the smallest
 SLOTS = 16  # of a bucket: one comparison of 256 bits looks at all of them
 
 
@@ -45,6 +49,36 @@ class NeighborTable(NamedTuple):
     degree: int  # the largest number of neighbours
     fingerprint: str  # SHA-256: equal exactly where masks come out equal
     n_graphs: int = 0
+    costs: np.ndarray = NO_COSTS  # uint32
+    edge_costs: np.ndarray = NO_COSTS  # uint32
+
+    def with_costs(self, costs: np.ndarray = NO_COSTS, edge_costs: np.ndarray = NO_COSTS) -> NeighborTable:
+        """Return the table with costs of tokens, of edges, or of both: of none it stays what it is."""
+        if not costs.size and not edge_costs.size:
+            return self
+        parts = (
+            self.fingerprint.encode(),
+            *(np.int64(each.size).tobytes() + each.tobytes() for each in (costs, edge_costs)),
+        )
+        fingerprint = hashlib.sha256(b"".join(parts)).hexdigest()
+        return self._replace(costs=costs, edge_costs=edge_costs, fingerprint=fingerprint)
+
+
+def costs_of(weights: np.ndarray, smallest: np.ndarray | float) -> np.ndarray:
+    """Return the costs of weights, uint32: the larger a weight, the smaller (SPEC 3)."""
+    return np.floor(LARGEST_COST * (smallest / weights)).astype(np.uint32)
+
+
+def costs_of_edges(graph: DependencyGraph) -> np.ndarray:
+    """Return the costs of a graph's edges by |rho|: those of each gene for themselves."""
+    begins, degrees = graph.indptr[:-1][graph.degrees > 0], graph.degrees[graph.degrees > 0]
+    strength = np.abs(graph.rho.astype(np.float64))
+    if not strength.size:
+        return NO_COSTS
+    strongest = np.maximum.reduceat(strength, begins)
+    least = np.where(strongest > 0, strongest / LARGEST_RATIO, 1.0)
+    weights = np.maximum(strength, np.repeat(least, degrees))
+    return costs_of(weights, np.repeat(np.minimum.reduceat(weights, begins), degrees))
 
 
 def table_of_graphs(graphs: Sequence[DependencyGraph]) -> NeighborTable:

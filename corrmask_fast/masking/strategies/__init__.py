@@ -4,6 +4,7 @@
 name               what is masked together                                                 λ      needs
 =================  ======================================================================  =====  ==========
 random             nothing: single genes                                                   –      vocabulary
+weighted           nothing: single genes, each as often as its weight says                 –      vocabulary
 span               runs of random length (SpanBERT)                                        1      vocabulary
 pmi                runs of genes that stand next to each other more often than by chance   1      PMI table
 pmi-rand           the same, half the genes at random                                      0.5    PMI table
@@ -77,6 +78,14 @@ OPTIONS = {
         "lambda: share of masked genes that the strategy chooses, the rest is random; given like --mlm-probability",
     ),
     "max_partners": Option(int, "K", "partners masked with a gene (default: 5)"),
+    "partners": Option(str, "HOW", "how these are drawn: uniform, or weighted by |rho| (default: uniform)"),
+    "weights": Option(
+        *(
+            str,
+            "FILE",
+            "by which genes are masked: a gene, a tab or comma, and its weight in each line (others weigh 1)",
+        )
+    ),
     "npmi_min": Option(float, "X", "least NPMI of neighbours in a run (default: 0.1)"),
     "n_latents": Option(int, "N", "latents that learn, for mam (default: 64)"),
     "latent_ratio": Option(float, "X", "share of them that attend to a cell (default: 0.5)"),
@@ -93,12 +102,16 @@ class Strategy(NamedTuple):
     summary: str
     ratio: float | None  # λ where none is given; None: λ has no meaning
     takes: tuple[str, ...] = ()  # keys of OPTIONS and names of OF_MODEL
+    requires: tuple[str, ...] = ()  # of ``takes``: without these it cannot be made
     fixed: dict[str, Any] = {}  # parameters that its name stands for  # noqa: RUF012 (never changed)
 
 
 DEFAULT, CONTROL = "corrmask", "random"  # what is masked unless asked otherwise; what all others are compared with
 STRATEGIES: dict[str, Strategy] = {
     "random": Strategy("Random", "RandomMasker", "vocabulary", "single genes", None),
+    "weighted": Strategy(
+        *("Weighted", "WeightedMasker", "vocabulary", "single genes by weight", None, ("weights",), ("weights",)),
+    ),
     "span": Strategy("Span", "SpanMasker", "vocabulary", "runs of random length", 1.0, ("structural_ratio",)),
     "pmi": Strategy("PMI", "PMIMasker", "pmi", "runs of associated neighbours", 1.0, ("structural_ratio", "npmi_min")),
     "pmi-rand": Strategy(
@@ -107,10 +120,10 @@ STRATEGIES: dict[str, Strategy] = {
     ),
     "corrmask": Strategy(
         *("CorrMask", "CorrMasker", "graph", "correlated genes, half single genes", 0.5),
-        takes=("structural_ratio", "max_partners"),
+        takes=("structural_ratio", "max_partners", "partners", "weights"),
     ),
     "corrmask-100": Strategy(
-        *("CorrMask-100", "CorrMasker", "graph", "correlated genes", 1.0, ("max_partners",)),
+        *("CorrMask-100", "CorrMasker", "graph", "correlated genes", 1.0, ("max_partners", "partners", "weights")),
         fixed={"structural_ratio": 1.0},
     ),
     "corrmask-balanced": Strategy(

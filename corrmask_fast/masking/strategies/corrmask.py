@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from corrmask_fast.errors import InputError, shown
 from corrmask_fast.kernels.layout import CORRMASK
 from corrmask_fast.masking.base import MaskedBatch, Masker, RateLike
 from corrmask_fast.masking.engine.checks import check_no_priorities, check_weights
-from corrmask_fast.masking.engine.tables import NeighborTable, table_of_graphs
+from corrmask_fast.masking.engine.tables import NO_COSTS, NeighborTable, costs_of_edges, table_of_graphs
+from corrmask_fast.masking.weights import gene_weights, token_costs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,8 +20,11 @@ if TYPE_CHECKING:
 
     from corrmask_fast.cells.vocabulary import Vocabulary
     from corrmask_fast.graph.dependency_graph import DependencyGraph
+    from corrmask_fast.masking.weights import Weights
 
 __all__ = ["CorrMasker", "by_graphs"]
+
+PARTNERS = ("uniform", "weighted")
 
 
 class CorrMasker(Masker):
@@ -38,6 +44,13 @@ class CorrMasker(Masker):
         number, a range or a schedule.
     max_partners
         K_max, >= 0: partners masked with a seed.
+    partners
+        How they are drawn from a seed's neighbours in the cell: ``"uniform"``, as in the paper, all alike; or
+        ``"weighted"``, one after the other with a chance proportional to |rho|, as the graph stores it (of a graph
+        :meth:`~corrmask_fast.DependencyGraph.from_edges`: the scores given).
+    weights
+        Of genes, by which seeds and the random rest are drawn: see :class:`~corrmask_fast.WeightedMasker`. None: all
+        alike.
     mask_replace_prob, random_replace_prob
         Share of masked tokens that become ``<mask>``, and that become a random gene; the rest stays.
     replace
@@ -78,14 +91,23 @@ class CorrMasker(Masker):
         mlm_probability: RateLike = 0.15,
         structural_ratio: RateLike = 0.5,
         max_partners: int = 5,
+        partners: str = "uniform",
+        weights: Weights | None = None,
         mask_replace_prob: float = 0.8,
         random_replace_prob: float = 0.1,
         replace: str = "token",
         seed: int = 0,
         validate: bool | None = None,
     ) -> None:
+        vocabulary, strategy, table = by_graphs(graph)
+        if partners not in PARTNERS:
+            raise InputError(f"partners must be {' or '.join(map(repr, PARTNERS))}; got {shown(partners)}")
+        found = None if weights is None else gene_weights(weights, vocabulary)
+        costs = NO_COSTS if found is None else token_costs(found, vocabulary)
         super().__init__(
-            *by_graphs(graph),
+            vocabulary,
+            strategy,
+            table.with_costs(costs, _costs_of_partners(graph) if partners == "weighted" else NO_COSTS),
             mlm_probability=mlm_probability,
             structural_ratio=structural_ratio,
             max_partners=max_partners,
@@ -95,6 +117,11 @@ class CorrMasker(Masker):
             seed=seed,
             validate=validate,
         )
+        self.partners, self.weights = partners, found
+        if costs.size:
+            self.mask_source = "graph and weights"
+        if costs.size or partners == "weighted":
+            self.label = "CorrMask-weighted"
 
     def forward(
         self,
@@ -135,7 +162,14 @@ class CorrMasker(Masker):
         """Return the parameters for ``repr``."""
         edges = self.neighbor_indices.numel() // 2
         several = f" in {self.n_graphs} graphs" if self.n_graphs > 1 else ""
-        return f"{super().extra_repr()}, {edges} edges{several}, max_partners={self.max_partners}"
+        more = "" if self.partners == "uniform" else f", partners={self.partners!r}"
+        more += "" if self.weights is None else ", weights"
+        return f"{super().extra_repr()}, {edges} edges{several}, max_partners={self.max_partners}{more}"
+
+
+def _costs_of_partners(graph: DependencyGraph | Sequence[DependencyGraph]) -> np.ndarray:
+    graphs: list[Any] = list(graph) if isinstance(graph, list | tuple) else [graph]
+    return np.concatenate([costs_of_edges(each) for each in graphs])
 
 
 def by_graphs(graph: DependencyGraph | Sequence[DependencyGraph]) -> tuple[Vocabulary, int, NeighborTable]:
