@@ -31,7 +31,7 @@ demo: $(READY)
 	$(BIN)/corrmask-fast demo
 
 test: $(READY)
-	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 fuzz: $(READY)
 	$(BIN)/python tests/fuzz anndata --files $(or $(FILES),20000) --seed $(or $(SEED),0)

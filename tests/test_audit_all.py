@@ -26,7 +26,10 @@ from corrmask_fast.cli.main import main
 from corrmask_fast.masking.strategies import STRATEGIES
 from corrmask_fast.testing import make_graph, make_vocabulary
 
-NAMES = [ALL_CONTROL, "Span", "PMI", "PMI-Rand", "CorrMask", "CorrMask-100", "CorrMask-balanced", ALL_REWIRED]
+NAMES = [
+    *(ALL_CONTROL, "Span", "PMI", "PMI-Rand", "CorrMask", "CorrMask-100", "CorrMask-balanced", "Gene sets"),
+    ALL_REWIRED,
+]
 SETS = {"one": ["G1", "G2", "G3"], "another": ["G3", "G40", "G41"], "a third": [f"G{i}" for i in range(50, 58)]}
 
 
@@ -52,7 +55,7 @@ def report(corpus, graph, pmi):
 
 
 def test_every_line_is_what_its_strategy_gives_alone(report, corpus, graph, pmi):
-    assert [row.name for row in report] == [*NAMES[:-1], "Gene sets", ALL_REWIRED]
+    assert [row.name for row in report] == NAMES
     assert report.controls == (ALL_CONTROL, ALL_REWIRED)
     for name, each in STRATEGIES.items():
         if each.requires:
@@ -128,7 +131,9 @@ def test_the_command_prints_and_saves(folder, tmp_path, capsys, report):
     files = {name: tmp_path / name for name in ("a.csv", "w.csv", "a.png")}
     outputs = ["--csv", files["a.csv"], "--windows-csv", files["w.csv"], "--plot", files["a.png"]]
     given = ["--pmi", folder / "pmi.safetensors", "--npmi-min", 0.05, "--mlm-probability", 0.3, "--epochs", 2]
-    assert audit(folder, "--all", *given, "--seed", 3, *outputs) == 0
+    sets = "".join("\t".join((name, "", *genes)) + "\n" for name, genes in SETS.items())
+    (tmp_path / "sets.gmt").write_text(sets)
+    assert audit(folder, "--all", *given, "--gene-sets", tmp_path / "sets.gmt", "--seed", 3, *outputs) == 0
     out, err = capsys.readouterr()
     assert err == ""
     assert out.startswith(report.table())

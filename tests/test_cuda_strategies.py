@@ -109,8 +109,8 @@ FAULTS = {  # one a strategy: each costs a compilation
     "pmi": ("    __syncthreads();  // the first word of a run may be another thread's\n", ""),
     "corrmask-balanced": ("    __syncthreads();  // positions and words are other threads'\n", ""),
     "gene-sets": (
-        "    __syncthreads();  // all have read before one writes: what is written was read in this round or before\n",
-        "",
+        "atomicAdd(&row.state->listed, fresh);\n  __syncthreads();\n",
+        "atomicAdd(&row.state->listed, fresh);\n",
     ),
 }
 

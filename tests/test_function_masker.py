@@ -294,7 +294,7 @@ def test_the_command_line_takes_it(folder, capsys):
         ("own_strategies:number", "must be a function of (vocabulary, **parameters); it is 3"),
         ("own_strategies:nothing", "must return a masker, such as FunctionMasker(…); it returned None"),
         ("own_strategies:few", "own_strategies:few failed (TypeError: few() got an unexpected keyword argument"),
-        ("own_strategies:", "strategy must be one of random, span"),
+        ("own_strategies:", "strategy must be one of random, weighted, span"),
     ],
 )
 def test_strategies_that_are_none(folder, fails, strategy, message):

@@ -254,11 +254,11 @@ def test_the_configuration_file_makes_the_masker_and_a_resumed_run_needs_no_opti
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('strategy = "any"', "strategy must be one of random, span"),
+        ('strategy = "any"', "strategy must be one of random, weighted, span"),
         ('strategy = "random"\nmlm_probability = "linear"', "a rate must be a number"),
         ('strategy = "random"\nmlm_probability = true', "--mlm-probability must be a number"),
         ("graph = 3", "graph must be a text in quotes; got 3"),
-        ('strategy = "random"\neval_strategy = "mam"', "eval_strategy must be one of random, span"),
+        ('strategy = "random"\neval_strategy = "mam"', "--eval-strategy must be one of random, weighted, span"),
         ('strategy = "random"\nseed = "a"', "--seed must be an integer"),
     ],
 )

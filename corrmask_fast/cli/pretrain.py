@@ -119,7 +119,9 @@ def _eval_masker(arguments: argparse.Namespace, vocabulary: Vocabulary, graph: D
     strategy, rate = arguments.eval_strategy, arguments.eval_mlm_probability
     if strategy is None and rate is None:
         return None
-    other = dict.fromkeys(OPTIONS) if strategy not in {None, arguments.strategy} else {}  # those are the training's
+    other: dict[str, Any] = {}
+    if strategy not in {None, arguments.strategy}:  # the options are those of the training's strategy
+        other = {name: None for name in OPTIONS if name not in STRATEGIES[strategy].requires}
     own = {"strategy": strategy or arguments.strategy, **other}
     if rate is not None:
         own["mlm_probability"] = rate
