@@ -63,8 +63,8 @@ def plot_audit(report: AuditReport, path: str | os.PathLike[str] | None = None) 
         style_axis(axis, title=title, x=label)
         first_column = axis in axes[:, 0]
         axis.set_yticks(range(rows), [s.name if first_column else "" for s in strategies], fontsize=9)
-    _coverage(axes[1, 2], strategies, colors)
-    figure.supxlabel(NOTE, x=0.01, ha="left", fontsize=8, color="#404040")
+    how = _coverage(axes[1, 2], strategies, colors)
+    figure.supxlabel(f"{NOTE}\n{how}", x=0.01, ha="left", fontsize=8, color="#404040")
     masked = f"{100 * strategies[0].rate:.1f} % of genes masked"
     figure.suptitle(f"What masking hides: {report.scope}, {masked}", x=0.01, ha="left")
     return save_figure(figure, path)
@@ -88,11 +88,8 @@ def _bars(axis: Any, values: np.ndarray, colors: list[str], percent: bool) -> No
     axis.tick_params(axis="y", length=0)
 
 
-def _coverage(axis: Any, strategies: Sequence[StrategyAudit], colors: list[str]) -> None:
-    """How often genes are masked when present, a row a strategy: where 90 % of the genes lie, half of them, the median.
-
-    The shorter a row, the more evenly a strategy masks; the control's is what sampling alone makes of even masking.
-    """
+def _coverage(axis: Any, strategies: Sequence[StrategyAudit], colors: list[str]) -> str:
+    """Draw how often genes are masked when present, a row a strategy; return how to read it."""
     present = strategies[0].times_present
     least = min(MIN_TIMES_PRESENT, max(int(present.max()), 1))
     genes = present >= least
@@ -100,14 +97,14 @@ def _coverage(axis: Any, strategies: Sequence[StrategyAudit], colors: list[str])
         low, left, middle, right, high = np.percentile(100 * strategy.coverage[genes], (5, 25, 50, 75, 95))
         axis.plot([low, high], [row, row], color=color, linewidth=1.6, solid_capstyle="butt")
         axis.plot([left, right], [row, row], color=color, linewidth=8, solid_capstyle="butt")
-        axis.plot(middle, row, "o", color="white", markersize=3.5)
+        axis.plot(middle, row, "o", color="white", markeredgecolor=color, markersize=4.5)
         axis.annotate(f"{low:.0f} to {high:.0f} %", (high, row), (4, 0), **TEXT, va="center")
-    axis.invert_yaxis()
-    axis.set_xlim(0, axis.get_xlim()[1] * 1.22)
+    axis.set_ylim(len(strategies) - 0.5, -0.5)
+    axis.set_xlim(0, axis.get_xlim()[1] * 1.28)
     axis.tick_params(axis="y", length=0)
     axis.set_yticks(range(len(strategies)), [""] * len(strategies))
-    style_axis(
-        axis,
-        title="How evenly genes are masked: 90 %, half, median",
-        x=f"times masked / times present (%), {np.count_nonzero(genes):,} genes seen {least} times or more",
+    style_axis(axis, title="How evenly genes are masked", x="times masked / times present (%)")
+    return (
+        f"How evenly: median, half (thick) and 90 % (thin) of {np.count_nonzero(genes):,} genes seen {least} times or "
+        "more; the control's width is what sampling makes of even masking."
     )
