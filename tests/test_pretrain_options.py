@@ -119,6 +119,7 @@ def test_precision_compilation_and_activations_computed_twice(corpus, graph, tmp
         return compile_model(model, **{**options, "backend": "aot_eager"})
 
     monkeypatch.setattr(torch, "compile", traced)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # so that it is after this test what it was before
     masker = CorrMasker(graph)
     plain = run(corpus, masker, tmp_path / "plain")
     ways = {"precision": "bfloat16"}, {"gradient_checkpointing": True}, {"compile": True}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import time
 from dataclasses import dataclass
@@ -233,6 +234,8 @@ def training_arguments(
     bf16 = settings.precision == "bfloat16" or (
         settings.precision == "auto" and on_gpu and torch.cuda.is_bf16_supported()
     )
+    # Arguments leave the precision of a run in this variable, and those of the next run in the process would take it.
+    os.environ["ACCELERATE_MIXED_PRECISION"] = "no"
     known = {one.name for one in transformers.TrainingArguments.__dataclass_fields__.values()}
     grouping: dict[str, Any] = {}
     if settings.group_by_length:  # transformers 4 and 5 name it differently
