@@ -38,10 +38,11 @@ def read_gene_sets(path: str | os.PathLike[str]) -> dict[str, list[str]]:
 
     Examples
     --------
-    >>> from pathlib import Path
+    >>> from tempfile import NamedTemporaryFile
     >>> from corrmask_fast import read_gene_sets
-    >>> _ = Path("sets.gmt").write_text("repair\tsome link\tPCNA\tXRCC1\nsplicing\t\tSF3B1\tU2AF1\n")
-    >>> read_gene_sets("sets.gmt")
+    >>> with NamedTemporaryFile("w+", suffix=".gmt") as file:
+    ...     print("repair\tsome link\tPCNA\tXRCC1\nsplicing\t\tSF3B1\tU2AF1", file=file, flush=True)
+    ...     read_gene_sets(file.name)
     {'repair': ['PCNA', 'XRCC1'], 'splicing': ['SF3B1', 'U2AF1']}
     """
     if not Path(path).is_file():
