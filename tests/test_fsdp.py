@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +14,7 @@ if not torch.distributed.is_gloo_available():
     pytest.skip("this PyTorch has no gloo", allow_module_level=True)
 
 from test_sparse_head import MASKER, make_pair
+from two_ranks import run_two_ranks
 
 STEPS, CELLS = 3, 8
 
@@ -66,24 +65,7 @@ def main(folder):
     reason="this PyTorch has no FSDP2",
 )
 def test_two_ranks_are_one(tmp_path, one_thread):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    started = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(tmp_path)], env=os.environ | shared | {"RANK": str(rank)},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    try:
-        said = [process.communicate(timeout=240)[0] for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    assert all(process.returncode == 0 for process in started), "\n".join(text[-3000:] for text in said)
-    ranks = [torch.load(tmp_path / f"rank-{rank}.pt", weights_only=True) for rank in range(2)]
+    ranks = run_two_ranks(__file__, tmp_path)
     _, model = make_pair()
     alone = train(model, cells())
     assert torch.equal(torch.cat([rank["batches"] for rank in ranks], dim=1), alone["batches"])

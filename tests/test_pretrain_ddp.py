@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +14,7 @@ if not torch.distributed.is_gloo_available():
     pytest.skip("this PyTorch has no gloo", allow_module_level=True)
 
 from trainers import assert_masked_as_in
+from two_ranks import run_two_ranks
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -29,26 +26,7 @@ RUNS = (("worker", 1), ("device", 2), ("learned", 2))
 def ranks(tmp_path_factory):
     """What each of two ranks saw, wherever the masks came from."""
     folder = tmp_path_factory.mktemp("ddp")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    shared |= {"LOCAL_WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
-    started = [
-        subprocess.Popen(
-            [sys.executable, str(HERE / "ddp_rank.py"), str(folder)],
-            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    try:
-        said = [process.communicate(timeout=240)[0] for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    assert all(process.returncode == 0 for process in started), "\n".join(text[-3000:] for text in said)
-    return folder, [torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in range(2)]
+    return folder, run_two_ranks(HERE / "ddp_rank.py", folder)
 
 
 def rows_of(batches):
