@@ -45,8 +45,9 @@ def load_encoder(path: str | os.PathLike[str], vocabulary: Vocabulary) -> nn.Mod
         than the corpus's, or the dictionary beside its weights, where there is one, is another.
     """
     # The pooler, where there is one, is not used; its absence needs no warning.
-    options = {"add_pooling_layer": False} if load_config(path).model_type in {"bert", "roberta"} else {}
-    return _load(path, vocabulary, "AutoModel", options)
+    config = load_config(path)
+    options = {"add_pooling_layer": False} if config.model_type in {"bert", "roberta"} else {}
+    return _load(path, config, vocabulary, transformers.AutoModel, options)
 
 
 def load_masked_lm(path: str | os.PathLike[str], vocabulary: Vocabulary) -> Any:
@@ -63,11 +64,14 @@ def load_masked_lm(path: str | os.PathLike[str], vocabulary: Vocabulary) -> Any:
             f"{path} is of type {config.model_type}, which has no masked language model; give a checkpoint of one, "
             "such as BertForMaskedLM's"
         )
-    return _load(path, vocabulary, "AutoModelForMaskedLM", {})
+    return _load(path, config, vocabulary, transformers.AutoModelForMaskedLM, {})
 
 
-def _load(path: str | os.PathLike[str], vocabulary: Vocabulary, kind: str, options: dict[str, bool]) -> Any:
-    known = as_integer(getattr(load_config(path), "vocab_size", None)) or 0
+def _load(
+    path: str | os.PathLike[str], config: Any, vocabulary: Vocabulary, kind: Any, options: dict[str, bool]
+) -> Any:
+    """Return the model of a class of transformers, with all its weights, once the vocabulary is known to fit."""
+    known = as_integer(getattr(config, "vocab_size", None)) or 0
     if known < vocabulary.size:
         raise InputError(
             f"the model at {path} knows {known} tokens, the corpus has {vocabulary.size}; "
@@ -76,7 +80,7 @@ def _load(path: str | os.PathLike[str], vocabulary: Vocabulary, kind: str, optio
     dictionary = Path(path) / DICTIONARY_FILE
     if dictionary.is_file():
         Vocabulary.load(dictionary).check_same(vocabulary, f"the model at {path}", "the corpus")
-    model, report = _load_weights(getattr(transformers, kind), str(path), options)
+    model, report = _load_weights(kind, str(path), options)
     missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
     if missing:
         raise InputError(
