@@ -274,6 +274,7 @@ def test_command_line(folder, capsys):
         (["lc_collators:fails"], "lc_collators:fails(vocabulary), which must return the collator, failed: no file"),
         (["lc_collators:nothing"], "lc_collators:nothing(vocabulary) must return a collator; it returned None"),
         (["lc_collators:Sound", "--all"], "--collator has its own masks; leave --all out, or --collator"),
+        (["lc_collators:Sound", "--gene-sets", "a.gmt"], "--collator has its own masks; leave --gene-sets out"),
         (
             ["lc_collators:Sound", "--strategy", "span", "--max-partners", "3", "--mlm-probability", "0.3"],
             "leave --strategy and --mlm-probability and --max-partners out",

@@ -15,7 +15,7 @@ from corrmask_fast.cli.options import (
 )
 from corrmask_fast.errors import InputError, check_integer, reason, shown
 from corrmask_fast.masking.schedules import Schedule
-from corrmask_fast.masking.strategies import DEFAULT, OPTIONS, STRATEGIES
+from corrmask_fast.masking.strategies import DEFAULT, OPTIONS, SOURCES, STRATEGIES
 
 if TYPE_CHECKING:
     import argparse
@@ -113,9 +113,10 @@ def _check(arguments: argparse.Namespace) -> None:
     if arguments.collator is not None:
         given = ["--all"] if arguments.all else ["--strategy"] if arguments.strategy != DEFAULT else []
         given += ["--mlm-probability"] if arguments.mlm_probability != RATE else []
+        files = [name for name, source in SOURCES.items() if source.metavar and name != "graph"]  # that is the audit's
         given += [
             f"--{name.replace('_', '-')}"
-            for name in ("pmi", "replace", *OPTIONS)
+            for name in (*files, "replace", *OPTIONS)
             if getattr(arguments, name, None) is not None
         ]
         if given:
