@@ -32,6 +32,15 @@ def corpus_path(source: str | os.PathLike[str]) -> Path:
     return path
 
 
+def is_corpus(source: str | os.PathLike[str]) -> bool:
+    """Return whether a path is one of tokenised cells, and not of counts; what is not there may be either."""
+    path = Path(source)
+    if path.is_dir():
+        marks = ("state.json", "dataset_dict.json", "*.arrow", "*.parquet")
+        return any(next(path.glob(mark), None) is not None for mark in marks)
+    return path.suffix in {".npz", ".arrow", ".parquet"}
+
+
 def load_dataset(path: Path) -> Any:
     """Return the ``datasets.Dataset`` of a folder or file."""
     return _load_folder(path) if path.is_dir() else _load_files([path])

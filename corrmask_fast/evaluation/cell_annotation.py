@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from corrmask_fast.errors import InputError, check_integer, check_number, import_extra
+from corrmask_fast.evaluation.frozen_features import f1_by_type
 from corrmask_fast.progress import progress_bar
 from corrmask_fast.tables import align, write_csv
 
@@ -121,11 +122,7 @@ def annotate_cells(
     Hacohen et al. 2026, section 6.3 and appendix C.2, after Theodoris et al. 2023.
     """
     model_selection = import_extra("sklearn.model_selection", "eval")
-    metrics = import_extra("sklearn.metrics", "eval")
-    import torch
-
-    from corrmask_fast.evaluation.fine_tuning import FineTuning, Labeller, fine_tune, predictions
-    from corrmask_fast.training.pretrained import load_encoder
+    from corrmask_fast.evaluation.fine_tuning import FineTuning
 
     settings = settings or FineTuning()
     check_number("test_share", test_share, 0, 1, open_ends=True)
@@ -135,21 +132,40 @@ def annotate_cells(
     of_cell = np.full(corpus.n_cells, -1, np.int64)
     of_cell[rows] = codes
     splits = _stratified(model_selection, rows, codes, test_share, repeats, settings.seed)
-    scores = np.empty((repeats, len(types)))
     steps = sum(settings.steps(train.size) for train, _ in splits)
     with progress_bar("fine-tuning", steps, "step", shown=progress) as bar:
-        for repeat, (train, test) in enumerate(splits):
-            own = replace(settings, seed=(settings.seed + repeat) % 2**64)
-            encoder = load_encoder(model, corpus.vocabulary)
-            labeller = Labeller(encoder, corpus.vocabulary, len(types), per_gene=False, seed=own.seed)
-            fine_tune(labeller, corpus, train, lambda batch, _: torch.from_numpy(of_cell[batch]), own, bar)
-            named = np.concatenate(
-                [logits.argmax(-1).numpy() for _, _, logits in predictions(labeller, corpus, test, own)]
-            )
-            scores[repeat] = metrics.f1_score(
-                of_cell[test], named, average=None, labels=np.arange(len(types)), zero_division=0.0
-            )
-    return CellAnnotation(types, np.bincount(codes), scores, n_rare)
+        scores = [
+            fine_tuned_f1(model, corpus, of_cell, split, replace(settings, seed=(settings.seed + k) % 2**64), bar)
+            for k, split in enumerate(splits)
+        ]
+    return CellAnnotation(types, np.bincount(codes), np.array(scores), n_rare)
+
+
+def fine_tuned_f1(
+    model: str | os.PathLike[str],
+    corpus: Corpus,
+    of_cell: np.ndarray,
+    split: tuple[np.ndarray, np.ndarray],
+    settings: FineTuning,
+    bar: Any,
+) -> np.ndarray:
+    """Return F1 of each type, (n_types,), after fine-tuning on some rows of the corpus and naming others.
+
+    ``of_cell``: (n_cells,) the type of each cell; ``split``: rows to train on, and rows to score.
+    """
+    import torch
+
+    from corrmask_fast.evaluation.fine_tuning import Labeller, fine_tune, predictions
+    from corrmask_fast.training.pretrained import load_encoder
+
+    train, test = split
+    n_types = int(of_cell.max()) + 1
+    labeller = Labeller(
+        load_encoder(model, corpus.vocabulary), corpus.vocabulary, n_types, per_gene=False, seed=settings.seed
+    )
+    fine_tune(labeller, corpus, train, lambda batch, _: torch.from_numpy(of_cell[batch]), settings, bar)
+    logits = [logits.argmax(-1).numpy() for _, _, logits in predictions(labeller, corpus, test, settings)]
+    return f1_by_type(of_cell[test], np.concatenate(logits), n_types)
 
 
 def _labelled_cells(corpus: Corpus, column: str, min_cells: int) -> tuple[np.ndarray, np.ndarray, list[str]]:

@@ -101,10 +101,7 @@ class Labeller(nn.Module):
         """Return logits: (cells, classes), or (cells, genes, classes) with ``per_gene``."""
         hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         if not self.per_gene:
-            lo, hi = self.gene_range
-            genes = (attention_mask != 0) & (input_ids >= lo) & (input_ids < hi)
-            weight = genes.to(hidden.dtype).unsqueeze(-1)
-            hidden = (hidden * weight).sum(1) / weight.sum(1).clamp(min=1)
+            hidden = mean_over_genes(hidden, input_ids, attention_mask, self.gene_range)
         return self.head(self.dropout(hidden))
 
     def freeze(self, layers: int) -> None:
@@ -118,6 +115,16 @@ class Labeller(nn.Module):
         fixed = [encoder] if layers == -1 else [encoder.embeddings, *stack[:layers]]
         for module in fixed:
             module.requires_grad_(False)
+
+
+def mean_over_genes(
+    hidden: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor, gene_range: tuple[int, int]
+) -> torch.Tensor:
+    """Return (cells, width): the mean of (cells, columns, width) over the columns that are genes."""
+    lo, hi = gene_range
+    genes = (attention_mask != 0) & (input_ids >= lo) & (input_ids < hi)
+    weight = genes.to(hidden.dtype).unsqueeze(-1)
+    return (hidden * weight).sum(1) / weight.sum(1).clamp(min=1)
 
 
 def usable_length(encoder: nn.Module, corpus: Corpus, max_length: int | None) -> int:

@@ -14,7 +14,7 @@ from corrmask_fast.masking.strategies import DEFAULT, OPTIONS, SOURCES
 if TYPE_CHECKING:
     import argparse
     import os
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
 __all__ = ["PRESETS", "PretrainingSettings"]
 
@@ -219,12 +219,23 @@ PRESETS = {
         save_every=200,
         log_every=20,
     ),
+    "tiny": PretrainingSettings(  # a minute on one thread, and strategies already differ
+        hidden_size=64,
+        layers=2,
+        intermediate_size=128,
+        dropout=0.0,
+        max_length=192,
+        batch_size=32,
+        max_steps=600,
+    ),
 }
 
 
-def add_setting_options(parser: argparse.ArgumentParser) -> None:
-    """Add an option for every setting; its default None leaves the value to the file or the preset."""
+def add_setting_options(parser: argparse.ArgumentParser, leave_out: Collection[str] = ()) -> None:
+    """Add an option for every setting but some; its default None leaves the value to the file or the preset."""
     for one in fields(PretrainingSettings):
+        if one.name in leave_out:
+            continue
         flag, text = f"--{one.name.replace('_', '-')}", one.metadata["help"]
         if isinstance(one.default, bool):
             parser.add_argument(flag, action="store_const", const=True, help=text)

@@ -1,0 +1,1 @@
+"""Strategies compared: several models pretrained under equal conditions, scored alike, and reported with intervals."""

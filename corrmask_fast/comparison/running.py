@@ -1,0 +1,414 @@
+"""``compare_strategies``: the runs of a comparison, each written as it ends, and the report of all."""
+
+from __future__ import annotations
+
+import csv
+import json
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from importlib.metadata import version
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from corrmask_fast.cells.corpus_io import write_corpus
+from corrmask_fast.comparison.comparison import Comparison
+from corrmask_fast.comparison.inputs import ComparedCells, read_cells
+from corrmask_fast.comparison.plan import RATE, Plan, Scoring, Task, parse_compared, united
+from corrmask_fast.comparison.results import DETAILS, FACTS, ROWS
+from corrmask_fast.errors import InputError, check_integer, import_extra, readable
+from corrmask_fast.files import atomic_file, check_output_folder
+from corrmask_fast.masking.strategies import CONTROL, LEARNED_STRATEGIES, STRATEGIES
+from corrmask_fast.tables import write_csv
+from corrmask_fast.threads import get_num_threads
+from corrmask_fast.training.settings import PRESETS
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterator, Sequence
+
+    from corrmask_fast.cells.medians import Medians
+    from corrmask_fast.cells.vocabulary import Vocabulary
+    from corrmask_fast.comparison.models import Row
+    from corrmask_fast.training.settings import PretrainingSettings
+
+    Ended = tuple[list[Row], list[Row]]
+
+__all__ = ["compare_strategies"]
+
+RUN = "run.json"  # what may not change when a comparison goes on
+DETAIL_COLUMNS = ("strategy", "fraction", "seed", "table", "group", "value", "n")
+GROWS = ("strategies", "seeds", "fractions")  # of a plan
+KEY_COLUMNS = ("kind", "strategy", "fraction", "seed")
+
+
+def compare_strategies(
+    train: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    folder: str | os.PathLike[str],
+    *,
+    test: str | os.PathLike[str] | None = None,
+    labels: str | None = None,
+    strategies: Sequence[str] = (CONTROL, "random-matched", "corrmask"),
+    reference: str = CONTROL,
+    seeds: int = 5,
+    fractions: Sequence[float] = (1.0,),
+    mlm_probability: float = RATE,
+    settings: PretrainingSettings | None = None,
+    scoring: Scoring | None = None,
+    graph: str | os.PathLike[str] | None = None,
+    pmi: str | os.PathLike[str] | None = None,
+    options: dict[str, Any] | None = None,
+    vocabulary: Vocabulary | None = None,
+    medians: Medians | None = None,
+    test_share: float = 0.3,
+    gene_share: float = 0.01,
+    jobs: int | None = None,
+    progress: bool = True,
+) -> Comparison:
+    """Pretrain models that differ in their masks alone, score all alike, and report the differences.
+
+    All models of a seed start from the same weights and see the same cells in the same order, in as many steps. None is
+    trained on the test cells. A row is written as each model ends; the same call goes on where it was broken off, and
+    with more strategies, seeds or fractions it adds to what is there.
+
+    Parameters
+    ----------
+    train
+        Counts (``.h5ad`` and whatever :func:`~corrmask_fast.tokenize` reads), in one file or several; or one corpus of
+        tokenised cells.
+    folder
+        Where rows, graphs, models and the report go.
+    test
+        The cells to score. None: ``test_share`` of the cells of ``train``.
+    labels
+        Obs column of the test cells with their types: half of the labelled cells train a head, the others are scored.
+        None: losses and the shortcut alone.
+    strategies
+        Names of strategies, each with a rate of its own where one follows: ``random@0.4``, ``random@0.1..0.9``.
+    reference
+        The strategy that the others are compared with.
+    seeds
+        Models of each kind, with seeds 0, 1, …: of weights, order of cells, masks, share of the cells and split.
+    fractions
+        Shares of the training cells to pretrain on.
+    mlm_probability
+        Rate of all strategies that have none of their own.
+    settings
+        Of pretraining; None: the preset ``tiny``. ``max_steps`` must be set: all models take as many.
+    scoring
+        How models are scored.
+    graph, pmi
+        A graph and a PMI table for all models. None: each is made from the cells that a model is pretrained on. The
+        shortcut is measured by the graph of all training cells.
+    options
+        Of the maskers, such as ``weights`` or ``gene_sets``: each strategy takes its own.
+    vocabulary, medians
+        Of counts; None: the inputs' genes, and the medians of ``train``. With a graph or a table, the genes are theirs.
+    test_share, gene_share
+        See ``test``; genes in a smaller share of the training cells are left out.
+    jobs
+        Models trained at the same time, each with an equal share of the threads. None: one for each thread; on a GPU
+        one.
+    progress
+        Say how long it will take, and print a line as each model ends.
+
+    Raises
+    ------
+    InputError
+        If the inputs do not fit each other, labels are missing, a strategy lacks what it needs, or ``folder`` holds a
+        comparison of other cells or settings.
+
+    Notes
+    -----
+    With several jobs, a script needs ``if __name__ == "__main__":`` around the call, as processes are spawned.
+    """
+    for module, extra in (("transformers", "hf"), ("matplotlib", "plot"), ("sklearn", "eval")):
+        import_extra(module, extra)  # before the work
+    import torch
+
+    given = [train] if isinstance(train, str | bytes) or not hasattr(train, "__iter__") else list(train)
+    strategies = united(strategies, [])
+    plan = Plan(
+        tuple(strategies), seeds, tuple(map(float, fractions)), reference, labels, mlm_probability,
+        PRESETS["tiny"] if settings is None else settings, scoring or Scoring(), dict(options or {}),
+        *(None if path is None else str(Path(path).absolute()) for path in (graph, pmi)),
+    )  # fmt: skip
+    on_gpu = plan.settings.device != "cpu" and torch.cuda.is_available()
+    jobs = (1 if on_gpu else get_num_threads()) if jobs is None else check_integer("jobs", jobs, 1)
+    _check_sources(plan)
+    out = check_output_folder(folder)
+    found = _given_genes(plan)
+    cells = read_cells(
+        given,
+        test,
+        max_length=plan.settings.max_length,
+        labels=labels,
+        vocabulary=vocabulary if found is None else found,
+        medians=medians,
+        test_share=test_share,
+        gene_share=gene_share,
+        fixed_genes=found is not None,
+        progress=progress,
+    )
+    plan.settings.check_size(cells.train.vocabulary.size)
+    facts, plan = _prepare(out, plan, cells)
+    rows, details = _ended(out)
+    tasks = [task for task in plan.tasks() if _key(task) not in {_row_key(row) for row in rows}]
+    jobs = max(1, min(jobs, len(tasks)))
+    threads = max(1, get_num_threads() // jobs)
+    say = print if progress else lambda *_, **__: None
+    if tasks:
+        from corrmask_fast.comparison.models import Cells
+
+        shared = Cells(out, plan)
+        shared.graph()  # by which every model's shortcut is measured: made once, before several would
+        seconds = _estimate(shared, plan, threads)
+        say(
+            f"{facts['train_cells']:,} cells to pretrain on, {facts['test_cells']:,} to score; {facts['genes']:,} "
+            f"genes\n"
+            f"{len(tasks)} models of {plan.settings.max_steps} steps, about {seconds:.0f} s each: about "
+            f"{_duration(seconds * len(tasks) / jobs)} with {jobs} at a time. Rows so far: {len(rows)}; "
+            "interrupted, the same command goes on",
+            flush=True,
+        )
+    began, done = time.perf_counter(), 0
+    for task, (more, parts) in _run(tasks, out, plan, jobs, threads):
+        rows, details, done = rows + more, details + parts, done + 1
+        _write(out, rows, details)
+        left = (time.perf_counter() - began) / done * (len(tasks) - done)
+        say(f"{done}/{len(tasks)}  {_line(task, more[0])}; {_duration(left)} left", flush=True)
+    comparison = Comparison.read(out)
+    comparison.save(out)
+    return comparison
+
+
+def _check_sources(plan: Plan) -> None:
+    """Refuse a strategy that lacks a file, before cells are read."""
+    for name in plan.strategies:
+        found = (STRATEGIES | LEARNED_STRATEGIES).get(parse_compared(name).strategy)
+        if found is None:
+            continue
+        missing = [option for option in found.requires if plan.options.get(option) is None]
+        if found.needs == "gene_sets" and plan.options.get("gene_sets") is None:
+            missing.append("gene_sets")
+        if missing:
+            raise InputError(f"the strategy {name} needs {missing[0]}; give its file, or leave the strategy out")
+    if plan.reference not in plan.strategies:
+        raise InputError(
+            f"reference must be one of the strategies {', '.join(plan.strategies)}; got {plan.reference}; add it, or "
+            "choose another"
+        )
+
+
+def _given_genes(plan: Plan) -> Vocabulary | None:
+    """Return the vocabulary of the graph and the table that are given; None where neither is."""
+    from corrmask_fast.graph.dependency_graph import DependencyGraph
+    from corrmask_fast.masking.pmi_table import PMITable
+
+    found: Vocabulary | None = None
+    for path, cls, what in ((plan.graph, DependencyGraph, "the graph"), (plan.pmi, PMITable, "the PMI table")):
+        if path is not None:
+            own = cls.load(path).vocabulary  # type: ignore[attr-defined]
+            if found is not None:
+                own.check_same(found, what, "the graph")
+            found = own
+    return found
+
+
+def _prepare(out: Path, plan: Plan, cells: ComparedCells) -> tuple[dict[str, Any], Plan]:
+    """Write what the runs read into the folder, or check that it holds the same; return the facts, and the plan.
+
+    A plan that goes on has the strategies and fractions of before, too, and no fewer seeds.
+    """
+    import scipy.sparse
+
+    from corrmask_fast.comparison.models import FEATURES, TEST, TRAIN, split_labelled
+
+    lasting = json.loads(json.dumps({"cells": cells.fingerprint, **plan.lasting()}))
+    before: dict[str, Any] = {}
+    if out.is_dir() and any(out.iterdir()):
+        if not (out / RUN).is_file():
+            raise InputError(f"{out} holds other files, and no comparison; choose a new folder")
+        with readable(out / RUN, "record of a comparison"):
+            saved = json.loads((out / RUN).read_bytes())
+            then = saved["lasting"]
+            before = {name: list(saved[name]) for name in ("strategies", "fractions")} | {"seeds": int(saved["seeds"])}
+        _check_same(out, then, lasting)
+    plan = Plan(
+        tuple(united(before.get("strategies", ()), plan.strategies)),
+        max(before.get("seeds", 0), plan.seeds),
+        tuple(united(before.get("fractions", ()), plan.fractions)),
+        *(
+            getattr(plan, name)
+            for name in Plan.__dataclass_fields__
+            if name not in {"strategies", "seeds", "fractions"}
+        ),
+    )
+    # Everything that may be refused is refused before the folder is made.
+    labelled = None
+    if plan.labels is not None:
+        labelled = split_labelled(cells.test, plan.labels, plan.scoring.min_cells, 0)
+    facts = _facts(plan, cells, labelled)
+    out.mkdir(exist_ok=True)
+    if not before:
+        write_corpus(cells.train, out / TRAIN)
+        write_corpus(cells.test, out / TEST)
+        with atomic_file(out / FEATURES) as temporary, temporary.open("wb") as file:
+            scipy.sparse.save_npz(file, cells.features.tocsr())
+    run = {"lasting": lasting, "strategies": plan.strategies, "fractions": plan.fractions, "seeds": plan.seeds}
+    for name, content in ((FACTS, facts), (RUN, run)):
+        with atomic_file(out / name) as temporary:
+            temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    if not (out / ROWS).is_file():
+        _write(out, [], [])
+    return facts, plan
+
+
+def _check_same(out: Path, then: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise InputError if a folder holds a comparison of other cells or settings."""
+    if then.get("cells") != now["cells"]:
+        raise InputError(f"{out} holds a comparison on other cells or genes; choose a new folder")
+    for name, old, new in _flat(then, now):
+        if old != new:
+            raise InputError(
+                f"{out} holds a comparison with {name}={old}, and cannot go on with {new}; give {old}, or a new folder"
+            )
+
+
+def _flat(then: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    for name, value in now.items():
+        old = then.get(name)
+        if isinstance(value, dict) and isinstance(old, dict):
+            yield from ((one, old.get(one), value.get(one)) for one in {**old, **value})
+        else:
+            yield name, old, value
+
+
+def _facts(plan: Plan, cells: ComparedCells, labelled: Any) -> dict[str, Any]:
+    """Return what the report says of a comparison beside its rows."""
+    types: dict[str, int] = {}
+    notes = []
+    if labelled is not None:
+        counts = np.bincount(labelled.of_cell[labelled.of_cell >= 0]).tolist()
+        types = dict(zip(labelled.types, counts, strict=True))
+        everything = [str(value) for value in cells.test.obs[plan.labels]]
+        rare = sorted(set(everything) - set(types) - {"None", "nan", ""})
+        if rare:
+            notes.append(f"Types with fewer than {plan.scoring.min_cells} test cells are left out: {', '.join(rare)}.")
+        notes.append(
+            "Cell types: half of the labelled test cells train the head or the regression, the other half is scored; "
+            "the halves follow from the seed."
+        )
+    if not cells.has_counts and labelled is not None:
+        notes.append("The corpus has no counts: the regressions without a model read ranks instead.")
+    notes.append(
+        "Graphs and PMI tables are "
+        + (
+            "those that were given."
+            if plan.graph or plan.pmi
+            else "made from the cells that each model is pretrained on."
+        )
+        + " The shortcut is measured by "
+        + ("the given graph." if plan.graph else "the graph of all training cells, for all models.")
+    )
+    return {
+        "strategies": {name: parse_compared(name).label for name in plan.strategies},
+        "reference": plan.reference,
+        "fractions": sorted(plan.fractions),
+        "seeds": plan.seeds,
+        "train_cells": cells.train.n_cells,
+        "test_cells": cells.test.n_cells,
+        "labelled_cells": sum(types.values()),
+        "genes": cells.train.vocabulary.size - len(cells.train.vocabulary.special_token_ids),
+        "types": types,
+        "rare": [] if labelled is None else labelled.types[-labelled.n_rare :],
+        "settings": plan.lasting()["settings"],
+        "evaluation": {"mask rate": plan.mlm_probability, **plan.lasting()["scoring"]},
+        "inputs": {"train": cells.train_name, "test": cells.test_name},
+        "notes": notes,
+        "versions": {name: version(name) for name in ("corrmask-fast", "torch", "transformers", "scikit-learn")},
+    }
+
+
+def _estimate(shared: Any, plan: Plan, threads: int) -> float:
+    from corrmask_fast.comparison.estimate import seconds_a_model
+
+    labelled = shared.labelled(0)
+    n_labelled = 0 if labelled is None else labelled.train.size + labelled.test.size
+    return seconds_a_model(shared.train, shared.test.n_cells, n_labelled, plan, threads)
+
+
+def _run(tasks: list[Task], out: Path, plan: Plan, jobs: int, threads: int) -> Iterator[tuple[Task, Ended]]:
+    """Yield each task with its rows and details as it ends."""
+    from corrmask_fast.comparison.models import run_task
+
+    if jobs == 1:
+        for task in tasks:
+            yield task, run_task(task, str(out), plan, threads)
+        return
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        running = {pool.submit(run_task, task, str(out), plan, threads): task for task in tasks}
+        try:
+            for future in as_completed(running):
+                yield running[future], future.result()
+        except BrokenProcessPool as error:
+            raise InputError(
+                "a process ended abruptly, most likely for lack of memory; the models that ended are kept: give the "
+                "same command with fewer jobs"
+            ) from error
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _ended(out: Path) -> Ended:
+    """Return the rows of the models that ended, and their details."""
+    found = []
+    for name in (ROWS, DETAILS):
+        with readable(out / name, "table of a comparison"), (out / name).open(newline="", encoding="utf-8") as file:
+            found.append(list(csv.DictReader(file)))
+    rows, details = found
+    keys = {_row_key(row)[1:] for row in rows}
+    return rows, [one for one in details if (one["strategy"], _share(one["fraction"]), int(one["seed"])) in keys]
+
+
+def _write(out: Path, rows: list[Row], details: list[Row]) -> None:
+    # Details first: a row says that its model is done.
+    write_csv(out / DETAILS, DETAIL_COLUMNS, [[one.get(name, "") for name in DETAIL_COLUMNS] for one in details])
+    columns = list(dict.fromkeys([*KEY_COLUMNS, *(name for row in rows for name in row)]))
+    write_csv(out / ROWS, columns, [[row.get(name, "") for name in columns] for row in rows])
+
+
+def _key(task: Task) -> tuple[str, str, str, int]:
+    if task.strategy is None:
+        return "untrained", "untrained", "", task.seed
+    return "model", task.strategy, _share(task.fraction), task.seed
+
+
+def _row_key(row: Row) -> tuple[str, str, str, int]:
+    return row["kind"], row["strategy"], _share(row["fraction"]), int(row["seed"])
+
+
+def _share(fraction: Any) -> str:
+    return "" if fraction == "" else f"{float(fraction):g}"
+
+
+def _line(task: Task, row: Row) -> str:
+    what = "untrained encoder, baselines" if task.strategy is None else task.strategy
+    share = "" if task.strategy is None else f", {100 * task.fraction:g} % of the cells"
+    figures = [f"loss {row['loss']:.3f}"]
+    if "macro_f1" in row or "probe_f1" in row:
+        figures.append(f"macro-F1 {row.get('macro_f1', row.get('probe_f1')):.3f}")
+    return f"{what}{share}, seed {task.seed}: {', '.join(figures)} ({row['seconds']:.0f} s)"
+
+
+def _duration(seconds: float) -> str:
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 90
+        else f"{seconds / 60:.0f} min"
+        if seconds < 5400
+        else f"{seconds / 3600:.1f} h"
+    )

@@ -1,0 +1,304 @@
+"""Comparisons: models that differ in their masks alone, each row written once, and goes on where it was broken off."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+pytest.importorskip("transformers")
+pytest.importorskip("sklearn")
+anndata = pytest.importorskip("anndata")
+
+from corrmask_fast import Corpus, InputError, Vocabulary, compare_strategies, read_corpus, tokenize, write_corpus
+from corrmask_fast.cli.main import main
+from corrmask_fast.comparison.inputs import read_cells
+from corrmask_fast.comparison.models import Cells, split_labelled
+from corrmask_fast.comparison.plan import Plan, Scoring, Task, parse_compared
+from corrmask_fast.synthetic import generate_cells
+from corrmask_fast.training.settings import PRESETS
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+TINY = replace(
+    PRESETS["tiny"], hidden_size=8, layers=1, heads=2, intermediate_size=8, max_length=48, batch_size=8, max_steps=3,
+    device="cpu",
+)  # fmt: skip
+SCORING = Scoring(n_cells=30, n_targets=20, fine_tuning_epochs=1, min_cells=8)
+TIMES = {"seconds"}  # all else in a row follows from the seed
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Two files of counts, one with fewer genes, that share genes and types."""
+    folder = tmp_path_factory.mktemp("counts")
+    for name, n_cells, seed in (("train", 400, 0), ("test", 160, 0)):
+        cells = generate_cells(n_cells, 300, n_modules=9, n_types=3, seed=seed)
+        cells.write_h5ad(folder / f"{name}.h5ad")
+    return folder / "train.h5ad", folder / "test.h5ad"
+
+
+def compare(files, folder, **options):
+    given = {"test": files[1], "labels": "cell_type", "settings": TINY, "scoring": SCORING, "jobs": 1}
+    given |= {"strategies": ["random", "corrmask"], "seeds": 1, "progress": False, **options}
+    return compare_strategies(files[0], folder, **given)
+
+
+def table_of(path):
+    with path.open(newline="") as file:
+        return [{name: text for name, text in row.items() if name not in TIMES} for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module")
+def finished(files, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compared") / "run"
+    names = ["random", "random@0.15", "corrmask", "random-matched", "corrmask-rewired"]
+    return folder, compare(files, folder, strategies=names, seeds=2, fractions=[0.5, 1])
+
+
+def of_model(rows, strategy, fraction="1.0", seed="0"):
+    [row] = [row for row in rows if (row["strategy"], row["fraction"], row["seed"]) == (strategy, fraction, seed)]
+    return row
+
+
+def test_there_is_a_row_for_each_model_and_baseline(finished):
+    folder, _ = finished
+    rows = table_of(folder / "rows.csv")
+    models = [(row["strategy"], float(row["fraction"]), int(row["seed"])) for row in rows if row["kind"] == "model"]
+    facts = json.loads((folder / "comparison.json").read_text())
+    assert sorted(models) == sorted((s, f, k) for s in facts["strategies"] for f in (0.5, 1.0) for k in (0, 1))
+    assert [row["seed"] for row in rows if row["kind"] == "untrained"] == ["0", "1"]
+    baselines = [row["strategy"] for row in rows if row["kind"] == "baseline" and row["seed"] == "0"]
+    assert baselines == ["unigram", "cell type", "majority", "logistic, counts", "logistic, PCA"]
+    assert {int(row["cells"]) for row in rows if row["kind"] == "model"} == {200, 400}
+    measures = ("loss", "loss_se", "accuracy", "shortcut", "placebo", "excess_se", "probe_f1", "macro_f1", "knn_purity")
+    assert all(np.isfinite(float(row[name])) for row in rows if row["kind"] == "model" for name in measures)
+    assert (folder / "report.html").stat().st_size > 20_000
+    assert (folder / "differences.csv").is_file()
+    assert (folder / "models" / "corrmask-1-seed-0" / "model.safetensors").is_file()
+
+
+def test_two_names_of_one_strategy_give_one_model(finished):
+    # The same weights, cells, steps and masks: every figure is the same to the last digit.
+    rows = table_of(finished[0] / "rows.csv")
+    for fraction, seed in (("0.5", "0"), ("1.0", "1")):
+        one, other = (of_model(rows, name, fraction, seed) for name in ("random", "random@0.15"))
+        assert {**one, "strategy": ""} == {**other, "strategy": ""}
+        assert one["loss"] != of_model(rows, "corrmask", fraction, seed)["loss"]
+
+
+def test_only_the_matched_strategy_has_an_error_of_coverage(finished):
+    rows = [row for row in table_of(finished[0] / "rows.csv") if row["kind"] == "model"]
+    assert {row["strategy"] for row in rows if row["coverage_error"]} == {"random-matched"}
+
+
+def test_the_same_call_computes_nothing_again(files, finished):
+    folder, before = finished
+    written = (folder / "rows.csv").stat().st_mtime_ns
+    names = list(before.strategies)
+    again = compare(files, folder, strategies=names, seeds=2, fractions=[0.5, 1])
+    assert (folder / "rows.csv").stat().st_mtime_ns == written
+    assert again.rows == before.rows
+
+
+def test_a_comparison_goes_on_to_the_same_rows(files, tmp_path):
+    whole = tmp_path / "whole"
+    compare(files, whole)
+    rows = (whole / "rows.csv").read_text().splitlines(keepends=True)
+    expected = table_of(whole / "rows.csv"), table_of(whole / "details.csv")
+    (whole / "rows.csv").write_text("".join(rows[:-1]))  # as if it had been stopped before the last model ended
+    compare(files, whole)
+    assert (table_of(whole / "rows.csv"), table_of(whole / "details.csv")) == expected
+
+
+def test_strategies_and_seeds_may_be_added_and_jobs_change_nothing(files, tmp_path):
+    small, large = tmp_path / "small", tmp_path / "large"
+    compare(files, small, strategies=["random"])
+    grown = compare(files, small, strategies=["random", "corrmask"], seeds=2, jobs=2)
+    assert list(grown.strategies) == ["random", "corrmask"]
+    compare(files, large, seeds=2)
+
+    def by_key(folder):
+        return sorted((row["kind"], row["strategy"], row["fraction"], row["seed"], *row.items()) for row in table_of(folder / "rows.csv"))
+
+    assert by_key(small) == by_key(large)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"settings": replace(TINY, max_steps=4)}, "max_steps=3, and cannot go on with 4"),
+        ({"labels": None}, "labels=cell_type, and cannot go on with None"),
+        ({"scoring": replace(SCORING, n_targets=5)}, "n_targets=20"),
+        ({"gene_share": 0.3}, "on other cells or genes"),
+    ],
+)
+def test_a_folder_of_other_settings_is_refused(files, finished, options, message):
+    rows = (finished[0] / "rows.csv").read_bytes()
+    with pytest.raises(InputError, match=message):
+        compare(files, finished[0], **options)
+    assert (finished[0] / "rows.csv").read_bytes() == rows
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"labels": "type"}, r"test\.h5ad.*'type'"),
+        ({"strategies": ["random", "gene-sets"]}, "gene-sets needs gene_sets"),
+        ({"strategies": ["random", "weighted"]}, "weighted needs weights"),
+        ({"strategies": ["corrmask"]}, "reference must be one of the strategies"),
+        ({"strategies": ["random", "corrmsk"]}, "strategies must be of .*corrmsk"),
+        ({"strategies": ["random", "corrmask@2"]}, "got '?2"),
+        ({"seeds": 0}, "seeds must be"),
+        ({"fractions": [0]}, "fractions must be above 0"),
+        ({"fractions": [0.5, 0.5]}, "0.5 twice"),
+        ({"settings": replace(TINY, max_steps=0)}, "max_steps must be 1"),
+        ({"scoring": replace(SCORING, min_cells=150)}, "types of at least min_cells=150"),
+        ({"gene_share": 1.0}, "genes stand in 400 or more of 400"),
+        ({"test_share": 1.0, "test": None}, "test_share"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_written(files, tmp_path, options, message):
+    with pytest.raises(InputError, match=message):
+        compare(files, tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_type_with_one_cell_is_left_out_and_named(files, tmp_path):
+    cells = anndata.read_h5ad(files[1])
+    types = cells.obs["cell_type"].astype(str).to_numpy().copy()
+    types[0] = "once"
+    cells.obs["cell_type"] = types
+    cells.write_h5ad(tmp_path / "test.h5ad")
+    folder = tmp_path / "run"
+    compare(files, folder, test=tmp_path / "test.h5ad", strategies=["random"], scoring=replace(SCORING, n_targets=0))
+    facts = json.loads((folder / "comparison.json").read_text())
+    assert "once" not in facts["types"]
+    assert any("fewer than 8 test cells are left out: once" in note for note in facts["notes"])
+
+
+def test_a_folder_that_is_no_comparison_is_left_alone(files, tmp_path):
+    (tmp_path / "letter.txt").write_text("dear reader")
+    with pytest.raises(InputError, match="holds other files, and no comparison"):
+        compare(files, tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------------- the cells
+
+
+def test_train_and_test_cells_are_what_tokenize_gives_over_the_common_genes(files, tmp_path):
+    cells = read_cells(list(files[:1]), files[1], max_length=40, labels="cell_type", gene_share=0.05, progress=False)
+    counts = [anndata.read_h5ad(path) for path in files]
+    present = np.asarray((counts[0].X > 0).sum(axis=0)).ravel()
+    names = [name for name, n in zip(counts[0].var_names, present, strict=True) if n >= 0.05 * 400]
+    assert list(cells.train.vocabulary.names[2:]) == names
+    # The same by hand: tokenised with all genes, others dropped, then cut.
+    every = Vocabulary(("<pad>", "<mask>", *counts[0].var_names))
+    medians = {}
+    for name, column in zip(counts[0].var_names, scaled(counts[0]).T, strict=True):
+        if (column > 0).any():
+            medians[name] = float(np.median(column[column > 0]))
+    for corpus, path in ((cells.train, files[0]), (cells.test, files[1])):
+        tokenize(path, tmp_path / "all.npz", every, medians, progress=False)
+        whole = read_corpus(tmp_path / "all.npz")
+        for i in (0, 7, corpus.n_cells - 1):
+            own = [every.names[token] for token in whole.tokens[whole.indptr[i] : whole.indptr[i + 1]]]
+            kept = [name for name in own if name in set(names)][:40]
+            mine = corpus.tokens[corpus.indptr[i] : corpus.indptr[i + 1]]
+            assert [corpus.vocabulary.names[token] for token in mine] == kept
+    # Regressions read log counts per 10 000 of the genes that are kept, cells not cut.
+    kept = counts[1][:, names].X.toarray()
+    expected = np.log1p(1e4 * kept / kept.sum(axis=1, keepdims=True))
+    assert np.allclose(cells.features.toarray()[:, 2:], expected, atol=1e-5)
+    assert cells.test.obs["cell_type"].tolist() == counts[1].obs["cell_type"].tolist()
+
+
+def scaled(data):
+    counts = data.X.toarray()
+    return 1e4 * counts / counts.sum(axis=1, keepdims=True)
+
+
+def test_without_a_test_file_a_share_of_the_cells_is_held_out(files):
+    cells = read_cells([files[0]], max_length=300, labels="cell_type", test_share=0.25, progress=False)
+    assert (cells.train.n_cells, cells.test.n_cells) == (300, 100)
+    train, test = (
+        {tuple(corpus.tokens[a:b]) for a, b in zip(corpus.indptr, corpus.indptr[1:], strict=False)}
+        for corpus in (cells.train, cells.test)
+    )
+    assert not train & test
+
+
+def test_a_tokenised_corpus_will_do_and_its_ranks_stand_for_counts(tmp_path):
+    genes = Vocabulary(("<pad>", "<mask>", *(f"G{i}" for i in range(12))))
+    rng = np.random.default_rng(0)
+    tokens = np.concatenate([rng.permutation(12)[:8] + 2 for _ in range(60)])
+    write_corpus(Corpus(np.arange(0, 481, 8), tokens, genes), tmp_path / "cells.npz")
+    cells = read_cells([tmp_path / "cells.npz"], max_length=8, progress=False)
+    assert not cells.has_counts
+    first = cells.test.tokens[:8].astype(int)
+    assert np.allclose(cells.features.toarray()[0, first], 1 - np.arange(8) / 8)
+    with pytest.raises(InputError, match=r"test cells of the same kind; got .*cells.npz \(tokenised\)"):
+        read_cells([tmp_path / "cells.npz"], tmp_path / "other.h5ad", max_length=8, progress=False)
+
+
+def test_a_split_of_labelled_cells_is_halved_within_types_and_follows_from_the_seed(finished):
+    test = read_corpus(finished[0] / "test.npz")
+    one, again, other = (split_labelled(test, "cell_type", 8, seed) for seed in (3, 3, 4))
+    assert np.array_equal(one.train, again.train)
+    assert not np.array_equal(one.train, other.train)
+    assert not set(one.train) & set(one.test)
+    halves = [np.bincount(one.of_cell[rows]) for rows in (one.train, one.test)]
+    assert np.abs(halves[0] - halves[1]).max() <= 1
+
+
+def test_shares_of_the_cells_follow_from_the_seed(files, finished):
+    cells = Cells(finished[0], Plan(("random",), 1, (1.0,), settings=TINY))
+    one, other = (cells.share(0.5, seed) for seed in (0, 1))
+    assert one.n_cells == other.n_cells == 200
+    assert not np.array_equal(one.tokens, other.tokens)
+    assert np.array_equal(cells.share(1.0, 0).tokens, cells.share(1.0, 1).tokens)
+
+
+# ----------------------------------------------------------------------------------------------------------- names
+
+
+def test_a_name_may_have_a_rate_of_its_own():
+    assert parse_compared("random@0.1..0.9") == ("random@0.1..0.9", "random", (0.1, 0.9))
+    assert parse_compared("random@0.1..0.9").label == "Random, rate 0.1..0.9"
+    assert parse_compared("corrmask").rate is None
+    assert parse_compared("my.module:Mine@0.4").label == "Mine, rate 0.4"
+
+
+def test_seeds_come_one_after_the_other():
+    plan = Plan(("random", "corrmask"), 2, (1.0, 0.1), settings=TINY)
+    assert plan.tasks()[:5] == [
+        Task(None, 1.0, 0),
+        *(Task(name, fraction, 0) for fraction in (0.1, 1.0) for name in ("random", "corrmask")),
+    ]
+    assert [task.seed for task in plan.tasks()] == [0] * 5 + [1] * 5
+
+
+# ---------------------------------------------------------------------------------------------------- command line
+
+
+def test_two_files_of_counts_become_a_report_in_one_command(files, tmp_path, capsys):
+    command = ["compare", str(files[0]), "--test", str(files[1]), "--labels", "cell_type", "--out", str(tmp_path / "c")]
+    sizes = ["--max-steps", "2", "--hidden-size", "8", "--heads", "2", "--layers", "1", "--max-length", "32"]
+    quick = ["--n-cells", "20", "--n-targets", "10", "--fine-tuning-epochs", "0", "--min-cells", "8", "--seeds", "1"]
+    assert main([*command, *sizes, *quick, "--strategies", "random", "corrmask", "--jobs", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "400 cells to pretrain on, 160 to score" in out
+    assert "3 models of 2 steps, about" in out
+    assert "report:" in out
+    page = (tmp_path / "c" / "report.html").read_text()
+    assert "CorrMask" in page
+    assert "http" not in page.split("</head>")[0]
+
+
+def test_the_command_line_names_its_options(files, tmp_path, capsys):
+    command = ["compare", str(files[0]), "--out", str(tmp_path / "c"), "--strategies", "random", "gene-sets"]
+    assert main(command) == 2
+    assert "gene-sets needs --gene-sets" in capsys.readouterr().err
