@@ -152,8 +152,8 @@ def annotate_cells(
     return CellAnnotation(types, np.bincount(codes), scores, n_rare)
 
 
-def _labelled_cells(corpus: Corpus, column: str, min_cells: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Return (rows, code of each, names of the codes): types by falling abundance, those too rare left out."""
+def cell_labels(corpus: Corpus, column: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return ((n_cells,) labels as text, indices of the cells that have one); InputError without such a column."""
     if column not in corpus.obs:
         has = ", ".join(map(repr, corpus.obs)) or "none"
         raise InputError(
@@ -161,7 +161,12 @@ def _labelled_cells(corpus: Corpus, column: str, min_cells: int) -> tuple[np.nda
             f"(corrmask-fast tokenize --obs {column} brings one along)"
         )
     text = np.array([str(value).strip() for value in corpus.obs[column]], object)
-    labelled = np.flatnonzero(np.array([value.lower() not in MISSING for value in text], np.bool_))
+    return text, np.flatnonzero(np.array([value.lower() not in MISSING for value in text], np.bool_))
+
+
+def _labelled_cells(corpus: Corpus, column: str, min_cells: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Return (rows, code of each, names of the codes): types by falling abundance, those too rare left out."""
+    text, labelled = cell_labels(corpus, column)
     names, codes, counts = np.unique(text[labelled].astype(str), return_inverse=True, return_counts=True)
     kept = np.flatnonzero(counts >= min_cells)
     if kept.size < 2:
