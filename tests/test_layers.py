@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "masking/strategies": {"cells", "graph", "masking", "masking/engine"},
     "audit": {"cells", "graph", *MASKING},
     "training": {"cells", "graph", *MASKING},
-    "evaluation": {"cells", "training"},
+    "evaluation": {"cells", "graph", *MASKING, "training"},
     "integrations": {"cells", "graph", *MASKING, "training"},
     "cli": {"cells", "graph", "graph/build", *MASKING, "audit", "training", "evaluation"},
 }

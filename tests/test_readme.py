@@ -47,14 +47,14 @@ def reader(tmp_path, monkeypatch):
 def test_commands_and_python_run(reader, capsys):
     datasets = pytest.importorskip("datasets")
     commands = [line for block in blocks("bash") for line in block.replace("\\\n", "").splitlines()]
-    assert len(commands) == 11
+    assert len(commands) == 13
     for command in commands:
         program, *arguments = shlex.split(command)
         assert program == "corrmask-fast"
         assert main(arguments) == 0, command
     printed = capsys.readouterr().out
     assert re.search(r"RPL3 .*: [1-9]\d* partners", printed), printed
-    for picture in ("audit.png", "types.png", "graph.png", "run/loss.png"):
+    for picture in ("audit.png", "types.png", "shortcut.png", "graph.png", "run/loss.png"):
         assert Path(picture).stat().st_size
     assert Path("whole.safetensors").read_bytes()  # from all cells, in chunks
 

@@ -1,10 +1,13 @@
-"""``corrmask-fast evaluate cells | genes``: what a pretrained model has learnt."""
+"""``corrmask-fast evaluate masks | shortcut | cells | genes``: what a pretrained model has learnt."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from corrmask_fast.cli.options import add_corpus, check_outputs, command, open_corpus, setting
+from corrmask_fast.cli.masker_options import add_masker_options, masker_of
+from corrmask_fast.cli.options import add_corpus, check_outputs, command, load_graph, open_corpus, setting
+from corrmask_fast.errors import import_extra
+from corrmask_fast.masking.strategies import CONTROL
 
 if TYPE_CHECKING:
     import argparse
@@ -14,10 +17,53 @@ if TYPE_CHECKING:
 
 def add_evaluate(commands: Any) -> None:
     """Add the group of commands."""
-    parser = commands.add_parser("evaluate", help="what a pretrained model has learnt: cell types, classes of genes")
+    parser = commands.add_parser(
+        "evaluate", help="what a pretrained model has learnt: masked genes, cell types, classes of genes"
+    )
     group = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_masks(group)
+    _add_shortcut(group)
     _add_cells(group)
     _add_genes(group)
+
+
+def _add_masks(commands: Any) -> None:
+    parser = command(
+        commands,
+        "masks",
+        _masks,
+        summary="score models at the same masked genes, beside baselines without a model",
+        text="Score one or several models on cells that none was trained on, all under the same masks, whatever they "
+        "were trained with: loss in nats, perplexity, accuracy, with standard errors over cells, and paired "
+        "differences from the first model. Beside them a baseline that knows how often each gene occurs, and with "
+        "--labels one that knows the cell type alone.",
+        example="evaluate masks random/model corrmask/model held_out.dataset --labels cell_type --csv scores.csv",
+    )
+    _add_models_and_corpus(parser)
+    add_masker_options(parser, default=CONTROL)
+    parser.add_argument("--labels", metavar="COLUMN", help="obs column with the cell types, for the baseline of types")
+    _add_scoring(parser, 16, "cells in a batch")
+
+
+def _add_shortcut(commands: Any) -> None:
+    parser = command(
+        commands,
+        "shortcut",
+        _shortcut,
+        summary="what partners in view are worth to a model, at the same genes",
+        text="Predict the same masked genes of the same cells three times, with the same number of masked genes: with "
+        "random genes masked beside the target, with its partners in the graph masked in place of some of them, and "
+        "with as many random genes of the partners' frequency (placebo). What the loss rises by when the partners are "
+        "hidden is the shortcut. Standard errors are over cells; differences between models are paired.",
+        example="evaluate shortcut random/model corrmask/model held_out.dataset --graph graph.safetensors --plot s.png",
+    )
+    _add_models_and_corpus(parser)
+    parser.add_argument("--graph", required=True, metavar="GRAPH", help="whose neighbours are the partners")
+    setting(parser, "--mlm-probability", 0.15, "P", "share of a cell's genes masked")
+    setting(parser, "--n-targets", 1_000, "N", "masked genes that are looked at; fewer if there are no more")
+    setting(parser, "--seed", 0, "N", "of targets and masks")
+    _add_scoring(parser, 8, "targets in a batch, each with three cells")
+    parser.add_argument("--plot", metavar="FILE", help="save a picture (.png, .pdf or .svg)")
 
 
 def _add_cells(commands: Any) -> None:
@@ -62,21 +108,78 @@ def _add_model_and_corpus(parser: argparse.ArgumentParser) -> None:
     add_corpus(parser)
 
 
+def _add_models_and_corpus(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "models", nargs="+", metavar="MODEL", help="folders of checkpoints (config.json, model.safetensors)"
+    )
+    add_corpus(parser)
+
+
+def _add_scoring(parser: argparse.ArgumentParser, batch_size: int, text: str) -> None:
+    setting(parser, "--batch-size", batch_size, "N", text)
+    _add_length_and_device(parser, "all that every model sees")
+    parser.add_argument("--csv", metavar="FILE", help="save every score")
+
+
+def _add_length_and_device(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument(
+        "--max-length",
+        type=int,
+        metavar="N",
+        help=f"cut cells to N tokens, <cls> and <eos> included (default: {default})",
+    )
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="default: %(default)s")
+
+
 def _add_training(parser: argparse.ArgumentParser, *, epochs: int) -> None:
     setting(parser, "--epochs", epochs, "N", "of fine-tuning")
     setting(parser, "--batch-size", 12, "N", "cells in a step")
     setting(parser, "--learning-rate", 5e-5, "RATE", "of the first step; it falls linearly to 0")
     setting(parser, "--frozen-layers", 0, "N", "layers that keep their weights; -1: train the head alone")
-    parser.add_argument(
-        "--max-length",
-        type=int,
-        metavar="N",
-        help="cut cells to N tokens, <cls> and <eos> included (default: all the model sees)",
-    )
+    _add_length_and_device(parser, "all the model sees")
     setting(parser, "--seed", 0, "N", "of splits, head and order")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="default: %(default)s")
     parser.add_argument("--csv", metavar="FILE", help="save every score")
     parser.add_argument("--plot", metavar="FILE", help="save a picture (.png, .pdf or .svg)")
+
+
+def _masks(arguments: argparse.Namespace) -> None:
+    import_extra("transformers", "hf")
+    check_outputs(arguments, "csv")
+    corpus = open_corpus(arguments)
+    graph = load_graph(arguments.graph) if arguments.graph else None
+    masker = masker_of(arguments, vocabulary=corpus.vocabulary, graph=graph)
+    from corrmask_fast.evaluation.masked_scores import score_masks
+
+    scores = score_masks(
+        arguments.models,
+        corpus,
+        masker,
+        labels=arguments.labels,
+        batch_size=arguments.batch_size,
+        max_length=arguments.max_length,
+        device=arguments.device,
+        progress=arguments.progress,
+    )
+    print(scores.table())
+    if arguments.csv is not None:
+        scores.save_csv(arguments.csv)
+
+
+def _shortcut(arguments: argparse.Namespace) -> None:
+    import_extra("transformers", "hf")
+    check_outputs(arguments, "csv")
+    corpus, graph = open_corpus(arguments), load_graph(arguments.graph)
+    from corrmask_fast.evaluation.shortcut import measure_shortcut
+
+    names = ("mlm_probability", "n_targets", "seed", "batch_size", "max_length", "device", "progress")
+    report = measure_shortcut(arguments.models, corpus, graph, **{name: getattr(arguments, name) for name in names})
+    print(report.table())
+    if arguments.csv is not None:
+        report.save_csv(arguments.csv)
+    if arguments.plot is not None:
+        from corrmask_fast.evaluation.plots import plot_shortcut
+
+        plot_shortcut(report, arguments.plot)
 
 
 def _cells(arguments: argparse.Namespace) -> None:

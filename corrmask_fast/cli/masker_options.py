@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 RATE = 0.15  # where no --mlm-probability is given
 
 
-def add_masker_options(parser: argparse.ArgumentParser, *, graph_required: bool = False, learned: bool = False) -> None:
+def add_masker_options(
+    parser: argparse.ArgumentParser, *, default: str = DEFAULT, graph_required: bool = False, learned: bool = False
+) -> None:
     """Add ``--strategy``, the files that strategies are made from, and their parameters.
 
     ``learned``: with the strategies that learn with a model, for commands that train one.
@@ -31,9 +33,9 @@ def add_masker_options(parser: argparse.ArgumentParser, *, graph_required: bool 
     parser.add_argument(
         "--strategy",
         type=_strategy_of(strategies),
-        default=DEFAULT,
+        default=default,
         metavar="NAME",
-        help=f"what is masked together: {names} (default: {DEFAULT}). Or a strategy of your own, package.module:Name: "
+        help=f"what is masked together: {names} (default: {default}). Or a strategy of your own, package.module:Name: "
         "the module is imported from PYTHONPATH, which runs its code, and Name(vocabulary, **options) must return a "
         "masker, such as a FunctionMasker; options are mlm_probability, seed and those below that are given",
     )

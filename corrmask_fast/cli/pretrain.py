@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import math
 from contextlib import nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from corrmask_fast.cli.masker_options import add_masker_options, is_own, masker_of
+from corrmask_fast.cli.masker_options import RATE, add_masker_options, is_own, masker_of
 from corrmask_fast.cli.options import add_corpus, command, load_graph, open_corpus
 from corrmask_fast.errors import InputError, naming, shown
 from corrmask_fast.masking.schedules import parse_rate, rate_text
-from corrmask_fast.masking.strategies import LEARNED_STRATEGIES, OPTIONS, SOURCES, STRATEGIES
+from corrmask_fast.masking.strategies import CONTROL, LEARNED_STRATEGIES, OPTIONS, SOURCES, STRATEGIES
 from corrmask_fast.training.settings import (
     MASKER_OPTIONS,
     OF_CHECKPOINT,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from corrmask_fast.graph.dependency_graph import DependencyGraph
     from corrmask_fast.masking.base import Masker
 
+CELL_TYPE = "cell_type"  # the obs column of the baseline that knows the type alone, where the corpus has it
 RATES = "mlm_probability", "structural_ratio"
 FILES = (*(name for name, source in SOURCES.items() if source.metavar), "weights")
 TEXTS = "strategy", "eval_strategy", "replace", "partners", *FILES
@@ -44,9 +46,11 @@ def add_pretrain(commands: Any) -> None:
         text="Pretrain a new BertForMaskedLM, or with --model go on with a checkpoint of any masked language model of "
         "transformers. The defaults are those of the paper (Table 5); a TOML file or options change them, the options "
         "win. --resume takes the run's own, as its settings.toml has them. Writes checkpoints, log.csv, loss.png, "
-        "settings.toml, and the model as transformers saves it. With a graph, the loss on held-out cells is split by "
-        f"whether a partner of the masked gene stayed in view. {LEARNED} learn with the model what to mask; what they "
-        "learned lies beside it, and held-out cells are masked without it.",
+        "settings.toml, and the model as transformers saves it. Held-out cells are masked alike whatever "
+        "the training masks with, so that the losses of any two runs on the same cells compare; at the end they are "
+        "printed beside baselines without a model. With a graph, their loss is split by where the partners of the "
+        "masked genes are, as a description: `evaluate shortcut` measures what partners in view are worth. "
+        f"{LEARNED} learn with the model what to mask; what they learned lies beside it.",
         example="pretrain cells.dataset --graph graph.safetensors --out run --preset small --max-steps 1000",
     )
     add_corpus(parser)
@@ -58,10 +62,10 @@ def add_pretrain(commands: Any) -> None:
     )
     add_masker_options(parser, learned=True)
     parser.add_argument(
-        "--eval-strategy", choices=STRATEGIES, help="how held-out cells are masked (default: as the others)"
+        "--eval-strategy", choices=STRATEGIES, help="how held-out cells are masked, with seed 0 (default: random)"
     )
     parser.add_argument(
-        "--eval-mlm-probability", type=float, metavar="P", help="share of their genes (default: as of the others)"
+        "--eval-mlm-probability", type=float, metavar="P", help=f"share of their genes (default: {RATE})"
     )
     parser.set_defaults(**dict.fromkeys(MASKER_OPTIONS))  # not given: the configuration file decides
     add_setting_options(parser)
@@ -112,19 +116,28 @@ def _pretrain(arguments: argparse.Namespace) -> None:
     if report.main_process:
         plot_pretraining(report, Path(arguments.out) / PLOT)
         print(report.summary())
+        if not math.isnan(report.last("eval_loss")):
+            from corrmask_fast.evaluation.masked_scores import score_masks
+            from corrmask_fast.training.run import MODEL, split_cells
+
+            held_out = split_cells(corpus, settings)[1]
+            labels = CELL_TYPE if CELL_TYPE in held_out.obs else None
+            scores = score_masks(
+                {"this model": report.folder / MODEL}, held_out, eval_masker, labels=labels,
+                batch_size=settings.batch_size, device=settings.device, progress=arguments.progress,
+            )  # fmt: skip
+            print(f"\nheld-out cells: {scores.table()}")
 
 
 def _eval_masker(arguments: argparse.Namespace, vocabulary: Vocabulary, graph: DependencyGraph | None) -> Masker | None:
-    """Return what masks the held-out cells, if it is another strategy or rate than the training's."""
+    """Return what masks the held-out cells, if the options ask for another strategy or rate than the default."""
     strategy, rate = arguments.eval_strategy, arguments.eval_mlm_probability
     if strategy is None and rate is None:
         return None
-    other: dict[str, Any] = {}
-    if strategy not in {None, arguments.strategy}:  # the options are those of the training's strategy
-        other = {name: None for name in OPTIONS if name not in STRATEGIES[strategy].requires}
-    own = {"strategy": strategy or arguments.strategy, **other}
-    if rate is not None:
-        own["mlm_probability"] = rate
+    strategy = strategy or CONTROL
+    own: dict[str, Any] = {"strategy": strategy, "mlm_probability": RATE if rate is None else rate, "seed": 0}
+    if strategy != arguments.strategy:  # the options are those of the training's strategy
+        own |= {name: None for name in (*OPTIONS, "replace") if name not in STRATEGIES[strategy].requires}
     return masker_of(argparse.Namespace(**{**vars(arguments), **own}), vocabulary=vocabulary, graph=graph)
 
 

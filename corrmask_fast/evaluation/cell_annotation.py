@@ -168,8 +168,8 @@ def fine_tuned_f1(
     return f1_by_type(of_cell[test], np.concatenate(logits), n_types)
 
 
-def _labelled_cells(corpus: Corpus, column: str, min_cells: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Return (rows, code of each, names of the codes): types by falling abundance, those too rare left out."""
+def cell_labels(corpus: Corpus, column: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return ((n_cells,) labels as text, indices of the cells that have one); InputError without such a column."""
     if column not in corpus.obs:
         has = ", ".join(map(repr, corpus.obs)) or "none"
         raise InputError(
@@ -177,7 +177,12 @@ def _labelled_cells(corpus: Corpus, column: str, min_cells: int) -> tuple[np.nda
             f"(corrmask-fast tokenize --obs {column} brings one along)"
         )
     text = np.array([str(value).strip() for value in corpus.obs[column]], object)
-    labelled = np.flatnonzero(np.array([value.lower() not in MISSING for value in text], np.bool_))
+    return text, np.flatnonzero(np.array([value.lower() not in MISSING for value in text], np.bool_))
+
+
+def _labelled_cells(corpus: Corpus, column: str, min_cells: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Return (rows, code of each, names of the codes): types by falling abundance, those too rare left out."""
+    text, labelled = cell_labels(corpus, column)
     names, codes, counts = np.unique(text[labelled].astype(str), return_inverse=True, return_counts=True)
     kept = np.flatnonzero(counts >= min_cells)
     if kept.size < 2:

@@ -1,4 +1,4 @@
-"""Pictures of evaluations: F1 by abundance of the cell type, ROC curves of gene classes."""
+"""Pictures of evaluations: F1 by abundance of the cell type, ROC curves of gene classes, the paired shortcut."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
     from corrmask_fast.evaluation.cell_annotation import CellAnnotation
     from corrmask_fast.evaluation.gene_classification import GeneClassification
+    from corrmask_fast.evaluation.shortcut import Shortcut
 
-__all__ = ["plot_cell_annotation", "plot_gene_classification"]
+__all__ = ["plot_cell_annotation", "plot_gene_classification", "plot_shortcut"]
 
 
 def plot_cell_annotation(report: CellAnnotation, path: str | os.PathLike[str] | None = None) -> Any:
@@ -83,3 +84,61 @@ def plot_gene_classification(report: GeneClassification, path: str | os.PathLike
         y="true positive rate",
     )
     return save_figure(figure, path)
+
+
+def plot_shortcut(report: Shortcut, path: str | os.PathLike[str] | None = None) -> Any:
+    """Draw shortcut and placebo of each model: over all targets, by |rho| and by frequency; return the figure.
+
+    Parameters
+    ----------
+    report
+        Of :func:`corrmask_fast.measure_shortcut`.
+    path
+        Where to save it; None: only return it.
+    """
+    models = report.models
+    figure = new_figure((12.5, max(3.8, 1.8 + 0.3 * len(models))))
+    everything, *by_group = figure.subplots(1, 3, width_ratios=(1.1, 1, 1))
+    colors = {model: COLORS[i % len(COLORS)] for i, model in enumerate(models)}
+    kinds = {"shortcut": {"fmt": "o", "markersize": 6}, "placebo": {"fmt": "o", "markersize": 6, "mfc": "white"}}
+    for measure, style in kinds.items():
+        for i, model in enumerate(models):
+            found = report.mean(model, measure)
+            color = colors[model] if measure == "shortcut" else GREY
+            everything.errorbar(found.mean, i, xerr=_drawn(found.error), color=color, capsize=3, **style)
+    everything.axvline(0, color=GREY, linewidth=0.8)
+    everything.set_yticks(range(len(models)), [_short(model) for model in models], fontsize=8)
+    everything.set_ylim(len(models) - 0.5, -0.5)
+    number = f"{report.genes.size:,} targets in {np.unique(report.cells).size:,} cells"
+    style_axis(everything, title="Shortcut (filled) and placebo (grey)", x=f"nats at the target, ± s.e.; {number}")
+    titles = {"shortcut by rho": "largest |rho| among its partners", "shortcut by frequency": "share of cells with it"}
+    for axis, (name, ranges) in zip(by_group, report.groups().items(), strict=True):
+        groups = {group: among for group, among in ranges.items() if among.any()}
+        for i, model in enumerate(models):
+            shift = (i - (len(models) - 1) / 2) * min(0.08, 0.4 / len(models))
+            for measure, line in (("shortcut", "-"), ("placebo", ":")):
+                of_groups = [report.mean(model, measure, among) for among in groups.values()]
+                means, errors = [one.mean for one in of_groups], [_drawn(one.error) for one in of_groups]
+                axis.errorbar(
+                    np.arange(len(groups)) + shift, means, yerr=errors, color=colors[model], linestyle=line,
+                    capsize=2, linewidth=1.4, marker="o", markersize=4,
+                    mfc=colors[model] if measure == "shortcut" else "white",
+                )  # fmt: skip
+        axis.axhline(0, color=GREY, linewidth=0.8)
+        ticks = [f"{group}\nn = {np.count_nonzero(among):,}" for group, among in groups.items()]
+        axis.set_xticks(range(len(groups)), ticks, fontsize=7)
+        style_axis(axis, title=f"By {titles[name]}", x="", y="nats")
+    lines = [by_group[0].plot([], [], line, color="black", label=label)[0] for line, label in
+             (("-", "shortcut"), (":", "placebo"))]  # fmt: skip
+    by_group[0].legend(handles=lines, frameon=False, fontsize=8, loc="upper left")
+    return save_figure(figure, path)
+
+
+def _drawn(error: float) -> float:
+    """Return an error bar's length: none where the error is not known."""
+    return 0.0 if np.isnan(error) else error
+
+
+def _short(name: str, longest: int = 28) -> str:
+    """Return a name for an axis: the end of a long path."""
+    return name if len(name) <= longest else f"…{name[1 - longest :]}"

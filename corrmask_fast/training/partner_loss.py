@@ -1,4 +1,4 @@
-"""The loss at masked genes, split by whether a partner of the gene is visible: how much a model copies."""
+"""The loss at masked genes, split by whether a partner of the gene is in view: a description, no measure of copying."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ __all__ = ["PartnerLoss"]
 
 # All partners in the cell are masked too; a partner is visible; no partner is in the cell.
 HIDDEN, VISIBLE, ALONE = range(3)
+GROUPS = {"visible": VISIBLE, "hidden": HIDDEN, "absent": ALONE}
 LARGEST_LOG = 700.0  # e to this is a float64
 
 
@@ -31,8 +32,9 @@ class PartnerLoss:
 
     Notes
     -----
-    A model can guess a gene from a visible partner. It cannot if all partners in the cell are masked. The gap between
-    the two losses is the shortcut that CorrMask takes away (Hacohen et al. 2026, section 3).
+    The three groups are different genes: which genes have a partner in view depends on the masks, and common genes have
+    lower losses than rare ones. A model that cannot copy has a gap between the groups too. So the gap does not measure
+    how much a model copies; :func:`corrmask_fast.measure_shortcut` does, at the same genes.
     """
 
     def __init__(self, graph: DependencyGraph | None) -> None:
@@ -69,7 +71,7 @@ class PartnerLoss:
         self.total, self.count, self.right = sums.double().cpu().numpy()
 
     def metrics(self, prefix: str = "eval_") -> dict[str, float]:
-        """Return the mean losses in nats, what follows from them, and the share of genes with a visible partner."""
+        """Return the mean losses in nats, what follows from them, and loss and number of genes of each group."""
         loss = _mean(self.total.sum(), self.count.sum())
         result = {
             f"{prefix}loss": loss,
@@ -77,11 +79,9 @@ class PartnerLoss:
             f"{prefix}perplexity": float(np.exp(min(loss, LARGEST_LOG))),
         }
         if self.neighbors is not None:
-            result |= {
-                f"{prefix}loss_partner_visible": _mean(self.total[VISIBLE], self.count[VISIBLE]),
-                f"{prefix}loss_partner_hidden": _mean(self.total[HIDDEN], self.count[HIDDEN]),
-                f"{prefix}share_partner_visible": _mean(self.count[VISIBLE], self.count[VISIBLE] + self.count[HIDDEN]),
-            }
+            for name, group in GROUPS.items():
+                result[f"{prefix}loss_partner_{name}"] = _mean(self.total[group], self.count[group])
+                result[f"{prefix}genes_partner_{name}"] = float(self.count[group])
         return result
 
 

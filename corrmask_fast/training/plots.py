@@ -67,7 +67,10 @@ def plot_loss(
 
 
 def plot_pretraining(report: PretrainingReport, path: str | os.PathLike[str] | None = None) -> Any:
-    """Draw the losses of a run: in training, and on held-out cells with a partner in view or hidden.
+    """Draw the losses of a run: in training under its own masks, and on held-out cells.
+
+    With a graph the latter are split by where the partners of a gene are. The groups are different genes: gaps between
+    them do not measure copying.
 
     Parameters
     ----------
@@ -79,10 +82,11 @@ def plot_pretraining(report: PretrainingReport, path: str | os.PathLike[str] | N
     figure = new_figure((7.2, 4.2))
     axis = figure.subplots()
     lines = (
-        ("loss", "in training", GREY, "-", 1.2),
+        ("loss", "in training, under the run's own masks", GREY, "-", 1.2),
         ("eval_loss", "held-out cells", "black", "-", 1.8),
-        ("eval_loss_partner_visible", "held out, a partner in view", COLORS[1], "--", 1.6),
-        ("eval_loss_partner_hidden", "held out, all partners hidden", COLORS[0], "--", 1.6),
+        ("eval_loss_partner_visible", "genes with a partner in view", COLORS[1], "--", 1.2),
+        ("eval_loss_partner_hidden", "other genes: all partners hidden", COLORS[0], "--", 1.2),
+        ("eval_loss_partner_absent", "other genes: no partner in the cell", COLORS[2], "--", 1.2),
     )
     for name, label, color, style, width in lines:
         points = np.array([(row["step"], row[name]) for row in report.history if name in row])

@@ -18,8 +18,9 @@ from corrmask_fast.cells.dataset import CorpusDataset
 from corrmask_fast.cells.vocabulary import DICTIONARY_FILE
 from corrmask_fast.errors import InputError
 from corrmask_fast.files import atomic_file, check_output, check_output_folder
+from corrmask_fast.masking.strategies.random import RandomMasker
 from corrmask_fast.tables import write_csv
-from corrmask_fast.training.partner_loss import PartnerLoss
+from corrmask_fast.training.partner_loss import GROUPS, PartnerLoss
 from corrmask_fast.training.run_record import FILE as RECORD
 from corrmask_fast.training.settings import SETTINGS, PretrainingSettings, to_toml
 from corrmask_fast.training.step_clock import StepClock
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 __all__ = ["PretrainingReport", "pretrain"]
 
 MAX_HELD_OUT = 2000
+DIFFERENT_GENES = "these are different genes: the gap is no measure of copying; `corrmask-fast evaluate shortcut` is"
+NOT_ALIKE = "runs with other masks do not compare"
 LOG, MODEL, PLOT = "log.csv", "model", "loss.png"
 # Settings that a resumed run must keep. Its record checks corpus, masker and cells per step.
 LASTING = ("model", "hidden_size", "layers", "heads", "intermediate_size", "max_length", "held_out", "run_seed")
@@ -75,12 +78,23 @@ class PretrainingReport:
                 f"loss on held-out cells      {self.last('eval_loss'):.3f} nats; perplexity "
                 f"{self.last('eval_perplexity'):,.1f}; {100 * self.last('eval_accuracy'):.1f} % of masked genes named"
             )
-        if not math.isnan(self.last("eval_loss_partner_hidden")):
-            share = 100 * self.last("eval_share_partner_visible")
+        genes = {name: self.last(f"eval_genes_partner_{name}") for name in GROUPS}
+        if (n := sum(genes.values())) > 0:  # NaN without a graph
+            named = {
+                "visible": "a partner in view",
+                "hidden": "all partners hidden",
+                "absent": "no partner in the cell",
+            }
             lines += [
-                f"  a partner in view          {self.last('eval_loss_partner_visible'):.3f} ({share:.1f} % of them)",
-                f"  all partners hidden        {self.last('eval_loss_partner_hidden'):.3f}",
+                f"  {named[name]:<27}{self.last(f'eval_loss_partner_{name}'):.3f} ({genes[name]:,.0f} genes, "
+                f"{100 * genes[name] / n:.1f} %)"
+                for name in GROUPS
             ]
+            lines.append(f"  {DIFFERENT_GENES}")
+        if not math.isnan(self.last("loss")):
+            lines.append(
+                f"loss in training            {self.last('loss'):.3f} nats under the run's own masks: {NOT_ALIKE}"
+            )
         if not math.isnan(self.last("tokens_per_second")):
             masking = (
                 f", {100 * self.last('share_masking'):.1f} % masking" if self.masking == "device" else " and masks"
@@ -115,9 +129,11 @@ def pretrain(
     settings
         Model and training.
     graph
-        Splits the loss on held-out cells by whether a partner of the masked gene is visible.
+        Splits the loss on held-out cells by whether a partner of the masked gene is in view: a description. The groups
+        are different genes; what partners in view are worth measures :func:`corrmask_fast.measure_shortcut`.
     eval_masker
-        Masks the held-out cells, with another strategy or rate than the training cells. None: ``masker`` does.
+        Masks the held-out cells. None: ``RandomMasker(vocabulary, mlm_probability=0.15, seed=0)``, whatever ``masker``
+        is, so that the losses of any two runs on the same held-out cells compare.
     resume
         Continue from the last complete checkpoint in ``folder``. The losses are those of an uninterrupted run.
     progress
@@ -158,7 +174,7 @@ def pretrain(
         eval_dataset=CorpusDataset(held_out) if held_out.n_cells else None,
         masker=masker,
         masking=_masking(settings, masker),
-        eval_masker=eval_masker,
+        eval_masker=RandomMasker(corpus.vocabulary) if eval_masker is None else eval_masker,
         partner_graph=graph,
     )
     if settings.report_to == "tensorboard":
@@ -328,7 +344,7 @@ def _check_lasting(path: Path, settings: PretrainingSettings) -> None:
 
 
 class RunTrainer(CorrMaskTrainer):
-    """A trainer that measures where the time goes, and splits the loss on held-out cells by visible partners."""
+    """A trainer that measures where the time goes, and splits the loss on held-out cells by partners in view."""
 
     resumes_whole = True
 

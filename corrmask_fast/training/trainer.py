@@ -83,7 +83,8 @@ class CorrMaskTrainer(transformers.Trainer):
         the step masks on the model's device.
     eval_masker
         Masks the cells of evaluations and predictions, in place of the training's masker: another strategy, or another
-        rate. Its rates must not go by a step, and it must not learn.
+        rate. Its rates must not go by a step, and it must not learn. None: the training's masker does, and losses of
+        runs with other masks do not compare.
     pad_to_multiple_of
         With ``masker``: a batch's width is rounded up to a multiple of this.
 

@@ -1,0 +1,307 @@
+"""One yardstick for masked language models: the same frozen masks for all, beside baselines that need no model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from corrmask_fast.errors import InputError, check_integer
+from corrmask_fast.evaluation.cell_annotation import cell_labels
+from corrmask_fast.evaluation.scored_models import FREQUENCIES, Models, gene_counts, opened, scored_length
+from corrmask_fast.evaluation.standard_errors import Estimate, estimate, in_bins
+from corrmask_fast.masking.padded_batch import EVALUATION_EPOCH
+from corrmask_fast.masking.schedules import rate_text
+from corrmask_fast.masking.strategies.random import RandomMasker
+from corrmask_fast.progress import progress_bar
+from corrmask_fast.tables import align, write_csv
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping
+
+    from corrmask_fast.cells.corpus import Corpus
+    from corrmask_fast.masking.base import Masker
+
+__all__ = ["MaskScores", "score_masks"]
+
+UNIGRAM, CELL_TYPE = "unigram", "cell type"  # the baselines
+
+
+@dataclass(frozen=True)
+class MaskScores:
+    """Losses of models and baselines at the same masked genes; scores of models trained with any masking compare.
+
+    Attributes
+    ----------
+    cells, tokens
+        (n,) int64: the cell of each masked gene, by its place in the corpus, and the gene's token.
+    losses, right
+        Name of a line → (n,) float64 cross-entropy in nats, and (n,) bool: whether the gene was the most likely one.
+        Lines are the models in the order given, then the baselines. A line that says nothing of a gene has NaN there.
+    frequency
+        (n,) float64: share of the corpus' cells that have the gene.
+    types
+        Cell type → (n,) bool: whether the gene is of such a cell, the type of most cells first. Empty without labels.
+    n_cells
+        Cells of the corpus.
+    masks
+        How the cells were masked, in words.
+    """
+
+    cells: np.ndarray
+    tokens: np.ndarray
+    losses: Mapping[str, np.ndarray]
+    right: Mapping[str, np.ndarray]
+    frequency: np.ndarray
+    types: Mapping[str, np.ndarray]
+    n_cells: int
+    masks: str
+
+    @property
+    def lines(self) -> list[str]:
+        """Names of the models, then of the baselines."""
+        return list(self.losses)
+
+    def loss(self, line: str, among: np.ndarray | None = None) -> Estimate:
+        """Return the mean loss of a line in nats, with its standard error over cells; ``among`` (n,) bool: of these."""
+        return self._estimate(self.losses[line], among)
+
+    def accuracy(self, line: str, among: np.ndarray | None = None) -> Estimate:
+        """Return the share of masked genes that a line names, with its standard error over cells."""
+        return self._estimate(np.where(np.isnan(self.losses[line]), np.nan, self.right[line]), among)
+
+    def perplexity(self, line: str) -> Estimate:
+        """Return e to the mean loss, with the standard error that follows from the loss's (delta method)."""
+        loss = self.loss(line)
+        with np.errstate(over="ignore"):
+            value = float(np.exp(loss.mean))
+        return loss._replace(mean=value, error=value * loss.error)
+
+    def difference(self, line: str, other: str, among: np.ndarray | None = None) -> Estimate:
+        """Return the mean of a line's loss less that of another at the same genes: a paired difference, in nats."""
+        return self._estimate(self.losses[line] - self.losses[other], among)
+
+    def groups(self) -> dict[str, dict[str, np.ndarray]]:
+        """Return table → group → (n,) bool: masked genes by frequency, and by cell type where there are labels."""
+        tables = {"loss by frequency": in_bins(self.frequency, FREQUENCIES, percent=True)}
+        return tables | ({"loss by type": dict(self.types)} if self.types else {})
+
+    def _estimate(self, values: np.ndarray, among: np.ndarray | None) -> Estimate:
+        among = slice(None) if among is None else among  # type: ignore[assignment]
+        return estimate(values[among], self.cells[among])
+
+    def table(self) -> str:
+        """Return the scores of all lines, the differences from the first, and the losses by group."""
+        first = self.lines[0]
+        rows = [["", "loss (nats)", "perplexity", "accuracy (%)", "loss less first", "masked genes"]]
+        for line in self.lines:
+            loss = self.loss(line)
+            less = "" if line == first else self.difference(line, first).text()
+            scores = [loss.text(), self.perplexity(line).text(1), self.accuracy(line).text(1, 100), less]
+            rows.append([line, *scores, f"{loss.n:,}"])
+        parts = [self._head(), "\n".join(align(rows))]
+        titles = {"loss by frequency": "share of cells with gene", "loss by type": "cell type"}
+        for name, groups in self.groups().items():
+            rows = [[titles[name], *self.lines, "masked genes"]]
+            for group, among in groups.items():
+                if among.any():
+                    losses = [self.loss(line, among).text() for line in self.lines]
+                    rows.append([group, *losses, f"{np.count_nonzero(among):,}"])
+            parts.append("\n".join([name.capitalize().replace("Loss", "Loss (nats)"), *align(rows)]))
+        return "\n\n".join(parts)
+
+    def _head(self) -> str:
+        return (
+            f"{self.cells.size:,} masked genes in {np.unique(self.cells).size:,} of {self.n_cells:,} cells; masks: "
+            f"{self.masks}.\nAll lines are scored at the same genes under the same masks, so models trained with any "
+            "masking compare.\n± is the standard error over cells. unigram: how often each gene occurs in the other "
+            "cells."
+            + (" cell type: the same in\nthe other cells of the type; over labelled cells." if self.types else "")
+        )
+
+    def save_csv(self, path: str | os.PathLike[str]) -> None:
+        """Write the scores: a row for each line as a whole (table ``all``) and for each of its groups."""
+        head = ["table", "group", "line", "masked_genes", "cells", "loss", "loss_se", "accuracy", "accuracy_se"]
+        head += ["perplexity", "perplexity_se", "loss_less_first", "loss_less_first_se"]
+        rows: list[list[Any]] = []
+        everything = {"all": {"": np.ones(self.cells.size, np.bool_)}} | self.groups()
+        for table, groups in everything.items():
+            for group, among in groups.items():
+                for line in self.lines:
+                    loss, accuracy = self.loss(line, among), self.accuracy(line, among)
+                    less = self.difference(line, self.lines[0], among)
+                    row = [table, group, line, loss.n, loss.n_cells, *loss[:2], *accuracy[:2]]
+                    rows.append([*row, *(self.perplexity(line)[:2] if table == "all" else ("", "")), *less[:2]])
+        write_csv(path, head, rows)
+
+
+def score_masks(
+    models: Models,
+    corpus: Corpus,
+    masker: Masker | None = None,
+    *,
+    labels: str | None = None,
+    batch_size: int = 16,
+    max_length: int | None = None,
+    device: str = "auto",
+    progress: bool = True,
+) -> MaskScores:
+    """Score models at the same masked genes of the same cells, beside baselines without a model.
+
+    Parameters
+    ----------
+    models
+        Name → model; or folders of checkpoints, whose names are their paths. A model is the folder of a checkpoint of a
+        masked language model of transformers, or a module or function that returns logits for ``input_ids`` and
+        ``attention_mask``, both (rows, columns) int64.
+    corpus
+        Cells that no model was trained on, of the models' vocabulary.
+    masker
+        How the cells are masked, whatever the models were trained with. None:
+        ``RandomMasker(vocabulary, mlm_probability=0.15, seed=0)``. Masks are frozen: those of a trainer's evaluation.
+    labels
+        Obs column with the cell types, for the baseline that knows these alone, and for losses by type.
+    batch_size
+        Cells in a batch; the scores do not depend on it but for rounding.
+    max_length
+        Cells are cut to so many tokens, ``<cls>`` and ``<eos>`` included; None: what all models can see.
+    device
+        Of checkpoints: ``"cpu"``, ``"cuda"``, or ``"auto"``: a GPU where there is one. A module is asked where it
+        lies, a function on the CPU.
+    progress
+        Show a progress bar on standard error.
+
+    Raises
+    ------
+    InputError
+        If a model cannot be loaded or has another vocabulary, the masker has several graphs or changes as it learns or
+        by the step, there is no such column, or no gene is masked.
+
+    Notes
+    -----
+    Baselines, for a gene g of a cell c, which is left out itself: **unigram**: (cells with g but c, plus 1), divided by
+    the sum of this over all genes. **cell type**: (cells of c's type with g but c, plus G times the unigram's
+    probability), divided by its sum: a Dirichlet prior as strong as the number of genes, G. Cells without a label have
+    no such line. Baselines see the corpus that is scored, cut as for the models.
+
+    Examples
+    --------
+    >>> from corrmask_fast import Corpus, Vocabulary
+    >>> genes = Vocabulary(("<pad>", "<mask>", *(f"G{i}" for i in range(8))))
+    >>> corpus = Corpus(np.array([0, 8, 16]), np.tile(np.arange(2, 10), 2), genes)
+    >>> def uniform(input_ids, attention_mask):
+    ...     return torch.zeros(*input_ids.shape, genes.size)
+    >>> scores = score_masks({"uniform": uniform}, corpus, progress=False)
+    >>> scores.lines, round(scores.loss("uniform").mean, 3), round(scores.loss("unigram").mean, 3)
+    (['uniform', 'unigram'], 2.303, 2.079)
+    """
+    check_integer("batch_size", batch_size, 1)
+    masker = _usable(RandomMasker(corpus.vocabulary) if masker is None else masker, corpus)
+    types = None if labels is None else _types_of(corpus, labels)
+    taken = [UNIGRAM, CELL_TYPE]
+    found: dict[str, list[np.ndarray]] = {"cell": [], "token": []}
+    with opened(models, corpus.vocabulary, device, taken) as scored, torch.no_grad():
+        length = scored_length(scored, corpus, max_length)
+        baselines = _Baselines(corpus, length, types)
+        with progress_bar("scoring", corpus.n_cells * len(scored), "cell", shown=progress) as bar:
+            for begin in range(0, corpus.n_cells, batch_size):
+                rows = np.arange(begin, min(begin + batch_size, corpus.n_cells))
+                batch = _masked(masker, *corpus.gather_for_training(rows, length))
+                chosen = batch["labels"].numpy() != -100
+                tokens, of_row = batch["labels"].numpy()[chosen], np.nonzero(chosen)[0]
+                found["cell"].append(rows[of_row])
+                found["token"].append(tokens)
+                for model in scored:
+                    losses, right = model.losses(batch) if tokens.size else (np.empty(0), np.empty(0, np.bool_))
+                    found.setdefault(f"loss {model.name}", []).append(losses)
+                    found.setdefault(f"right {model.name}", []).append(right)
+                    bar.update(rows.size)
+                for line, (losses, right) in baselines.scores(rows, of_row, tokens).items():
+                    found.setdefault(f"loss {line}", []).append(losses)
+                    found.setdefault(f"right {line}", []).append(right)
+        lines = [*(model.name for model in scored), UNIGRAM, *([] if types is None else [CELL_TYPE])]
+    joined = {name: np.concatenate(parts) if parts else np.empty(0) for name, parts in found.items()}
+    if not joined["cell"].size:
+        longest = min(int(corpus.lengths.max(initial=0)), length)
+        raise InputError(
+            f"no gene is masked at a rate of {rate_text(masker.mlm_probability)} in {corpus.n_cells} cells, the "
+            f"longest of {longest} tokens; raise mlm_probability, or give other cells"
+        )
+    return MaskScores(
+        cells=joined["cell"],
+        tokens=joined["token"],
+        losses={line: joined[f"loss {line}"] for line in lines},
+        right={line: joined[f"right {line}"] for line in lines},
+        frequency=(baselines.counts / corpus.n_cells)[joined["token"]],
+        types={} if types is None else {name: types[0][joined["cell"]] == i for i, name in enumerate(types[1])},
+        n_cells=corpus.n_cells,
+        masks=f"{masker.label}, {rate_text(masker.mlm_probability)} of a cell's genes, seed {masker.seed}",
+    )
+
+
+def _usable(masker: Masker, corpus: Corpus) -> Masker:
+    """Return the masker, if it gives every cell the same masks whatever is asked."""
+    corpus.vocabulary.check_same(masker.vocabulary, "the corpus", "the masker")
+    if masker.needs_model or masker.has_schedule or masker.n_graphs > 1:
+        why = "learns" if masker.needs_model else "has rates that go by the step" if masker.has_schedule else (
+            f"has {masker.n_graphs} graphs"
+        )  # fmt: skip
+        raise InputError(
+            f"all models must be scored under the same masks, and this {type(masker).__name__} {why}; give a masker "
+            "with fixed rates and at most one graph"
+        )
+    return masker
+
+
+def _masked(masker: Masker, indptr: np.ndarray, tokens: np.ndarray) -> dict[str, torch.Tensor]:
+    """Return a padded batch with the frozen masks of evaluation, which follow from the content of a cell alone."""
+    masked = masker.mask_ragged(indptr, tokens, epoch=EVALUATION_EPOCH)
+    return {name: torch.from_numpy(array) for name, array in masked._asdict().items()}
+
+
+def _types_of(corpus: Corpus, column: str) -> tuple[np.ndarray, list[str]]:
+    """Return ((n_cells,) number of each cell's type, -1 without a label; names, the type of most cells first)."""
+    text, labelled = cell_labels(corpus, column)
+    names, codes, counts = np.unique(text[labelled].astype(str), return_inverse=True, return_counts=True)
+    if not names.size:
+        raise InputError(f"column {column!r} has no label in {corpus.n_cells} cells; give a column with cell types")
+    order = np.argsort(-counts, kind="stable")
+    types = np.full(corpus.n_cells, -1)
+    types[labelled] = np.argsort(order)[codes]
+    return types, [str(names[i]) for i in order]
+
+
+class _Baselines:
+    """Probabilities of genes from counts of the other cells."""
+
+    def __init__(self, corpus: Corpus, length: int, types: tuple[np.ndarray, list[str]] | None) -> None:
+        self.corpus, self.length, self.types = corpus, length, None if types is None else types[0]
+        self.counts = gene_counts(corpus, length)
+        if types is not None:
+            of_type = [corpus.select(np.flatnonzero(types[0] == i)) for i in range(len(types[1]))]
+            self.by_type = np.stack([gene_counts(cells, length) for cells in of_type])
+
+    def scores(
+        self, rows: np.ndarray, of_row: np.ndarray, tokens: np.ndarray
+    ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Return line → (losses, is right) at the masked ``tokens`` of the cells ``rows[of_row]``."""
+        lo, hi = self.corpus.vocabulary.gene_range
+        indptr, own = self.corpus.gather_for_training(rows, self.length)
+        has = np.zeros((rows.size, self.corpus.vocabulary.size))
+        has[np.repeat(np.arange(rows.size), np.diff(indptr)), own] = 1.0
+        has, genes = has[:, lo:hi], tokens - lo
+        unigram = self.counts[lo:hi] - has + 1.0
+        unigram /= unigram.sum(1, keepdims=True)
+        found = {UNIGRAM: unigram}
+        if self.types is not None:
+            labelled = self.types[rows] >= 0
+            known = np.full_like(unigram, np.nan)
+            own_type = self.types[rows[labelled]]
+            known[labelled] = self.by_type[own_type, lo:hi] - has[labelled] + (hi - lo) * unigram[labelled]
+            found[CELL_TYPE] = known / known.sum(1, keepdims=True)
+        return {
+            line: (-np.log(shares[of_row, genes]), shares.argmax(1)[of_row] == genes) for line, shares in found.items()
+        }
