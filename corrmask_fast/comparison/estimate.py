@@ -36,8 +36,9 @@ def seconds_a_model(train: Corpus, n_test: int, n_labelled: int, plan: Plan, thr
     torch.set_num_threads(threads)
     try:
         size = min(settings.batch_size, train.n_cells)
-        collator = DataCollatorForCorrMask(RandomMasker(train.vocabulary))
-        batch = collator(CorpusDataset(train).__getitems__(list(range(size))), epoch=0)
+        collator = DataCollatorForCorrMask(RandomMasker(train.vocabulary), return_masked_positions=True)
+        collator.set_epoch(0)
+        batch = collator(CorpusDataset(train).__getitems__(list(range(size))))
         batch = {name: value.to(device) for name, value in batch.items()}
         model = start_model(train.vocabulary, settings).to(device).train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)

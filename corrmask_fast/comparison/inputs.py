@@ -90,7 +90,8 @@ def read_cells(
     vocabulary, medians
         Of counts; None: the genes of the inputs, and the medians of ``train``.
     gene_share
-        Genes in a smaller share of the training cells (or in fewer than 10 of them) are left out.
+        Genes in a smaller share of the training cells (or in fewer than 10 of them) are left out; then those that are
+        so rare among the first ``max_length`` of a cell, which are all that models see.
     fixed_genes
         Keep the vocabulary as it is: graphs and tables that are given have just this one.
 
@@ -128,16 +129,12 @@ def read_cells(
     for (_, kept), what in zip(parts, ("to pretrain on", "to score"), strict=True):
         if not kept.size:
             raise InputError(f"there is no cell {what}; give more cells, or another test_share than {test_share}")
-    indptr, tokens = whole.gather(parts[0][1])
-    genes = whole.vocabulary
-    if not fixed_genes:
-        genes = _common_genes(tokens, indptr.size - 1, whole.vocabulary, gene_share)
-    narrowed = [_narrowed(corpus, kept, genes) for corpus, kept in parts]
-    has_counts = narrowed[1].has_values
-    return ComparedCells(
-        *(_cut(corpus, max_length) for corpus in narrowed),
-        *(_features(narrowed[1]), has_counts, names, test_name),
-    )
+    narrowed = [_narrowed(corpus, kept, corpus.vocabulary) for corpus, kept in parts]
+    for length in () if fixed_genes else (whole.vocabulary.size, max_length):
+        genes = _common_genes(_cut(narrowed[0], length), gene_share)
+        narrowed = [_narrowed(corpus, np.arange(corpus.n_cells), genes) for corpus in narrowed]
+    train, held_out = (_cut(corpus, max_length) for corpus in narrowed)
+    return ComparedCells(train, held_out, _features(narrowed[1]), narrowed[1].has_values, names, test_name)
 
 
 def _tokenised(
@@ -174,10 +171,11 @@ def _check_labels(corpus: Corpus, labels: str | None, path: Any) -> None:
         )
 
 
-def _common_genes(tokens: np.ndarray, n_cells: int, vocabulary: Vocabulary, share: float) -> Vocabulary:
-    """Return a vocabulary of the genes that stand in enough of the training cells."""
+def _common_genes(corpus: Corpus, share: float) -> Vocabulary:
+    """Return a vocabulary of the genes that stand in enough of the cells."""
+    vocabulary, n_cells = corpus.vocabulary, corpus.n_cells
     lo, hi = vocabulary.gene_range
-    presence = np.bincount(tokens, minlength=hi)[lo:hi]
+    presence = np.bincount(corpus.tokens, minlength=hi)[lo:hi]
     least = max(FEWEST_CELLS, share * n_cells)
     kept = lo + np.flatnonzero(presence >= least)
     if kept.size < 2:

@@ -22,6 +22,7 @@ from corrmask_fast.evaluation.embeddings import embed_cells
 from corrmask_fast.evaluation.fine_tuning import FineTuning
 from corrmask_fast.evaluation.frozen_features import f1_by_type, knn_purity, probe_types, reduced
 from corrmask_fast.evaluation.masked_scores import MaskScores, score_masks
+from corrmask_fast.evaluation.shortcut import MEASURES, measure_shortcut
 from corrmask_fast.graph.build.building import build_dependency_graph
 from corrmask_fast.graph.dependency_graph import DependencyGraph
 from corrmask_fast.masking.factory import make_masker
@@ -151,7 +152,7 @@ def masker_of(name: str, plan: Plan, cells: Cells, corpus: Corpus, task: Task) -
         sources["pmi"] = cells.pmi(task.fraction, task.seed)
     elif needs == "gene_sets":
         sources["sets"] = plan.options.get("gene_sets")
-    if found is not None and found.fitted:
+    if found is not None and getattr(found, "fitted", False):
         sources["corpus"] = corpus
     taken = {key: value for key, value in plan.options.items() if key not in SOURCES and found and key in found.takes}
     if compared.strategy in LEARNED_STRATEGIES:
@@ -167,8 +168,8 @@ def run_task(task: Task, folder: str, plan: Plan, threads: int) -> tuple[list[Ro
     torch.set_num_threads(threads)
     set_num_threads(threads)
     cells = Cells(Path(folder), plan)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # told once, before the runs
+    with warnings.catch_warnings(), _quiet():
+        warnings.simplefilter("ignore")  # those of the cells were told before the runs
         if task.strategy is None:
             return _untrained(task, cells)
         return _trained(task, cells)
@@ -191,7 +192,7 @@ def _trained(task: Task, cells: Cells) -> tuple[list[Row], list[Row]]:
     matched = getattr(masker, "matched", None)
     row["coverage_error"] = "" if matched is None else matched.mean_error
     kept = cells.folder / MODELS / f"{task.strategy.replace(':', '.')}-{task.fraction:g}-seed-{task.seed}"
-    with tempfile.TemporaryDirectory(dir=cells.folder) as temporary, _quiet():
+    with tempfile.TemporaryDirectory(dir=cells.folder) as temporary:
         report = pretrain(corpus, masker, Path(temporary) / "run", settings, progress=False)
         kept.parent.mkdir(exist_ok=True)
         shutil.rmtree(kept, ignore_errors=True)
@@ -327,6 +328,12 @@ def _baselines(task: Task, cells: Cells) -> list[Row]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Leave out what Trainer prints."""
+    """Leave out what transformers prints: each model has one line of the comparison's own."""
+    from transformers.utils import logging
+
     with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
-        yield
+        logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            logging.enable_progress_bar()

@@ -121,17 +121,16 @@ def annotate_cells(
     -----
     Hacohen et al. 2026, section 6.3 and appendix C.2, after Theodoris et al. 2023.
     """
-    model_selection = import_extra("sklearn.model_selection", "eval")
     from corrmask_fast.evaluation.fine_tuning import FineTuning
 
     settings = settings or FineTuning()
     check_number("test_share", test_share, 0, 1, open_ends=True)
     check_integer("repeats", repeats, 1)
-    rows, codes, types = _labelled_cells(corpus, labels, check_integer("min_cells", min_cells, 2))
+    rows, codes, types = labelled_cells(corpus, labels, check_integer("min_cells", min_cells, 2))
     n_rare = max(1, len(types) // 3) if n_rare is None else check_integer("n_rare", n_rare, 1, len(types))
     of_cell = np.full(corpus.n_cells, -1, np.int64)
     of_cell[rows] = codes
-    splits = _stratified(model_selection, rows, codes, test_share, repeats, settings.seed)
+    splits = stratified_splits(rows, codes, test_share, repeats, settings.seed)
     steps = sum(settings.steps(train.size) for train, _ in splits)
     with progress_bar("fine-tuning", steps, "step", shown=progress) as bar:
         scores = [
@@ -180,7 +179,7 @@ def cell_labels(corpus: Corpus, column: str) -> tuple[np.ndarray, np.ndarray]:
     return text, np.flatnonzero(np.array([value.lower() not in MISSING for value in text], np.bool_))
 
 
-def _labelled_cells(corpus: Corpus, column: str, min_cells: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
+def labelled_cells(corpus: Corpus, column: str, min_cells: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Return (rows, code of each, names of the codes): types by falling abundance, those too rare left out."""
     text, labelled = cell_labels(corpus, column)
     names, codes, counts = np.unique(text[labelled].astype(str), return_inverse=True, return_counts=True)
@@ -197,9 +196,11 @@ def _labelled_cells(corpus: Corpus, column: str, min_cells: int) -> tuple[np.nda
     return labelled[own >= 0], own[own >= 0], [str(names[i]) for i in order]
 
 
-def _stratified(
-    model_selection: Any, rows: np.ndarray, codes: np.ndarray, test_share: float, repeats: int, seed: int
+def stratified_splits(
+    rows: np.ndarray, codes: np.ndarray, test_share: float, repeats: int, seed: int
 ) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return (rows to train on, rows to score) for each repeat, of every type alike."""
+    model_selection = import_extra("sklearn.model_selection", "eval")
     splitter = model_selection.StratifiedShuffleSplit(repeats, test_size=test_share, random_state=seed % 2**32)
     try:
         return [(rows[train], rows[test]) for train, test in splitter.split(rows, codes)]
