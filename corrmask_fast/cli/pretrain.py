@@ -24,7 +24,7 @@ from corrmask_fast.training.settings import (
 )
 
 if TYPE_CHECKING:
-    from corrmask_fast.cells.vocabulary import Vocabulary
+    from corrmask_fast.cells.corpus import Corpus
     from corrmask_fast.graph.dependency_graph import DependencyGraph
     from corrmask_fast.masking.base import Masker
 
@@ -91,9 +91,14 @@ def _pretrain(arguments: argparse.Namespace) -> None:
     graph = load_graph(arguments.graph) if arguments.graph else None
     with naming(config) if found and config is not None else nullcontext():
         masker = masker_of(
-            arguments, vocabulary=corpus.vocabulary, graph=graph, width=settings.hidden_size, heads=settings.heads
+            arguments,
+            vocabulary=corpus.vocabulary,
+            graph=graph,
+            corpus=corpus,
+            width=settings.hidden_size,
+            heads=settings.heads,
         )
-        eval_masker = _eval_masker(arguments, corpus.vocabulary, graph)
+        eval_masker = _eval_masker(arguments, corpus, graph)
 
     from corrmask_fast.training.plots import plot_pretraining
     from corrmask_fast.training.run import PLOT, pretrain
@@ -112,9 +117,11 @@ def _pretrain(arguments: argparse.Namespace) -> None:
     if report.main_process:
         plot_pretraining(report, Path(arguments.out) / PLOT)
         print(report.summary())
+        if masker.note:
+            print(masker.note)
 
 
-def _eval_masker(arguments: argparse.Namespace, vocabulary: Vocabulary, graph: DependencyGraph | None) -> Masker | None:
+def _eval_masker(arguments: argparse.Namespace, corpus: Corpus, graph: DependencyGraph | None) -> Masker | None:
     """Return what masks the held-out cells, if it is another strategy or rate than the training's."""
     strategy, rate = arguments.eval_strategy, arguments.eval_mlm_probability
     if strategy is None and rate is None:
@@ -125,7 +132,8 @@ def _eval_masker(arguments: argparse.Namespace, vocabulary: Vocabulary, graph: D
     own = {"strategy": strategy or arguments.strategy, **other}
     if rate is not None:
         own["mlm_probability"] = rate
-    return masker_of(argparse.Namespace(**{**vars(arguments), **own}), vocabulary=vocabulary, graph=graph)
+    changed = argparse.Namespace(**{**vars(arguments), **own})
+    return masker_of(changed, vocabulary=corpus.vocabulary, graph=graph, corpus=corpus)
 
 
 def _fill_in_masker(arguments: argparse.Namespace, found: dict[str, Any], config: str | Path | None) -> None:
