@@ -148,8 +148,8 @@ def matched_weights(
     >>> graph = DependencyGraph.from_edges([("A", "B"), ("A", "C"), ("A", "D")], genes)
     >>> corrmask = CorrMasker(graph, mlm_probability=0.5)
     >>> matched = matched_weights(corrmask, cells, progress=False)
-    >>> matched.mean_error < 0.02 < 0.1 < matched.random_error
-    True
+    >>> bool(matched.mean_error < matched.random_error / 4), bool(matched.weights[2] > 2 * matched.weights[9])
+    (True, True)
     >>> control = WeightedMasker(genes, matched.weights, mlm_probability=0.5)
     """
     if not isinstance(corpus, Corpus):
