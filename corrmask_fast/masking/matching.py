@@ -144,12 +144,13 @@ def matched_weights(
     --------
     >>> from corrmask_fast import CorrMasker, DependencyGraph, Vocabulary, WeightedMasker, read_corpus
     >>> genes = Vocabulary(("<pad>", "<mask>", *"ABCDEFGH"))
-    >>> cells = read_corpus([[2, 3, 4, 5, 6, 7, 8, 9]] * 60, genes)
+    >>> rng = np.random.default_rng(0)
+    >>> cells = read_corpus([(2 + rng.permutation(8)).tolist() for _ in range(300)], genes)
     >>> graph = DependencyGraph.from_edges([("A", "B"), ("A", "C"), ("A", "D")], genes)
     >>> corrmask = CorrMasker(graph, mlm_probability=0.5)
     >>> matched = matched_weights(corrmask, cells, progress=False)
-    >>> bool(matched.mean_error < matched.random_error / 4), bool(matched.weights[2] > 2 * matched.weights[9])
-    (True, True)
+    >>> matched.mean_error < matched.random_error / 10
+    True
     >>> control = WeightedMasker(genes, matched.weights, mlm_probability=0.5)
     """
     if not isinstance(corpus, Corpus):
