@@ -23,6 +23,7 @@ from corrmask_fast import (
     read_corpus,
     rewired,
     stream_corpus,
+    write_corpus,
 )
 from corrmask_fast.audit.masks import audit_strategies, masks_of
 from corrmask_fast.cli.main import main
@@ -201,8 +202,6 @@ def test_bad_input(corpus, graph):
 
 
 def test_commands(corpus, graph, tmp_path, capsys, fails):
-    from corrmask_fast import write_corpus
-
     write_corpus(corpus.select(np.arange(200)), tmp_path / "cells.npz")
     graph.save(tmp_path / "graph.safetensors")
     files = [f"{tmp_path}/cells.npz", "--graph", f"{tmp_path}/graph.safetensors", "--no-progress"]
@@ -215,3 +214,29 @@ def test_commands(corpus, graph, tmp_path, capsys, fails):
         )
     options = ["--strategy", "random-matched", "--mlm-probability", "linear:0.3:0.1:9"]
     assert "--mlm-probability must be a number or a range in random-matched" in fails("audit", *files, *options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--strategy", "random-matched", "--structural-ratio", "0.8"],
+        ["--strategy", "corrmask-rewired"],
+        ["--strategy", "corrmask-balanced", "--eval-strategy", "random-matched"],
+        ["--strategy", "random", "--mlm-probability", "0.1..0.9"],
+    ],
+    ids=lambda options: " ".join(options[1::2]),
+)
+def test_controls_are_trained_with_and_resumed(corpus, graph, tmp_path, capsys, options):
+    pytest.importorskip("transformers")
+    pytest.importorskip("matplotlib")
+    write_corpus(corpus.select(np.arange(40)), tmp_path / "cells.npz")
+    graph.save(tmp_path / "graph.safetensors")
+    sizes = {"hidden-size": 8, "layers": 1, "heads": 1, "intermediate-size": 8, "max-length": 32, "batch-size": 4}
+    files = [f"{tmp_path}/cells.npz", "--graph", f"{tmp_path}/graph.safetensors", "--out", f"{tmp_path}/run"]
+    given = [part for name, value in sizes.items() for part in (f"--{name}", str(value))]
+    command = ["pretrain", *files, *given, "--save-every", "2", "--no-progress"]
+    assert main([*command, *options, "--max-steps", "2"]) == 0
+    out = capsys.readouterr().out
+    assert ("Random, matched: how often genes are masked differs" in out) == (options[1] == "random-matched")
+    assert main(["pretrain", *files, "--resume", "--max-steps", "4", "--no-progress"]) == 0
+    assert "\n4 steps; the model lies in " in capsys.readouterr().out

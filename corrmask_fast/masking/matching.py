@@ -121,7 +121,7 @@ def matched_weights(
     corpus
         Cells of the same vocabulary, in which coverages are counted.
     n_cells
-        A sample of so many (all if there are no more). 2 500 cells of 2 000 genes take about 6 seconds on two cores.
+        A sample of so many (all if there are no more). 2 500 cells of 2 000 genes take about 10 seconds on two cores.
     rounds
         Steps of the fit. The draws of a round double with every second one, and so does its time.
     seed
