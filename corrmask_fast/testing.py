@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from corrmask_fast import reference
+from corrmask_fast.cells.corpus_io import read_corpus
 from corrmask_fast.cells.vocabulary import Vocabulary
 from corrmask_fast.graph.dependency_graph import DependencyGraph, graph_of_pairs
 from corrmask_fast.masking.pmi_table import PMITable
@@ -26,6 +27,7 @@ from corrmask_fast.masking.strategies import CONTROL, DEFAULT, STRATEGIES
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from corrmask_fast.cells.corpus import Corpus
     from corrmask_fast.masking.base import Masker
 
 __all__ = [
@@ -53,7 +55,7 @@ LONG_PARAMETERS = (PARAMETERS[0], PARAMETERS[2], PARAMETERS[5])
 STRATEGY_PARAMETERS: tuple[dict[str, Any], ...] = tuple(
     {"strategy": name, **parameters}
     for name, strategy in STRATEGIES.items()
-    if name != DEFAULT and not strategy.fixed
+    if name != DEFAULT and not strategy.fixed and not strategy.control
     for parameters in (
         {},
         {"mlm_probability": 0.55, "seed": 2**64 - 1},
@@ -158,6 +160,12 @@ class Case:
         return {f"set {number}": found[number] for number in rng.permutation(len(found))}
 
     @cached_property
+    def corpus(self) -> Corpus:
+        """The batch's genes as cells, each gene once."""
+        lo, hi = self.graph.vocabulary.gene_range
+        return read_corpus([np.unique(row[(row >= lo) & (row < hi)]) for row in self.input_ids], self.graph.vocabulary)
+
+    @cached_property
     def weights(self) -> np.ndarray:
         """(V,) float64: weights of genes, as far apart as they may be, some alike; of special tokens no number."""
         vocabulary = self.graph.vocabulary
@@ -188,6 +196,8 @@ class Case:
             parameters["weights"] = self.weights
         validate = None if self.known else False
         sources: dict[str, Any] = {"graph": self.graph, "pmi": self.pairs, "sets": self.sets}
+        if STRATEGIES[strategy].fitted:
+            sources["corpus"] = self.corpus
         return make_masker(strategy, **sources, validate=validate, **parameters)
 
     def astype(self, dtype: Any) -> Case:

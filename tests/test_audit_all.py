@@ -20,15 +20,16 @@ from corrmask_fast import (
     rewired,
     write_corpus,
 )
-from corrmask_fast.audit.all_strategies import ALL_CONTROL, ALL_REWIRED
+from corrmask_fast.audit.all_strategies import ALL_CONTROL
 from corrmask_fast.audit.masks import CONTROL, audit_strategies, masks_of
 from corrmask_fast.cli.main import main
 from corrmask_fast.masking.strategies import STRATEGIES
 from corrmask_fast.testing import make_graph, make_vocabulary
 
+REWIRED, MATCHED = "CorrMask, rewired graph", "Random, matched"
 NAMES = [
-    *(ALL_CONTROL, "Span", "PMI", "PMI-Rand", "CorrMask", "CorrMask-100", "CorrMask-balanced", "Gene sets"),
-    ALL_REWIRED,
+    *(ALL_CONTROL, "Span", "PMI", "PMI-Rand", "CorrMask", REWIRED, MATCHED, "CorrMask-100", "CorrMask-balanced"),
+    "Gene sets",
 ]
 SETS = {"one": ["G1", "G2", "G3"], "another": ["G3", "G40", "G41"], "a third": [f"G{i}" for i in range(50, 58)]}
 
@@ -56,17 +57,20 @@ def report(corpus, graph, pmi):
 
 def test_every_line_is_what_its_strategy_gives_alone(report, corpus, graph, pmi):
     assert [row.name for row in report] == NAMES
-    assert report.controls == (ALL_CONTROL, ALL_REWIRED)
+    assert report.controls == (ALL_CONTROL, REWIRED, MATCHED)
     for name, each in STRATEGIES.items():
         if each.requires:
             continue
         own = {"npmi_min": 0.05} if each.needs == "pmi" else {}
-        masker = make_masker(name, graph=graph, pmi=pmi, sets=SETS, mlm_probability=0.3, seed=3, **own)
+        sources = {"graph": graph, "pmi": pmi, "corpus": corpus, "sets": SETS}
+        masker = make_masker(name, **sources, mlm_probability=0.3, seed=3, **own)
         alone = audit_masking(masker, corpus, graph, epochs=2, progress=False)
         row = report[ALL_CONTROL if name == "random" else each.label]
         for field in ("masked", "runs", "hits", "pairs", "hidden", "shortcut_sum"):
             assert getattr(row, field) == getattr(alone[masker.label], field), (name, field)
-        # One line speaks for the controls of all.
+        if each.fitted:
+            continue
+        # One line speaks for the controls of all without weights.
         assert np.array_equal(alone[CONTROL].times_masked, report[ALL_CONTROL].times_masked)
         assert (alone[CONTROL].hits, alone[CONTROL].runs) == (report[ALL_CONTROL].hits, report[ALL_CONTROL].runs)
     assert report["Span"].mean_span > report["PMI"].mean_span > 1.05 * report[ALL_CONTROL].mean_span
@@ -90,7 +94,7 @@ def test_a_schedule_is_audited_at_a_step(corpus, graph, pmi):
 def test_random_is_the_control_of_every_strategy_column_by_column(corpus, graph, pmi):
     indptr, tokens = corpus.gather_for_training(np.arange(corpus.n_cells))
     plain = masks_of(make_masker("random", vocabulary=corpus.vocabulary, seed=9))(indptr, tokens, 4)
-    for name in [name for name, each in STRATEGIES.items() if not each.requires]:
+    for name in [name for name, each in STRATEGIES.items() if not (each.requires or each.fitted)]:
         masker = make_masker(name, graph=graph, pmi=pmi, vocabulary=corpus.vocabulary, sets=SETS, seed=9)
         assert np.array_equal(masks_of(masker, structural_ratio=0.0)(indptr, tokens, 4), plain), name
 
@@ -98,10 +102,22 @@ def test_random_is_the_control_of_every_strategy_column_by_column(corpus, graph,
 def test_the_rewired_line_masks_by_other_partners(report, corpus, graph):
     other = make_masker("corrmask", graph=rewired(graph, 3), mlm_probability=0.3, seed=3)
     alone = audit_strategies({"other": masks_of(other)}, graph, corpus, epochs=2, progress=False)["other"]
-    assert report[ALL_REWIRED].hits == alone.hits
+    assert report[REWIRED].hits == alone.hits
     # It masks linked genes as often, and so hits more than random masking; the edges say the rest.
-    assert report["CorrMask"].hit_rate > report[ALL_REWIRED].hit_rate + 0.05 > report[ALL_CONTROL].hit_rate + 0.1
-    assert report[ALL_REWIRED].masked == report["CorrMask"].masked
+    assert report["CorrMask"].hit_rate > report[REWIRED].hit_rate + 0.05 > report[ALL_CONTROL].hit_rate + 0.1
+    assert report[REWIRED].masked == report["CorrMask"].masked
+
+
+def test_the_matched_line_masks_as_often_and_no_partners_together(report):
+    """What linked genes are masked more often hits partners too; that they are masked together hits and hides more."""
+    corrmask, matched, random = (report[name] for name in ("CorrMask", MATCHED, ALL_CONTROL))
+    errors = [np.nanmean(np.abs(each.coverage - corrmask.coverage)) for each in (matched, random)]
+    assert errors[0] < errors[1] / 2
+    assert matched.masked == random.masked
+    assert corrmask.hit_rate > matched.hit_rate + 0.05 > random.hit_rate + 0.1
+    assert corrmask.hidden_rate > matched.hidden_rate + 0.1 > random.hidden_rate + 0.15
+    assert report.notes[0].startswith("Random, matched: how often genes are masked differs from CorrMask by ")
+    assert report.notes[0] in report.table()
 
 
 def test_bad_input(corpus, graph):

@@ -8,7 +8,7 @@ import itertools
 import numpy as np
 import pytest
 
-from corrmask_fast import DependencyGraph, PMITable, make_masker, write_corpus
+from corrmask_fast import DependencyGraph, PMITable, make_masker, read_corpus, write_corpus
 from corrmask_fast.cli.main import main
 from corrmask_fast.cli.masker_options import add_masker_options, masker_of
 from corrmask_fast.masking.strategies import STRATEGIES
@@ -57,6 +57,7 @@ def test_options_make_what_make_masker_makes(folder, strategy):
         "vocabulary": [],
         "gene_sets": ["--gene-sets", folder / "sets.gmt"],
     }
+    corpus = read_corpus(folder / "cells.npz")
     table, graph = PMITable.load(folder / "p.safetensors"), DependencyGraph.load(folder / "g.safetensors")
     needs = STRATEGIES[strategy].needs
     required = STRATEGIES[strategy].requires
@@ -65,9 +66,11 @@ def test_options_make_what_make_masker_makes(folder, strategy):
         parsed("--strategy", strategy, *files[needs], "--mlm-probability", 0.4, "--seed", 3,
                *(part for name in required for part in (f"--{name}", more[name]))),
         vocabulary=table.vocabulary,
+        corpus=corpus,
     )  # fmt: skip
     sets = {"one": ["G1", "G2", "G3"], "another": ["G3", "G14"]}
-    theirs = make_masker(strategy, graph=graph, pmi=table, sets=sets, mlm_probability=0.4, seed=3, **more)
+    sources = {"graph": graph, "pmi": table, "corpus": corpus, "sets": sets}
+    theirs = make_masker(strategy, **sources, mlm_probability=0.4, seed=3, **more)
     rows = np.array([0, 20]), np.arange(2, 22)
     for masker in (ours, theirs):
         assert (type(masker).__name__, masker.seed) == (STRATEGIES[strategy].masker, 3)

@@ -27,11 +27,12 @@ OWN = (
 )
 # Files that use a strategy as any caller could: the number of files to touch for a new one does not grow by them.
 USERS = {
-    # CorrMask-MAM: CorrMask whose seeds are learned; balanced CorrMask: by the same graphs
+    # CorrMask-MAM: CorrMask whose seeds are learned; balanced CorrMask: by the same graphs; its frequencies, matched
     # and the CPU kernel of gene sets looks genes up in the same table
     "corrmask": {
         "masking/strategies/mam.py",
         "masking/strategies/balanced.py",
+        "masking/strategies/matched.py",
         "kernels/balanced.py",
         "kernels/gene_sets.py",
     },
@@ -106,10 +107,15 @@ def test_the_table_says_what_a_masker_takes(name):
     assert set(strategy.requires) <= set(strategy.takes)
     given = {"dim": 8} if name in LEARNED_STRATEGIES else {option: {} for option in strategy.requires}
     given |= {"vocabulary": vocabulary, "graph": make_graph(vocabulary), "pmi": pmi, "sets": {"a set": [2, 3]}}
+    given |= {"corpus": corrmask_fast.read_corpus([[*range(2, 22)]], vocabulary)} if strategy.fitted else {}
     masker = corrmask_fast.make_masker(name, **given)
-    assert masker.structural_ratio == (strategy.ratio or 0.0)
-    assert name.startswith(masker.label.lower().replace(" ", "-"))
-    assert all(hasattr(masker, option) for option in strategy.takes)
+    if strategy.control:
+        assert masker.label == strategy.label
+    else:
+        assert name.startswith(masker.label.lower().replace(" ", "-"))
+    if not strategy.fitted:  # whose options are those of the strategy that it is fitted to
+        assert masker.structural_ratio == (strategy.ratio or 0.0)
+        assert all(hasattr(masker, option) for option in strategy.takes)
 
 
 # ------------------------------------------------------------------------------------------------- the walk of a batch

@@ -72,7 +72,7 @@ def maskers_of(case: Case) -> list[Masker]:
     many = {"structural_ratio": 1.0, "max_partners": 40, "mlm_probability": 0.4}
     weighted = {"partners": "weighted", "weights": True}
     return [
-        *(case.masker(name) for name in STRATEGIES),
+        *(case.masker(name) for name, each in STRATEGIES.items() if not each.control),
         case.masker("corrmask", **many),
         case.masker("corrmask", **many, **weighted),
     ]

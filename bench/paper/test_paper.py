@@ -152,7 +152,7 @@ def test_table_3_runs(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     audits, windows = table3.main(["--quick", "--out", str(tmp_path)])
     found = {(row["cells"], row["mlm_probability"], row["strategy"]): row for row in audits}
-    assert len(found) == 2 * 2 * 8 == len(audits)
+    assert len(found) == 2 * 2 * 9 == len(audits)
     ours, control = (found["pbmc3k", 0.15, name] for name in ("CorrMask", ALL_CONTROL))
     assert ours["hit_rate"] > control["hit_rate"] == pytest.approx(5 / 39, abs=0.01)  # 6 masked of 40, one is the gene
     assert control["mean_span"] == pytest.approx(40 / 35, abs=0.02)

@@ -3,11 +3,12 @@
 ==========================  =========================================================================================
 line                        what it is
 ==========================  =========================================================================================
-Random (lambda = 0)         the control of every line below: with ``structural_ratio=0`` each strategy masks just these
-                            columns, since draws belong to cells and not to strategies
+Random (lambda = 0)         the control of the others: with ``structural_ratio=0`` each strategy without weights masks
+                            just these columns, since draws belong to cells and not to strategies
 each other strategy         as its name says (``masking/strategies``), with its own λ; gene sets where they are given
 CorrMask, rewired graph     CorrMask by a graph of the same degrees and other partners, judged by the true graph: what
-                            masking hubs more often does by itself
+                            masking hubs more often, and together, does by itself
+Random, matched             single genes, each as often as CorrMask masks it: what its frequencies do by themselves
 maskers of your own         as they are made; Random is their control if they have its ``seed`` and rate, and no weights
 ==========================  =========================================================================================
 
@@ -23,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 from corrmask_fast.audit.masks import audit_strategies, masks_of
 from corrmask_fast.errors import InputError, check_integer
 from corrmask_fast.masking.factory import make_masker
-from corrmask_fast.masking.strategies import CONTROL, DEFAULT, STRATEGIES
+from corrmask_fast.masking.schedules import Schedule
+from corrmask_fast.masking.strategies import CONTROL, STRATEGIES
 
 if TYPE_CHECKING:
     import os
@@ -35,10 +37,9 @@ if TYPE_CHECKING:
     from corrmask_fast.masking.base import Masker, RateLike
     from corrmask_fast.masking.pmi_table import PMITable
 
-__all__ = ["ALL_CONTROL", "ALL_REWIRED", "audit_all_strategies"]
+__all__ = ["ALL_CONTROL", "audit_all_strategies"]
 
 ALL_CONTROL = f"{STRATEGIES[CONTROL].label} (lambda = 0)"
-ALL_REWIRED = f"{STRATEGIES[DEFAULT].label}, rewired graph"
 
 
 def audit_all_strategies(
@@ -46,7 +47,6 @@ def audit_all_strategies(
     graph: DependencyGraph,
     pmi: PMITable | None = None,
     *,
-    rewired_graph: DependencyGraph | None = None,
     sets: Mapping[str, Iterable[int | str]] | str | os.PathLike[str] | None = None,
     maskers: Sequence[Masker] = (),
     mlm_probability: RateLike = 0.15,
@@ -68,8 +68,6 @@ def audit_all_strategies(
         Whose neighbours count as partners, and by which CorrMask masks.
     pmi
         For PMI masking; None: counted from the corpus, all of it, with its defaults.
-    rewired_graph
-        The second control's; None: ``rewired(graph, seed)``.
     sets
         For :class:`~corrmask_fast.GeneSetMasker`; None: no such line.
     maskers
@@ -88,7 +86,8 @@ def audit_all_strategies(
     Returns
     -------
     AuditReport
-        A row for each line of this module's table; ``controls`` are Random and the rewired graph.
+        A row for each line of this module's table; ``controls`` are Random, and the controls of CorrMask. A note tells
+        how well the frequencies match.
 
     Raises
     ------
@@ -102,12 +101,11 @@ def audit_all_strategies(
     >>> cells = read_corpus([[2, 3, 4, 5, 6, 7, 8, 9], [5, 4, 7, 2, 8, 3, 9, 6]], genes)
     >>> graph = DependencyGraph.from_edges([("A", "B"), ("C", "D"), ("E", "F")], genes)
     >>> report = audit_all_strategies(cells, graph, mlm_probability=0.25, progress=False)
-    >>> [row.name for row in report][-3:]
-    ['CorrMask-100', 'CorrMask-balanced', 'CorrMask, rewired graph']
+    >>> [row.name for row in report][-5:]
+    ['CorrMask', 'CorrMask, rewired graph', 'Random, matched', 'CorrMask-100', 'CorrMask-balanced']
     >>> report["CorrMask-100"].hit_rate
     1.0
     """
-    from corrmask_fast.graph.rewiring import rewired
     from corrmask_fast.masking.pmi_table import PMITable
 
     graph.vocabulary.check_same(corpus.vocabulary, "the graph", "the corpus")
@@ -115,23 +113,20 @@ def audit_all_strategies(
     check_integer("epochs", epochs, 1)
     if pmi is None:
         pmi = PMITable.from_corpus(corpus, seed=seed, progress=progress)
-    if rewired_graph is None:
-        rewired_graph = rewired(graph, seed)
     own = {"max_partners": max_partners, "npmi_min": npmi_min}
+    scheduled = isinstance(mlm_probability, Schedule)
+    rate = mlm_probability(step) if isinstance(mlm_probability, Schedule) else mlm_probability
 
-    def masker(name: str, by: DependencyGraph) -> Any:
+    def masker(name: str) -> Masker:
         given: dict[str, Any] = {key: value for key, value in own.items() if key in STRATEGIES[name].takes}
-        sources: dict[str, Any] = {"graph": by, "pmi": pmi, "vocabulary": corpus.vocabulary, "sets": sets}
-        made = make_masker(name, **sources, mlm_probability=mlm_probability, seed=seed, **given)
-        made.set_step(step)
-        return made
+        sources: dict[str, Any] = {"graph": graph, "pmi": pmi, "corpus": corpus, "sets": sets}
+        return make_masker(name, **sources, mlm_probability=rate, seed=seed, **given)
 
     every = {
-        ALL_CONTROL if name == CONTROL else each.label: masker(name, graph)
+        ALL_CONTROL if name == CONTROL else each.label: masker(name)
         for name, each in STRATEGIES.items()
         if not each.requires and (each.needs != "gene_sets" or sets is not None)
     }
-    every[ALL_REWIRED] = masker(DEFAULT, rewired_graph)
     for more in maskers:
         more.vocabulary.check_same(corpus.vocabulary, f"the masker {more.label}", "the corpus")
         if more.label in every:
@@ -142,10 +137,11 @@ def audit_all_strategies(
         {name: masks_of(each) for name, each in every.items()},
         graph,
         corpus,
-        controls=[ALL_CONTROL, ALL_REWIRED],
+        controls=[ALL_CONTROL, *(each.label for each in STRATEGIES.values() if each.control)],
         epochs=epochs,
         n_cells=n_cells,
         seed=seed,
         progress=progress,
     )
-    return replace(report, step=step) if every[ALL_CONTROL].has_schedule else report
+    notes = tuple(each.note for each in every.values() if each.note)
+    return replace(report, step=step if scheduled else None, notes=notes)

@@ -79,7 +79,8 @@ def audit_masking(
         seed=masker.seed,
         progress=progress,
     )
-    return replace(report, step=int(masker.schedule_step)) if masker.has_schedule else report
+    step = int(masker.schedule_step) if masker.has_schedule else None
+    return replace(report, step=step, notes=(masker.note,) if masker.note else ())
 
 
 def masks_of(masker: Masker, *, structural_ratio: float | None = None) -> Masks:

@@ -40,8 +40,9 @@ COLUMNS = f"""columns (over the masked genes that have a partner in their cell, 
   genes reached         of the genes that stood in a cell, the share that was masked at least once
 
 with --all: {", ".join(name for name, each in STRATEGIES.items() if not each.requires)} (with --gene-sets)
-  on the same cells with the same draws; CorrMask by a graph of the same degrees but other partners; and how often
-  correlated genes stand close to each other in rank. Random is the control (lambda = 0) of every other line.
+  on the same cells with the same draws; and how often correlated genes stand close to each other in rank. Random is
+  the control (lambda = 0) of the others. corrmask-rewired and random-matched are controls of corrmask: a graph of the
+  same degrees but other partners; and single genes, each as often as corrmask masks it.
   MAM is left out: what it masks depends on a trained model."""
 
 
@@ -61,7 +62,7 @@ def add_audit(commands: Any) -> None:
     parser.add_argument(
         "--all",
         action="store_true",
-        help="audit all strategies, and a rewired graph; without --pmi the PMI table is counted from CORPUS; "
+        help="audit all strategies; without --pmi the PMI table is counted from CORPUS; "
         "--strategy package.module:Name adds a line for a strategy of your own, --weights one for weighted masking",
     )
     parser.add_argument(
@@ -150,7 +151,7 @@ def _one_strategy(arguments: argparse.Namespace, corpus: Corpus, graph: Dependen
     from corrmask_fast.audit.masks import audit_masking
 
     graph.vocabulary.check_same(corpus.vocabulary, "the graph", "the corpus")
-    masker = masker_of(arguments, vocabulary=corpus.vocabulary, graph=graph)
+    masker = masker_of(arguments, vocabulary=corpus.vocabulary, graph=graph, corpus=corpus)
     masker.set_step(arguments.step or 0)
     sizes = {"epochs": arguments.epochs, "n_cells": arguments.n_cells}
     return audit_masking(masker, corpus, graph, **sizes, progress=arguments.progress), "", 0
@@ -203,7 +204,6 @@ def _every_strategy(arguments: argparse.Namespace, corpus: Corpus, graph: Depend
     if arguments.weights is not None:
         options = {"mlm_probability": arguments.mlm_probability, "seed": arguments.seed}
         own.append(WeightedMasker(corpus.vocabulary, arguments.weights, **options))
-    other = rewired(graph, arguments.seed)
     if arguments.pmi:
         pmi = PMITable.load(arguments.pmi)
     else:
@@ -212,7 +212,6 @@ def _every_strategy(arguments: argparse.Namespace, corpus: Corpus, graph: Depend
         corpus,
         graph,
         pmi,
-        rewired_graph=other,
         sets=arguments.gene_sets,
         maskers=own,
         mlm_probability=arguments.mlm_probability,
@@ -221,6 +220,7 @@ def _every_strategy(arguments: argparse.Namespace, corpus: Corpus, graph: Depend
         **given,
         **sample,
     )
+    other = rewired(graph, arguments.seed)
     windows = windows_beside_controls(corpus, graph, other, **sample)
     if arguments.windows_csv is not None:
         save_windows_csv(windows, arguments.windows_csv)
@@ -230,7 +230,7 @@ def _every_strategy(arguments: argparse.Namespace, corpus: Corpus, graph: Depend
     lines = [
         f"PMI table: {pmi.at_least(npmi_min)[1].size:,} pairs with NPMI >= {npmi_min:g} ({origin})",
         f"rewired graph: {other.params['swaps']:,} swaps; {shared:,} of {graph.n_edges:,} edges stand in both graphs",
-        "Random is every strategy's control: with lambda = 0 each masks the same columns.",
+        "Random is the control of the others: with lambda = 0 each strategy without weights masks the same columns.",
         "",
         windows_table(windows),
     ]

@@ -12,6 +12,7 @@ from corrmask_fast.masking.strategies import DEFAULT, LEARNED_STRATEGIES, OF_MOD
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
+    from corrmask_fast.cells.corpus import Corpus
     from corrmask_fast.cells.vocabulary import Vocabulary
     from corrmask_fast.graph.dependency_graph import DependencyGraph
     from corrmask_fast.masking.base import Masker
@@ -114,6 +115,7 @@ def masker_of(
     *,
     vocabulary: Vocabulary | None = None,
     graph: DependencyGraph | None = None,
+    corpus: Corpus | None = None,
     width: int | None = None,
     heads: int | None = None,
 ) -> Masker:
@@ -125,6 +127,8 @@ def masker_of(
         The corpus', for strategies that need nothing else; a graph's or table's must be the same.
     graph
         The graph, if it was loaded already.
+    corpus
+        The cells, for strategies that are fitted on them.
     width, heads
         Of the model, which strategies that learn have in common with it.
     """
@@ -149,6 +153,7 @@ def masker_of(
     return make_masker(
         arguments.strategy,
         vocabulary=vocabulary,
+        corpus=corpus,
         mlm_probability=arguments.mlm_probability,
         seed=arguments.seed,
         **given,

@@ -25,7 +25,7 @@ from corrmask_fast.training.settings import (
 )
 
 if TYPE_CHECKING:
-    from corrmask_fast.cells.vocabulary import Vocabulary
+    from corrmask_fast.cells.corpus import Corpus
     from corrmask_fast.graph.dependency_graph import DependencyGraph
     from corrmask_fast.masking.base import Masker
 
@@ -95,9 +95,14 @@ def _pretrain(arguments: argparse.Namespace) -> None:
     graph = load_graph(arguments.graph) if arguments.graph else None
     with naming(config) if found and config is not None else nullcontext():
         masker = masker_of(
-            arguments, vocabulary=corpus.vocabulary, graph=graph, width=settings.hidden_size, heads=settings.heads
+            arguments,
+            vocabulary=corpus.vocabulary,
+            graph=graph,
+            corpus=corpus,
+            width=settings.hidden_size,
+            heads=settings.heads,
         )
-        eval_masker = _eval_masker(arguments, corpus.vocabulary, graph)
+        eval_masker = _eval_masker(arguments, corpus, graph)
 
     from corrmask_fast.training.plots import plot_pretraining
     from corrmask_fast.training.run import PLOT, pretrain
@@ -116,6 +121,8 @@ def _pretrain(arguments: argparse.Namespace) -> None:
     if report.main_process:
         plot_pretraining(report, Path(arguments.out) / PLOT)
         print(report.summary())
+        if masker.note:
+            print(masker.note)
         if not math.isnan(report.last("eval_loss")):
             from corrmask_fast.evaluation.masked_scores import score_masks
             from corrmask_fast.training.run import MODEL, split_cells
@@ -129,7 +136,7 @@ def _pretrain(arguments: argparse.Namespace) -> None:
             print(f"\nheld-out cells: {scores.table()}")
 
 
-def _eval_masker(arguments: argparse.Namespace, vocabulary: Vocabulary, graph: DependencyGraph | None) -> Masker | None:
+def _eval_masker(arguments: argparse.Namespace, corpus: Corpus, graph: DependencyGraph | None) -> Masker | None:
     """Return what masks the held-out cells, if the options ask for another strategy or rate than the default."""
     strategy, rate = arguments.eval_strategy, arguments.eval_mlm_probability
     if strategy is None and rate is None:
@@ -138,7 +145,8 @@ def _eval_masker(arguments: argparse.Namespace, vocabulary: Vocabulary, graph: D
     own: dict[str, Any] = {"strategy": strategy, "mlm_probability": RATE if rate is None else rate, "seed": 0}
     if strategy != arguments.strategy:  # the options are those of the training's strategy
         own |= {name: None for name in (*OPTIONS, "replace") if name not in STRATEGIES[strategy].requires}
-    return masker_of(argparse.Namespace(**{**vars(arguments), **own}), vocabulary=vocabulary, graph=graph)
+    changed = argparse.Namespace(**{**vars(arguments), **own})
+    return masker_of(changed, vocabulary=corpus.vocabulary, graph=graph, corpus=corpus)
 
 
 def _fill_in_masker(arguments: argparse.Namespace, found: dict[str, Any], config: str | Path | None) -> None:

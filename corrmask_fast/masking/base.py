@@ -116,6 +116,7 @@ class Masker(nn.Module):
     schedule_step: torch.Tensor
     label = ""  # what tables and pictures call it
     mask_source = "vocabulary"  # what its masks depend on, beside the numbers
+    note = ""  # what was found when it was made: a line, shown with audits and runs
     needs_model = False  # whether they depend on a model too, with which the masker learns
     on_host = False  # whether its masks are computed on the CPU, whatever the device
     own_parameters: tuple[str, ...] = ()  # parameters beside FIXED that decide its masks, and that no table tells

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterable, Mapping
 
+    from corrmask_fast.cells.corpus import Corpus
     from corrmask_fast.cells.vocabulary import Vocabulary
     from corrmask_fast.graph.dependency_graph import DependencyGraph
     from corrmask_fast.masking.base import Masker
@@ -27,6 +28,7 @@ def make_masker(
     graph: DependencyGraph | None = None,
     pmi: PMITable | None = None,
     vocabulary: Vocabulary | None = None,
+    corpus: Corpus | None = None,
     sets: Mapping[str, Iterable[int | str]] | str | os.PathLike[str] | None = None,
     **parameters: Any,
 ) -> Masker:
@@ -38,10 +40,10 @@ def make_masker(
         A name of ``STRATEGIES`` or ``LEARNED_STRATEGIES`` in :mod:`corrmask_fast.masking.strategies`. Or one of your
         own, ``"package.module:Name"``: the module is imported, which runs its code, and ``Name(vocabulary,
         **parameters)`` must return a masker, such as a :class:`~corrmask_fast.FunctionMasker`.
-    graph, pmi, vocabulary, sets
+    graph, pmi, vocabulary, corpus, sets
         What strategies are made from; give what is there, each takes what it needs. A strategy that needs a
-        vocabulary takes the graph's or the table's where none is given. ``sets`` are those of
-        :class:`~corrmask_fast.GeneSetMasker`.
+        vocabulary takes the graph's or the table's where none is given. ``corpus`` is what ``random-matched`` is
+        fitted on, ``sets`` are those of :class:`~corrmask_fast.GeneSetMasker`.
     **parameters
         Those of the strategy's class, such as ``mlm_probability``, ``structural_ratio``, ``max_partners``,
         ``npmi_min``, ``seed``. A strategy that learns needs ``dim``, the width of its model.
@@ -61,7 +63,7 @@ def make_masker(
     """
     every = STRATEGIES | LEARNED_STRATEGIES
     found = every.get(strategy) if isinstance(strategy, str) else None
-    sources = {"graph": graph, "pmi": pmi, "vocabulary": vocabulary, "gene_sets": sets}
+    sources = {"graph": graph, "pmi": pmi, "vocabulary": vocabulary, "corpus": corpus, "gene_sets": sets}
     sources |= {name: parameters.pop(name, None) for name in SOURCES if name not in sources}
     if found is None:
         return _made_by(strategy, _imported(strategy, every), _common_vocabulary(sources), parameters)
@@ -81,7 +83,8 @@ def make_masker(
     source: Any = sources[found.needs]
     if found.needs == "vocabulary" and source is None:
         source = common
-    for name, given in ((found.needs, source), ("vocabulary", common)):
+    fitted_on = (("corpus", corpus),) if found.fitted else ()
+    for name, given in ((found.needs, source), ("vocabulary", common), *fitted_on):
         if given is None:
             needs = SOURCES[name]
             raise InputError(
@@ -95,7 +98,7 @@ def make_masker(
     if learns and found.needs != "vocabulary":
         return masker(source.vocabulary, **{found.needs: source}, **parameters)
     sources_of_it = (source,) if SOURCES[found.needs].cls else (common, source)
-    return masker(*sources_of_it, **found.fixed, **parameters)
+    return masker(*sources_of_it, *(given for _, given in fitted_on), **found.fixed, **parameters)
 
 
 def _common_vocabulary(sources: dict[str, Any]) -> Any:

@@ -9,14 +9,17 @@ span               runs of random length (SpanBERT)                             
 pmi                runs of genes that stand next to each other more often than by chance   1      PMI table
 pmi-rand           the same, half the genes at random                                      0.5    PMI table
 corrmask           genes and their partners in a dependency graph, half at random          0.5    graph
-corrmask-100       the same, as many as there are                                          1      graph
-corrmask-balanced  the same, every gene of a cell equally often                            1      graph
+corrmask-rewired   genes that are partners in a random graph of the same degrees           0.5    graph
+random-matched     nothing: single genes, each as often as corrmask masks it               0.5    graph, corpus
+corrmask-100       the same as corrmask, as many as there are                              1      graph
+corrmask-balanced  genes and their partners, every gene of a cell equally often            1      graph
 gene-sets          the genes of a pathway, or of any other set                             1      gene sets
 mam                nothing: single genes, those that learned latents attend to             –      vocabulary
 corrmask-mam       as corrmask, from genes that learned latents attend to                  0.5    graph
 =================  ======================================================================  =====  ==========
 
-The last two learn with the model that is trained: pretraining takes them, an audit of masks alone cannot.
+corrmask-rewired and random-matched are controls of corrmask. The last two learn with the model that is trained:
+pretraining takes them, an audit of masks alone cannot.
 
 ``make_masker``, the command line, settings of runs, audits and the cases of tests go by these tables. A strategy that
 is added here needs no other line in them.
@@ -56,6 +59,7 @@ SOURCES = {
         *("`corrmask-fast pmi build` makes one", "PMITable"),
     ),
     "vocabulary": Source("vocabulary", "a vocabulary", "Vocabulary.load(path)", cls="Vocabulary"),
+    "corpus": Source("corpus", "the corpus, on which it is fitted", "read_corpus(path)", cls="Corpus"),
     "gene_sets": Source(
         *("gene sets", "gene sets", "the path of a .gmt file, or a mapping of names to genes", "FILE.gmt"),
         *("Reactome and MSigDB publish such files", "", "sets"),
@@ -104,6 +108,8 @@ class Strategy(NamedTuple):
     takes: tuple[str, ...] = ()  # keys of OPTIONS and names of OF_MODEL
     requires: tuple[str, ...] = ()  # of ``takes``: without these it cannot be made
     fixed: dict[str, Any] = {}  # parameters that its name stands for  # noqa: RUF012 (never changed)
+    fitted: bool = False  # on the corpus, which it needs too
+    control: bool = False  # of another strategy: its kernels are those of others
 
 
 DEFAULT, CONTROL = "corrmask", "random"  # what is masked unless asked otherwise; what all others are compared with
@@ -121,6 +127,17 @@ STRATEGIES: dict[str, Strategy] = {
     "corrmask": Strategy(
         *("CorrMask", "CorrMasker", "graph", "correlated genes, half single genes", 0.5),
         takes=("structural_ratio", "max_partners", "partners", "weights"),
+    ),
+    "corrmask-rewired": Strategy(
+        *("CorrMask, rewired graph", "RewiredCorrMasker", "graph", "corrmask by a graph of other partners", 0.5),
+        takes=("structural_ratio", "max_partners", "partners", "weights"),
+        control=True,
+    ),
+    "random-matched": Strategy(
+        *("Random, matched", "MatchedRandomMasker", "graph", "single genes as often as corrmask masks them", 0.5),
+        takes=("structural_ratio", "max_partners", "partners"),
+        fitted=True,
+        control=True,
     ),
     "corrmask-100": Strategy(
         *("CorrMask-100", "CorrMasker", "graph", "correlated genes", 1.0, ("max_partners", "partners", "weights")),

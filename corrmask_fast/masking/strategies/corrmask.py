@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from corrmask_fast.errors import InputError, shown
+from corrmask_fast.graph.rewiring import rewired
 from corrmask_fast.kernels.layout import CORRMASK
 from corrmask_fast.masking.base import MaskedBatch, Masker, RateLike
 from corrmask_fast.masking.engine.checks import check_no_priorities, check_weights
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from corrmask_fast.graph.dependency_graph import DependencyGraph
     from corrmask_fast.masking.weights import Weights
 
-__all__ = ["CorrMasker", "by_graphs"]
+__all__ = ["CorrMasker", "RewiredCorrMasker", "by_graphs"]
 
 PARTNERS = ("uniform", "weighted")
 
@@ -165,6 +166,41 @@ class CorrMasker(Masker):
         more = "" if self.partners == "uniform" else f", partners={self.partners!r}"
         more += "" if self.weights is None else ", weights"
         return f"{super().extra_repr()}, {edges} edges{several}, max_partners={self.max_partners}{more}"
+
+
+class RewiredCorrMasker(CorrMasker):
+    """CorrMask by a graph of the same degrees and other partners: a control of CorrMask.
+
+    It masks genes with many partners as often as CorrMask does, and genes together that are no partners. What CorrMask
+    gains beside it comes from which genes are linked.
+
+    Parameters
+    ----------
+    graph
+        The graph, or several: ``rewired(graph, seed)`` is what masks (see :func:`~corrmask_fast.rewired`). That takes
+        about 4 seconds for a million edges.
+    seed
+        Of the masks, and of the rewiring.
+    **parameters
+        See :class:`~corrmask_fast.CorrMasker`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from corrmask_fast import CorrMasker, DependencyGraph, RewiredCorrMasker, Vocabulary, rewired
+    >>> genes = Vocabulary(("<pad>", "<mask>", *"ABCDEFGH"))
+    >>> graph = DependencyGraph.from_edges(zip("ABCDEF", "BCDEFA"), genes)
+    >>> cells = torch.arange(2, 10).repeat(3, 1)
+    >>> control, same = RewiredCorrMasker(graph, seed=1), CorrMasker(rewired(graph, 1), seed=1)
+    >>> torch.equal(control(cells, epoch=0).labels, same(cells, epoch=0).labels)
+    True
+    """
+
+    def __init__(self, graph: DependencyGraph | Sequence[DependencyGraph], *, seed: int = 0, **parameters: Any) -> None:
+        by_graphs(graph)  # checks them
+        graphs: list[Any] = list(graph) if isinstance(graph, list | tuple) else [graph]
+        super().__init__([rewired(each, seed) for each in graphs], seed=seed, **parameters)
+        self.label = f"{self.label}, rewired graph"
 
 
 def _costs_of_partners(graph: DependencyGraph | Sequence[DependencyGraph]) -> np.ndarray:

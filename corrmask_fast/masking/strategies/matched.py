@@ -1,0 +1,82 @@
+"""Random masking that covers each gene as often as CorrMask does: the control of CorrMask's frequencies."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from corrmask_fast.errors import InputError
+from corrmask_fast.masking.matching import matched_weights
+from corrmask_fast.masking.schedules import Schedule
+from corrmask_fast.masking.strategies.corrmask import CorrMasker
+from corrmask_fast.masking.strategies.weighted import WeightedMasker
+
+if TYPE_CHECKING:
+    from corrmask_fast.cells.corpus import Corpus
+    from corrmask_fast.graph.dependency_graph import DependencyGraph
+    from corrmask_fast.masking.base import RateLike
+
+__all__ = ["MatchedRandomMasker"]
+
+
+class MatchedRandomMasker(WeightedMasker):
+    """Mask single genes at random, each as often as CorrMask masks it in this corpus.
+
+    CorrMask masks genes with many partners far more often than others. This control does too, and masks no partners
+    together: what CorrMask gains beside it does not come from the frequencies.
+
+    Parameters
+    ----------
+    graph, mlm_probability, structural_ratio, max_partners, partners, seed
+        Of the CorrMask that is matched: see :class:`~corrmask_fast.CorrMasker`. Rate and seed are this masker's too.
+    corpus
+        The cells on which :func:`~corrmask_fast.matched_weights` fits the weights: a sample of 2 500.
+    **replacement
+        ``mask_replace_prob``, ``random_replace_prob``, ``replace``, ``validate``: see
+        :class:`~corrmask_fast.CorrMasker`.
+
+    Attributes
+    ----------
+    matched
+        :class:`~corrmask_fast.MatchedWeights`: the weights, and how far the coverages are from CorrMask's.
+
+    Raises
+    ------
+    InputError
+        As :class:`~corrmask_fast.CorrMasker` and :func:`~corrmask_fast.matched_weights`; and if a rate is a schedule:
+        coverages would change with the step, and the weights do not.
+    """
+
+    label = "Random, matched"
+
+    def __init__(
+        self,
+        graph: DependencyGraph,
+        corpus: Corpus,
+        *,
+        mlm_probability: RateLike = 0.15,
+        structural_ratio: RateLike = 0.5,
+        max_partners: int = 5,
+        partners: str = "uniform",
+        seed: int = 0,
+        **replacement: Any,
+    ) -> None:
+        for name, rate in (("mlm_probability", mlm_probability), ("structural_ratio", structural_ratio)):
+            if isinstance(rate, Schedule):
+                raise InputError(
+                    f"{name} must be a number or a range in random-matched, whose weights are fitted once; got a "
+                    "schedule over steps"
+                )
+        corrmask = CorrMasker(
+            graph,
+            mlm_probability=mlm_probability,
+            structural_ratio=structural_ratio,
+            max_partners=max_partners,
+            partners=partners,
+            seed=seed,
+        )
+        matched = matched_weights(corrmask, corpus, seed=seed, progress=False)
+        super().__init__(
+            corrmask.vocabulary, matched.weights, mlm_probability=mlm_probability, seed=seed, **replacement
+        )
+        self.matched = matched
+        self.note = matched.summary()
