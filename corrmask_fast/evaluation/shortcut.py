@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -50,8 +51,8 @@ class Refused(NamedTuple):
         shares = [f"{100 * part / max(self.genes, 1):.1f} %" for part in self[2:]]
         return (
             f"Of {self.genes:,} genes in the {self.cells:,} cells looked at, {shares[0]} have no partner in the cell, "
-            f"{shares[1]} have too many partners (more than half of the other genes masked), {shares[2]} have too few "
-            "other genes"
+            f"{shares[1]} have more partners there than half of the genes that are masked beside them, {shares[2]} "
+            "have too few other genes"
         )
 
 
@@ -143,7 +144,7 @@ class Shortcut:
     def _head(self) -> str:
         return (
             f"{self.genes.size:,} targets in {np.unique(self.cells).size:,} cells; {self.mlm_probability:g} of a "
-            f"cell's genes masked, always by <mask>.\n{self.refused.text()}.\n"
+            f"cell's genes masked, always by <mask>.\n{textwrap.fill(self.refused.text(), 110)}.\n"
             "Nats; ± is the standard error over cells. loss, in view: at the target, with random genes hidden beside "
             "it and\nall partners in view. shortcut: what the loss rises by if its partners are hidden in place of as "
             "many of these.\nplacebo: the same for random genes of the partners' frequency. excess: shortcut less "

@@ -29,10 +29,10 @@ class Estimate(NamedTuple):
     n_cells: int
 
     def text(self, decimals: int = 3, scale: float = 1.0) -> str:
-        """Return ``mean ± error``, both times ``scale``; "" of no value."""
+        """Return ``mean ± error``, both times ``scale``, and no minus before a zero; "" of no value."""
         if not self.n:
             return ""
-        mean = f"{scale * self.mean:,.{decimals}f}"
+        mean = f"{scale * self.mean:z,.{decimals}f}"
         return mean if np.isnan(self.error) else f"{mean} ± {scale * self.error:,.{decimals}f}"
 
 
