@@ -10,7 +10,15 @@ import pytest
 import torch
 from test_pretraining_run import TINY, _one_thread, corpus, graph  # noqa: F401 (fixtures)
 
-from corrmask_fast import CorrMasker, InputError, Linear, MultinomialAttentionMasker, RandomMasker, Vocabulary
+from corrmask_fast import (
+    CorrMasker,
+    InputError,
+    Linear,
+    MultinomialAttentionMasker,
+    RandomMasker,
+    Vocabulary,
+    score_masks,
+)
 from corrmask_fast.cells.corpus_io import write_corpus
 from corrmask_fast.cli.main import main
 
@@ -19,7 +27,7 @@ pytest.importorskip("accelerate")
 
 from trainers import FIT, NO_DROPOUT, make_kind, our_trainer
 
-from corrmask_fast.training.run import pretrain
+from corrmask_fast.training.run import pretrain, split_cells
 
 
 def run(corpus, masker, folder, *, settings=TINY, **options):  # noqa: F811
@@ -157,11 +165,11 @@ def test_accuracy_and_perplexity_are_of_the_held_out_cells(corpus, graph, tmp_pa
     from torch.utils.data import DataLoader
 
     from corrmask_fast import CorpusDataset, DataCollatorForCorrMask
-    from corrmask_fast.training.run import split_cells
     from corrmask_fast.training.trainer import EVALUATION_EPOCH
 
     masker = CorrMasker(graph, mlm_probability=0.3)
-    report = run(corpus, masker, tmp_path / "run", settings=replace(TINY, max_steps=30, learning_rate=2e-2))
+    settings = replace(TINY, max_steps=30, learning_rate=2e-2)
+    report = run(corpus, masker, tmp_path / "run", settings=settings, eval_masker=masker)
     model = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "run" / "model").eval()
     collate = DataCollatorForCorrMask(masker).frozen(EVALUATION_EPOCH)
     right, total, loss = 0, 0, 0.0
@@ -179,6 +187,20 @@ def test_accuracy_and_perplexity_are_of_the_held_out_cells(corpus, graph, tmp_pa
         f"perplexity {math.exp(loss / total):,.1f}; {100 * right / total:.1f} % of masked genes named"
         in report.summary()
     )
+
+
+@pytest.mark.parametrize("masking", ["worker", "device"])
+def test_held_out_losses_of_any_two_strategies_compare(corpus, graph, tmp_path, masking):  # noqa: F811
+    """They are those of one yardstick: the same genes, whatever the training masked."""
+    maskers = {"corrmask": CorrMasker(graph, mlm_probability=0.3, seed=7), "random": RandomMasker(corpus.vocabulary)}
+    settings = replace(TINY, masking=masking)
+    reports = {name: run(corpus, masker, tmp_path / name, settings=settings) for name, masker in maskers.items()}
+    models = {name: tmp_path / name / "model" for name in maskers}
+    scores = score_masks(models, split_cells(corpus, TINY)[1], device="cpu", progress=False)
+    for name, report in reports.items():
+        assert report.last("eval_loss") == pytest.approx(scores.loss(name).mean, rel=1e-5)
+        assert report.last("eval_accuracy") == pytest.approx(scores.accuracy(name).mean)
+    assert losses(reports["corrmask"]) != losses(reports["random"])
 
 
 @pytest.mark.parametrize("masking", ["worker", "device"])
@@ -208,7 +230,6 @@ def test_evaluation_has_a_strategy_and_a_rate_of_its_own(corpus, graph, tmp_path
 
 def _loss_of(model, corpus, masker):  # noqa: F811
     from corrmask_fast import CorpusDataset
-    from corrmask_fast.training.run import split_cells
 
     trainer = our_trainer(
         model.parent / "again", transformers.AutoModelForMaskedLM.from_pretrained(model),
@@ -227,8 +248,16 @@ def test_evaluation_masks_on_the_command_line(corpus, graph, tmp_path, capsys): 
     said = capsys.readouterr().out
     by_hand = _loss_of(tmp_path / "a" / "model", corpus, RandomMasker(corpus.vocabulary, mlm_probability=0.3))
     assert f"loss on held-out cells      {by_hand:.3f} nats" in said
+    masker = RandomMasker(corpus.vocabulary, mlm_probability=0.3)
+    held_out = split_cells(corpus, TINY)[1]
+    scores = score_masks({"this model": tmp_path / "a" / "model"}, held_out, masker, device="cpu", progress=False)
+    assert f"held-out cells: {scores.table()}\n" in said
+    assert "masks: Random, 0.3 of a cell's genes, seed 0" in said
     recorded = (tmp_path / "a" / "settings.toml").read_text()
     assert 'eval_strategy = "random"' in recorded
     assert "eval_mlm_probability = 0.3" in recorded
+    assert main([*given, str(tmp_path / "c"), "--eval-strategy", "corrmask", "--seed", "5"]) == 0
+    by_hand = _loss_of(tmp_path / "c" / "model", corpus, CorrMasker(graph, mlm_probability=0.15, max_partners=3))
+    assert f"loss on held-out cells      {by_hand:.3f} nats" in capsys.readouterr().out
     assert main([*given, str(tmp_path / "b"), "--eval-mlm-probability", "1.5"]) == 2
     assert "--mlm-probability must be a number in (0, 1)" in capsys.readouterr().err

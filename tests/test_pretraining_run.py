@@ -1,4 +1,4 @@
-"""``corrmask-fast pretrain``: settings, a run and its files, resuming, and the loss split by partners in view."""
+"""``corrmask-fast pretrain``: settings, a run and its files, resuming, and the loss split by where partners are."""
 
 from __future__ import annotations
 
@@ -120,7 +120,10 @@ def test_a_run_writes_its_model_log_and_settings_and_resumes_to_the_same_losses(
     assert len(losses) == 6
     assert losses[-1] < losses[0]
     assert [row["step"] for row in rows if row["eval_loss"]] == ["3", "6"]
-    assert "a partner in view" in whole.summary()
+    said = whole.summary()
+    assert all(group in said for group in ("a partner in view", "all partners hidden", "no partner in the cell"))
+    assert "these are different genes: the gap is no measure of copying; `corrmask-fast evaluate shortcut` is" in said
+    assert f"loss in training            {losses[-1]:.3f} nats under the run's own masks" in said
     assert float(rows[2]["tokens_per_second"]) > 0
 
     pretrain(corpus, masker, tmp_path / "halves", changed(max_steps=6), graph=graph, progress=False)
@@ -179,9 +182,10 @@ def test_losses_are_split_by_what_stays_in_view(corpus, graph):
         assert min(map(len, expected.values())) > 0
         assert metrics["loss_partner_visible"] == pytest.approx(np.mean(expected["visible"]))
         assert metrics["loss_partner_hidden"] == pytest.approx(np.mean(expected["hidden"]))
+        assert metrics["loss_partner_absent"] == pytest.approx(np.mean(expected["alone"]))
         assert metrics["loss"] == pytest.approx(np.mean(np.concatenate(list(expected.values()))))
-        judged = len(expected["visible"]) + len(expected["hidden"])
-        assert metrics["share_partner_visible"] == pytest.approx(len(expected["visible"]) / judged)
+        counted = [metrics[f"genes_partner_{name}"] for name in ("visible", "hidden", "absent")]
+        assert counted == [len(each) for each in expected.values()]
     assert math.isnan(PartnerLoss(graph).metrics("")["loss"])
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MaskScores", "score_masks"]
 
-UNIGRAM, CELL_TYPE = "unigram", "cell type"  # the baselines
+BASELINES = UNIGRAM, CELL_TYPE = "unigram", "cell type"
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,11 @@ class MaskScores:
 
     def loss(self, line: str, among: np.ndarray | None = None) -> Estimate:
         """Return the mean loss of a line in nats, with its standard error over cells; ``among`` (n,) bool: of these."""
-        return self._estimate(self.losses[line], among)
+        return estimate(self.losses[line], self.cells, among)
 
     def accuracy(self, line: str, among: np.ndarray | None = None) -> Estimate:
         """Return the share of masked genes that a line names, with its standard error over cells."""
-        return self._estimate(np.where(np.isnan(self.losses[line]), np.nan, self.right[line]), among)
+        return estimate(np.where(np.isnan(self.losses[line]), np.nan, self.right[line]), self.cells, among)
 
     def perplexity(self, line: str) -> Estimate:
         """Return e to the mean loss, with the standard error that follows from the loss's (delta method)."""
@@ -82,16 +82,12 @@ class MaskScores:
 
     def difference(self, line: str, other: str, among: np.ndarray | None = None) -> Estimate:
         """Return the mean of a line's loss less that of another at the same genes: a paired difference, in nats."""
-        return self._estimate(self.losses[line] - self.losses[other], among)
+        return estimate(self.losses[line] - self.losses[other], self.cells, among)
 
     def groups(self) -> dict[str, dict[str, np.ndarray]]:
         """Return table → group → (n,) bool: masked genes by frequency, and by cell type where there are labels."""
         tables = {"loss by frequency": in_bins(self.frequency, FREQUENCIES, percent=True)}
         return tables | ({"loss by type": dict(self.types)} if self.types else {})
-
-    def _estimate(self, values: np.ndarray, among: np.ndarray | None) -> Estimate:
-        among = slice(None) if among is None else among  # type: ignore[assignment]
-        return estimate(values[among], self.cells[among])
 
     def table(self) -> str:
         """Return the scores of all lines, the differences from the first, and the losses by group."""
@@ -201,42 +197,40 @@ def score_masks(
     check_integer("batch_size", batch_size, 1)
     masker = _usable(RandomMasker(corpus.vocabulary) if masker is None else masker, corpus)
     types = None if labels is None else _types_of(corpus, labels)
-    taken = [UNIGRAM, CELL_TYPE]
-    found: dict[str, list[np.ndarray]] = {"cell": [], "token": []}
-    with opened(models, corpus.vocabulary, device, taken) as scored, torch.no_grad():
+    cells, tokens = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}  # line → (losses, is right) of each batch
+    with opened(models, corpus.vocabulary, device, BASELINES) as scored:
         length = scored_length(scored, corpus, max_length)
         baselines = _Baselines(corpus, length, types)
         with progress_bar("scoring", corpus.n_cells * len(scored), "cell", shown=progress) as bar:
             for begin in range(0, corpus.n_cells, batch_size):
                 rows = np.arange(begin, min(begin + batch_size, corpus.n_cells))
                 batch = _masked(masker, *corpus.gather_for_training(rows, length))
-                chosen = batch["labels"].numpy() != -100
-                tokens, of_row = batch["labels"].numpy()[chosen], np.nonzero(chosen)[0]
-                found["cell"].append(rows[of_row])
-                found["token"].append(tokens)
-                for model in scored:
-                    losses, right = model.losses(batch) if tokens.size else (np.empty(0), np.empty(0, np.bool_))
-                    found.setdefault(f"loss {model.name}", []).append(losses)
-                    found.setdefault(f"right {model.name}", []).append(right)
+                of_row, columns = np.nonzero(batch["labels"].numpy() != -100)
+                cells.append(rows[of_row])
+                tokens.append(batch["labels"].numpy()[of_row, columns])
+                bar.update(rows.size * len(scored) if not of_row.size else 0)
+                for model in scored if of_row.size else ():
+                    found.setdefault(model.name, []).append(model.losses(batch))
                     bar.update(rows.size)
-                for line, (losses, right) in baselines.scores(rows, of_row, tokens).items():
-                    found.setdefault(f"loss {line}", []).append(losses)
-                    found.setdefault(f"right {line}", []).append(right)
-        lines = [*(model.name for model in scored), UNIGRAM, *([] if types is None else [CELL_TYPE])]
-    joined = {name: np.concatenate(parts) if parts else np.empty(0) for name, parts in found.items()}
-    if not joined["cell"].size:
+                for line, scores in baselines.scores(rows, of_row, tokens[-1]).items():
+                    found.setdefault(line, []).append(scores)
+    of_gene, gene = np.concatenate(cells), np.concatenate(tokens)
+    if not gene.size:
         longest = min(int(corpus.lengths.max(initial=0)), length)
         raise InputError(
             f"no gene is masked at a rate of {rate_text(masker.mlm_probability)} in {corpus.n_cells} cells, the "
             f"longest of {longest} tokens; raise mlm_probability, or give other cells"
         )
+    lines = [*(model.name for model in scored), *(line for line in BASELINES if line in found)]
+    losses, right = ({line: np.concatenate([part[i] for part in found[line]]) for line in lines} for i in (0, 1))
     return MaskScores(
-        cells=joined["cell"],
-        tokens=joined["token"],
-        losses={line: joined[f"loss {line}"] for line in lines},
-        right={line: joined[f"right {line}"] for line in lines},
-        frequency=(baselines.counts / corpus.n_cells)[joined["token"]],
-        types={} if types is None else {name: types[0][joined["cell"]] == i for i, name in enumerate(types[1])},
+        cells=of_gene,
+        tokens=gene,
+        losses=losses,
+        right=right,
+        frequency=(baselines.counts / corpus.n_cells)[gene],
+        types={} if types is None else {name: types[0][of_gene] == i for i, name in enumerate(types[1])},
         n_cells=corpus.n_cells,
         masks=f"{masker.label}, {rate_text(masker.mlm_probability)} of a cell's genes, seed {masker.seed}",
     )

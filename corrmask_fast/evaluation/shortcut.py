@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -50,8 +51,8 @@ class Refused(NamedTuple):
         shares = [f"{100 * part / max(self.genes, 1):.1f} %" for part in self[2:]]
         return (
             f"Of {self.genes:,} genes in the {self.cells:,} cells looked at, {shares[0]} have no partner in the cell, "
-            f"{shares[1]} have too many partners (more than half of the other genes masked), {shares[2]} have too few "
-            "other genes"
+            f"{shares[1]} have more partners there than half of the genes that are masked beside them, {shares[2]} "
+            "have too few other genes"
         )
 
 
@@ -104,20 +105,16 @@ class Shortcut:
 
     def mean(self, model: str, measure: str = "shortcut", among: np.ndarray | None = None) -> Estimate:
         """Return the mean of a measure, with its standard error over cells; ``among`` (n,) bool: of these targets."""
-        return self._estimate(self.values(model, measure), among)
+        return estimate(self.values(model, measure), self.cells, among)
 
     def difference(self, model: str, other: str, measure: str = "shortcut") -> Estimate:
         """Return the mean of a model's measure less that of another at the same targets, with its standard error."""
-        return self._estimate(self.values(model, measure) - self.values(other, measure), None)
+        return estimate(self.values(model, measure) - self.values(other, measure), self.cells)
 
     def groups(self) -> dict[str, dict[str, np.ndarray]]:
         """Return table → group → (n,) bool: targets by the largest |rho| of their partners, and by their frequency."""
         by_frequency = in_bins(self.frequency, FREQUENCIES, percent=True)
         return {"shortcut by rho": in_bins(self.rho, RHOS), "shortcut by frequency": by_frequency}
-
-    def _estimate(self, values: np.ndarray, among: np.ndarray | None) -> Estimate:
-        among = slice(None) if among is None else among  # type: ignore[assignment]
-        return estimate(values[among], self.cells[among])
 
     def table(self) -> str:
         """Return the measures of all models, the differences from the first, and the measures by group."""
@@ -125,7 +122,7 @@ class Shortcut:
         several = len(self.models) > 1
         rows = [["", "loss, in view", *MEASURES, *(["shortcut less first", "excess less first"] if several else [])]]
         for model in self.models:
-            in_view = self._estimate(self.losses[model][:, RANDOM], None)
+            in_view = estimate(self.losses[model][:, RANDOM], self.cells)
             row = [model, in_view.text(), *(self.mean(model, measure).text(4) for measure in MEASURES)]
             if several:
                 less = (self.difference(model, first, measure).text(4) for measure in ("shortcut", "excess"))
@@ -147,7 +144,7 @@ class Shortcut:
     def _head(self) -> str:
         return (
             f"{self.genes.size:,} targets in {np.unique(self.cells).size:,} cells; {self.mlm_probability:g} of a "
-            f"cell's genes masked, always by <mask>.\n{self.refused.text()}.\n"
+            f"cell's genes masked, always by <mask>.\n{textwrap.fill(self.refused.text(), 110)}.\n"
             "Nats; ± is the standard error over cells. loss, in view: at the target, with random genes hidden beside "
             "it and\nall partners in view. shortcut: what the loss rises by if its partners are hidden in place of as "
             "many of these.\nplacebo: the same for random genes of the partners' frequency. excess: shortcut less "
@@ -243,7 +240,7 @@ def measure_shortcut(
     check_seed(seed)
     corpus.vocabulary.check_same(graph.vocabulary, "the corpus", "the graph")
     corpus.vocabulary.require_mask_token()
-    with opened(models, corpus.vocabulary, device) as scored, torch.no_grad():
+    with opened(models, corpus.vocabulary, device) as scored:
         length = scored_length(scored, corpus, max_length)
         counts = gene_counts(corpus, length)
         targets, refused = plan_targets(corpus, graph, counts, length, share, n_targets, seed)

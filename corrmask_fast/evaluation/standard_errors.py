@@ -29,14 +29,14 @@ class Estimate(NamedTuple):
     n_cells: int
 
     def text(self, decimals: int = 3, scale: float = 1.0) -> str:
-        """Return ``mean ± error``, both times ``scale``; "" of no value."""
+        """Return ``mean ± error``, both times ``scale``, and no minus before a zero; "" of no value."""
         if not self.n:
             return ""
-        mean = f"{scale * self.mean:,.{decimals}f}"
+        mean = f"{scale * self.mean:z,.{decimals}f}"
         return mean if np.isnan(self.error) else f"{mean} ± {scale * self.error:,.{decimals}f}"
 
 
-def estimate(values: np.ndarray, cells: np.ndarray) -> Estimate:
+def estimate(values: np.ndarray, cells: np.ndarray, among: np.ndarray | None = None) -> Estimate:
     """Return the mean of values with its standard error over cells.
 
     Parameters
@@ -45,6 +45,8 @@ def estimate(values: np.ndarray, cells: np.ndarray) -> Estimate:
         (n,) numbers; NaN are left out.
     cells
         (n,) integers: the cell of each value.
+    among
+        (n,) bool: which values count; None: all.
 
     Notes
     -----
@@ -57,7 +59,7 @@ def estimate(values: np.ndarray, cells: np.ndarray) -> Estimate:
     >>> estimate(np.array([1.0, 3.0, 5.0, 7.0]), np.array([0, 0, 1, 1]))
     Estimate(mean=4.0, error=2.0, n=4, n_cells=2)
     """
-    known = ~np.isnan(values)
+    known = ~np.isnan(values) if among is None else among & ~np.isnan(values)
     values, of_cell = values[known], np.unique(cells[known], return_inverse=True)[1]
     n, n_cells = values.size, int(of_cell.max(initial=-1)) + 1
     if n == 0:
