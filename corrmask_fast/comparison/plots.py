@@ -145,7 +145,7 @@ def plot_groups(
     for name, shift in zip(names, _dodge(len(names), 0.5), strict=True):
         _line(axis, places, [group.get(name, []) for group in groups.values()], looks(results)[name], shift, 1)
     crowded = max((len(group) for group in groups), default=0) * len(groups) > 40
-    axis.set_xticks(places, [plain(group) for group in groups], rotation=35 if crowded else 0,
+    axis.set_xticks(places, [plain(brief(group, 20)) for group in groups], rotation=35 if crowded else 0,
                     ha="right" if crowded else "center")  # fmt: skip
     style_axis(axis, title=title, x=x, y=y)
     _legend(figure, results, names)

@@ -47,12 +47,13 @@ def page(results: Results, differences: Sequence[Difference]) -> str:
             _all_differences(results, differences),
             *sections,
         ]
-    return PAGE.format(
+    text = PAGE.format(
         title="Masking strategies, compared",
         style=STYLE,
         introduction=_introduction(results),
         sections="\n".join(section for section in sections if section),
     )
+    return text.replace(" %", "\N{NO-BREAK SPACE}%")
 
 
 def _introduction(results: Results) -> str:
@@ -77,7 +78,10 @@ def _answer(results: Results, differences: Sequence[Difference], beside: Mapping
             ) -> str:  # fmt: skip
     reference = results.label(results.reference)
     first, *others = results.started
-    parts = [f"<h2>Results</h2>{_answer_table(results, differences, beside[first], first)}", _key(results, reference)]
+    parts = [
+        f"<h2>Results</h2>{_answer_table(results, differences, beside[first], first)}",
+        _key(results, reference, beside[first]),
+    ]
     parts += [
         f"<details><summary>{percent(fraction)} of the cells</summary>"
         f"{_answer_table(results, differences, beside[fraction], fraction)}</details>"
@@ -146,16 +150,15 @@ def _mark(one: Difference) -> str:
     return f'<span class="told {one.verdict}">{text} {one.verdict}</span>'
 
 
-def _key(results: Results, reference: str) -> str:
+def _key(results: Results, reference: str, beside: Sequence[Difference]) -> str:
     text = (
         f"Second line of a cell: the difference to {reference}, paired by seed. With a word (better, worse, lower, "
         "higher): its 95 % interval excludes 0. Grey, without a word: it does not."
     )
     if results.baselines:
-        text += (
-            " Below the line: baselines, which were not pretrained. ‡: not shown to be better than the best baseline "
-            "of that measure."
-        )
+        text += " Below the line: baselines, which were not pretrained."
+    if any(one.verdict != "better" and one.n > 1 and one.measure.main for one in beside):
+        text += " ‡: not shown to be better than the best baseline of that measure."
     return f"<p>{esc(text)}</p>"
 
 
@@ -242,13 +245,14 @@ def _difference_table(results: Results, differences: Sequence[Difference], capti
             (f'<tr><th scope="row">{esc(results.pair(one.strategy, one.against))}</th>' if pair else "<tr>")
             + f'<td class="text">{esc(one.measure.label)}</td>'
             + ("" if one_fraction else f"<td>{percent(one.fraction)}</td>")
-            + f'<td class="text">{esc(one.interval())}</td>'
-            f'<td>{one.n}</td><td class="text"><span class="{told}">{esc(verdict)}</span></td><td>{needed}</td></tr>'
+            + f'<td class="text"><span class="{told}">{verdict}</span></td><td class="text">{esc(one.interval())}</td>'
+            f"<td>{one.n}</td><td>{needed}</td></tr>"
         )
     head = (
         ('<th scope="col" class="text">Difference</th>' if pair else "")
-        + f'<th scope="col" class="text">Measure</th>{cells_head}<th scope="col" class="text">Mean [95 % interval]</th>'
-        '<th scope="col">Seeds</th><th scope="col" class="text">Told apart from 0</th><th scope="col">Seeds needed</th>'
+        + f'<th scope="col" class="text">Measure</th>{cells_head}<th scope="col" class="text">Told apart from 0</th>'
+        '<th scope="col" class="text">Mean [95 % interval]</th><th scope="col">Seeds</th>'
+        '<th scope="col">Seeds needed</th>'
     )
     return table(esc(caption), head, f"<tbody>{''.join(lines)}</tbody>")
 
