@@ -1,0 +1,1 @@
+"""Strategies pretrained under equal conditions and compared: results, differences, the report."""

@@ -1,0 +1,109 @@
+"""`Comparison`: strategies pretrained under equal conditions; its table, its differences, its report."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from corrmask_fast.comparison.differences import MANY, Difference, all_differences
+from corrmask_fast.comparison.results import Results, percent
+from corrmask_fast.files import atomic_file, check_output_folder
+from corrmask_fast.tables import align, write_csv
+
+if TYPE_CHECKING:
+    import os
+
+    from corrmask_fast.comparison.measures import Measure
+
+__all__ = ["Comparison"]
+
+_COLUMNS = 4  # of measures side by side in a terminal
+_HEAD = ("fraction", "measure", "strategy", "against", "n", "mean", "sd", "low", "high", "seeds_needed")
+
+
+class Comparison(Results):
+    """Strategies pretrained under equal conditions, one model for each strategy, fraction of the cells, and seed.
+
+    Attributes
+    ----------
+    facts
+        What was compared: ``comparison.json``.
+    rows
+        A :class:`Row` for each model that has ended, and for each baseline and seed: ``rows.csv``.
+    details
+        Values by cell type, gene frequency, and strength of the partners: ``details.csv``.
+    """
+
+    def differences(self) -> list[Difference]:
+        """Return each strategy minus the reference, and a few other pairs, for each fraction and measure.
+
+        Differences are paired by seed; a pair of strategies without a common seed has none.
+        """
+        return all_differences(self)
+
+    def table(self) -> str:
+        """Return the main measures of each strategy and baseline, and what is told apart, as text."""
+        differences = self.differences()
+        measures = [measure for measure in self.measures if measure.main]
+        lines = [*self.remarks(), ""] if self.remarks() else []
+        for fraction in self.started:
+            told = {(one.strategy, one.measure) for one in differences
+                    if one.fraction == fraction and one.against == self.reference and one.excludes_zero}  # fmt: skip
+            for first in range(0, len(measures), _COLUMNS):
+                lines += [*align(self._block(fraction, measures[first : first + _COLUMNS], told)), ""]
+        lines.append("mean ± standard deviation over seeds")
+        if differences:
+            lines[-1] += "; * the 95 % interval of the difference to the reference, paired by seed, excludes 0"
+        for difference in differences:
+            if difference.excludes_zero and difference.measure.main and difference.fraction == self.started[0]:
+                way = "" if difference.measure.better == "" else f": {difference.verdict}"
+                pair = self.pair(difference.strategy, difference.against)
+                lines.append(f"{pair}: {difference.measure.label} {difference.interval()}, {difference.n} seeds{way}")
+        return "\n".join(lines)
+
+    def _block(self, fraction: float, measures: list[Measure], told: set[tuple[str, Measure]]) -> list[list[str]]:
+        """Return some columns of a table: a line for each strategy and baseline that has any of them."""
+        lines = [
+            ["", "", *(f"{one.label} " for one in measures)],
+            [f"{self.cells(fraction):,} cells ({percent(fraction)})", "seeds",
+             *(f"({one.unit}) " if one.unit else "" for one in measures)],
+        ]  # fmt: skip
+        for name in [*self.strategies, *self.baselines]:
+            columns = [[*self.values(name, one.name, fraction).values()] for one in measures]
+            if any(columns):
+                label = f"{self.label(name)} (reference)" if name == self.reference else self.label(name)
+                texts = [
+                    one.mean_sd(column) + (" *"[(name, one) in told]) if column else "– "
+                    for one, column in zip(measures, columns, strict=True)
+                ]
+                lines.append([label, str(max(map(len, columns))), *texts])
+        return lines
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write ``differences.csv`` and ``report.html`` into a folder.
+
+        Measures stand in the CSV file as in ``rows.csv`` (accuracy as a share). The page needs no other file and no
+        network.
+
+        Raises
+        ------
+        MissingExtraError
+            Without matplotlib (extra ``plot``).
+        """
+        from corrmask_fast.comparison.report import page
+
+        folder = check_output_folder(folder)
+        folder.mkdir(exist_ok=True)
+        differences = self.differences()
+        write_csv(folder / "differences.csv", _HEAD, map(_fields, differences))
+        text = page(self, differences)
+        with atomic_file(Path(folder) / "report.html") as temporary:
+            temporary.write_text(text, encoding="utf-8", errors="replace")
+
+
+def _fields(one: Difference) -> list[str | int | float]:
+    """Return a line of ``differences.csv``; what one seed does not tell is empty."""
+    numbers = [f"{value:.6g}" if math.isfinite(value) else "" for value in (one.mean, one.sd, one.low, one.high)]
+    needed = one.seeds_needed or (MANY if one.n > 1 else "")
+    return [one.fraction, one.measure.name, one.strategy, one.against, one.n, *numbers, needed]
