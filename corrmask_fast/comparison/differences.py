@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -159,6 +160,7 @@ def interval(values: Sequence[float] | np.ndarray) -> tuple[float, float, float,
     return mean, sd, mean - half, mean + half
 
 
+@lru_cache(maxsize=1024)
 def seeds_needed(mean: float, sd: float) -> int | None:
     """Return the fewest seeds with which a paired t-test (two-sided, 5 %) finds such a difference with power 80 %.
 
@@ -172,8 +174,11 @@ def seeds_needed(mean: float, sd: float) -> int | None:
 
     if math.isnan(sd) or mean == 0:
         return None
-    n = np.arange(2, MOST_SEEDS + 1)
-    # From a shift of 40 on the power is 0.998 or more, whatever n is; the distribution is not computed further out.
-    shift = np.minimum(abs(mean) * np.sqrt(n) / sd, 40.0) if sd else np.full(n.size, 40.0)
-    enough = 1 - nctdtr(n - 1, shift, stdtrit(n - 1, (1 + LEVEL) / 2)) >= POWER
-    return int(n[enough.argmax()]) if enough.any() else None
+    low, high = 1, MOST_SEEDS + 1  # too few; enough, or more than are asked about
+    while high - low > 1:
+        n = (low + high) // 2
+        # From a shift of 40 on the power is 0.998 or more, whatever n is. Far out the distribution underflows to NaN.
+        shift = min(abs(mean) * math.sqrt(n) / sd, 40.0) if sd else 40.0
+        missed = float(nctdtr(n - 1, shift, stdtrit(n - 1, (1 + LEVEL) / 2)))
+        low, high = (n, high) if missed > 1 - POWER else (low, n)
+    return high if high <= MOST_SEEDS else None

@@ -36,7 +36,7 @@ tbody + tbody { border-top: 2px solid #888 }
   gap: 1.2rem 1rem; align-items: start }
 figure { margin: 0 } img { max-width: 100%; height: auto; display: block }
 figcaption { color: #404040 } summary { cursor: pointer; font-weight: 600; padding: .4rem 0 }
-dt { font-weight: 600 } dd { margin: 0 0 .4rem }
+li { margin-bottom: .5rem } dt { font-weight: 600 } dd { margin: 0 0 .4rem }
 """
 
 PAGE = """<!DOCTYPE html>

@@ -245,13 +245,14 @@ def _difference_table(results: Results, differences: Sequence[Difference], capti
             (f'<tr><th scope="row">{esc(results.pair(one.strategy, one.against))}</th>' if pair else "<tr>")
             + f'<td class="text">{esc(one.measure.label)}</td>'
             + ("" if one_fraction else f"<td>{percent(one.fraction)}</td>")
-            + f'<td class="text">{esc(one.interval())}</td>'
-            f'<td>{one.n}</td><td class="text"><span class="{told}">{esc(verdict)}</span></td><td>{needed}</td></tr>'
+            + f'<td class="text"><span class="{told}">{verdict}</span></td><td class="text">{esc(one.interval())}</td>'
+            f"<td>{one.n}</td><td>{needed}</td></tr>"
         )
     head = (
         ('<th scope="col" class="text">Difference</th>' if pair else "")
-        + f'<th scope="col" class="text">Measure</th>{cells_head}<th scope="col" class="text">Mean [95 % interval]</th>'
-        '<th scope="col">Seeds</th><th scope="col" class="text">Told apart from 0</th><th scope="col">Seeds needed</th>'
+        + f'<th scope="col" class="text">Measure</th>{cells_head}<th scope="col" class="text">Told apart from 0</th>'
+        '<th scope="col" class="text">Mean [95 % interval]</th><th scope="col">Seeds</th>'
+        '<th scope="col">Seeds needed</th>'
     )
     return table(esc(caption), head, f"<tbody>{''.join(lines)}</tbody>")
 
