@@ -15,6 +15,7 @@ _MODULES = {
     "BalancedCorrMasker": "masking.strategies.balanced",
     "BertForSparseMaskedLM": "training.sparse_head",
     "CellAnnotation": "evaluation.cell_annotation",
+    "Comparison": "comparison.comparison",
     "ConformanceReport": "audit.conformance",
     "Comparison": "comparison.comparison",
     "Corpus": "cells.corpus",

@@ -24,7 +24,8 @@ MAY_IMPORT = {
     "training": {"cells", "graph", *MASKING},
     "evaluation": {"cells", "graph", *MASKING, "training"},
     "integrations": {"cells", "graph", *MASKING, "training"},
-    "cli": {"cells", "graph", "graph/build", *MASKING, "audit", "training", "evaluation"},
+    "comparison": {"cells", "graph", "graph/build", *MASKING, "training", "evaluation"},
+    "cli": {"cells", "graph", "graph/build", *MASKING, "audit", "training", "evaluation", "comparison"},
 }
 # What each file beside the subpackages imports of the package.
 SHARED = {

@@ -1,1 +1,1 @@
-"""Strategies compared: several models pretrained under equal conditions, scored alike, and reported with intervals."""
+"""Strategies pretrained under equal conditions and compared: results, differences, the report."""
