@@ -17,7 +17,6 @@ _MODULES = {
     "CellAnnotation": "evaluation.cell_annotation",
     "Comparison": "comparison.comparison",
     "ConformanceReport": "audit.conformance",
-    "Comparison": "comparison.comparison",
     "Corpus": "cells.corpus",
     "CorpusDataset": "cells.dataset",
     "CountsDataset": "cells.dataset",

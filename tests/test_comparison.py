@@ -122,7 +122,10 @@ def test_strategies_and_seeds_may_be_added_and_jobs_change_nothing(files, tmp_pa
     compare(files, large, seeds=2)
 
     def by_key(folder):
-        return sorted((row["kind"], row["strategy"], row["fraction"], row["seed"], *row.items()) for row in table_of(folder / "rows.csv"))
+        return sorted(
+            (row["kind"], row["strategy"], row["fraction"], row["seed"], *row.items())
+            for row in table_of(folder / "rows.csv")
+        )
 
     assert by_key(small) == by_key(large)
 

@@ -152,7 +152,7 @@ def masker_of(name: str, plan: Plan, cells: Cells, corpus: Corpus, task: Task) -
         sources["pmi"] = cells.pmi(task.fraction, task.seed)
     elif needs == "gene_sets":
         sources["sets"] = plan.options.get("gene_sets")
-    if found is not None and getattr(found, "fitted", False):
+    if found is not None and found.fitted:
         sources["corpus"] = corpus
     taken = {key: value for key, value in plan.options.items() if key not in SOURCES and found and key in found.takes}
     if compared.strategy in LEARNED_STRATEGIES:
