@@ -147,7 +147,7 @@ def _masks(arguments: argparse.Namespace) -> None:
     check_outputs(arguments, "csv")
     corpus = open_corpus(arguments)
     graph = load_graph(arguments.graph) if arguments.graph else None
-    masker = masker_of(arguments, vocabulary=corpus.vocabulary, graph=graph)
+    masker = masker_of(arguments, vocabulary=corpus.vocabulary, graph=graph, corpus=corpus)
     from corrmask_fast.evaluation.masked_scores import score_masks
 
     scores = score_masks(
