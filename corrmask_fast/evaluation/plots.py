@@ -108,6 +108,7 @@ def plot_shortcut(report: Shortcut, path: str | os.PathLike[str] | None = None) 
             everything.errorbar(found.mean, i, xerr=_drawn(found.error), color=color, capsize=3, **style)
     everything.axvline(0, color=GREY, linewidth=0.8)
     everything.set_xlim(*_at_least(*everything.get_xlim()))
+    everything.locator_params(axis="x", nbins=5)
     everything.set_yticks(range(len(models)), [_short(model) for model in models], fontsize=8)
     everything.set_ylim(len(models) - 0.5, -0.5)
     number = f"{report.genes.size:,} targets in {np.unique(report.cells).size:,} cells"
