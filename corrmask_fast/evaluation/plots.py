@@ -107,6 +107,8 @@ def plot_shortcut(report: Shortcut, path: str | os.PathLike[str] | None = None) 
             color = colors[model] if measure == "shortcut" else GREY
             everything.errorbar(found.mean, i, xerr=_drawn(found.error), color=color, capsize=3, **style)
     everything.axvline(0, color=GREY, linewidth=0.8)
+    everything.set_xlim(*_at_least(*everything.get_xlim()))
+    everything.locator_params(axis="x", nbins=5)
     everything.set_yticks(range(len(models)), [_short(model) for model in models], fontsize=8)
     everything.set_ylim(len(models) - 0.5, -0.5)
     number = f"{report.genes.size:,} targets in {np.unique(report.cells).size:,} cells"
@@ -125,6 +127,7 @@ def plot_shortcut(report: Shortcut, path: str | os.PathLike[str] | None = None) 
                     mfc=colors[model] if measure == "shortcut" else "white",
                 )  # fmt: skip
         axis.axhline(0, color=GREY, linewidth=0.8)
+        axis.set_ylim(*_at_least(*axis.get_ylim()))
         ticks = [f"{group}\nn = {np.count_nonzero(among):,}" for group, among in groups.items()]
         axis.set_xticks(range(len(groups)), ticks, fontsize=7)
         style_axis(axis, title=f"By {titles[name]}", x="", y="nats")
@@ -132,6 +135,11 @@ def plot_shortcut(report: Shortcut, path: str | os.PathLike[str] | None = None) 
              (("-", "shortcut"), (":", "placebo"))]  # fmt: skip
     by_group[0].legend(handles=lines, frameon=False, fontsize=8, loc="upper left")
     return save_figure(figure, path)
+
+
+def _at_least(low: float, high: float, least: float = 0.002) -> tuple[float, float]:
+    """Return the ends of an axis in nats, wide enough that rounding errors do not look like results."""
+    return min(low, -least), max(high, least)
 
 
 def _drawn(error: float) -> float:

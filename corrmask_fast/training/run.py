@@ -161,6 +161,8 @@ def pretrain(
     if graph is not None:
         graph.vocabulary.check_same(corpus.vocabulary, "the graph", "the corpus")
     train, held_out = split_cells(corpus, settings)
+    if eval_masker is None and held_out.n_cells:
+        corpus.vocabulary.require_mask_token()  # now, not at the first evaluation
     longest = min(int(train.lengths.max()), train.max_length)
     if math.floor(longest * masker.max_probability) == 0:
         raise InputError(
