@@ -36,6 +36,7 @@ USERS = {
         "kernels/balanced.py",
         "kernels/gene_sets.py",
     },
+    "balanced": {"comparison/differences.py"},  # a question that a comparison answers
     # zeros are masked at random; weights stand in the random order
     "random": {"masking/value_masking.py", "masking/strategies/weighted.py"},
 }
