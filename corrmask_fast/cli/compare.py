@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from corrmask_fast.cli.options import (
+    PROGRAM,
     add_dictionary_options,
     check_dictionary,
     command,
@@ -125,6 +128,7 @@ def _compare(arguments: argparse.Namespace) -> None:
         test_share=arguments.test_share,
         gene_share=arguments.gene_share,
         jobs=arguments.jobs,
+        command=shlex.join([PROGRAM, *sys.argv[1:]]),
         progress=arguments.progress,
     )
     print(comparison.table())

@@ -35,7 +35,7 @@ class ComparedCells:
     Attributes
     ----------
     train, test
-        Tokenised cells, cut to the models' length.
+        Tokenised cells, whole: models read the first genes of each.
     features
         (test cells, V) CSR: what a regression without a model reads. ``log1p`` of counts per 10 000 where there are
         counts, else 1 − rank / genes of the cell.
@@ -84,7 +84,7 @@ def read_cells(
     test
         The cells to score, of the same kind. None: ``test_share`` of the cells of ``train``, the same for every seed.
     max_length
-        Cells are cut to so many genes.
+        How many genes of a cell models read.
     labels
         An obs column of the test cells. None: no cell types.
     vocabulary, medians

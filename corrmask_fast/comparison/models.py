@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     Row = dict[str, Any]
 
+MAX_LENGTH = 2048  # genes of a cell that a graph is made of
 GRAPHS, MODELS = "graphs", "models"
 TRAIN, TEST, FEATURES = "train.npz", "test.npz", "features.npz"
 TEST_SHARE = 0.5  # of the labelled test cells; a head is trained on the others
@@ -71,12 +72,13 @@ class Cells:
         self.folder, self.plan = folder, plan
         length = plan.settings.max_length
         self.train: Corpus = read_corpus(folder / TRAIN, max_length=length)
+        self.whole: Corpus = read_corpus(folder / TRAIN, max_length=MAX_LENGTH)  # of which graphs are made
         self.test: Corpus = read_corpus(folder / TEST, max_length=length)
 
-    def share(self, fraction: float, seed: int) -> Corpus:
-        """Return a share of the training cells; a larger share of a seed need not hold a smaller one."""
-        n = max(1, round(fraction * self.train.n_cells))
-        return self.train.take(self.train.sample_rows(n, seed))
+    def share(self, fraction: float, seed: int, cells: Corpus | None = None) -> Corpus:
+        """Return a share of the training cells, cut for the models; or the same cells of ``whole``."""
+        cells = self.train if cells is None else cells
+        return cells.take(cells.sample_rows(max(1, round(fraction * cells.n_cells)), seed))
 
     def scored(self) -> Corpus:
         """Return the test cells whose losses are taken."""
@@ -93,7 +95,7 @@ class Cells:
         path = self._kept("graph", fraction, seed)
         if path.is_file():
             return DependencyGraph.load(path)
-        corpus = self.share(fraction, seed)
+        corpus = self.share(fraction, seed, self.whole)
         least = {"min_cooccurrence": 200, "min_presence": 50}  # the defaults, for atlases; fewer cells have fewer
         least = {name: max(20, min(usual, corpus.n_cells // 100)) for name, usual in least.items()}
         least = {name: min(value, corpus.n_cells) for name, value in least.items()}

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from corrmask_fast.errors import InputError, check_integer, check_number, shown
-from corrmask_fast.masking.schedules import parse_rate
+from corrmask_fast.masking.schedules import check_rate, parse_rate
 from corrmask_fast.masking.strategies import CONTROL, LEARNED_STRATEGIES, STRATEGIES
 from corrmask_fast.training.settings import PRESETS, PretrainingSettings
 
@@ -74,7 +74,7 @@ class Scoring:
 
     n_cells: int = 1000
     n_targets: int = 1000
-    fine_tuning_epochs: int = 5
+    fine_tuning_epochs: int = 10
     min_cells: int = 10
     neighbors: int = 10
 
@@ -117,7 +117,8 @@ class Plan:
         if not self.strategies:
             raise InputError("strategies must name one or more; such as random and corrmask")
         for name in self.strategies:
-            parse_compared(name)
+            if (rate := parse_compared(name).rate) is not None:
+                check_rate(f"the rate of {name}", rate)
         for what, given in (("strategies", self.strategies), ("fractions", self.fractions)):
             for one in given:
                 if given.count(one) > 1:  # type: ignore[arg-type]

@@ -154,7 +154,7 @@ class Results:
     @property
     def planned(self) -> int:
         """Number of models of the finished comparison."""
-        return len(self.strategies) * len(self.fractions) * int(self.facts["seeds"])
+        return int(self.facts["models"])
 
     @property
     def ended(self) -> int:
@@ -249,7 +249,8 @@ def _checked_facts(facts: Any) -> dict[str, Any]:
         and len(set(fractions)) == len(fractions),
         "fractions must be a list of different numbers in (0, 1]", fractions,
     )  # fmt: skip
-    for key in ("seeds", "train_cells", "test_cells", "genes", "labelled_cells"):
+    facts.setdefault("models", len(names) * len(fractions) * int(facts["seeds"]))
+    for key in ("seeds", "models", "train_cells", "test_cells", "genes", "labelled_cells"):
         count = as_integer(facts[key])
         least = 0 if key == "labelled_cells" else 1
         check(count is not None and least <= count < 2**63, f"{key} must be an integer >= {least}", facts[key])

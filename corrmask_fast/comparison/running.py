@@ -41,7 +41,6 @@ __all__ = ["compare_strategies"]
 
 RUN = "run.json"  # what may not change when a comparison goes on
 DETAIL_COLUMNS = ("strategy", "fraction", "seed", "table", "group", "value", "n")
-GROWS = ("strategies", "seeds", "fractions")  # of a plan
 KEY_COLUMNS = ("kind", "strategy", "fraction", "seed")
 
 
@@ -66,6 +65,7 @@ def compare_strategies(
     test_share: float = 0.3,
     gene_share: float = 0.01,
     jobs: int | None = None,
+    command: str = "",
     progress: bool = True,
 ) -> Comparison:
     """Pretrain models that differ in their masks alone, score all alike, and report the differences.
@@ -112,6 +112,8 @@ def compare_strategies(
     jobs
         Models trained at the same time, each with an equal share of the threads. None: one for each thread; on a GPU
         one.
+    command
+        What the report says of how to make it again.
     progress
         Say how long it will take, and print a line as each model ends.
 
@@ -130,7 +132,6 @@ def compare_strategies(
     import torch
 
     given = [train] if isinstance(train, str | bytes) or not hasattr(train, "__iter__") else list(train)
-    strategies = united(strategies, [])
     plan = Plan(
         tuple(strategies), seeds, tuple(map(float, fractions)), reference, labels, mlm_probability,
         PRESETS["tiny"] if settings is None else settings, scoring or Scoring(), dict(options or {}),
@@ -154,7 +155,7 @@ def compare_strategies(
         progress=progress,
     )
     plan.settings.check_size(cells.train.vocabulary.size)
-    facts, plan = _prepare(out, plan, cells)
+    facts = _prepare(out, plan, cells, command)
     rows, details = _ended(out)
     tasks = [task for task in plan.tasks() if _key(task) not in {_row_key(row) for row in rows}]
     jobs = max(1, min(jobs, len(tasks)))
@@ -218,53 +219,42 @@ def _given_genes(plan: Plan) -> Vocabulary | None:
     return found
 
 
-def _prepare(out: Path, plan: Plan, cells: ComparedCells) -> tuple[dict[str, Any], Plan]:
-    """Write what the runs read into the folder, or check that it holds the same; return the facts, and the plan.
+def _prepare(out: Path, plan: Plan, cells: ComparedCells, command: str) -> dict[str, Any]:
+    """Write what the runs read into the folder, or check that it holds the same; return the facts of all runs so far.
 
-    A plan that goes on has the strategies and fractions of before, too, and no fewer seeds.
+    Everything that may be refused is refused before the folder is made.
     """
     import scipy.sparse
 
     from corrmask_fast.comparison.models import FEATURES, TEST, TRAIN, split_labelled
 
     lasting = json.loads(json.dumps({"cells": cells.fingerprint, **plan.lasting()}))
-    before: dict[str, Any] = {}
-    if out.is_dir() and any(out.iterdir()):
+    models = [task for task in plan.tasks() if task.strategy is not None]
+    begun = out.is_dir() and any(out.iterdir())
+    if begun:
         if not (out / RUN).is_file():
             raise InputError(f"{out} holds other files, and no comparison; choose a new folder")
         with readable(out / RUN, "record of a comparison"):
             saved = json.loads((out / RUN).read_bytes())
-            then = saved["lasting"]
-            before = {name: list(saved[name]) for name in ("strategies", "fractions")} | {"seeds": int(saved["seeds"])}
+            then, before = saved["lasting"], [Task(str(name), float(x), int(k)) for name, x, k in saved["models"]]
         _check_same(out, then, lasting)
-    plan = Plan(
-        tuple(united(before.get("strategies", ()), plan.strategies)),
-        max(before.get("seeds", 0), plan.seeds),
-        tuple(united(before.get("fractions", ()), plan.fractions)),
-        *(
-            getattr(plan, name)
-            for name in Plan.__dataclass_fields__
-            if name not in {"strategies", "seeds", "fractions"}
-        ),
-    )
-    # Everything that may be refused is refused before the folder is made.
+        models = united(before, models)
     labelled = None
     if plan.labels is not None:
         labelled = split_labelled(cells.test, plan.labels, plan.scoring.min_cells, 0)
-    facts = _facts(plan, cells, labelled)
+    facts = _facts(plan, models, cells, labelled) | {"command": command}
     out.mkdir(exist_ok=True)
-    if not before:
+    if not begun:
         write_corpus(cells.train, out / TRAIN)
         write_corpus(cells.test, out / TEST)
         with atomic_file(out / FEATURES) as temporary, temporary.open("wb") as file:
             scipy.sparse.save_npz(file, cells.features.tocsr())
-    run = {"lasting": lasting, "strategies": plan.strategies, "fractions": plan.fractions, "seeds": plan.seeds}
-    for name, content in ((FACTS, facts), (RUN, run)):
+    for name, content in ((FACTS, facts), (RUN, {"lasting": lasting, "models": models})):
         with atomic_file(out / name) as temporary:
             temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if not (out / ROWS).is_file():
         _write(out, [], [])
-    return facts, plan
+    return facts
 
 
 def _check_same(out: Path, then: dict[str, Any], now: dict[str, Any]) -> None:
@@ -287,7 +277,7 @@ def _flat(then: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[str, Any,
             yield name, old, value
 
 
-def _facts(plan: Plan, cells: ComparedCells, labelled: Any) -> dict[str, Any]:
+def _facts(plan: Plan, models: list[Task], cells: ComparedCells, labelled: Any) -> dict[str, Any]:
     """Return what the report says of a comparison beside its rows."""
     types: dict[str, int] = {}
     notes = []
@@ -315,10 +305,11 @@ def _facts(plan: Plan, cells: ComparedCells, labelled: Any) -> dict[str, Any]:
         + ("the given graph." if plan.graph else "the graph of all training cells, for all models.")
     )
     return {
-        "strategies": {name: parse_compared(name).label for name in plan.strategies},
+        "strategies": {task.strategy: parse_compared(str(task.strategy)).label for task in models},
         "reference": plan.reference,
-        "fractions": sorted(plan.fractions),
-        "seeds": plan.seeds,
+        "fractions": sorted({task.fraction for task in models}),
+        "seeds": 1 + max(task.seed for task in models),
+        "models": len(models),
         "train_cells": cells.train.n_cells,
         "test_cells": cells.test.n_cells,
         "labelled_cells": sum(types.values()),

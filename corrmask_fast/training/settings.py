@@ -226,7 +226,7 @@ PRESETS = {
         dropout=0.0,
         max_length=192,
         batch_size=16,
-        max_steps=1000,
+        max_steps=700,
     ),
 }
 
