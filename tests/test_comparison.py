@@ -55,12 +55,12 @@ def table_of(path):
 @pytest.fixture(scope="module")
 def finished(files, tmp_path_factory):
     folder = tmp_path_factory.mktemp("compared") / "run"
-    names = ["random", "random@0.15", "corrmask", "random-matched", "corrmask-rewired"]
-    return folder, compare(files, folder, strategies=names, seeds=2, fractions=[0.5, 1])
+    names = ["random", "random@0.15", "corrmask", "random-matched"]
+    return folder, compare(files, folder, strategies=names, fractions=[0.5, 1])
 
 
-def of_model(rows, strategy, fraction="1.0", seed="0"):
-    [row] = [row for row in rows if (row["strategy"], row["fraction"], row["seed"]) == (strategy, fraction, seed)]
+def of_model(rows, strategy, fraction):
+    [row] = [row for row in rows if (row["strategy"], row["fraction"]) == (strategy, fraction)]
     return row
 
 
@@ -69,8 +69,8 @@ def test_there_is_a_row_for_each_model_and_baseline(finished):
     rows = table_of(folder / "rows.csv")
     models = [(row["strategy"], float(row["fraction"]), int(row["seed"])) for row in rows if row["kind"] == "model"]
     facts = json.loads((folder / "comparison.json").read_text())
-    assert sorted(models) == sorted((s, f, k) for s in facts["strategies"] for f in (0.5, 1.0) for k in (0, 1))
-    assert [row["seed"] for row in rows if row["kind"] == "untrained"] == ["0", "1"]
+    assert models == [(name, fraction, 0) for fraction in (0.5, 1.0) for name in facts["strategies"]]
+    assert [row["seed"] for row in rows if row["kind"] == "untrained"] == ["0"]
     baselines = [row["strategy"] for row in rows if row["kind"] == "baseline" and row["seed"] == "0"]
     assert baselines == ["unigram", "cell type", "majority", "logistic, counts", "logistic, PCA"]
     assert {int(row["cells"]) for row in rows if row["kind"] == "model"} == {200, 400}
@@ -84,10 +84,10 @@ def test_there_is_a_row_for_each_model_and_baseline(finished):
 def test_two_names_of_one_strategy_give_one_model(finished):
     # The same weights, cells, steps and masks: every figure is the same to the last digit.
     rows = table_of(finished[0] / "rows.csv")
-    for fraction, seed in (("0.5", "0"), ("1.0", "1")):
-        one, other = (of_model(rows, name, fraction, seed) for name in ("random", "random@0.15"))
+    for fraction in ("0.5", "1.0"):
+        one, other = (of_model(rows, name, fraction) for name in ("random", "random@0.15"))
         assert {**one, "strategy": ""} == {**other, "strategy": ""}
-        assert one["loss"] != of_model(rows, "corrmask", fraction, seed)["loss"]
+        assert one["loss"] != of_model(rows, "corrmask", fraction)["loss"]
 
 
 def test_only_the_matched_strategy_has_an_error_of_coverage(finished):
@@ -98,8 +98,7 @@ def test_only_the_matched_strategy_has_an_error_of_coverage(finished):
 def test_the_same_call_computes_nothing_again(files, finished):
     folder, before = finished
     written = (folder / "rows.csv").stat().st_mtime_ns
-    names = list(before.strategies)
-    again = compare(files, folder, strategies=names, seeds=2, fractions=[0.5, 1])
+    again = compare(files, folder, strategies=list(before.strategies), fractions=[0.5, 1])
     assert (folder / "rows.csv").stat().st_mtime_ns == written
     assert again.rows == before.rows
 
@@ -154,7 +153,7 @@ def test_a_folder_of_other_settings_is_refused(files, finished, options, message
         ({"strategies": ["random", "weighted"]}, "weighted needs weights"),
         ({"strategies": ["corrmask"]}, "reference must be one of the strategies"),
         ({"strategies": ["random", "corrmsk"]}, "strategies must be of .*corrmsk"),
-        ({"strategies": ["random", "corrmask@2"]}, "got '?2"),
+        ({"strategies": ["random", "corrmask@2"]}, "the rate of corrmask@2 must be"),
         ({"seeds": 0}, "seeds must be"),
         ({"fractions": [0]}, "fractions must be above 0"),
         ({"fractions": [0.5, 0.5]}, "0.5 twice"),

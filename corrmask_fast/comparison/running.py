@@ -28,7 +28,7 @@ from corrmask_fast.training.settings import PRESETS
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from corrmask_fast.cells.medians import Medians
     from corrmask_fast.cells.vocabulary import Vocabulary
@@ -178,7 +178,7 @@ def compare_strategies(
     began, done = time.perf_counter(), 0
     for task, (more, parts) in _run(tasks, out, plan, jobs, threads):
         rows, details, done = rows + more, details + parts, done + 1
-        _write(out, rows, details)
+        _write(out, rows, details, facts["strategies"])
         left = (time.perf_counter() - began) / done * (len(tasks) - done)
         say(f"{done}/{len(tasks)}  {_line(task, more[0])}; {_duration(left)} left", flush=True)
     comparison = Comparison.read(out)
@@ -253,7 +253,7 @@ def _prepare(out: Path, plan: Plan, cells: ComparedCells, command: str) -> dict[
         with atomic_file(out / name) as temporary:
             temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if not (out / ROWS).is_file():
-        _write(out, [], [])
+        _write(out, [], [], ())
     return facts
 
 
@@ -365,8 +365,16 @@ def _ended(out: Path) -> Ended:
     return rows, [one for one in details if (one["strategy"], _share(one["fraction"]), int(one["seed"])) in keys]
 
 
-def _write(out: Path, rows: list[Row], details: list[Row]) -> None:
+def _write(out: Path, rows: list[Row], details: list[Row], strategies: Iterable[str]) -> None:
+    """Write both tables, in an order that does not depend on which model ended first."""
+    places = {name: place for place, name in enumerate(strategies)}
+
+    def place(row: Row) -> tuple[Any, ...]:
+        share = float(row["fraction"] or 0)
+        return int(row["seed"]), share, row.get("kind") == "baseline", places.get(row["strategy"], -1)
+
     # Details first: a row says that its model is done.
+    details, rows = sorted(details, key=place), sorted(rows, key=place)
     write_csv(out / DETAILS, DETAIL_COLUMNS, [[one.get(name, "") for name in DETAIL_COLUMNS] for one in details])
     columns = list(dict.fromkeys([*KEY_COLUMNS, *(name for row in rows for name in row)]))
     write_csv(out / ROWS, columns, [[row.get(name, "") for name in columns] for row in rows])
