@@ -169,6 +169,12 @@ def test_bad_input_is_refused_before_anything_is_written(files, tmp_path, option
     assert not (tmp_path / "run").exists()
 
 
+def test_cells_without_a_target_are_refused_before_a_model_is_trained(files, tmp_path):
+    with pytest.raises(InputError, match="no gene can be a target.*or leave the shortcut out: n_targets=0"):
+        compare(files, tmp_path / "run", settings=replace(TINY, max_length=10))
+    assert len((tmp_path / "run" / "rows.csv").read_text().splitlines()) == 1
+
+
 def test_a_type_with_one_cell_is_left_out_and_named(files, tmp_path):
     cells = anndata.read_h5ad(files[1])
     types = cells.obs["cell_type"].astype(str).to_numpy().copy()

@@ -17,12 +17,14 @@ import torch
 
 from corrmask_fast.cells.corpus_io import read_corpus
 from corrmask_fast.comparison.plan import Plan, Task, parse_compared
+from corrmask_fast.errors import InputError
 from corrmask_fast.evaluation.cell_annotation import fine_tuned_f1, labelled_cells, stratified_splits
 from corrmask_fast.evaluation.embeddings import embed_cells
 from corrmask_fast.evaluation.fine_tuning import FineTuning
 from corrmask_fast.evaluation.frozen_features import f1_by_type, knn_purity, probe_types, reduced
 from corrmask_fast.evaluation.masked_scores import MaskScores, score_masks
-from corrmask_fast.evaluation.shortcut import MEASURES, measure_shortcut
+from corrmask_fast.evaluation.scored_models import gene_counts
+from corrmask_fast.evaluation.shortcut import MEASURES, measure_shortcut, plan_targets
 from corrmask_fast.graph.build.building import build_dependency_graph
 from corrmask_fast.graph.dependency_graph import DependencyGraph
 from corrmask_fast.masking.factory import make_masker
@@ -103,6 +105,17 @@ class Cells:
         graph.save(path)
         return graph
 
+    def check_targets(self) -> None:
+        """Refuse cells without a target for the shortcut, before a model is trained; make the graph that it goes by."""
+        graph, plan, cells = self.graph(), self.plan, self.scored()
+        if plan.scoring.n_targets == 0:
+            return
+        length = plan.settings.max_length
+        try:
+            plan_targets(cells, graph, gene_counts(cells, length), length, plan.mlm_probability, 1, 0)
+        except InputError as error:
+            raise InputError(f"{error}; or leave the shortcut out: n_targets=0") from None
+
     def pmi(self, fraction: float, seed: int) -> PMITable:
         """Like :meth:`graph`, the PMI table."""
         if self.plan.pmi is not None:
@@ -163,12 +176,16 @@ def masker_of(name: str, plan: Plan, cells: Cells, corpus: Corpus, task: Task) -
     return make_masker(compared.strategy, **sources, **taken, mlm_probability=rate, seed=task.seed)
 
 
-def run_task(task: Task, folder: str, plan: Plan, threads: int) -> tuple[list[Row], list[Row]]:
-    """Train and score one model; return rows of ``rows.csv`` and of ``details.csv``."""
+def run_task(task: Task, folder: str, plan: Plan, threads: int | None) -> tuple[list[Row], list[Row]]:
+    """Train and score one model; return rows of ``rows.csv`` and of ``details.csv``.
+
+    ``threads``: of this process, from now on; None: as many as it has.
+    """
     from corrmask_fast.threads import set_num_threads
 
-    torch.set_num_threads(threads)
-    set_num_threads(threads)
+    if threads is not None:
+        torch.set_num_threads(threads)
+        set_num_threads(threads)
     cells = Cells(Path(folder), plan)
     with warnings.catch_warnings(), _quiet():
         warnings.simplefilter("ignore")  # those of the cells were told before the runs

@@ -111,7 +111,7 @@ def compare_strategies(
         See ``test``; genes in a smaller share of the training cells are left out.
     jobs
         Models trained at the same time, each with an equal share of the threads. None: one for each thread; on a GPU
-        one.
+        one. With another number of threads a model's figures are the same but for float rounding.
     command
         What the report says of how to make it again.
     progress
@@ -165,7 +165,7 @@ def compare_strategies(
         from corrmask_fast.comparison.models import Cells
 
         shared = Cells(out, plan)
-        shared.graph()  # by which every model's shortcut is measured: made once, before several would
+        shared.check_targets()
         seconds = _estimate(shared, plan, threads)
         say(
             f"{facts['train_cells']:,} cells to pretrain on, {facts['test_cells']:,} to score; {facts['genes']:,} "
@@ -292,8 +292,11 @@ def _facts(plan: Plan, models: list[Task], cells: ComparedCells, labelled: Any) 
             "Cell types: half of the labelled test cells train the head or the regression, the other half is scored; "
             "the halves follow from the seed."
         )
-    if not cells.has_counts and labelled is not None:
-        notes.append("The corpus has no counts: the regressions without a model read ranks instead.")
+        what = "counts" if cells.has_counts else "ranks (there are no counts)"
+        notes.append(
+            f"The logistic regressions read the {what} of all genes of a cell; models read its first "
+            f"{plan.settings.max_length} genes."
+        )
     notes.append(
         "Graphs and PMI tables are "
         + (
@@ -338,7 +341,7 @@ def _run(tasks: list[Task], out: Path, plan: Plan, jobs: int, threads: int) -> I
 
     if jobs == 1:
         for task in tasks:
-            yield task, run_task(task, str(out), plan, threads)
+            yield task, run_task(task, str(out), plan, None)
         return
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         running = {pool.submit(run_task, task, str(out), plan, threads): task for task in tasks}
