@@ -26,6 +26,7 @@ from corrmask_fast.evaluation.masked_scores import MaskScores, score_masks
 from corrmask_fast.evaluation.scored_models import gene_counts
 from corrmask_fast.evaluation.shortcut import MEASURES, measure_shortcut, plan_targets
 from corrmask_fast.graph.build.building import build_dependency_graph
+from corrmask_fast.graph.build.thresholds import suggest_thresholds
 from corrmask_fast.graph.dependency_graph import DependencyGraph
 from corrmask_fast.masking.factory import make_masker
 from corrmask_fast.masking.pmi_table import PMITable
@@ -98,10 +99,7 @@ class Cells:
         if path.is_file():
             return DependencyGraph.load(path)
         corpus = self.share(fraction, seed, self.whole)
-        least = {"min_cooccurrence": 200, "min_presence": 50}  # the defaults, for atlases; fewer cells have fewer
-        least = {name: max(20, min(usual, corpus.n_cells // 100)) for name, usual in least.items()}
-        least = {name: min(value, corpus.n_cells) for name, value in least.items()}
-        graph = build_dependency_graph(corpus, **least, progress=False)
+        graph = build_dependency_graph(corpus, **suggest_thresholds(corpus.n_cells), progress=False)
         graph.save(path)
         return graph
 
