@@ -127,7 +127,9 @@ def test_graph_show_sorts_and_counts(cli_folder, capsys, fails):
         assert [int(line.split()[1]) for line in lines] == [ids[i] for i in order]
         assert [int(line.split()[-1]) for line in lines] == [both[i] for i in order]
     assert "--sort must be one of 'local', 'global', 'overlap'; got 'rho'" in fails(*given, "--sort", "rho")
-    assert "--sort overlap needs the cells" in fails(*given, "--sort", "overlap")
+    assert "--sort overlap needs --corpus, the cells that the graph was built from" in fails(
+        *given, "--sort", "overlap"
+    )
     write_corpus(corpus.select(range(90)), cli_folder / "part.npz")
     wrong = fails(*given, "--corpus", cli_folder / "part.npz")
     assert "and the corpus has 90; give the corpus that it was built from" in wrong

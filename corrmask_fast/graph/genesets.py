@@ -169,8 +169,8 @@ class SetEnrichment:
                 f"{shown(self.unknown[0])}"
             )
         meant = (
-            "genes: those with a partner, of all genes of the set; by chance: in random graphs in which each gene has as "
-            "many partners as here; p: of at least so many edges; q: corrected for the number of sets"
+            "genes: those with a partner, of all genes of the set; by chance: in random graphs in which each gene has "
+            "as many partners as here; p: of at least so many edges; q: corrected for the number of sets"
         )
         return [*found, *textwrap.wrap(meant, 110)]
 
@@ -217,9 +217,9 @@ def enrich_gene_sets(
     Chance is a random graph in which each gene keeps its number of partners (:func:`corrmask_fast.rewired`): hubs of a
     set have many edges among each other anyway. Mean and variance of the number of edges within a set have a closed
     form (:class:`corrmask_fast.graph.chance.EdgesWithin`). The p-value is that of a translated Poisson distribution of
-    this mean and variance (Roellin 2005): Poisson's for rare edges, close to the normal one for many. Edges within a
-    set are at most as skewed as Poisson's, so small p-values are rather too large than too small. The test has one
-    side: fewer edges than by chance give a p-value near 1.
+    this mean and variance (Roellin 2005): Poisson's for rare edges, close to the normal one for many. Numbers of
+    independent edges are at most as skewed as Poisson's, so small p-values are rather too large than too small. The
+    test has one side: fewer edges than by chance give a p-value near 1.
 
     Examples
     --------

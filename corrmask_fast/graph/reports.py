@@ -87,7 +87,7 @@ def partner_table(
             "sort='global' needs rho over all cells, which this graph does not store (it was not built from cells); "
             "sort by 'local'"
             if sort == "global"
-            else "sort='overlap' needs the cells that the graph was built from; give corpus"
+            else "sort='overlap' needs corpus=, the cells that the graph was built from"
         )
     rows = [["partner", "token", "rho", "rho, all cells", *([] if overlap is None else ["cells with both"])]]
     for i in np.lexsort((-np.abs(local), -np.abs(key)))[:limit].tolist():
