@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import math
 import random
 import sys
@@ -35,20 +36,11 @@ MEMBERS = [set(range(2, 14)), set(range(14, 23)), set(range(23, 29))]
 NAMES = GRAPH.vocabulary.names
 
 
-def methods():
-    yield "linkage"
-    yield pytest.param("leiden", marks=pytest.mark.skipif(_no_igraph(), reason="igraph is not installed"))
+NO_IGRAPH = importlib.util.find_spec("igraph") is None
+METHODS = ["linkage", pytest.param("leiden", marks=pytest.mark.skipif(NO_IGRAPH, reason="igraph is not installed"))]
 
 
-def _no_igraph():
-    try:
-        import igraph  # noqa: F401
-    except ImportError:
-        return True
-    return False
-
-
-@pytest.mark.parametrize("method", methods())
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("overall", [True, False])
 def test_planted_modules_are_found_whole(method, overall):
     found = find_modules(planted(overall=overall), method=method)
@@ -60,7 +52,7 @@ def test_planted_modules_are_found_whole(method, overall):
         assert np.all(np.diff(strength) <= 0)
 
 
-@pytest.mark.parametrize("method", methods())
+@pytest.mark.parametrize("method", METHODS)
 def test_modules_are_the_same_in_every_run_and_leave_the_generator_alone(method):
     random.seed(5)
     expected = random.random()

@@ -259,11 +259,17 @@ def enrich_gene_sets(
     above = np.maximum(edges - (mean - variance), 0)
     p, sd = gammainc(above, variance), np.sqrt(variance)
     order = np.lexsort((-(edges - mean) / sd, p))
-    columns = ([size[name] for name in names], *([part[name].size for name in names] for part in (tokens, linked)))
-    figures = (*columns, edges, mean, sd, p, false_discovery_control(p))
+    ordered = [names[i] for i in order]
     return SetEnrichment(
-        tuple(names[i] for i in order),
-        *(np.asarray(figure)[order] for figure in figures),
+        names=tuple(ordered),
+        size=np.array([size[name] for name in ordered]),
+        known=np.array([tokens[name].size for name in ordered]),
+        genes=np.array([linked[name].size for name in ordered]),
+        edges=edges[order],
+        expected=mean[order],
+        sd=sd[order],
+        p_value=p[order],
+        q_value=false_discovery_control(p)[order],
         left_out=tuple(name for name in tokens if linked[name].size < 2),
         n_named=np.unique(np.concatenate(list(tokens.values()))).size + len(unknown),
         unknown=tuple(unknown),

@@ -258,7 +258,7 @@ def _names(
     size = np.array([part.size for part in members])
     genes, shared = shared.sum(axis=1), shared[:, :-1]
     p = hypergeom.sf(shared - 1, tokens.size, genes[:, None], size)  # of at least so many shared genes
-    q = false_discovery_control(p, axis=None)
+    q = false_discovery_control(p, axis=None).reshape(p.shape)
     names, best = list(found), p.argmin(axis=0)
     return tuple(
         ModuleName(names[k], int(shared[k, i]), int(genes[k]), float(q[k, i])) if q[k, i] <= LARGEST_Q else None

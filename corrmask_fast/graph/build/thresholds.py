@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from corrmask_fast.errors import check_integer
 
@@ -16,7 +16,7 @@ FEWEST = 20
 HARDLY_FITS = 2  # times the suggestion: from here on a default is worth a warning
 
 
-def suggest_thresholds(n_cells: int) -> dict[str, int]:
+def suggest_thresholds(n_cells: int) -> dict[str, Any]:
     """Return ``min_cooccurrence`` and ``min_presence`` for a graph of so many cells.
 
     Each is 1 % of the cells, at most the default (200 and 50) and at least 20, or all cells where there are fewer.
