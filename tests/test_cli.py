@@ -153,7 +153,7 @@ def test_graph_show_in_any_case_and_with_suggestions(tmp_path, capsys, fails):
     for name in ("cd3d", "Cd3d", "a"):
         assert main(["graph", "show", f"{tmp_path}/g.safetensors", name]) == 0
         assert capsys.readouterr().out.startswith("CD3D (A), token 2: 1 partner")
-    assert "(did you mean 'CD3E' or 'CD3D'?)" in fails("graph", "show", tmp_path / "g.safetensors", "cd3")
+    assert "(did you mean 'CD3D' or 'CD3E'?)" in fails("graph", "show", tmp_path / "g.safetensors", "cd3")
     assert "--sort global needs rho over all cells, which this graph does not store" in fails(
         "graph", "show", tmp_path / "g.safetensors", "A", "--sort", "global"
     )
@@ -311,7 +311,7 @@ def test_a_corpus_without_vocabulary_takes_a_token_dictionary(made_up_cells, cli
 
 
 def test_a_graph_without_edges_is_a_warning(cli_folder, tmp_path, capsys):
-    options = ["--rho-min", "1", "--min-cooccurrence", "1", "--no-progress"]
+    options = ["--rho-min", "1", "--min-cooccurrence", "1", "--min-presence", "50", "--no-progress"]
     assert main(["graph", "build", f"{cli_folder}/cells.npz", "-o", f"{tmp_path}/g.safetensors", *options]) == 0
     out, err = capsys.readouterr()
     assert err.startswith("corrmask-fast: warning: the graph has no edges")

@@ -93,8 +93,10 @@ def test_what_is_no_gene(gene):
     ("gene", "meant"),
     [
         ("cd3e", "'CD3E'"),
-        ("CD3", "'CD3G', 'CD3E' or 'CD3D'"),
+        ("CD3", "'CD3D', 'CD3E' or 'CD3G'"),
         ("TP5", "'TP53'"),
+        ("TP35", "'TP53'"),
+        ("ENSG00000141510.18", "'ENSG00000141510'"),  # with a version
         ("p53 ", "'p53' or 'TP53'"),  # an alias
         ("ENSG00000141511", None),  # one digit off is another gene
         ("MALAT1", None),

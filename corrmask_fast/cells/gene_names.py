@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["UnknownGeneError", "other_cases", "similar_names"]
 
-MOST, SIMILAR = 3, 0.75  # suggestions; share of letters in common
+MOST, SIMILAR = 3, 0.75  # number of suggestions; share of letters in common
 ACCESSION = re.compile(r"\d{5}")
 
 
@@ -24,19 +24,23 @@ def other_cases(gene: str, names: Collection[str]) -> list[str]:
 
 
 def similar_names(gene: Any, names: Collection[str]) -> list[str]:
-    """Return at most three names of similar spelling, the most similar first.
+    """Return at most three names that may be meant: in other case, then those that begin so, then of similar spelling.
 
-    >>> similar_names("cd3d", ["CD3D", "CD3E"]), similar_names("TP5", ["CD3E", "TP53"])
-    (['CD3D'], ['TP53'])
+    >>> names = ["CD3D", "CD3E", "TP53", "ENSG00000141510"]
+    >>> [similar_names(gene, names) for gene in ("cd3d", "CD3", "TP5.3", "ENSG00000141510.18")]
+    [['CD3D'], ['CD3D', 'CD3E'], ['TP53'], ['ENSG00000141510']]
     """
     if not isinstance(gene, str) or not gene:
         return []
     if same := other_cases(gene, names):
         return same[:MOST]
-    if ACCESSION.search(gene):  # such as ENSG00000141510: one digit off is another gene
-        return []
-    by_case = {name.casefold(): name for name in names}
-    return [by_case[name] for name in difflib.get_close_matches(gene.casefold(), by_case, MOST, SIMILAR)]
+    given, by_case = gene.casefold(), {name.casefold(): name for name in names}
+    if ACCESSION.search(gene):  # one digit off is another gene; a version may stand behind it
+        found = [name for name in by_case if name == given.partition(".")[0]]
+    else:
+        found = sorted((name for name in by_case if name.startswith(given)), key=lambda name: (len(name), name))
+        found += difflib.get_close_matches(given, by_case.keys() - found, MOST, SIMILAR)
+    return [by_case[name] for name in found[:MOST]]
 
 
 class UnknownGeneError(InputError):

@@ -355,7 +355,7 @@ class Vocabulary:
         >>> vocabulary.id_of("CD3")
         Traceback (most recent call last):
         corrmask_fast.cells.gene_names.UnknownGeneError: no gene 'CD3' in this vocabulary of 2 genes (did you mean
-        'CD3E' or 'CD3D'?); give a token id from 2 to 3, or a name such as 'CD3D'
+        'CD3D' or 'CD3E'?); give a token id from 2 to 3, or a name such as 'CD3D'
         """
         token = self.tokens_by_name.get(gene) if isinstance(gene, str) else as_integer(gene)
         if token is None and any_case and isinstance(gene, str):

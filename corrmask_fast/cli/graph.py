@@ -111,8 +111,8 @@ def _add_graph_build(commands: Any) -> None:
             f"--min-{flag}",
             type=int,
             metavar="N",
-            help=f"smallest number of cells that hold {text} (default: {usual}, which suits 20 000 cells and more; of "
-            "fewer a warning suggests one)",
+            help=f"smallest number of cells that hold {text} (default: {usual}; where this hardly fits the cells, a "
+            "warning suggests another)",
         )
     parser.add_argument(
         "--max-genes",
