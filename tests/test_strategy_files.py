@@ -33,12 +33,20 @@ USERS = {
         "masking/strategies/mam.py",
         "masking/strategies/balanced.py",
         "masking/strategies/matched.py",
+        "comparison/differences.py",  # questions that a comparison answers
         "kernels/balanced.py",
         "kernels/gene_sets.py",
     },
-    "balanced": {"comparison/differences.py"},  # a question that a comparison answers
-    # zeros are masked at random; weights stand in the random order
-    "random": {"masking/value_masking.py", "masking/strategies/weighted.py"},
+    "balanced": {"comparison/differences.py"},
+    # zeros are masked at random; weights stand in the random order; held-out cells are masked by it
+    "random": {
+        "masking/value_masking.py",
+        "masking/strategies/weighted.py",
+        "training/run.py",
+        "evaluation/masked_scores.py",
+        "comparison/models.py",
+        "comparison/estimate.py",
+    },
 }
 ORDINARY = {"corrmask", "random", "span", *SOURCES}  # texts that also name the package, a sampler, a metric, a table
 
