@@ -22,6 +22,7 @@ from corrmask_fast.comparison.results import DETAILS, FACTS, ROWS
 from corrmask_fast.errors import InputError, check_integer, import_extra, readable
 from corrmask_fast.files import atomic_file, check_output_folder
 from corrmask_fast.masking.strategies import CONTROL, LEARNED_STRATEGIES, STRATEGIES
+from corrmask_fast.progress import duration
 from corrmask_fast.tables import write_csv
 from corrmask_fast.threads import get_num_threads
 from corrmask_fast.training.settings import PRESETS
@@ -171,7 +172,7 @@ def compare_strategies(
             f"{facts['train_cells']:,} cells to pretrain on, {facts['test_cells']:,} to score; {facts['genes']:,} "
             f"genes\n"
             f"{len(tasks)} models of {plan.settings.max_steps} steps, about {seconds:.0f} s each: about "
-            f"{_duration(seconds * len(tasks) / jobs)} with {jobs} at a time. Rows so far: {len(rows)}; "
+            f"{duration(seconds * len(tasks) / jobs)} with {jobs} at a time. Rows so far: {len(rows)}; "
             "interrupted, the same command goes on",
             flush=True,
         )
@@ -180,7 +181,7 @@ def compare_strategies(
         rows, details, done = rows + more, details + parts, done + 1
         _write(out, rows, details, facts["strategies"])
         left = (time.perf_counter() - began) / done * (len(tasks) - done)
-        say(f"{done}/{len(tasks)}  {_line(task, more[0])}; {_duration(left)} left", flush=True)
+        say(f"{done}/{len(tasks)}  {_line(task, more[0])}; {duration(left)} left", flush=True)
     comparison = Comparison.read(out)
     comparison.save(out)
     return comparison
@@ -404,13 +405,3 @@ def _line(task: Task, row: Row) -> str:
     if "macro_f1" in row or "probe_f1" in row:
         figures.append(f"macro-F1 {row.get('macro_f1', row.get('probe_f1')):.3f}")
     return f"{what}{share}, seed {task.seed}: {', '.join(figures)} ({row['seconds']:.0f} s)"
-
-
-def _duration(seconds: float) -> str:
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 90
-        else f"{seconds / 60:.0f} min"
-        if seconds < 5400
-        else f"{seconds / 3600:.1f} h"
-    )

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from corrmask_fast.errors import InputError, check_integer, check_number, check_seed
+from corrmask_fast.training.checks import positions_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -129,9 +130,10 @@ def mean_over_genes(
 
 def usable_length(encoder: nn.Module, corpus: Corpus, max_length: int | None) -> int:
     """Return how many tokens of a cell the model can see, ``<cls>`` and ``<eos>`` included."""
-    config: Any = encoder.config
+    config: Any = getattr(encoder, "config", None)
     longest = corpus.max_length + corpus.vocabulary.n_surrounding  # the corpus counts genes
-    positions = getattr(config, "max_position_embeddings", None) or longest
+    positions = positions_of(encoder)[0] if isinstance(encoder, nn.Module) else None
+    positions = positions or getattr(config, "max_position_embeddings", None) or longest
     return min(positions, longest, max_length or positions)
 
 
