@@ -14,6 +14,7 @@ from corrmask_fast import Corpus, InputError, Vocabulary, embed_cells, embed_gen
 from corrmask_fast.cli.main import main
 from corrmask_fast.evaluation import embeddings
 from corrmask_fast.evaluation.embeddings import cells_to_anndata
+from corrmask_fast.evaluation.fine_tuning import mean_over_genes
 
 transformers = pytest.importorskip("transformers")
 
@@ -135,10 +136,11 @@ def test_genes_are_means_over_the_cells_that_hold_them(corpus, folder):
         np.add.at(sums, ids.numpy(), layers[-1].numpy())
         n_cells[ids] += 1
     assert found.n_cells.tolist() == n_cells[4:].tolist()
-    assert found.n_cells[49] == 0
-    assert found.n_cells.min(initial=99, where=np.arange(50) < 49) > 0
-    np.testing.assert_allclose(found.contextual[:49], (sums[4:] / n_cells[4:, None])[:49], rtol=2e-4, atol=2e-5)
-    assert np.isnan(found.contextual[49]).all()
+    seen = found.n_cells > 0
+    assert not seen[49]
+    means = sums[4:][seen] / found.n_cells[seen, None]
+    np.testing.assert_allclose(found.contextual[seen], means, rtol=2e-4, atol=2e-5)
+    assert np.isnan(found.contextual[~seen]).all()
     np.testing.assert_array_equal(found.static, model.embeddings.word_embeddings.weight[4:].detach())
 
 
@@ -147,6 +149,16 @@ class Plain(torch.nn.Module):
 
     def forward(self, input_ids, attention_mask):
         return SimpleNamespace(last_hidden_state=input_ids[..., None].float())
+
+
+def test_padding_does_not_count_even_where_it_has_no_number():
+    v1 = Corpus(np.array([0, 2, 2]), np.array([3, 4]), vocabulary_of())
+    found = embed_cells(make_model(size=52), v1, progress=False)
+    assert np.isfinite(found).all()
+    assert not found[1].any()  # a cell without genes, and without <cls>
+    hidden = torch.tensor([[[1.0], [2.0], [torch.nan]], [[torch.nan]] * 3])
+    ids, seen = torch.tensor([[3, 4, 0], [0, 0, 0]]), torch.tensor([[1, 1, 0], [0, 0, 0]])
+    assert mean_over_genes(hidden, ids, seen, (2, 52)).tolist() == [[1.5], [0.0]]
 
 
 def test_what_is_refused(corpus, folder):
@@ -214,18 +226,21 @@ def test_the_command_and_the_page_about_it(corpus, folder, tmp_path, monkeypatch
     cells = anndata.read_h5ad("embedded.h5ad")
     assert cells.obs_names.tolist() == [f"cell{i}" for i in range(11)]
     assert "".join(cells.obs["cell_type"]) == "AABBBABAABB"
+    assert dict(cells.uns["embedding"]) == {"model": "run/model", "layer": -1, "pool": "mean"}
     np.testing.assert_array_equal(cells.obsm["X_embedding"], embed_cells(folder, corpus, device="cpu", progress=False))
 
     assert main([*given, "-o", "genes.h5ad", "--genes", "--name", "bert", "--layer", "2"]) == 0
     genes, expected = anndata.read_h5ad("genes.h5ad"), embed_genes(folder, corpus, layer=2, progress=False)
-    assert genes.obs_names.tolist() == [f"G{i}" for i in range(49)]  # G49 is in no cell
-    assert genes.obs["n_cells"].tolist() == expected.n_cells[:49].tolist()
-    np.testing.assert_array_equal(genes.obsm["X_bert"], expected.contextual[:49])
-    np.testing.assert_array_equal(genes.obsm["X_bert_static"], expected.static[:49])
+    held = np.flatnonzero(expected.n_cells)  # G49 is in no cell
+    assert genes.obs_names.tolist() == [f"G{i}" for i in held]
+    assert genes.obs["token"].tolist() == (4 + held).tolist()
+    assert genes.obs["n_cells"].tolist() == expected.n_cells[held].tolist()
+    np.testing.assert_array_equal(genes.obsm["X_bert"], expected.contextual[held])
+    np.testing.assert_array_equal(genes.obsm["X_bert_static"], expected.static[held])
 
     for options, message in (
         (["-o", "a.csv"], "embeddings are written to a file ending in .h5ad; got a.csv"),
-        (["-o", "a.h5ad", "--genes", "--pool", "cls"], "--pool is of cells; leave it out with --genes"),
+        (["-o", "a.h5ad", "--genes", "--pool", "cls"], "--pool cls is of cells; leave it out with --genes"),
         (["-o", "a.h5ad", "--layer", "9"], "--layer must be in [-4, 3]"),
         (["-o", "a.h5ad", "--obs-names", "barcode"], "--obs-names must be one of the corpus's obs columns"),
     ):

@@ -28,7 +28,7 @@ def add_embed(commands: Any) -> None:
     parser.add_argument("model", metavar="MODEL", help="folder of a checkpoint (config.json, model.safetensors)")
     add_corpus(parser)
     parser.add_argument("-o", "--output", required=True, metavar="FILE.h5ad", help="file to write")
-    parser.add_argument("--genes", action="store_true", help="embed genes")
+    parser.add_argument("--genes", dest="of_genes", action="store_true", help="embed genes")
     parser.add_argument(
         "--pool", choices=["mean", "cls"], help="of a cell: mean over genes, or the vector of <cls> (default: mean)"
     )
@@ -61,9 +61,9 @@ def _embed(arguments: argparse.Namespace) -> None:
     check_outputs(arguments, "output")
     if Path(arguments.output).suffix.lower() != ".h5ad":
         raise InputError(f"embeddings are written to a file ending in .h5ad; got {arguments.output}")
-    for option in ("pool", "obs_names") if arguments.genes else ():
+    for option in ("pool", "obs_names") if arguments.of_genes else ():
         if getattr(arguments, option) is not None:
-            raise InputError(f"{option} is of cells; leave it out with --genes")
+            raise InputError(f"{option}={getattr(arguments, option)!r} is of cells; leave it out with --genes")
     import_extra("transformers", "hf")
     import_extra("anndata", "anndata")
     from corrmask_fast.evaluation.embeddings import cells_to_anndata, embed_cells, embed_genes, genes_to_anndata
@@ -72,15 +72,16 @@ def _embed(arguments: argparse.Namespace) -> None:
     options = {
         key: getattr(arguments, key) for key in ("layer", "max_length", "batch_size", "device", "precision", "progress")
     }
-    if arguments.genes:
+    if arguments.of_genes:
         genes = embed_genes(arguments.model, corpus, **options)
         adata, more = genes_to_anndata(genes, corpus.vocabulary, name=name), f" and obsm['X_{name}_static']"
     else:
         embedded = embed_cells(arguments.model, corpus, pool=arguments.pool or "mean", **options)
         adata = cells_to_anndata(embedded, corpus, name=name, obs_names=arguments.obs_names)
         more = ""
+    adata.uns[name] = {"model": arguments.model, "layer": arguments.layer, "pool": arguments.pool or "mean"}
     with atomic_file(arguments.output) as temporary:
         adata.write_h5ad(temporary)
-    what, width = "genes" if arguments.genes else "cells", adata.obsm[f"X_{name}"].shape[1]
+    what, width = "genes" if arguments.of_genes else "cells", adata.obsm[f"X_{name}"].shape[1]
     columns = ", ".join(adata.obs.columns) or "none"
     print(f"{arguments.output}: {adata.n_obs:,} {what}, {width} numbers each in obsm['X_{name}']{more}; obs: {columns}")

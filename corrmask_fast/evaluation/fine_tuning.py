@@ -124,8 +124,8 @@ def mean_over_genes(
     """Return (cells, width): the mean of (cells, columns, width) over the columns that are genes."""
     lo, hi = gene_range
     genes = (attention_mask != 0) & (input_ids >= lo) & (input_ids < hi)
-    weight = genes.to(hidden.dtype).unsqueeze(-1)
-    return (hidden * weight).sum(1) / weight.sum(1).clamp(min=1)
+    # Not by a product with 0: what stands at padding may be NaN, where a cell is padding alone.
+    return hidden.masked_fill(~genes.unsqueeze(-1), 0).sum(1) / genes.sum(1, keepdim=True).clamp(min=1)
 
 
 def usable_length(encoder: nn.Module, corpus: Corpus, max_length: int | None) -> int:
