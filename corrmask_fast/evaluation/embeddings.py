@@ -295,7 +295,7 @@ def _for_pandas(name: str, column: Any, pandas: Any) -> Any:
     if values.dtype.kind in "mM":
         values = np.where(np.isnat(values), "", values.astype(str)).astype(object)
     if values.dtype == object:
-        return values if missing is None else pandas.Categorical(np.where(missing, None, values))
+        return values if missing is None else pandas.Categorical(pandas.Series(values).mask(missing))
     if missing is None or values.dtype.kind == "f":
         return values
     nullable = pandas.arrays.BooleanArray if values.dtype.kind == "b" else pandas.arrays.IntegerArray
