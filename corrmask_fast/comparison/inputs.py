@@ -36,7 +36,7 @@ class ComparedCells:
     Attributes
     ----------
     train, test
-        Tokenised cells, whole: models read the first genes of each.
+        Tokenised cells, cut to what models read of them.
     features
         (test cells, V) CSR: what a regression without a model reads. ``log1p`` of counts per 10 000 where there are
         counts, else 1 − rank / genes of the cell.
@@ -58,8 +58,8 @@ class ComparedCells:
         """SHA-256 of all cells and their vocabulary."""
         digest = hashlib.sha256(self.train.vocabulary.fingerprint.encode())
         for corpus in (self.train, self.test):
-            digest.update(np.ascontiguousarray(corpus.indptr, np.int64))
-            digest.update(np.ascontiguousarray(corpus.tokens, np.int32))
+            digest.update(corpus.indptr.astype(np.int64).tobytes())
+            digest.update(corpus.tokens.astype(np.int32).tobytes())
         return digest.hexdigest()
 
 
@@ -127,15 +127,15 @@ def read_cells(
     else:
         parts = (whole, np.arange(whole.n_cells)), (held, np.arange(held.n_cells))
         test_name = Path(str(test)).name
-    for (_, kept), what in zip(parts, ("to pretrain on", "to score"), strict=True):
-        if not kept.size:
+    for (_, some), what in zip(parts, ("to pretrain on", "to score"), strict=True):
+        if not some.size:
             raise InputError(f"there is no cell {what}; give more cells, or another test_share than {test_share}")
-    narrowed = [_narrowed(corpus, kept, corpus.vocabulary) for corpus, kept in parts]
+    narrowed = [_narrowed(corpus, some, corpus.vocabulary) for corpus, some in parts]
     for length in () if fixed_genes else (whole.vocabulary.size, max_length):
         genes = _common_genes(_cut(narrowed[0], length), gene_share)
         narrowed = [_narrowed(corpus, np.arange(corpus.n_cells), genes) for corpus in narrowed]
-    train, held_out = (_cut(corpus, max_length) for corpus in narrowed)
-    return ComparedCells(train, held_out, gene_features(narrowed[1]), narrowed[1].has_values, names, test_name)
+    kept, held_out = (_cut(corpus, max_length) for corpus in narrowed)
+    return ComparedCells(kept, held_out, gene_features(narrowed[1]), narrowed[1].has_values, names, test_name)
 
 
 def _tokenised(

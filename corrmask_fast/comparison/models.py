@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 
     Row = dict[str, Any]
 
-MAX_LENGTH = 2048  # genes of a cell that a graph is made of
 GRAPHS, MODELS = "graphs", "models"
 TRAIN, TEST, FEATURES = "train.npz", "test.npz", "features.npz"
 TEST_SHARE = 0.5  # of the labelled test cells; a head is trained on the others
@@ -74,13 +73,12 @@ class Cells:
         self.folder, self.plan = folder, plan
         length = plan.settings.max_length
         self.train: Corpus = read_corpus(folder / TRAIN, max_length=length)
-        self.whole: Corpus = read_corpus(folder / TRAIN, max_length=MAX_LENGTH)  # of which graphs are made
         self.test: Corpus = read_corpus(folder / TEST, max_length=length)
 
-    def share(self, fraction: float, seed: int, cells: Corpus | None = None) -> Corpus:
-        """Return a share of the training cells, cut for the models; or the same cells of ``whole``."""
-        cells = self.train if cells is None else cells
-        return cells.take(cells.sample_rows(max(1, round(fraction * cells.n_cells)), seed))
+    def share(self, fraction: float, seed: int) -> Corpus:
+        """Return a share of the training cells; a larger share of a seed need not hold a smaller one."""
+        n = max(1, round(fraction * self.train.n_cells))
+        return self.train.take(self.train.sample_rows(n, seed))
 
     def scored(self) -> Corpus:
         """Return the test cells whose losses are taken."""
@@ -97,11 +95,15 @@ class Cells:
         path = self._kept("graph", fraction, seed)
         if path.is_file():
             return DependencyGraph.load(path)
-        corpus = self.share(fraction, seed, self.whole)
-        least = {"min_cooccurrence": 200, "min_presence": 50}  # the defaults, for atlases; fewer cells have fewer
-        least = {name: max(20, min(usual, corpus.n_cells // 100)) for name, usual in least.items()}
-        least = {name: min(value, corpus.n_cells) for name, value in least.items()}
-        graph = build_dependency_graph(corpus, **least, progress=False)
+        corpus = self.share(fraction, seed)
+        # The defaults are for atlases; fewer cells hold fewer genes together.
+        cooccurrence, presence = (max(20, min(usual, corpus.n_cells // 100)) for usual in (200, 50))
+        graph = build_dependency_graph(
+            corpus,
+            min_cooccurrence=min(cooccurrence, corpus.n_cells),
+            min_presence=min(presence, corpus.n_cells),
+            progress=False,
+        )
         graph.save(path)
         return graph
 
@@ -296,7 +298,8 @@ def _losses(scores: MaskScores, line: str) -> Row:
 
 def _types(task: Task, model: Path, labelled: Labelled, cells: Cells) -> tuple[Row, list[Row]]:
     """Return how well a model tells cell types: from frozen embeddings, and fine-tuned."""
-    plan, row, details = cells.plan, {}, []
+    plan, details = cells.plan, []
+    row: Row = {}
     of_cell, train, test = labelled.of_cell, labelled.train, labelled.test
     rows = np.concatenate([train, test])
     embedded = np.zeros((of_cell.size, plan.settings.hidden_size), np.float32)
@@ -323,7 +326,8 @@ def _types(task: Task, model: Path, labelled: Labelled, cells: Cells) -> tuple[R
 
 def _baselines(task: Task, cells: Cells) -> list[Row]:
     """Return how well cell types are told without a transformer, for the split of a seed."""
-    plan, rows = cells.plan, []
+    plan = cells.plan
+    rows: list[Row] = []
     if (labelled := cells.labelled(task.seed)) is None:
         return rows
     of_cell, train, test = labelled.of_cell, labelled.train, labelled.test
@@ -337,7 +341,7 @@ def _baselines(task: Task, cells: Cells) -> list[Row]:
         ("logistic, PCA", probe_types(components[train], of_cell[train], components[test])),
     ):
         f1 = f1_by_type(of_cell[test], named, len(labelled.types))
-        columns = {}
+        columns: Row = {}
         for prefix in ("probe", "fine"):
             columns |= labelled.scores(f1, prefix, "f1")[0]
         rows.append({"kind": "baseline", "strategy": name, "fraction": "", "seed": task.seed} | columns)

@@ -9,6 +9,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from importlib.metadata import version
 from multiprocessing import get_context
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,6 @@ from corrmask_fast.threads import get_num_threads
 from corrmask_fast.training.settings import PRESETS
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Iterable, Iterator, Sequence
 
     from corrmask_fast.cells.medians import Medians
@@ -46,10 +46,10 @@ KEY_COLUMNS = ("kind", "strategy", "fraction", "seed")
 
 
 def compare_strategies(
-    train: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
-    folder: str | os.PathLike[str],
+    train: str | PathLike[str] | Sequence[str | PathLike[str]],
+    folder: str | PathLike[str],
     *,
-    test: str | os.PathLike[str] | None = None,
+    test: str | PathLike[str] | None = None,
     labels: str | None = None,
     strategies: Sequence[str] = (CONTROL, "random-matched", "corrmask"),
     reference: str = CONTROL,
@@ -58,8 +58,8 @@ def compare_strategies(
     mlm_probability: float = RATE,
     settings: PretrainingSettings | None = None,
     scoring: Scoring | None = None,
-    graph: str | os.PathLike[str] | None = None,
-    pmi: str | os.PathLike[str] | None = None,
+    graph: str | PathLike[str] | None = None,
+    pmi: str | PathLike[str] | None = None,
     options: dict[str, Any] | None = None,
     vocabulary: Vocabulary | None = None,
     medians: Medians | None = None,
@@ -102,8 +102,8 @@ def compare_strategies(
     scoring
         How models are scored.
     graph, pmi
-        A graph and a PMI table for all models. None: each is made from the cells that a model is pretrained on. The
-        shortcut is measured by the graph of all training cells.
+        A graph and a PMI table for all models. None: each is made from the cells that a model is pretrained on, cut as
+        for the model. The shortcut is measured by the graph of all training cells.
     options
         Of the maskers, such as ``weights`` or ``gene_sets``: each strategy takes its own.
     vocabulary, medians
@@ -132,7 +132,7 @@ def compare_strategies(
         import_extra(module, extra)  # before the work
     import torch
 
-    given = [train] if isinstance(train, str | bytes) or not hasattr(train, "__iter__") else list(train)
+    given = [train] if isinstance(train, str | PathLike) else list(train)
     plan = Plan(
         tuple(strategies), seeds, tuple(map(float, fractions)), reference, labels, mlm_probability,
         PRESETS["tiny"] if settings is None else settings, scoring or Scoring(), dict(options or {}),
@@ -285,7 +285,7 @@ def _facts(plan: Plan, models: list[Task], cells: ComparedCells, labelled: Any) 
     if labelled is not None:
         counts = np.bincount(labelled.of_cell[labelled.of_cell >= 0]).tolist()
         types = dict(zip(labelled.types, counts, strict=True))
-        everything = [str(value) for value in cells.test.obs[plan.labels]]
+        everything = [str(value) for value in cells.test.obs[str(plan.labels)]]
         rare = sorted(set(everything) - set(types) - {"None", "nan", ""})
         if rare:
             notes.append(f"Types with fewer than {plan.scoring.min_cells} test cells are left out: {', '.join(rare)}.")
