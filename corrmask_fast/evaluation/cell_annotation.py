@@ -209,17 +209,18 @@ def annotate_cells(
     tuned = repeats * len(sizes) * (2 if baselines else 1)
     steps = tuned * settings.steps(n_train)
     found: dict[str, dict[int, list[np.ndarray]]] = {}
+    if progress and (steps or baselines):
+        a_step, a_batch = _seconds(model, corpus, rows, len(types), settings)
+        batches = tuned * -(-splits[0][1].size // settings.batch_size)
+        batches += 2 * -(-rows.size // settings.batch_size) if baselines else 0
+        left = duration(steps * a_step + batches * a_batch)
+        sys.stderr.write(f"{tuned} models to fine-tune, {steps:,} steps in all: about {left}\n")
+    frozen = _frozen(model, corpus, rows, settings, progress=progress) if baselines else None
     with progress_bar("fine-tuning", steps, "step", shown=progress) as bar:
-        if progress and steps:
-            a_step, a_batch = _seconds(model, corpus, rows, len(types), settings)
-            batches = tuned * -(-splits[0][1].size // settings.batch_size)
-            batches += 2 * repeats * -(-rows.size // settings.batch_size) if baselines else 0
-            left = duration(steps * a_step + batches * a_batch)
-            bar.write(f"{tuned} models to fine-tune, {steps:,} steps in all: about {left}", file=sys.stderr)
         for k, split in enumerate(splits):
             own = replace(settings, seed=(settings.seed + k) % 2**64)
             learnt = {size: few_of(split[0], of_cell, size, own.seed) for size in sizes}
-            for method, name in _methods(model, corpus, of_cell, split, own, bar, baselines=baselines):
+            for method, name in _methods(model, corpus, of_cell, split, own, bar, frozen):
                 for size in reversed(sizes):
                     cells = confusion_matrix(of_cell[split[1]], name(learnt[size]), len(types))
                     found.setdefault(method, {}).setdefault(size, []).append(cells)
@@ -240,51 +241,54 @@ def _methods(
     split: tuple[np.ndarray, np.ndarray],
     settings: FineTuning,
     bar: Any,
-    *,
-    baselines: bool,
+    frozen: Mapping[str, tuple[Callable[..., np.ndarray], Any]] | None,
 ) -> Iterator[tuple[str, Callable[[np.ndarray], np.ndarray]]]:
     """Yield methods by name: functions of the rows to learn from that return types of the rows to score.
 
-    For the arguments see :func:`fine_tuned_f1`.
+    For the arguments see :func:`fine_tuned_f1` and :func:`_frozen`; ``frozen=None``: without baselines.
     """
-    from corrmask_fast.evaluation.embeddings import embed_cells
     from corrmask_fast.training.pretrained import load_encoder, new_encoder
 
     train, test = split
 
-    def tuned(encoder: Callable[[], nn.Module]) -> Callable[[np.ndarray], np.ndarray]:
-        def name(rows: np.ndarray) -> np.ndarray:
-            epochs = round(settings.steps(train.size) / replace(settings, epochs=1).steps(rows.size))
-            return fine_tuned_types(encoder(), corpus, of_cell, (rows, test), replace(settings, epochs=epochs), bar)
+    def tuned(encoder: Callable[[], nn.Module], rows: np.ndarray) -> np.ndarray:
+        epochs = round(settings.steps(train.size) / replace(settings, epochs=1).steps(rows.size))
+        own = replace(settings, epochs=epochs)
+        return fine_tuned_types(encoder(), corpus, of_cell, (rows, test), own, bar)
 
-        return name
+    def by_features(name: Callable[..., np.ndarray], features: Any, rows: np.ndarray) -> np.ndarray:
+        return name(features[place[rows]], of_cell[rows], features[place[test]])
 
-    pretrained, fresh = partial(load_encoder, model, corpus.vocabulary), partial(new_encoder, model, settings.seed)
-    yield FINE_TUNED, tuned(pretrained)
-    if not baselines:
+    yield FINE_TUNED, partial(tuned, partial(load_encoder, model, corpus.vocabulary))
+    if frozen is None:
         return
-    yield UNTRAINED, tuned(fresh)
-    both = np.concatenate(split)
-    place = np.empty(corpus.n_cells, np.int64)
-    place[both] = np.arange(both.size)
+    yield UNTRAINED, partial(tuned, partial(new_encoder, model, settings.seed))
+    place = np.cumsum(of_cell >= 0) - 1  # among the labelled cells
+    for method, (name, features) in frozen.items():
+        yield method, partial(by_features, name, features)
+    yield MAJORITY, lambda rows: np.full(test.size, np.bincount(of_cell[rows]).argmax())
 
-    def frozen(name: Callable[..., np.ndarray], features: Any) -> Callable[[np.ndarray], np.ndarray]:
-        return lambda rows: name(features[place[rows]], of_cell[rows], features[place[test]])
 
-    for method, encoder in ((NEAREST, pretrained), (NEAREST_UNTRAINED, fresh)):
+def _frozen(
+    model: str | os.PathLike[str], corpus: Corpus, rows: np.ndarray, settings: FineTuning, *, progress: bool
+) -> dict[str, tuple[Callable[..., np.ndarray], Any]]:
+    """Return, by method, how types are told from vectors, and those of the cells ``rows``: the same in every repeat."""
+    from corrmask_fast.evaluation.embeddings import embed_cells
+    from corrmask_fast.training.pretrained import load_encoder, new_encoder
+
+    cells, found = corpus.take(rows), {}
+    encoders = {NEAREST: load_encoder(model, corpus.vocabulary), NEAREST_UNTRAINED: new_encoder(model, settings.seed)}
+    for method, encoder in encoders.items():
         embedded = embed_cells(
-            encoder().to(settings.torch_device()),
-            corpus.select(both),
+            encoder.to(settings.torch_device()),
+            cells,
             max_length=settings.max_length,
             batch_size=settings.batch_size,
-            progress=False,
+            progress=progress,
         )
-        yield method, frozen(nearest_types, embedded)
-    yield (
-        LOGISTIC.format("counts" if corpus.has_values else "ranks"),
-        frozen(probe_types, gene_features(corpus.take(both))),
-    )
-    yield MAJORITY, lambda rows: np.full(test.size, np.bincount(of_cell[rows]).argmax())
+        found[method] = nearest_types, embedded
+    what = "counts" if corpus.has_values else "ranks"
+    return found | {LOGISTIC.format(what): (probe_types, gene_features(cells))}
 
 
 def few_of(rows: np.ndarray, of_cell: np.ndarray, size: int, seed: int) -> np.ndarray:
