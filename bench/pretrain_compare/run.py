@@ -40,6 +40,7 @@ def main() -> None:
     scoring, settings, seeds = Scoring(), PRESETS["tiny"], 5
     if arguments.quick:
         scoring, settings, seeds = Scoring(50, 50, 1), replace(settings, max_steps=5), 1
+        arguments.out = arguments.out.with_name(f"{arguments.out.name}-quick")
     for names, fractions in ((STRATEGIES, (1.0,)), (SMALLER, (0.1, 0.3))):
         comparison = compare_strategies(
             [data / name for name in FILES],

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
+import signal
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +24,7 @@ from corrmask_fast.comparison.inputs import ComparedCells, read_cells
 from corrmask_fast.comparison.plan import RATE, Plan, Scoring, Task, parse_compared, united
 from corrmask_fast.comparison.results import DETAILS, FACTS, ROWS
 from corrmask_fast.errors import InputError, check_integer, import_extra, readable
+from corrmask_fast.evaluation.cell_annotation import cell_labels
 from corrmask_fast.files import atomic_file, check_output_folder
 from corrmask_fast.masking.strategies import CONTROL, LEARNED_STRATEGIES, STRATEGIES
 from corrmask_fast.progress import duration
@@ -40,6 +44,7 @@ if TYPE_CHECKING:
 
 __all__ = ["compare_strategies"]
 
+LOCK = ".lock"
 RUN = "run.json"  # what may not change when a comparison goes on
 DETAIL_COLUMNS = ("strategy", "fraction", "seed", "table", "group", "value", "n")
 KEY_COLUMNS = ("kind", "strategy", "fraction", "seed")
@@ -92,7 +97,8 @@ def compare_strategies(
     reference
         The strategy that the others are compared with.
     seeds
-        Models of each kind, with seeds 0, 1, …: of weights, order of cells, masks, share of the cells and split.
+        Models of each kind, with seeds 0, 1, …: of weights, order of cells, masks, the share of the cells, and the
+        split of the labelled cells.
     fractions
         Shares of the training cells to pretrain on.
     mlm_probability
@@ -141,6 +147,8 @@ def compare_strategies(
     on_gpu = plan.settings.device != "cpu" and torch.cuda.is_available()
     jobs = (1 if on_gpu else get_num_threads()) if jobs is None else check_integer("jobs", jobs, 1)
     _check_sources(plan)
+    if plan.settings.device == "cuda" and not on_gpu:
+        raise InputError("device='cuda': PyTorch finds no GPU here; use device='auto' or 'cpu'")
     out = check_output_folder(folder)
     found = _given_genes(plan)
     cells = read_cells(
@@ -157,34 +165,58 @@ def compare_strategies(
     )
     plan.settings.check_size(cells.train.vocabulary.size)
     facts = _prepare(out, plan, cells, command)
+    with _alone(out):
+        _train_all(out, plan, facts, jobs, print if progress else lambda *_, **__: None)
+        comparison = Comparison.read(out)
+        comparison.save(out)
+    return comparison
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Refuse a second call on a folder while one is at work: each would overwrite the other's rows."""
+    with (out / LOCK).open("w") as file:
+        with suppress(ImportError):  # not on Windows
+            import fcntl
+
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise InputError(f"another call works on {out}; wait for it, or choose another folder") from error
+        yield
+
+
+def _train_all(out: Path, plan: Plan, facts: dict[str, Any], jobs: int, say: Any) -> None:
+    """Train and score the models that have no row yet; write each row as its model ends."""
+    from corrmask_fast.comparison.models import TEMPORARY, Cells, check_maskers
+
+    for path in out.glob(f"{TEMPORARY}*"):  # of runs that were killed
+        shutil.rmtree(path, ignore_errors=True)
     rows, details = _ended(out)
     tasks = [task for task in plan.tasks() if _key(task) not in {_row_key(row) for row in rows}]
-    jobs = max(1, min(jobs, len(tasks)))
+    if not tasks:
+        return
+    jobs = min(jobs, len(tasks))
     threads = max(1, get_num_threads() // jobs)
-    say = print if progress else lambda *_, **__: None
-    if tasks:
-        from corrmask_fast.comparison.models import Cells
-
-        shared = Cells(out, plan)
-        shared.check_targets()
-        seconds = _estimate(shared, plan, threads)
-        say(
-            f"{facts['train_cells']:,} cells to pretrain on, {facts['test_cells']:,} to score; {facts['genes']:,} "
-            f"genes\n"
-            f"{len(tasks)} models of {plan.settings.max_steps} steps, about {seconds:.0f} s each: about "
-            f"{duration(seconds * len(tasks) / jobs)} with {jobs} at a time. Rows so far: {len(rows)}; "
-            "interrupted, the same command goes on",
-            flush=True,
-        )
-    began, done = time.perf_counter(), 0
-    for task, (more, parts) in _run(tasks, out, plan, jobs, threads):
-        rows, details, done = rows + more, details + parts, done + 1
+    shared = Cells(out, plan)
+    shared.check_targets()
+    check_maskers(plan, shared)
+    training, scoring = _estimate(shared, plan, threads)
+    trained = sum(task.strategy is not None for task in tasks)
+    seconds = trained * training + len(tasks) * scoring
+    say(
+        f"{facts['train_cells']:,} cells to pretrain on, {facts['test_cells']:,} to score; {facts['genes']:,} genes\n"
+        f"{trained} models of {plan.settings.max_steps} steps, about {training + scoring:.0f} s each, and "
+        f"{len(tasks) - trained} untrained: about {duration(seconds / jobs)} with {jobs} at a time. Rows so far: "
+        f"{len(rows)}; interrupted, the same command goes on",
+        flush=True,
+    )
+    began = time.perf_counter()
+    for done, (task, (more, parts)) in enumerate(_run(tasks, out, plan, jobs, threads), 1):
+        rows, details = rows + more, details + parts
         _write(out, rows, details, facts["strategies"])
         left = (time.perf_counter() - began) / done * (len(tasks) - done)
         say(f"{done}/{len(tasks)}  {_line(task, more[0])}; {duration(left)} left", flush=True)
-    comparison = Comparison.read(out)
-    comparison.save(out)
-    return comparison
 
 
 def _check_sources(plan: Plan) -> None:
@@ -198,11 +230,6 @@ def _check_sources(plan: Plan) -> None:
             missing.append("gene_sets")
         if missing:
             raise InputError(f"the strategy {name} needs {missing[0]}; give its file, or leave the strategy out")
-    if plan.reference not in plan.strategies:
-        raise InputError(
-            f"reference must be one of the strategies {', '.join(plan.strategies)}; got {plan.reference}; add it, or "
-            "choose another"
-        )
 
 
 def _given_genes(plan: Plan) -> Vocabulary | None:
@@ -231,18 +258,28 @@ def _prepare(out: Path, plan: Plan, cells: ComparedCells, command: str) -> dict[
 
     lasting = json.loads(json.dumps({"cells": cells.fingerprint, **plan.lasting()}))
     models = [task for task in plan.tasks() if task.strategy is not None]
-    begun = out.is_dir() and any(out.iterdir())
+    begun = (out / RUN).is_file()
+    there = {path.name for path in out.iterdir() if not path.name.startswith(".")} if out.is_dir() else set()
+    if not begun and not there <= {TRAIN, TEST, FEATURES, FACTS}:  # these an interrupted call may leave
+        raise InputError(f"{out} holds other files, and no comparison; choose a new folder")
     if begun:
-        if not (out / RUN).is_file():
-            raise InputError(f"{out} holds other files, and no comparison; choose a new folder")
         with readable(out / RUN, "record of a comparison"):
             saved = json.loads((out / RUN).read_bytes())
             then, before = saved["lasting"], [Task(str(name), float(x), int(k)) for name, x, k in saved["models"]]
+            commands = str(saved.get("command", ""))
         _check_same(out, then, lasting)
         models = united(before, models)
+        command = "\n".join(united(filter(None, commands.split("\n")), filter(None, [command])))
+    names = united([str(task.strategy) for task in models], [])
+    if plan.reference not in names:
+        raise InputError(
+            f"reference must be one of the strategies {', '.join(names)}; got {plan.reference}; add it to the "
+            "strategies (models that have ended are not trained again), or choose another"
+        )
     labelled = None
     if plan.labels is not None:
         labelled = split_labelled(cells.test, plan.labels, plan.scoring.min_cells, 0)
+    command = command.encode("utf-8", "replace").decode()  # names of files may have any bytes
     facts = _facts(plan, models, cells, labelled) | {"command": command}
     out.mkdir(exist_ok=True)
     if not begun:
@@ -250,7 +287,8 @@ def _prepare(out: Path, plan: Plan, cells: ComparedCells, command: str) -> dict[
         write_corpus(cells.test, out / TEST)
         with atomic_file(out / FEATURES) as temporary, temporary.open("wb") as file:
             scipy.sparse.save_npz(file, cells.features.tocsr())
-    for name, content in ((FACTS, facts), (RUN, {"lasting": lasting, "models": models})):
+    run = {"lasting": lasting, "models": models, "command": command}
+    for name, content in ((FACTS, facts), (RUN, run)):
         with atomic_file(out / name) as temporary:
             temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if not (out / ROWS).is_file():
@@ -273,7 +311,9 @@ def _flat(then: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[str, Any,
     for name, value in now.items():
         old = then.get(name)
         if isinstance(value, dict) and isinstance(old, dict):
-            yield from ((one, old.get(one), value.get(one)) for one in {**old, **value})
+            # A file that one call does not give is of a strategy that it does not train.
+            both = {**old, **value} if name != "options" else old.keys() & value.keys()
+            yield from ((one, old.get(one), value.get(one)) for one in both)
         else:
             yield name, old, value
 
@@ -285,8 +325,8 @@ def _facts(plan: Plan, models: list[Task], cells: ComparedCells, labelled: Any) 
     if labelled is not None:
         counts = np.bincount(labelled.of_cell[labelled.of_cell >= 0]).tolist()
         types = dict(zip(labelled.types, counts, strict=True))
-        everything = [str(value) for value in cells.test.obs[str(plan.labels)]]
-        rare = sorted(set(everything) - set(types) - {"None", "nan", ""})
+        text, known = cell_labels(cells.test, str(plan.labels))
+        rare = sorted(set(text[known].tolist()) - set(types))
         if rare:
             notes.append(f"Types with fewer than {plan.scoring.min_cells} test cells are left out: {', '.join(rare)}.")
         notes.append(
@@ -328,7 +368,7 @@ def _facts(plan: Plan, models: list[Task], cells: ComparedCells, labelled: Any) 
     }
 
 
-def _estimate(shared: Any, plan: Plan, threads: int) -> float:
+def _estimate(shared: Any, plan: Plan, threads: int) -> tuple[float, float]:
     from corrmask_fast.comparison.estimate import seconds_a_model
 
     labelled = shared.labelled(0)
@@ -341,32 +381,59 @@ def _run(tasks: list[Task], out: Path, plan: Plan, jobs: int, threads: int) -> I
     from corrmask_fast.comparison.models import run_task
 
     if jobs == 1:
-        for task in tasks:
-            yield task, run_task(task, str(out), plan, None)
+        import torch
+
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            for task in tasks:
+                yield task, run_task(task, str(out), plan, None)
+        finally:
+            torch.set_num_threads(before)
         return
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+    failed: BaseException | None = None
+    others = set(active_children())
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_leave_interrupts) as pool:
         running = {pool.submit(run_task, task, str(out), plan, threads): task for task in tasks}
         try:
             for future in as_completed(running):
-                yield running[future], future.result()
-        except BrokenProcessPool as error:
-            raise InputError(
-                "a process ended abruptly, most likely for lack of memory; the models that ended are kept: give the "
-                "same command with fewer jobs"
-            ) from error
-        finally:
+                if future.cancelled():
+                    continue
+                if (error := future.exception()) is None:
+                    yield running[future], future.result()
+                elif failed is None:  # those that run now end first, and are kept
+                    failed = error
+                    for waiting in running:
+                        waiting.cancel()
+        except BaseException:  # an interrupt: models that run now would keep the call waiting
             pool.shutdown(wait=False, cancel_futures=True)
+            for process in set(active_children()) - others:
+                process.terminate()
+            raise
+    if isinstance(failed, BrokenProcessPool):
+        raise InputError(
+            "a process ended abruptly, most likely for lack of memory; the models that ended are kept: give the same "
+            "command with fewer jobs"
+        ) from failed
+    if failed is not None:
+        raise failed
+
+
+def _leave_interrupts() -> None:
+    """Leave an interrupt to the process that began this one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _ended(out: Path) -> Ended:
     """Return the rows of the models that ended, and their details."""
-    found = []
+    found, keys = [], set()
     for name in (ROWS, DETAILS):
         with readable(out / name, "table of a comparison"), (out / name).open(newline="", encoding="utf-8") as file:
-            found.append(list(csv.DictReader(file)))
-    rows, details = found
-    keys = {_row_key(row)[1:] for row in rows}
-    return rows, [one for one in details if (one["strategy"], _share(one["fraction"]), int(one["seed"])) in keys]
+            rows = list(csv.DictReader(file, strict=True))
+            if name == ROWS:
+                keys = {_row_key(row)[1:] for row in rows}
+            found.append([row for row in rows if _row_key({"kind": "", **row})[1:] in keys])
+    return found[0], found[1]
 
 
 def _write(out: Path, rows: list[Row], details: list[Row], strategies: Iterable[str]) -> None:
