@@ -47,7 +47,7 @@ def reader(tmp_path, monkeypatch):
 def test_commands_and_python_run(reader, capsys):
     datasets = pytest.importorskip("datasets")
     commands = [line for block in blocks("bash") for line in block.replace("\\\n", "").splitlines()]
-    assert len(commands) == 13
+    assert len(commands) == 15
     for command in commands:
         program, *arguments = shlex.split(command)
         assert program == "corrmask-fast"

@@ -73,8 +73,10 @@ def _add_cells(commands: Any) -> None:
         _cells,
         summary="name cell types: F1 of each, the rarest apart",
         text="Fine-tune a classification head on labelled cells and score it on cells held out. The model on disk "
-        "stays as it is.",
-        example="evaluate cells model cells.dataset --labels cell_type --repeats 3 --plot types.png",
+        "stays as it is. Beside it: the same encoder with new weights, fine-tuned alike; the nearest labelled cells "
+        "among the embeddings of both, nothing trained; logistic regression on counts (tokenize --values) or ranks; "
+        "the most common type. How long it takes is said first.",
+        example="evaluate cells model cells.dataset --labels cell_type --sizes 50 100 200 --plot types.png",
     )
     _add_model_and_corpus(parser)
     parser.add_argument("--labels", default="cell_type", metavar="COLUMN", help="obs column (default: %(default)s)")
@@ -82,6 +84,18 @@ def _add_cells(commands: Any) -> None:
     setting(parser, "--repeats", 1, "N", "splits, each trained and scored")
     setting(parser, "--min-cells", 10, "N", "leave out types with fewer cells")
     parser.add_argument("--n-rare", type=int, metavar="N", help="average the N rarest types apart (default: a third)")
+    parser.add_argument(
+        "--no-baselines", dest="baselines", action="store_false", help="the fine-tuned model alone: half the time"
+    )
+    parser.add_argument(
+        "--sizes",
+        nargs="+",
+        type=int,
+        default=[],
+        metavar="N",
+        help="labelled cells to learn from, for a learning curve; each takes as long as all cells (default: no curve)",
+    )
+    parser.add_argument("--confusion-csv", metavar="FILE", help="save the confusion matrix")
     _add_training(parser, epochs=5)
 
 
@@ -185,7 +199,7 @@ def _shortcut(arguments: argparse.Namespace) -> None:
 def _cells(arguments: argparse.Namespace) -> None:
     from corrmask_fast.evaluation.cell_annotation import annotate_cells
 
-    check_outputs(arguments, "csv")
+    check_outputs(arguments, "csv", "confusion_csv")
     report = annotate_cells(
         arguments.model,
         open_corpus(arguments),
@@ -194,12 +208,16 @@ def _cells(arguments: argparse.Namespace) -> None:
         repeats=arguments.repeats,
         min_cells=arguments.min_cells,
         n_rare=arguments.n_rare,
+        baselines=arguments.baselines,
+        sizes=arguments.sizes,
         settings=_settings(arguments),
         progress=arguments.progress,
     )
     print(report.table())
     if arguments.csv is not None:
         report.save_csv(arguments.csv)
+    if arguments.confusion_csv is not None:
+        report.save_confusion(arguments.confusion_csv)
     if arguments.plot is not None:
         from corrmask_fast.evaluation.plots import plot_cell_annotation
 

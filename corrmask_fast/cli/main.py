@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from corrmask_fast import __version__
 from corrmask_fast.cli.audit import add_audit
 from corrmask_fast.cli.compare import add_compare
+from corrmask_fast.cli.embed import add_embed
 from corrmask_fast.cli.evaluate import add_evaluate
 from corrmask_fast.cli.graph import add_graph
 from corrmask_fast.cli.options import (
@@ -117,6 +118,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_pmi(commands)
     add_audit(commands)
     add_pretrain(commands)
+    add_embed(commands)
     add_evaluate(commands)
     add_compare(commands)
     _add_demo(commands)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 import torch
 
 from corrmask_fast.cells.dataset import CorpusDataset
+from corrmask_fast.evaluation.estimate import seconds_of
 from corrmask_fast.masking.collator import DataCollatorForCorrMask
 from corrmask_fast.masking.strategies.random import RandomMasker
 from corrmask_fast.training.run import start_model
@@ -52,23 +52,9 @@ def seconds_a_model(train: Corpus, n_test: int, n_labelled: int, plan: Plan, thr
         def look() -> None:
             model(**batch)
 
-        times = []
-        for what in (step, look):
-            what()
-            _wait(device)
-            began = time.perf_counter()
-            for _ in range(STEPS):
-                what()
-            _wait(device)
-            times.append((time.perf_counter() - began) / STEPS)
+        a_step, a_look = (seconds_of(what, device, STEPS) for what in (step, look))
     finally:
         torch.set_num_threads(before)
-    a_step, a_look = times
     rows = 2 * min(scoring.n_cells, n_test) + 3 * scoring.n_targets + 2 * n_labelled
     tuning = scoring.fine_tuning_epochs * (n_labelled / 2) * a_step / size
     return START + settings.max_steps * settings.gradient_accumulation * a_step, rows * a_look / size + tuning
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -16,6 +16,7 @@ from corrmask_fast.cells.corpus_io import read_corpus
 from corrmask_fast.cells.tokenizer import corpus_medians, tokenize, vocabulary_of
 from corrmask_fast.cells.vocabulary import Vocabulary
 from corrmask_fast.errors import InputError, check_number
+from corrmask_fast.evaluation.frozen_features import gene_features
 
 if TYPE_CHECKING:
     import os
@@ -137,7 +138,7 @@ def read_cells(
         genes = _common_genes(_cut(narrowed[0], length), gene_share)
         narrowed = [_narrowed(corpus, np.arange(corpus.n_cells), genes) for corpus in narrowed]
     kept, held_out = (_cut(corpus, max_length) for corpus in narrowed)
-    return ComparedCells(kept, held_out, _features(narrowed[1]), narrowed[1].has_values, names, test_name)
+    return ComparedCells(kept, held_out, gene_features(narrowed[1]), narrowed[1].has_values, names, test_name)
 
 
 def _tokenised(
@@ -220,18 +221,3 @@ def _narrowed(corpus: Corpus, rows: np.ndarray, genes: Vocabulary) -> Corpus:
 def _cut(corpus: Corpus, max_length: int) -> Corpus:
     """Return the cells without values, cut to ``max_length`` genes."""
     return Corpus(corpus.indptr, corpus.tokens, corpus.vocabulary, max_length=max_length, obs=corpus.obs)
-
-
-def _features(corpus: Corpus) -> scipy.sparse.csr_array:
-    import scipy.sparse
-
-    lengths = np.diff(corpus.indptr)
-    if corpus.values is None:
-        place = np.arange(corpus.tokens.size) - np.repeat(corpus.indptr[:-1], lengths)
-        values = 1 - place / np.repeat(lengths, lengths)
-    else:
-        counts = corpus.values.astype(np.float64)
-        total = np.add.reduceat(counts, corpus.indptr[:-1])
-        values = np.log1p(1e4 * counts / np.repeat(total, lengths))
-    shape = (corpus.n_cells, corpus.vocabulary.size)
-    return scipy.sparse.csr_array((values.astype(np.float32), corpus.tokens.astype(np.int32), corpus.indptr), shape)

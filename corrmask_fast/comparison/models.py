@@ -312,7 +312,7 @@ def _types(task: Task, model: Path, labelled: Labelled, cells: Cells) -> tuple[R
     of_cell, train, test = labelled.of_cell, labelled.train, labelled.test
     rows = np.concatenate([train, test])
     embedded = np.zeros((of_cell.size, plan.settings.hidden_size), np.float32)
-    embedded[rows] = embed_cells(model, cells.test.select(rows), device=plan.settings.device)
+    embedded[rows] = embed_cells(model, cells.test.select(rows), device=plan.settings.device, progress=False)
     named = probe_types(embedded[train], of_cell[train], embedded[test])
     f1 = {"probe": f1_by_type(of_cell[test], named, len(labelled.types))}
     if plan.scoring.fine_tuning_epochs:

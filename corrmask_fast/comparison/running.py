@@ -27,6 +27,7 @@ from corrmask_fast.errors import InputError, check_integer, import_extra, readab
 from corrmask_fast.evaluation.cell_annotation import cell_labels
 from corrmask_fast.files import atomic_file, check_output_folder
 from corrmask_fast.masking.strategies import CONTROL, LEARNED_STRATEGIES, STRATEGIES
+from corrmask_fast.progress import duration
 from corrmask_fast.tables import write_csv
 from corrmask_fast.threads import get_num_threads
 from corrmask_fast.training.settings import PRESETS
@@ -206,7 +207,7 @@ def _train_all(out: Path, plan: Plan, facts: dict[str, Any], jobs: int, say: Any
     say(
         f"{facts['train_cells']:,} cells to pretrain on, {facts['test_cells']:,} to score; {facts['genes']:,} genes\n"
         f"{trained} models of {plan.settings.max_steps} steps, about {training + scoring:.0f} s each, and "
-        f"{len(tasks) - trained} untrained: about {_duration(seconds / jobs)} with {jobs} at a time. Rows so far: "
+        f"{len(tasks) - trained} untrained: about {duration(seconds / jobs)} with {jobs} at a time. Rows so far: "
         f"{len(rows)}; interrupted, the same command goes on",
         flush=True,
     )
@@ -215,7 +216,7 @@ def _train_all(out: Path, plan: Plan, facts: dict[str, Any], jobs: int, say: Any
         rows, details = rows + more, details + parts
         _write(out, rows, details, facts["strategies"])
         left = (time.perf_counter() - began) / done * (len(tasks) - done)
-        say(f"{done}/{len(tasks)}  {_line(task, more[0])}; {_duration(left)} left", flush=True)
+        say(f"{done}/{len(tasks)}  {_line(task, more[0])}; {duration(left)} left", flush=True)
 
 
 def _check_sources(plan: Plan) -> None:
@@ -471,13 +472,3 @@ def _line(task: Task, row: Row) -> str:
     if "macro_f1" in row or "probe_f1" in row:
         figures.append(f"macro-F1 {row.get('macro_f1', row.get('probe_f1')):.3f}")
     return f"{what}{share}, seed {task.seed}: {', '.join(figures)} ({row['seconds']:.0f} s)"
-
-
-def _duration(seconds: float) -> str:
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 90
-        else f"{seconds / 60:.0f} min"
-        if seconds < 5400
-        else f"{seconds / 3600:.1f} h"
-    )

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from corrmask_fast.errors import InputError, check_integer, check_number, import_extra
-from corrmask_fast.evaluation.frozen_features import f1_by_type
-from corrmask_fast.progress import progress_bar
+from corrmask_fast.evaluation.frozen_features import (
+    confusion_matrix,
+    f1_by_type,
+    f1_of,
+    gene_features,
+    nearest_types,
+    probe_types,
+)
+from corrmask_fast.progress import duration, progress_bar
 from corrmask_fast.tables import align, write_csv
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from torch import nn
 
     from corrmask_fast.cells.corpus import Corpus
     from corrmask_fast.evaluation.fine_tuning import FineTuning
@@ -21,6 +33,15 @@ if TYPE_CHECKING:
 __all__ = ["CellAnnotation", "annotate_cells"]
 
 MISSING = {"", "nan", "none", "<na>"}  # how a cell without a label is spelt
+
+
+# How cells are named: the model, and what stands beside it.
+FINE_TUNED = "fine-tuned"
+UNTRAINED = "fine-tuned, new weights"
+NEAREST = "10 nearest cells, embeddings"
+NEAREST_UNTRAINED = "10 nearest cells, new weights"
+LOGISTIC = "logistic regression, {}"
+MAJORITY = "most common type"
 
 
 @dataclass(frozen=True)
@@ -33,16 +54,36 @@ class CellAnnotation:
         (n_types,) names, the most abundant first.
     n_cells
         (n_types,) labelled cells of each.
-    f1
-        (repeats, n_types): F1 of each type in each repeat.
+    confusions
+        Method → number of labelled cells that it learnt from → (repeats, n_types, n_types) cells held out of the row's
+        type that were given the column's. The first method is the model, fine-tuned; the others are baselines.
     n_rare
         So many of the last types count as rare.
     """
 
     types: list[str]
     n_cells: np.ndarray
-    f1: np.ndarray
+    confusions: Mapping[str, Mapping[int, np.ndarray]]
     n_rare: int
+
+    @property
+    def sizes(self) -> list[int]:
+        """Numbers of labelled cells that were learnt from, ascending: the last is all that are not held out."""
+        return sorted(self.confusions[FINE_TUNED])
+
+    @property
+    def f1(self) -> np.ndarray:
+        """(repeats, n_types): F1 of each type in each repeat."""
+        return self.f1_of(FINE_TUNED)
+
+    def f1_of(self, method: str, size: int | None = None) -> np.ndarray:
+        """(repeats, n_types): F1 of a method that learnt from ``size`` cells; None: from all."""
+        return f1_of(self.confusions[method][self.sizes[-1] if size is None else size])
+
+    @property
+    def confusion(self) -> np.ndarray:
+        """(n_types, n_types): cells held out of the row's type that the model gave the column's, over all repeats."""
+        return self.confusions[FINE_TUNED][self.sizes[-1]].sum(0)
 
     @property
     def macro_f1(self) -> np.ndarray:
@@ -55,7 +96,10 @@ class CellAnnotation:
         return self.f1[:, -self.n_rare :].mean(axis=1)
 
     def table(self) -> str:
-        """Return F1 of every type, the rarest last, and the means; ± is a standard error over repeats."""
+        """Return F1 of every type, the rarest last, and the means; ± is a standard error over repeats.
+
+        Where there are baselines, or several numbers of labelled cells, tables of these follow.
+        """
         lines = [["cell type", "cells", "F1"]]
         for name, cells, f1 in zip(self.types, self.n_cells, self.f1.T, strict=True):
             lines.append([name, f"{cells:,}", plus_minus(f1)])
@@ -63,16 +107,36 @@ class CellAnnotation:
         lines.append(
             [f"mean of all {len(self.types)} (macro-F1)", f"{self.n_cells.sum():,}", plus_minus(self.macro_f1)]
         )
-        return "\n".join(align(lines))
+        tables = [lines]
+        if len(self.confusions) > 1:
+            tables.append([["named by", "macro-F1", f"rarest {self.n_rare}", "accuracy"]])
+            for method, found in self.confusions.items():
+                cells = found[self.sizes[-1]]
+                f1, right = f1_of(cells), np.trace(cells, axis1=1, axis2=2) / cells.sum((1, 2))
+                scores = f1.mean(1), f1[:, -self.n_rare :].mean(1), right
+                tables[-1].append([method, *map(plus_minus, scores)])
+        if len(self.sizes) > 1:
+            tables.append([["macro-F1 by labelled cells", *(f"{size:,}" for size in self.sizes)]])
+            for method in self.confusions:
+                means = [plus_minus(self.f1_of(method, size).mean(1)) for size in self.sizes]
+                tables[-1].append([method, *means])
+        return "\n\n".join("\n".join(align(lines)) for lines in tables)
 
     def save_csv(self, path: str | os.PathLike[str]) -> None:
-        """Write F1 of each type in each repeat."""
+        """Write F1 of each type in each repeat, for every method and number of labelled cells."""
         rows = [
-            [repeat, name, cells, rank >= len(self.types) - self.n_rare, f1]
-            for repeat, scores in enumerate(self.f1.tolist())
+            [repeat, name, cells, rank >= len(self.types) - self.n_rare, f1, method, size]
+            for method, found in self.confusions.items()
+            for size in sorted(found, reverse=True)
+            for repeat, scores in enumerate(f1_of(found[size]).tolist())
             for rank, (name, cells, f1) in enumerate(zip(self.types, self.n_cells.tolist(), scores, strict=True))
         ]
-        write_csv(path, ["repeat", "cell_type", "n_cells", "rare", "f1"], rows)
+        write_csv(path, ["repeat", "cell_type", "n_cells", "rare", "f1", "method", "labelled_cells"], rows)
+
+    def save_confusion(self, path: str | os.PathLike[str]) -> None:
+        """Write the model's confusion matrix: a line for each type, a column for each that its cells were given."""
+        rows = [[name, *cells] for name, cells in zip(self.types, self.confusion.tolist(), strict=True)]
+        write_csv(path, ["cell_type", *self.types], rows)
 
 
 def annotate_cells(
@@ -84,6 +148,8 @@ def annotate_cells(
     repeats: int = 1,
     min_cells: int = 10,
     n_rare: int | None = None,
+    baselines: bool = False,
+    sizes: Sequence[int] = (),
     settings: FineTuning | None = None,
     progress: bool = True,
 ) -> CellAnnotation:
@@ -105,10 +171,17 @@ def annotate_cells(
         Types with fewer cells are left out.
     n_rare
         So many of the rarest types are averaged apart; None: a third of them.
+    baselines
+        Name the same cells by other means too: an encoder of the same configuration with new weights, fine-tuned
+        alike; the 10 nearest labelled cells among the model's embeddings, and among those of new weights, nothing
+        trained; logistic regression on counts where the corpus has values, else on ranks; the most common type.
+    sizes
+        Numbers of labelled cells for a learning curve: each method also learns from so many, of each type alike, and
+        names the same cells. Fine-tuning takes as many steps as with all labelled cells.
     settings
         Of fine-tuning; None: 5 epochs of :class:`~corrmask_fast.evaluation.fine_tuning.FineTuning`.
     progress
-        Show a progress bar on standard error.
+        Show a progress bar on standard error, and before it how long the work will take.
 
     Raises
     ------
@@ -131,13 +204,108 @@ def annotate_cells(
     of_cell = np.full(corpus.n_cells, -1, np.int64)
     of_cell[rows] = codes
     splits = stratified_splits(rows, codes, test_share, repeats, settings.seed)
-    steps = sum(settings.steps(train.size) for train, _ in splits)
+    n_train = splits[0][0].size
+    sizes = [*sorted({check_integer("sizes", size, 2, n_train - 1) for size in sizes}), n_train]
+    tuned = repeats * len(sizes) * (2 if baselines else 1)
+    steps = tuned * settings.steps(n_train)
+    found: dict[str, dict[int, list[np.ndarray]]] = {}
+    if progress and (steps or baselines):
+        a_step, a_batch = _seconds(model, corpus, rows, len(types), settings)
+        batches = tuned * -(-splits[0][1].size // settings.batch_size)
+        batches += 2 * -(-rows.size // settings.batch_size) if baselines else 0
+        left = duration(steps * a_step + batches * a_batch)
+        sys.stderr.write(f"{tuned} models to fine-tune, {steps:,} steps in all: about {left}\n")
+    frozen = _frozen(model, corpus, rows, settings, progress=progress) if baselines else None
     with progress_bar("fine-tuning", steps, "step", shown=progress) as bar:
-        scores = [
-            fine_tuned_f1(model, corpus, of_cell, split, replace(settings, seed=(settings.seed + k) % 2**64), bar)
-            for k, split in enumerate(splits)
-        ]
-    return CellAnnotation(types, np.bincount(codes), np.array(scores), n_rare)
+        for k, split in enumerate(splits):
+            own = replace(settings, seed=(settings.seed + k) % 2**64)
+            learnt = {size: few_of(split[0], of_cell, size, own.seed) for size in sizes}
+            for method, name in _methods(model, corpus, of_cell, split, own, bar, frozen):
+                for size in reversed(sizes):
+                    cells = confusion_matrix(of_cell[split[1]], name(learnt[size]), len(types))
+                    found.setdefault(method, {}).setdefault(size, []).append(cells)
+    stacked = {method: {size: np.array(cells) for size, cells in of.items()} for method, of in found.items()}
+    return CellAnnotation(types, np.bincount(codes), stacked, n_rare)
+
+
+def _seconds(*given: Any) -> tuple[float, float]:
+    from corrmask_fast.evaluation.estimate import seconds_a_batch
+
+    return seconds_a_batch(*given)
+
+
+def _methods(
+    model: str | os.PathLike[str],
+    corpus: Corpus,
+    of_cell: np.ndarray,
+    split: tuple[np.ndarray, np.ndarray],
+    settings: FineTuning,
+    bar: Any,
+    frozen: Mapping[str, tuple[Callable[..., np.ndarray], Any]] | None,
+) -> Iterator[tuple[str, Callable[[np.ndarray], np.ndarray]]]:
+    """Yield methods by name: functions of the rows to learn from that return types of the rows to score.
+
+    For the arguments see :func:`fine_tuned_f1` and :func:`_frozen`; ``frozen=None``: without baselines.
+    """
+    from corrmask_fast.training.pretrained import load_encoder, new_encoder
+
+    train, test = split
+
+    def tuned(encoder: Callable[[], nn.Module], rows: np.ndarray) -> np.ndarray:
+        epochs = round(settings.steps(train.size) / replace(settings, epochs=1).steps(rows.size))
+        own = replace(settings, epochs=epochs)
+        return fine_tuned_types(encoder(), corpus, of_cell, (rows, test), own, bar)
+
+    def by_features(name: Callable[..., np.ndarray], features: Any, rows: np.ndarray) -> np.ndarray:
+        return name(features[place[rows]], of_cell[rows], features[place[test]])
+
+    yield FINE_TUNED, partial(tuned, partial(load_encoder, model, corpus.vocabulary))
+    if frozen is None:
+        return
+    yield UNTRAINED, partial(tuned, partial(new_encoder, model, settings.seed))
+    place = np.cumsum(of_cell >= 0) - 1  # among the labelled cells
+    for method, (name, features) in frozen.items():
+        yield method, partial(by_features, name, features)
+    yield MAJORITY, lambda rows: np.full(test.size, np.bincount(of_cell[rows]).argmax())
+
+
+def _frozen(
+    model: str | os.PathLike[str], corpus: Corpus, rows: np.ndarray, settings: FineTuning, *, progress: bool
+) -> dict[str, tuple[Callable[..., np.ndarray], Any]]:
+    """Return, by method, how types are told from vectors, and those of the cells ``rows``: the same in every repeat."""
+    from corrmask_fast.evaluation.embeddings import embed_cells
+    from corrmask_fast.training.pretrained import load_encoder, new_encoder
+
+    cells, found = corpus.take(rows), {}
+    encoders = {NEAREST: load_encoder(model, corpus.vocabulary), NEAREST_UNTRAINED: new_encoder(model, settings.seed)}
+    for method, encoder in encoders.items():
+        embedded = embed_cells(
+            encoder.to(settings.torch_device()),
+            cells,
+            max_length=settings.max_length,
+            batch_size=settings.batch_size,
+            progress=progress,
+        )
+        found[method] = nearest_types, embedded
+    what = "counts" if corpus.has_values else "ranks"
+    return found | {LOGISTIC.format(what): (probe_types, gene_features(cells))}
+
+
+def few_of(rows: np.ndarray, of_cell: np.ndarray, size: int, seed: int) -> np.ndarray:
+    """Return ``size`` of the rows, of each type alike; those of a smaller size are among those of a larger one."""
+    if size == rows.size:
+        return rows
+    shuffled = np.random.default_rng(seed).permutation(rows)
+    types, place = of_cell[shuffled], np.empty(rows.size)
+    for code in np.unique(types):
+        own = np.flatnonzero(types == code)
+        place[own] = (np.arange(own.size) + 0.5) / own.size
+    few = shuffled[np.argsort(place, kind="stable")[:size]]
+    if np.unique(of_cell[few]).size < 2:
+        raise InputError(
+            f"sizes must be large enough for cells of two types; {size} cells, of each type alike, have one"
+        )
+    return few
 
 
 def fine_tuned_f1(
@@ -152,19 +320,29 @@ def fine_tuned_f1(
 
     ``of_cell``: (n_cells,) the type of each cell; ``split``: rows to train on, and rows to score.
     """
+    from corrmask_fast.training.pretrained import load_encoder
+
+    named = fine_tuned_types(load_encoder(model, corpus.vocabulary), corpus, of_cell, split, settings, bar)
+    return f1_by_type(of_cell[split[1]], named, int(of_cell.max()) + 1)
+
+
+def fine_tuned_types(
+    encoder: nn.Module,
+    corpus: Corpus,
+    of_cell: np.ndarray,
+    split: tuple[np.ndarray, np.ndarray],
+    settings: FineTuning,
+    bar: Any,
+) -> np.ndarray:
+    """Return the types of the rows to score that an encoder gives them once it is fine-tuned, in place."""
     import torch
 
     from corrmask_fast.evaluation.fine_tuning import Labeller, fine_tune, predictions
-    from corrmask_fast.training.pretrained import load_encoder
 
     train, test = split
-    n_types = int(of_cell.max()) + 1
-    labeller = Labeller(
-        load_encoder(model, corpus.vocabulary), corpus.vocabulary, n_types, per_gene=False, seed=settings.seed
-    )
+    labeller = Labeller(encoder, corpus.vocabulary, int(of_cell.max()) + 1, per_gene=False, seed=settings.seed)
     fine_tune(labeller, corpus, train, lambda batch, _: torch.from_numpy(of_cell[batch]), settings, bar)
-    logits = [logits.argmax(-1).numpy() for _, _, logits in predictions(labeller, corpus, test, settings)]
-    return f1_by_type(of_cell[test], np.concatenate(logits), n_types)
+    return np.concatenate([logits.argmax(-1).numpy() for _, _, logits in predictions(labeller, corpus, test, settings)])
 
 
 def cell_labels(corpus: Corpus, column: str) -> tuple[np.ndarray, np.ndarray]:

@@ -1,70 +1,320 @@
-"""Cells as vectors: what a model's last layer holds, as a mean over a cell's genes."""
+"""Cells and genes as vectors: what a layer of a model holds of them, and an AnnData of it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import warnings
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from corrmask_fast.errors import check_integer
+from corrmask_fast.cells.obs_columns import obs_column
+from corrmask_fast.errors import InputError, as_integer, check_integer, import_extra, shown
+from corrmask_fast.progress import progress_bar
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Iterator
+
+    import torch
 
     from corrmask_fast.cells.corpus import Corpus
+    from corrmask_fast.cells.vocabulary import Vocabulary
 
-__all__ = ["embed_cells"]
+__all__ = ["GeneEmbeddings", "cells_to_anndata", "embed_cells", "embed_genes", "genes_to_anndata"]
+
+CHUNK = 1 << 16  # cells that are sorted by length: batches of like length, from one part of the file
+OBS_NAMES = "obs_names"  # the column where `tokenize --obs-names` puts the cells' names
+POOLS, PRECISIONS = ("mean", "cls"), ("float32", "bfloat16")
+
+
+class GeneEmbeddings(NamedTuple):
+    """Vectors of the genes of a vocabulary, in order of their token ids."""
+
+    static: np.ndarray
+    """(genes, width) float32: the model's input embeddings, the same in every cell."""
+    contextual: np.ndarray
+    """(genes, width) float32: the mean of a layer's vectors over the cells with the gene; NaN if there are none."""
+    n_cells: np.ndarray
+    """(genes,) int64: in so many cells the model saw the gene."""
 
 
 def embed_cells(
-    model: str | os.PathLike[str] | Any,
+    model: str | os.PathLike[str] | torch.nn.Module,
     corpus: Corpus,
     *,
+    pool: str = "mean",
+    layer: int = -1,
     max_length: int | None = None,
     batch_size: int = 64,
     device: str = "auto",
+    precision: str = "float32",
+    progress: bool = True,
 ) -> np.ndarray:
-    """Return an embedding of every cell: the mean of the last layer over the cell's genes.
+    """Return an embedding of every cell: the mean of a layer over the cell's genes, or the layer at ``<cls>``.
+
+    Cells are read batch by batch, so a corpus on disk may be larger than memory.
 
     Parameters
     ----------
     model
-        Folder of a Hugging Face checkpoint, or an encoder that returns ``last_hidden_state``.
+        Folder of a Hugging Face checkpoint, or a module: an encoder that returns ``last_hidden_state``, or a model of
+        transformers over one. A module stays on its device.
     corpus
         Cells of the model's vocabulary.
+    pool
+        ``"mean"`` over genes: ``<cls>``, ``<eos>`` and padding do not count, and a cell without genes is 0. ``"cls"``:
+        the vector of ``<cls>``, which V2 vocabularies have.
+    layer
+        −1: the last one; −2: the one before; 0: the embeddings before the first layer.
     max_length
         Cells are cut to so many tokens, ``<cls>`` and ``<eos>`` included; None: what the model can see.
     batch_size
-        Cells at a time.
+        Cells at a time. It changes results by rounding errors alone.
     device
-        ``"cpu"``, ``"cuda"``, or ``"auto"``: a GPU where there is one.
+        Of a checkpoint: ``"cpu"``, ``"cuda"``, or ``"auto"``: a GPU where there is one.
+    precision
+        ``"float32"``, or ``"bfloat16"``: quicker on a GPU, with about 3 digits.
+    progress
+        Show a progress bar on standard error.
 
     Returns
     -------
-    (n_cells, width) float32. ``<cls>``, ``<eos>`` and padding do not count; a cell without genes is 0.
+    (n_cells, width) float32, in order of the corpus.
 
     Raises
     ------
     InputError
-        If there is no such checkpoint, or it has another vocabulary.
+        If there is no such checkpoint, it has another vocabulary or no such layer, or the vocabulary has no ``<cls>``
+        to pool.
+    """
+    from corrmask_fast.evaluation.fine_tuning import mean_over_genes
+
+    if pool not in POOLS:
+        raise InputError(f"pool must be 'mean' or 'cls'; got {shown(pool)}")
+    if pool == "cls" and corpus.vocabulary.cls_token_id is None:
+        raise InputError(
+            "pool='cls' needs a <cls> token in front of each cell, and this vocabulary has none (Geneformer V1); use "
+            "pool='mean'"
+        )
+    out: np.ndarray | None = None
+    batches = _layer_of_batches(model, corpus, layer, max_length, batch_size, device, precision, progress=progress)
+    for rows, ids, seen, hidden in batches:
+        found = hidden[:, 0] if pool == "cls" else mean_over_genes(hidden, ids, seen, corpus.vocabulary.gene_range)
+        if out is None:
+            out = np.zeros((corpus.n_cells, found.shape[1]), np.float32)
+        out[rows] = found.cpu().numpy()
+    assert out is not None
+    return out
+
+
+def embed_genes(
+    model: str | os.PathLike[str] | torch.nn.Module,
+    corpus: Corpus,
+    *,
+    layer: int = -1,
+    max_length: int | None = None,
+    batch_size: int = 64,
+    device: str = "auto",
+    precision: str = "float32",
+    progress: bool = True,
+) -> GeneEmbeddings:
+    """Return embeddings of every gene: the model's input embeddings, and the mean of a layer over cells.
+
+    Parameters are those of :func:`embed_cells`.
+
+    Raises
+    ------
+    InputError
+        As :func:`embed_cells`, and if the model does not say which its input embeddings are.
     """
     import torch
 
-    from corrmask_fast.evaluation.fine_tuning import FineTuning, mean_over_genes, padded_cells, usable_length
+    sums: torch.Tensor | None = None
+    n_cells = np.zeros(corpus.vocabulary.size, np.int64)
+    lo, hi = corpus.vocabulary.gene_range
+    with _opened(model, corpus.vocabulary, device) as (encoder, _):
+        batches = _layer_of_batches(
+            encoder, corpus, layer, max_length, batch_size, device, precision, progress=progress
+        )
+        try:
+            static = encoder.get_input_embeddings().weight[lo:hi].detach().float().cpu().numpy()
+        except (AttributeError, NotImplementedError) as error:
+            raise InputError(
+                f"{type(encoder).__name__} does not say which its input embeddings are; give it "
+                "get_input_embeddings(), as models of transformers have it"
+            ) from error
+        for _, ids, seen, hidden in batches:
+            if sums is None:
+                sums = torch.zeros(n_cells.size, hidden.shape[-1], dtype=torch.float64, device=hidden.device)
+            there = seen != 0
+            sums.index_add_(0, ids[there], hidden[there].double())
+            n_cells += np.bincount(ids[there].cpu().numpy(), minlength=n_cells.size)
+    assert sums is not None
+    n_cells = n_cells[lo:hi]
+    contextual = np.full((hi - lo, sums.shape[1]), np.nan, np.float32)
+    np.divide(
+        sums[lo:hi].cpu().numpy(), n_cells[:, None], out=contextual, where=n_cells[:, None] > 0, casting="same_kind"
+    )
+    return GeneEmbeddings(static, contextual, n_cells)
+
+
+@contextmanager
+def _opened(model: Any, vocabulary: Vocabulary, device: str) -> Iterator[tuple[Any, torch.device]]:
+    """Yield an encoder without dropout, and its device; a module is left in the mode that it was in."""
+    import torch
+
+    from corrmask_fast.evaluation.fine_tuning import FineTuning
     from corrmask_fast.training.pretrained import load_encoder
 
-    check_integer("batch_size", batch_size, 1)
-    encoder = model if isinstance(model, torch.nn.Module) else load_encoder(model, corpus.vocabulary)
     place = FineTuning(device=device).torch_device()
-    length = usable_length(encoder, corpus, max_length)
-    config: Any = encoder.config
-    out = np.zeros((corpus.n_cells, config.hidden_size), np.float32)
-    encoder.to(place).eval()
-    by_length = np.argsort(corpus.lengths, kind="stable")  # less padding
-    with torch.inference_mode():
-        for begin in range(0, corpus.n_cells, batch_size):
-            rows = by_length[begin : begin + batch_size]
-            ids, seen = (each.to(place) for each in padded_cells(corpus, rows, length))
-            hidden = encoder(input_ids=ids, attention_mask=seen).last_hidden_state
-            out[rows] = mean_over_genes(hidden, ids, seen, corpus.vocabulary.gene_range).float().cpu().numpy()
-    return out
+    if isinstance(model, torch.nn.Module):
+        encoder = getattr(model, "base_model", model)  # of a model of transformers with a head
+        weight = next(encoder.parameters(), None)
+        place = torch.device("cpu") if weight is None else weight.device
+    else:
+        encoder = load_encoder(model, vocabulary).to(place)
+    training = encoder.training
+    encoder.eval()
+    try:
+        yield encoder, place
+    finally:
+        encoder.train(training)
+
+
+def _layer_of_batches(
+    model: Any,
+    corpus: Corpus,
+    layer: int,
+    max_length: int | None,
+    batch_size: int,
+    device: str,
+    precision: str,
+    *,
+    progress: bool,
+) -> Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Yield (rows, input_ids, attention_mask, (cells, columns, width) float32 of the layer) of batches of cells."""
+    import torch
+
+    from corrmask_fast.evaluation.fine_tuning import padded_cells, usable_length
+
+    check_integer("batch_size", batch_size, 1)
+    if as_integer(layer) is None:
+        raise InputError(f"layer must be an integer, such as -1 for the last one; got {shown(layer)}")
+    if precision not in PRECISIONS:
+        raise InputError(f"precision must be 'float32' or 'bfloat16'; got {shown(precision)}")
+    if max_length is not None:
+        check_integer("max_length", max_length, 1)
+    if corpus.n_cells == 0:
+        raise InputError("the corpus has no cells; check the file that it was read from")
+    more = {} if layer == -1 else {"output_hidden_states": True}
+    with _opened(model, corpus.vocabulary, device) as (encoder, place):
+        length = usable_length(encoder, corpus, max_length)
+        with progress_bar("embed", corpus.n_cells, "cell", shown=progress) as bar:
+            for rows in _by_length(corpus, batch_size):
+                ids, seen = (each.to(place) for each in padded_cells(corpus, rows, length))
+                # Both end before the yield: they would hold in the caller too.
+                half = torch.autocast(place.type, torch.bfloat16, enabled=precision == "bfloat16")
+                with torch.inference_mode(), half:
+                    hidden = _layer_of(encoder(input_ids=ids, attention_mask=seen, **more), layer)
+                yield rows, ids, seen, hidden.float()
+                bar.update(rows.size)
+
+
+def _by_length(corpus: Corpus, batch_size: int) -> Iterator[np.ndarray]:
+    """Yield the rows of batches: cells of like length, which need little padding."""
+    for begin in range(0, corpus.n_cells, CHUNK):
+        rows = np.arange(begin, min(begin + CHUNK, corpus.n_cells))
+        rows = rows[np.argsort(corpus.lengths_of(rows), kind="stable")]
+        yield from (rows[first : first + batch_size] for first in range(0, rows.size, batch_size))
+
+
+def _layer_of(output: Any, layer: int) -> torch.Tensor:
+    """Return a layer of an encoder's output. The last one is ``last_hidden_state``, with the norm behind all layers."""
+    states = () if layer == -1 else getattr(output, "hidden_states", None) or ()
+    last = getattr(output, "last_hidden_state", None)
+    if last is None or (layer != -1 and not states):
+        wanted = "last_hidden_state" if last is None else "hidden_states, where every layer but the last is read"
+        raise InputError(f"the model returns no {wanted}; give an encoder as transformers has them")
+    n = len(states)
+    if layer != -1 and not -n <= layer < n:
+        raise InputError(
+            f"layer must be in [{-n}, {n - 1}] for this model of {n - 1} layers: 0 is its embeddings, -1 its last "
+            f"layer; got {layer}"
+        )
+    return last if layer in {-1, n - 1} else states[layer]
+
+
+def cells_to_anndata(
+    embedded: np.ndarray, corpus: Corpus, *, name: str = "embedding", obs_names: str | None = None
+) -> Any:
+    """Return an ``AnnData`` of embedded cells without genes: ``obsm["X_<name>"]``, and the corpus's obs columns.
+
+    Parameters
+    ----------
+    embedded
+        (n_cells, width), as :func:`embed_cells` returns it.
+    corpus
+        The cells.
+    name
+        Of the embedding.
+    obs_names
+        Column with the cells' names; None: ``obs_names``, where ``tokenize --obs-names`` puts them, if it is there,
+        else the cells' numbers.
+
+    Raises
+    ------
+    InputError
+        If there is no such column.
+    MissingExtraError
+        Without anndata.
+
+    Warns
+    -----
+    UserWarning
+        Of columns that hold lists: these are left out.
+    """
+    anndata, pandas = import_extra("anndata", "anndata"), import_extra("pandas", "anndata")
+    if obs_names is not None and obs_names not in corpus.obs:
+        has = ", ".join(map(repr, corpus.obs)) or "none"
+        raise InputError(f"obs_names must be one of the corpus's obs columns ({has}); got {shown(obs_names)}")
+    columns = {}
+    for column in corpus.obs:
+        try:
+            columns[column] = _for_pandas(column, corpus.obs[column], pandas)
+        except InputError as error:
+            warnings.warn(f"left out: {error}", stacklevel=2)
+    index = columns.pop(OBS_NAMES if obs_names is None else obs_names, np.arange(corpus.n_cells))
+    obs = pandas.DataFrame(columns, index=pandas.Index(np.asarray(index).astype(str).astype(object)))
+    return anndata.AnnData(obs=obs, obsm={f"X_{name}": embedded})
+
+
+def _for_pandas(name: str, column: Any, pandas: Any) -> Any:
+    """Return a column with one type for all its values, as HDF5 can hold them: times become text."""
+    values, _, missing = obs_column(name, column).flat()
+    if values.dtype.kind in "mM":
+        values = np.where(np.isnat(values), "", values.astype(str)).astype(object)
+    if values.dtype == object:
+        return values if missing is None else pandas.Categorical(pandas.Series(values).mask(missing))
+    if missing is None or values.dtype.kind == "f":
+        return values
+    nullable = pandas.arrays.BooleanArray if values.dtype.kind == "b" else pandas.arrays.IntegerArray
+    return nullable(values, missing)
+
+
+def genes_to_anndata(genes: GeneEmbeddings, vocabulary: Vocabulary, *, name: str = "embedding") -> Any:
+    """Return an ``AnnData`` whose observations are the genes that a cell holds.
+
+    ``obsm["X_<name>"]`` is the contextual embedding, ``obsm["X_<name>_static"]`` the static one; ``obs`` has
+    ``symbol``, ``token`` and ``n_cells``, and is indexed by the vocabulary's names.
+    """
+    anndata, pandas = import_extra("anndata", "anndata"), import_extra("pandas", "anndata")
+    seen = np.flatnonzero(genes.n_cells)
+    tokens = (vocabulary.gene_range[0] + seen).tolist()
+    columns = {
+        "symbol": [vocabulary.name_of(token) for token in tokens],
+        "token": tokens,
+        "n_cells": genes.n_cells[seen],
+    }
+    obs = pandas.DataFrame(columns, index=[vocabulary.names[token] for token in tokens])
+    return anndata.AnnData(obs=obs, obsm={f"X_{name}": genes.contextual[seen], f"X_{name}_static": genes.static[seen]})

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from corrmask_fast.errors import InputError, check_integer, check_number, check_seed
+from corrmask_fast.training.checks import positions_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -123,15 +124,16 @@ def mean_over_genes(
     """Return (cells, width): the mean of (cells, columns, width) over the columns that are genes."""
     lo, hi = gene_range
     genes = (attention_mask != 0) & (input_ids >= lo) & (input_ids < hi)
-    weight = genes.to(hidden.dtype).unsqueeze(-1)
-    return (hidden * weight).sum(1) / weight.sum(1).clamp(min=1)
+    # Not by a product with 0: what stands at padding may be NaN, where a cell is padding alone.
+    return hidden.masked_fill(~genes.unsqueeze(-1), 0).sum(1) / genes.sum(1, keepdim=True).clamp(min=1)
 
 
 def usable_length(encoder: nn.Module, corpus: Corpus, max_length: int | None) -> int:
     """Return how many tokens of a cell the model can see, ``<cls>`` and ``<eos>`` included."""
-    config: Any = encoder.config
+    config: Any = getattr(encoder, "config", None)
     longest = corpus.max_length + corpus.vocabulary.n_surrounding  # the corpus counts genes
-    positions = getattr(config, "max_position_embeddings", None) or longest
+    positions = positions_of(encoder)[0] if isinstance(encoder, nn.Module) else None
+    positions = positions or getattr(config, "max_position_embeddings", None) or longest
     return min(positions, longest, max_length or positions)
 
 

@@ -11,16 +11,21 @@ from corrmask_fast.plots import COLORS, GREY, new_figure, save_figure, style_axi
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Iterable
 
     from corrmask_fast.evaluation.cell_annotation import CellAnnotation
     from corrmask_fast.evaluation.gene_classification import GeneClassification
     from corrmask_fast.evaluation.shortcut import Shortcut
 
+MAX_NUMBERED = 15  # types whose confusion matrix has numbers in it
+
 __all__ = ["plot_cell_annotation", "plot_gene_classification", "plot_shortcut"]
 
 
 def plot_cell_annotation(report: CellAnnotation, path: str | os.PathLike[str] | None = None) -> Any:
-    """Draw F1 of every cell type, the most abundant on top, each repeat a dot; return the figure.
+    """Draw F1 of every cell type, the most abundant on top, each repeat a dot, and the confusion matrix.
+
+    A third panel has macro-F1 of the baselines, where there are some, or the learning curves.
 
     Parameters
     ----------
@@ -28,10 +33,15 @@ def plot_cell_annotation(report: CellAnnotation, path: str | os.PathLike[str] | 
         Of :func:`corrmask_fast.annotate_cells`.
     path
         Where to save it (``.png``, ``.pdf``, ``.svg``); None: only return it.
+
+    Returns
+    -------
+    The figure.
     """
     n_types = len(report.types)
-    figure = new_figure((7.0, 1.6 + 0.28 * n_types))
-    axis = figure.subplots()
+    third = len(report.confusions) > 1 or len(report.sizes) > 1
+    figure = new_figure((15.5 if third else 10.5, max(2.6, 2.2 + 0.28 * n_types)))
+    axis, matrix, *more = figure.subplots(1, 3 if third else 2, width_ratios=(1, 0.8, 1)[: 3 if third else 2])
     rare = np.arange(n_types) >= n_types - report.n_rare
     colors = [COLORS[1] if one else COLORS[0] for one in rare]
     axis.barh(range(n_types), report.f1.mean(axis=0), color=colors, height=0.66, alpha=0.85)
@@ -44,11 +54,71 @@ def plot_cell_annotation(report: CellAnnotation, path: str | os.PathLike[str] | 
                   textcoords="offset points", ha="right", fontsize=8, color=GREY)  # fmt: skip
     names = [f"{name}  ({cells:,})" for name, cells in zip(report.types, report.n_cells, strict=True)]
     axis.set_yticks(range(n_types), names, fontsize=8)
-    axis.invert_yaxis()
+    axis.set_ylim(n_types - 0.5, -0.5)
     axis.set_xlim(0, 1)
     title = f"Cell types named (orange: the rarest {report.n_rare}, mean F1 {tail:.3f})\n"
     style_axis(axis, title=title, x="F1 on cells held out")
+    _draw_confusion(matrix, report)
+    for panel in more:
+        (_draw_curves if len(report.sizes) > 1 else _draw_methods)(panel, report)
     return save_figure(figure, path)
+
+
+def _draw_confusion(axis: Any, report: CellAnnotation) -> None:
+    """Draw where the cells of each type went, in percent of the type; rows as in the panel to the left."""
+    n_types = len(report.types)
+    share = report.confusion / np.maximum(report.confusion.sum(axis=1, keepdims=True), 1)
+    axis.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    if n_types <= MAX_NUMBERED:
+        for (row, column), value in np.ndenumerate(share):
+            if value >= 0.005:
+                color = "white" if value > 0.5 else "black"
+                axis.text(column, row, f"{100 * value:.0f}", ha="center", va="center", fontsize=7, color=color)
+    style_axis(axis, title="Cells of each type, in % of it\n", x="named")
+    axis.set_xticks(range(n_types), report.types, rotation=45, ha="right", rotation_mode="anchor", fontsize=7)
+    axis.set_yticks(range(n_types), [""] * n_types)
+
+
+def _look(method: str, methods: Iterable[str]) -> dict[str, Any]:
+    """Return how a method is drawn: a colour for each kind, hollow and dashed where the weights are new."""
+    kinds = list(dict.fromkeys(each.partition(",")[0] for each in methods))
+    color = COLORS[kinds.index(method.partition(",")[0]) % len(COLORS)]
+    fresh = method.endswith("new weights")
+    return {"color": color, "marker": "o", "markersize": 5, "linestyle": "--" if fresh else "-",
+            "markerfacecolor": "white" if fresh else color, "capsize": 2, "linewidth": 1.4}  # fmt: skip
+
+
+def _macro_f1(report: CellAnnotation, method: str, size: int) -> tuple[float, float]:
+    """Return the mean over repeats, and its standard error; 0 where there is one repeat."""
+    macro = report.f1_of(method, size).mean(axis=1)
+    return float(macro.mean()), float(macro.std(ddof=1) / np.sqrt(macro.size)) if macro.size > 1 else 0.0
+
+
+def _draw_methods(axis: Any, report: CellAnnotation) -> None:
+    """Draw macro-F1 of the model and of the baselines."""
+    methods = list(report.confusions)
+    for row, method in enumerate(methods):
+        mean, error = _macro_f1(report, method, report.sizes[-1])
+        axis.errorbar(mean, row, xerr=error, **_look(method, methods))
+    axis.set_yticks(range(len(methods)), methods, fontsize=8)
+    axis.set_ylim(len(methods) - 0.5, -0.5)
+    axis.set_xlim(0, 1)
+    spread = ", ± s.e. over repeats" if len(report.f1) > 1 else ""
+    style_axis(axis, title="The same cells named by\n", x=f"macro-F1{spread}")
+
+
+def _draw_curves(axis: Any, report: CellAnnotation) -> None:
+    """Draw macro-F1 of every method by the number of labelled cells that it learnt from."""
+    for method in report.confusions:
+        means, errors = zip(*(_macro_f1(report, method, size) for size in report.sizes), strict=True)
+        axis.errorbar(report.sizes, means, yerr=errors, label=method, **_look(method, report.confusions))
+    axis.set_xscale("log")
+    axis.set_xticks(report.sizes, [f"{size:,}" for size in report.sizes])
+    axis.minorticks_off()
+    axis.set_ylim(0, 1)
+    axis.legend(fontsize=7, frameon=False)
+    spread = ", ± s.e. over repeats" if len(report.f1) > 1 else ""
+    style_axis(axis, title="By labelled cells\n", x="labelled cells to learn from", y=f"macro-F1{spread}")
 
 
 def plot_gene_classification(report: GeneClassification, path: str | os.PathLike[str] | None = None) -> Any:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 transformers: Any = import_extra("transformers", "hf")
 
-__all__ = ["load_config", "load_encoder", "load_masked_lm"]
+__all__ = ["load_config", "load_encoder", "load_masked_lm", "new_encoder"]
 
 
 def load_config(path: str | os.PathLike[str]) -> Any:
@@ -46,10 +46,23 @@ def load_encoder(path: str | os.PathLike[str], vocabulary: Vocabulary) -> nn.Mod
         If there is no checkpoint, its weights are damaged or not those of its configuration, its vocabulary is smaller
         than the corpus's, or the dictionary beside its weights, where there is one, is another.
     """
-    # The pooler, where there is one, is not used; its absence needs no warning.
     config = load_config(path)
-    options = {"add_pooling_layer": False} if config.model_type in {"bert", "roberta"} else {}
-    return _load(path, config, vocabulary, transformers.AutoModel, options)
+    return _load(path, config, vocabulary, transformers.AutoModel, _without_pooler(config))
+
+
+def new_encoder(path: str | os.PathLike[str], seed: int) -> nn.Module:
+    """Return an encoder of a checkpoint's configuration with new weights, which follow from the seed alone."""
+    import torch
+
+    config = load_config(path)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed % 2**63)
+        return transformers.AutoModel.from_config(config, **_without_pooler(config))
+
+
+def _without_pooler(config: Any) -> dict[str, bool]:
+    """Return what leaves out the pooler, where there is one: it is not used, and its absence needs no warning."""
+    return {"add_pooling_layer": False} if config.model_type in {"bert", "roberta"} else {}
 
 
 def load_masked_lm(path: str | os.PathLike[str], vocabulary: Vocabulary) -> Any:
