@@ -6,6 +6,7 @@ Figures are made without pyplot: no window, no global state, Agg when they are s
 from __future__ import annotations
 
 import re
+import textwrap
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from corrmask_fast.errors import InputError, import_extra
@@ -67,7 +68,7 @@ LOOKS = {
     "corrmask-balanced": Look(GREEN, "h"),
     "gene-sets": Look(SKY, ">"),
     "mam": Look(RED, "*"),
-    "corrmask-mam": Look(RED, "*", "--", filled=False),
+    "corrmask-mam": Look(RED, "H", "--", filled=False),
 }
 # Of strategies that are not among these: first the colours that fewest of these have; from the eighth on hollow.
 _OWN = [
@@ -161,8 +162,8 @@ def style_axis(axis: Any, *, title: str, x: str, y: str = "") -> None:
 
 
 def head_figure(figure: Any, title: str) -> None:
-    """Put a title above all panels, at the left."""
-    figure.suptitle(title, x=0.01, ha="left", fontsize=9.5)
+    """Put a title above all panels, at the left, in lines that the figure has room for."""
+    figure.suptitle(textwrap.fill(title, int(13.5 * figure.get_figwidth())), x=0.01, ha="left", fontsize=9.5)
 
 
 def edges_bar(axis: Any, shown: Any) -> None:

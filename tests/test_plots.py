@@ -27,14 +27,17 @@ EVERY = STRATEGIES | LEARNED_STRATEGIES
 def spoiled(figure):
     """Texts that stand over one another or reach out of the picture, as a page prints it."""
     assert figure.get_figwidth() <= PAGE
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     page = figure.bbox.padded(1)
-    found, places = [], []
-    for text in figure.findobj(matplotlib.text.Text):
-        if text.get_text().strip() and text.get_visible() and (text.axes is None or text.axes.get_visible()):
-            box = text.get_window_extent()
-            if box.width and text.get_fontsize() > 0:
-                places.append((text.get_text(), box.padded(-0.5)))
+    found, unseen = [], set()
+    for axes in figure.findobj(matplotlib.axes.Axes):
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks()):
+                if not (axes.axison and low <= tick.get_loc() <= high):
+                    unseen |= {tick.label1, tick.label2}
+    shown = [text for text in figure.findobj(matplotlib.text.Text) if text.get_visible() and text not in unseen]
+    places = [(text.get_text(), text.get_window_extent().padded(-0.5)) for text in shown if text.get_text().strip()]
     for name, box in places:
         if not (page.x0 <= box.x0 and box.x1 <= page.x1 and page.y0 <= box.y0 and box.y1 <= page.y1):
             found.append(f"{name!r} is cut")

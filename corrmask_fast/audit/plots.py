@@ -35,7 +35,7 @@ _PANELS = (
     ("hit_rate", "Partners masked together", "present partners masked (%)", True),
     ("hidden_rate", "Every partner hidden", "masked genes (%)", True),
     ("residual_shortcut_same_genes", "Shortcut left, same genes", "mean |rho|, strongest in view", False),
-    ("all_partner_hit_rate", "All partners, in the cell or not", "partners masked (%)", True),
+    ("all_partner_hit_rate", "Partners, in the cell or not", "partners masked (%)", True),
     ("mean_span", "Masked neighbours in rank", "mean length of a run (genes)", False),
 )
 _NOTE = (
@@ -79,7 +79,7 @@ def plot_audit(report: AuditReport, path: str | os.PathLike[str] | None = None) 
         axis.set_yticks(range(rows), [brief(s.name, 32) if first_column else "" for s in strategies])
         axis.tick_params(axis="y", length=0)
         axis.locator_params(axis="x", nbins=4)
-    figure.supxlabel("\n".join(textwrap.wrap(f"{_NOTE} {how}", 150)), x=0.01, ha="left", fontsize=6.5, color=DARK)
+    figure.supxlabel("\n".join(textwrap.wrap(f"{_NOTE} {how}", 140)), x=0.01, ha="left", fontsize=6.5, color=DARK)
     masked = f"{100 * strategies[0].rate:.1f} % of genes masked"
     head_figure(figure, f"What masking hides: {report.scope}, {masked}")
     return save_figure(figure, path)
@@ -105,11 +105,11 @@ def _coverage(axis: Any, strategies: Sequence[StrategyAudit], looks: Sequence[Lo
         low, left, middle, right, high = np.percentile(100 * strategy.coverage[genes], (5, 25, 50, 75, 95))
         axis.plot([low, high], [row, row], color=look.color, linewidth=1.2, solid_capstyle="butt", zorder=1)
         axis.barh(row, right - left, left=left, height=0.5, **look.bar())
-        axis.plot(middle, row, "o", color="white", markeredgecolor=look.color, markersize=3.5)
+        axis.plot(middle, row, "o", color="white", markeredgecolor=look.color, markersize=3.5, clip_on=False, zorder=3)
         axis.annotate(f"{low:.0f} to {high:.0f} %", (high, row), (4, 0), **TEXT, va="center")
         most = max(most, float(high))
     axis.set_xlim(0, most * 1.6)
-    style_axis(axis, title="How evenly genes are masked", x="times masked / present (%)")
+    style_axis(axis, title="How evenly masked", x="times masked / present (%)")
     return (
         f"How evenly: median, half (box) and 90 % (line) of {np.count_nonzero(genes):,} genes seen {least} times or "
         "more; the control's width is what sampling makes of even masking."

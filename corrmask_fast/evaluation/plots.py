@@ -14,6 +14,7 @@ from corrmask_fast.plots import (
     ORANGE,
     PAGE,
     TEXT,
+    head_figure,
     new_figure,
     plain,
     save_figure,
@@ -61,9 +62,10 @@ def plot_cell_annotation(report: CellAnnotation, path: str | os.PathLike[str] | 
     axis.set_yticks(range(n_types), names)
     axis.invert_yaxis()
     axis.set_xlim(0, 1)
-    title = f"Cell types named (orange: the rarest {report.n_rare}, mean F1 {tail:.3f})\n"
     repeats = f" ({len(report.f1)} repeats, ± s.d.)" if len(report.f1) > 1 else ""
-    style_axis(axis, title=title, x=f"F1 on cells held out{repeats}")
+    rarest = f"orange: the rarest {report.n_rare}, mean F1 {tail:.3f}"
+    style_axis(axis, title="", x=f"F1 on cells held out{repeats}\n{rarest}")
+    head_figure(figure, "Cell types named")
     return save_figure(figure, path)
 
 

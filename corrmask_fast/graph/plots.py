@@ -169,8 +169,9 @@ def _draw_rho(axis: Any, graph: DependencyGraph) -> None:
         axis.stairs(counts, bins, color=color, linewidth=1.4)
         axis.stairs(counts, bins, color=color, fill=True, alpha=0.15)
         axis.annotate(name, (0, 1), (4, -2 - 9 * row), xycoords="axes fraction", va="top", color=color, **TEXT)
-    axis.axvline(0, color=GREY, linewidth=0.8)
+    axis.axvline(0, ymax=0.82, color=GREY, linewidth=0.8)  # not through the names
     axis.margins(x=0)
+    axis.yaxis.set_major_formatter("{x:,.0f}")
     axis.locator_params(axis="x", nbins=5)
     axis.set_ylim(0, axis.get_ylim()[1] * 1.2)
     style_axis(axis, title="How strong edges are", x="Spearman's rho", y="edges")
