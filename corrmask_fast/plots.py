@@ -113,6 +113,7 @@ def _known(name: str) -> str | None:
     for part in reversed(re.split(r"[/\\]", name)):
         words = re.sub(r"[^a-z0-9]+", "-", part.lower()).strip("-")
         words = re.sub("^control-(lambda-0|random)$", "random", words)  # of an audit
+        words = re.sub("^((runs?|models?)-)+", "", words)
         for known in sorted(LOOKS, key=len, reverse=True):
             if re.fullmatch(rf"{known}(-(graph|lambda|rate|seed|run|[kp])?\d*)*", words):
                 return known

@@ -79,7 +79,9 @@ def test_every_kind_is_saved(kind, tmp_path):
     graph = with_modules(overall=kind != "rho")
     figure = plot_graph(graph, tmp_path / "graph.svg", kind=kind)
     assert (tmp_path / "graph.svg").read_text().startswith("<?xml")
-    assert f"Dependency graph: 31 genes, {graph.n_edges:,} edges, from 1,234 cells" in [" ".join(text.split()) for text in texts(figure)]
+    assert f"Dependency graph: 31 genes, {graph.n_edges:,} edges, from 1,234 cells" in [
+        " ".join(text.split()) for text in texts(figure)
+    ]
 
 
 def test_symbols_do_not_overlap():

@@ -55,7 +55,8 @@ def draw(path, rows):
         axis.set_ylim(bottom=0)
         style_axis(axis, title=title, x="lambda", y=label)
         if field == PANELS[0][0]:
-            axis.legend(frameon=False, fontsize=6.5)
+            axis.legend(frameon=False, fontsize=6.5, loc="upper left")
+            axis.set_ylim(top=1.35 * axis.get_ylim()[1])
     save_figure(figure, path)
 
 

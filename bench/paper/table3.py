@@ -52,9 +52,9 @@ def draw(path, audits, windows):
         names = [row["strategy"] for row in rows]
         looks = strategy_looks(names)
         panels = (
-            (CELLS[name], "mean_span", 1, "mean run of masked genes"),
-            ("Partners masked too", "all_partner_hit_rate", 100, "of all a gene's (%)"),
-            ("Every partner hidden", "hidden_rate", 100, "of masked genes (%)"),
+            (f"{CELLS[name]}\nRun in rank", "mean_span", 1, "masked genes"),
+            ("Partners masked", "all_partner_hit_rate", 100, "of all (%)"),
+            ("All hidden", "hidden_rate", 100, "masked genes (%)"),
         )
         for place, (axis, (title, field, scale, label)) in enumerate(zip(line[:3], panels, strict=True)):
             for row in rows:
@@ -64,7 +64,7 @@ def draw(path, audits, windows):
                 at = [each for each in PAPER_3 if each in names]
                 axis.plot([PAPER_3[each][place] for each in at], at, "k*", markersize=6, label="paper, other cells")
             if place == 0:
-                axis.legend(frameon=False, fontsize=6, loc="lower right")
+                axis.legend(frameon=False, fontsize=6, loc="center right", handlelength=0.6, borderaxespad=0)
             else:
                 axis.set_yticklabels([])
             style_axis(axis, title=title, x=label)
@@ -77,10 +77,9 @@ def draw_windows(axis, shares):
     for shift, (field, color, label) in zip((-0.18, 0.18), bars, strict=True):
         axis.barh([k + shift for k in range(len(shares))], [100 * row[field] for row in shares], height=0.34,
                   color=color, label=label)  # fmt: skip
-    axis.set_yticks(range(len(shares)), [row["order"] for row in shares])
-    axis.invert_yaxis()
-    axis.legend(frameon=False, fontsize=6)
-    axis.margins(y=0.4)
+    axis.set_yticks(range(len(shares)), [row["order"].replace(" ", "\n") for row in shares])
+    axis.legend(frameon=False, fontsize=6, loc="lower left", handlelength=1, borderaxespad=0)
+    axis.set_ylim(len(shares) + 0.2, -0.6)  # room for the legend
     style_axis(axis, title="Close in rank", x="share (%)")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -99,12 +100,8 @@ def plot_gene_classification(report: GeneClassification, path: str | os.PathLike
     label = f"AUC {report.auc.mean():.3f}{error}\n{report.auc.size} folds; bold: mean ± s.d."
     axis.annotate(label, (0.98, 0.04), ha="right", fontsize=7, color=BLUE)
     axis.set_aspect("equal")
-    style_axis(
-        axis,
-        title=plain(f"{report.classes[1]} against {report.classes[0]}, genes held out"),
-        x="false positive rate",
-        y="true positive rate",
-    )
+    style_axis(axis, title="", x="false positive rate", y="true positive rate")
+    head_figure(figure, plain(f"{report.classes[1]} against {report.classes[0]}, genes held out"))
     return save_figure(figure, path)
 
 
@@ -126,7 +123,8 @@ def plot_shortcut(report: Shortcut, path: str | os.PathLike[str] | None = None) 
         for i, model in enumerate(models):
             found, look = report.mean(model, measure), looks[model]
             style = look._replace(filled=measure == "shortcut").style() | {"marker": "o", "markersize": 4.5}
-            everything.errorbar(found.mean, i, xerr=_drawn(found.error), capsize=2, **style)
+            place = i + (0.12 if measure == "placebo" else -0.12)
+            everything.errorbar(found.mean, place, xerr=_drawn(found.error), capsize=2, **style)
     everything.axvline(0, color=GREY, linewidth=0.8)
     everything.set_xlim(*_at_least(*everything.get_xlim()))
     everything.locator_params(axis="x", nbins=4)
@@ -134,7 +132,7 @@ def plot_shortcut(report: Shortcut, path: str | os.PathLike[str] | None = None) 
     everything.set_ylim(len(models) - 0.5, -0.5)
     number = f"{report.genes.size:,} targets in {np.unique(report.cells).size:,} cells"
     style_axis(everything, title="● shortcut   ○ placebo", x=f"nats at the target, ± s.e.\n{number}")
-    titles = {"shortcut by rho": "largest |rho| of a partner", "shortcut by frequency": "share of cells with it"}
+    titles = {"shortcut by rho": "its strongest |rho|", "shortcut by frequency": "share of cells with it"}
     for axis, (name, ranges) in zip(by_group, report.groups().items(), strict=True):
         groups = {group: among for group, among in ranges.items() if among.any()}
         for i, model in enumerate(models):
@@ -152,7 +150,7 @@ def plot_shortcut(report: Shortcut, path: str | os.PathLike[str] | None = None) 
                 )  # fmt: skip
         axis.axhline(0, color=GREY, linewidth=0.8)
         axis.set_ylim(*_at_least(*axis.get_ylim()))
-        ticks = [f"{group}\nn = {np.count_nonzero(among):,}" for group, among in groups.items()]
+        ticks = [f"{_range(group)}\nn = {np.count_nonzero(among):,}" for group, among in groups.items()]
         axis.set_xticks(range(len(groups)), ticks)
         style_axis(axis, title=f"By {titles[name]}", x="", y="nats")
         axis.tick_params(axis="x", labelsize=6)
@@ -170,6 +168,11 @@ def _at_least(low: float, high: float, least: float = 0.002) -> tuple[float, flo
 def _drawn(error: float) -> float:
     """Return an error bar's length: none where the error is not known."""
     return 0.0 if np.isnan(error) else error
+
+
+def _range(text: str) -> str:
+    """Return a range as short as a tick has room for."""
+    return re.sub(r"(.+) and above", r"≥ \1", text.replace("below ", "< "))
 
 
 def _short(name: str, longest: int = 28) -> str:
