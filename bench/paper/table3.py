@@ -52,7 +52,7 @@ def draw(path, audits, windows):
         names = [row["strategy"] for row in rows]
         looks = strategy_looks(names)
         panels = (
-            (f"{CELLS[name]}\nRun in rank", "mean_span", 1, "masked genes"),
+            (f"{CELLS[name]}\nRun in rank", "mean_span", 1, "masked genes (★ paper)"),
             ("Partners masked", "all_partner_hit_rate", 100, "of all (%)"),
             ("All hidden", "hidden_rate", 100, "masked genes (%)"),
         )
@@ -62,10 +62,8 @@ def draw(path, audits, windows):
             axis.invert_yaxis()
             if place < 2:  # the paper's own numbers, of other cells, for the lines that it has
                 at = [each for each in PAPER_3 if each in names]
-                axis.plot([PAPER_3[each][place] for each in at], at, "k*", markersize=6, label="paper, other cells")
-            if place == 0:
-                axis.legend(frameon=False, fontsize=6, loc="center right", handlelength=0.6, borderaxespad=0)
-            else:
+                axis.plot([PAPER_3[each][place] for each in at], at, "k*", markersize=6)
+            if place:
                 axis.set_yticklabels([])
             style_axis(axis, title=title, x=label)
         draw_windows(line[3], [row for row in windows if row["cells"] == name])
