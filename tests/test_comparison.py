@@ -170,7 +170,7 @@ def test_bad_input_is_refused_before_anything_is_written(files, tmp_path, option
 
 
 def test_cells_without_a_target_are_refused_before_a_model_is_trained(files, tmp_path):
-    with pytest.raises(InputError, match="no gene can be a target.*or leave the shortcut out: n_targets=0"):
+    with pytest.raises(InputError, match=r"no gene can be a target.*or leave the shortcut out: n_targets=0"):
         compare(files, tmp_path / "run", settings=replace(TINY, max_length=10))
     assert len((tmp_path / "run" / "rows.csv").read_text().splitlines()) == 1
 

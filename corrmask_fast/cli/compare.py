@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 USUAL = (CONTROL, "random-matched", "corrmask")
 
 CONTROLS = """what a difference to Random may come from, and the strategy that tells:
-  random-matched      Random that masks each gene as often as CorrMask: what is left is the correlation
+  random-matched      Random that masks each gene as often as CorrMask: what is left is not its frequencies
   corrmask-rewired    CorrMask by a graph of the same degrees and other partners
-  corrmask-balanced   CorrMask that masks all genes of a cell equally often
+  corrmask-balanced   CorrMask that masks all genes of a cell equally often (with lambda 1)
   random@0.1..0.9     Random, a rate of its own for each cell (R2MAE)
   random@0.4          Random at a high rate
 
@@ -93,7 +93,9 @@ def add_compare(commands: Any) -> None:
         setting(parser, f"--{name.replace('_', '-')}", getattr(Scoring(), name), metavar, text)
     parser.add_argument("--jobs", type=int, metavar="N", help="models at a time (default: one a thread; on a GPU one)")
     parser.add_argument("--preset", choices=PRESETS, default="tiny", help="settings to begin with (default: tiny)")
-    parser.add_argument("--config", metavar="FILE.toml", help="settings, as in a run's settings.toml")
+    parser.add_argument(
+        "--config", metavar="FILE.toml", help="settings, as in a run's settings.toml; what it says of masks is not used"
+    )
     add_setting_options(parser, leave_out=NOT_COMPARED)
 
 

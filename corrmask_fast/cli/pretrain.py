@@ -124,11 +124,12 @@ def _pretrain(arguments: argparse.Namespace) -> None:
         if masker.note:
             print(masker.note)
         if not math.isnan(report.last("eval_loss")):
+            from corrmask_fast.evaluation.cell_annotation import cell_labels
             from corrmask_fast.evaluation.masked_scores import score_masks
             from corrmask_fast.training.run import MODEL, split_cells
 
             held_out = split_cells(corpus, settings)[1]
-            labels = CELL_TYPE if CELL_TYPE in held_out.obs else None
+            labels = CELL_TYPE if CELL_TYPE in held_out.obs and cell_labels(held_out, CELL_TYPE)[1].size else None
             scores = score_masks(
                 {"this model": report.folder / MODEL}, held_out, eval_masker, labels=labels,
                 batch_size=settings.batch_size, device=settings.device, progress=arguments.progress,

@@ -1,8 +1,8 @@
 """Differences between strategies, paired by seed: mean, confidence interval, and how many seeds they would need.
 
 Two models with the same seed and fraction have the same initial weights and see the same cells in the same order, so
-their difference is free of what these do. The interval is Student's over the seeds; it does not cover the choice of the
-test cells, which are the same for all models.
+their difference is free of what these do. The interval is Student's over the seeds. It does not cover what is the same
+for all seeds: the test cells whose losses are taken, and, at the fraction 1, the training cells and their graph.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Difference"]
 
+SEEDLESS = ("unigram", "cell type")  # baselines
 LEVEL, POWER, MOST_SEEDS = 0.95, 0.8, 1000
 MANY = f"more than {MOST_SEEDS}"
 
@@ -31,8 +32,6 @@ QUESTIONS = (
     ("corrmask", "corrmask-rewired", "Does the graph matter beyond how many partners each gene has?"),
     ("corrmask-balanced", "random", "What does CorrMask do when it masks every gene of a cell equally often?"),
 )  # fmt: skip
-# F1 of a baseline stands in one of two columns; the other column of models is compared with it as well.
-_SAME_SCORE = {"probe_f1": "macro_f1", "macro_f1": "probe_f1", "probe_rare_f1": "rare_f1", "rare_f1": "probe_rare_f1"}
 
 
 @dataclass(frozen=True)
@@ -107,15 +106,15 @@ def pairs(results: Results) -> list[tuple[str, str]]:
 
 
 def paired_difference(
-    results: Results, fraction: float, measure: Measure, strategy: str, against: str, column: str = ""
+    results: Results, fraction: float, measure: Measure, strategy: str, against: str
 ) -> Difference | None:
-    """Return ``strategy`` minus ``against`` (its ``column``, or the same measure), or None if no seed has both.
+    """Return ``strategy`` minus ``against``, or None if no seed has both.
 
-    A baseline with one row has no seed of its own: the row is taken for every seed.
+    Baselines of losses have one row, which is taken for every seed: nothing in them depends on one.
     """
     mine = results.values(strategy, measure.name, fraction)
-    others = results.values(against, column or measure.name, fraction)
-    if against not in results.strategies and len(others) == 1:
+    others = results.values(against, measure.name, fraction)
+    if against in SEEDLESS and len(others) == 1:
         others = dict.fromkeys(mine, next(iter(others.values())))
     values = np.array([mine[seed] - others[seed] for seed in mine if seed in others])
     if not values.size:
@@ -128,17 +127,11 @@ def beside_baselines(results: Results, fraction: float) -> list[Difference]:
     """Return each strategy minus the best baseline, of measures that have a direction and a baseline."""
     found = []
     for measure in results.measures:
-        columns = [measure.name, _SAME_SCORE.get(measure.name, measure.name)]
-        scores = {}
-        for name in results.baselines:
-            for column in columns if name != "untrained" else columns[:1]:
-                if name not in scores and (values := results.values(name, column, None)):
-                    scores[name] = (sum(values.values()) / len(values), column)
+        scores = {name: values for name in results.baselines if (values := results.values(name, measure.name, None))}
         if scores and measure.better:
             choose = min if measure.better == "lower" else max
-            best = choose(scores, key=lambda name: scores[name][0])
-            column = scores[best][1]
-            ours = (paired_difference(results, fraction, measure, name, best, column) for name in results.strategies)
+            best = choose(scores, key=lambda name: sum(scores[name].values()) / len(scores[name]))
+            ours = (paired_difference(results, fraction, measure, name, best) for name in results.strategies)
             found += [difference for difference in ours if difference]
     return found
 

@@ -35,7 +35,7 @@ class ComparedCells:
     Attributes
     ----------
     train, test
-        Tokenised cells, whole: models read the first genes of each.
+        Tokenised cells, cut to what models read of them.
     features
         (test cells, V) CSR: what a regression without a model reads. ``log1p`` of counts per 10 000 where there are
         counts, else 1 − rank / genes of the cell.
@@ -54,11 +54,14 @@ class ComparedCells:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of all cells and their vocabulary."""
+        """SHA-256 of all cells, their vocabulary, their labels and the features."""
         digest = hashlib.sha256(self.train.vocabulary.fingerprint.encode())
+        digest.update(self.features.data.tobytes())
+        for name, column in self.test.obs.items():
+            digest.update(repr((name, column.tolist())).encode("utf-8", "surrogatepass"))
         for corpus in (self.train, self.test):
-            digest.update(np.ascontiguousarray(corpus.indptr, np.int64))
-            digest.update(np.ascontiguousarray(corpus.tokens, np.int32))
+            digest.update(corpus.indptr.astype(np.int64).tobytes())
+            digest.update(corpus.tokens.astype(np.int32).tobytes())
         return digest.hexdigest()
 
 
@@ -88,7 +91,7 @@ def read_cells(
     labels
         An obs column of the test cells. None: no cell types.
     vocabulary, medians
-        Of counts; None: the genes of the inputs, and the medians of ``train``.
+        Of counts; None: the genes of the inputs, and the medians of all cells of ``train``.
     gene_share
         Genes in a smaller share of the training cells (or in fewer than 10 of them) are left out; then those that are
         so rare among the first ``max_length`` of a cell, which are all that models see.
@@ -118,23 +121,23 @@ def read_cells(
     else:
         whole, held = _tokenised(list(train), test, vocabulary, medians, labels, progress)
     _check_labels(whole if held is None else held, labels, train[0] if test is None else test)
-    names = ", ".join(Path(path).name for path in train)
+    names = ", ".join(map(_shown, train))
     if held is None:
         rows = whole.sample_rows(max(1, round(test_share * whole.n_cells)))
         parts = (whole, np.setdiff1d(np.arange(whole.n_cells), rows)), (whole, rows)
         test_name = f"{100 * test_share:g} % of these cells"
     else:
         parts = (whole, np.arange(whole.n_cells)), (held, np.arange(held.n_cells))
-        test_name = Path(str(test)).name
-    for (_, kept), what in zip(parts, ("to pretrain on", "to score"), strict=True):
-        if not kept.size:
+        test_name = _shown(test)  # type: ignore[arg-type]
+    for (_, some), what in zip(parts, ("to pretrain on", "to score"), strict=True):
+        if not some.size:
             raise InputError(f"there is no cell {what}; give more cells, or another test_share than {test_share}")
-    narrowed = [_narrowed(corpus, kept, corpus.vocabulary) for corpus, kept in parts]
+    narrowed = [_narrowed(corpus, some, corpus.vocabulary) for corpus, some in parts]
     for length in () if fixed_genes else (whole.vocabulary.size, max_length):
         genes = _common_genes(_cut(narrowed[0], length), gene_share)
         narrowed = [_narrowed(corpus, np.arange(corpus.n_cells), genes) for corpus in narrowed]
-    train, held_out = (_cut(corpus, max_length) for corpus in narrowed)
-    return ComparedCells(train, held_out, _features(narrowed[1]), narrowed[1].has_values, names, test_name)
+    kept, held_out = (_cut(corpus, max_length) for corpus in narrowed)
+    return ComparedCells(kept, held_out, _features(narrowed[1]), narrowed[1].has_values, names, test_name)
 
 
 def _tokenised(
@@ -162,6 +165,11 @@ def _tokenised(
         return cells(train, "train", test is None), None if test is None else cells([test], "test", True)
 
 
+def _shown(path: str | os.PathLike[str]) -> str:
+    """Return the name of a file, whatever bytes it has, as text that any file can hold."""
+    return Path(path).name.encode("utf-8", "replace").decode()
+
+
 def _check_labels(corpus: Corpus, labels: str | None, path: Any) -> None:
     if labels is not None and labels not in corpus.obs:
         has = ", ".join(map(repr, corpus.obs)) or "none"
@@ -183,7 +191,7 @@ def _common_genes(corpus: Corpus, share: float) -> Vocabulary:
             f"{kept.size} genes stand in {least:.0f} or more of {n_cells} training cells, and masking needs more; "
             "lower gene_share, or give more cells"
         )
-    names = (vocabulary.name_of(int(token)) for token in kept)
+    names = (vocabulary.names[token] for token in kept)
     return Vocabulary(("<pad>", "<mask>", *names), vocabulary.symbols, aliases=vocabulary.aliases)
 
 

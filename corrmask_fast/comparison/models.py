@@ -29,8 +29,9 @@ from corrmask_fast.graph.build.building import build_dependency_graph
 from corrmask_fast.graph.dependency_graph import DependencyGraph
 from corrmask_fast.masking.factory import make_masker
 from corrmask_fast.masking.pmi_table import PMITable
-from corrmask_fast.masking.strategies import LEARNED_STRATEGIES, SOURCES, STRATEGIES
+from corrmask_fast.masking.strategies import LEARNED_STRATEGIES, STRATEGIES
 from corrmask_fast.masking.strategies.random import RandomMasker
+from corrmask_fast.masking.weights import read_weights
 from corrmask_fast.progress import silent_bar
 
 if TYPE_CHECKING:
@@ -43,10 +44,9 @@ if TYPE_CHECKING:
 
     Row = dict[str, Any]
 
-MAX_LENGTH = 2048  # genes of a cell that a graph is made of
-GRAPHS, MODELS = "graphs", "models"
+GRAPHS, MODELS, TEMPORARY = "graphs", "models", ".run-"
 TRAIN, TEST, FEATURES = "train.npz", "test.npz", "features.npz"
-TEST_SHARE = 0.5  # of the labelled test cells; a head is trained on the others
+HELD_SHARE = 0.5  # of the labelled test cells; a head is trained on the others
 
 
 class Labelled(NamedTuple):
@@ -72,15 +72,15 @@ class Cells:
 
     def __init__(self, folder: Path, plan: Plan) -> None:
         self.folder, self.plan = folder, plan
-        length = plan.settings.max_length
-        self.train: Corpus = read_corpus(folder / TRAIN, max_length=length)
-        self.whole: Corpus = read_corpus(folder / TRAIN, max_length=MAX_LENGTH)  # of which graphs are made
-        self.test: Corpus = read_corpus(folder / TEST, max_length=length)
+        surrounding = read_corpus(folder / TEST).vocabulary.n_surrounding
+        self.length = max(1, plan.settings.max_length - surrounding)  # genes of a cell that models read
+        self.train: Corpus = read_corpus(folder / TRAIN, max_length=self.length)
+        self.test: Corpus = read_corpus(folder / TEST, max_length=self.length)
 
-    def share(self, fraction: float, seed: int, cells: Corpus | None = None) -> Corpus:
-        """Return a share of the training cells, cut for the models; or the same cells of ``whole``."""
-        cells = self.train if cells is None else cells
-        return cells.take(cells.sample_rows(max(1, round(fraction * cells.n_cells)), seed))
+    def share(self, fraction: float, seed: int) -> Corpus:
+        """Return a share of the training cells; a larger share of a seed need not hold a smaller one."""
+        n = max(1, round(fraction * self.train.n_cells))
+        return self.train.take(self.train.sample_rows(n, seed))
 
     def scored(self) -> Corpus:
         """Return the test cells whose losses are taken."""
@@ -97,11 +97,15 @@ class Cells:
         path = self._kept("graph", fraction, seed)
         if path.is_file():
             return DependencyGraph.load(path)
-        corpus = self.share(fraction, seed, self.whole)
-        least = {"min_cooccurrence": 200, "min_presence": 50}  # the defaults, for atlases; fewer cells have fewer
-        least = {name: max(20, min(usual, corpus.n_cells // 100)) for name, usual in least.items()}
-        least = {name: min(value, corpus.n_cells) for name, value in least.items()}
-        graph = build_dependency_graph(corpus, **least, progress=False)
+        corpus = self.share(fraction, seed)
+        # The defaults are for atlases; fewer cells hold fewer genes together.
+        cooccurrence, presence = (max(20, min(usual, corpus.n_cells // 100)) for usual in (200, 50))
+        graph = build_dependency_graph(
+            corpus,
+            min_cooccurrence=min(cooccurrence, corpus.n_cells),
+            min_presence=min(presence, corpus.n_cells),
+            progress=False,
+        )
         graph.save(path)
         return graph
 
@@ -151,7 +155,7 @@ def split_labelled(test: Corpus, labels: str, min_cells: int, seed: int) -> Labe
     rows, codes, types = labelled_cells(test, labels, min_cells)
     of_cell = np.full(test.n_cells, -1, np.int64)
     of_cell[rows] = codes
-    [(train, held)] = stratified_splits(rows, codes, TEST_SHARE, 1, seed)
+    [(train, held)] = stratified_splits(rows, codes, HELD_SHARE, 1, seed)
     return Labelled(of_cell, types, train, held, max(1, len(types) // 3))
 
 
@@ -169,11 +173,23 @@ def masker_of(name: str, plan: Plan, cells: Cells, corpus: Corpus, task: Task) -
         sources["sets"] = plan.options.get("gene_sets")
     if found is not None and found.fitted:
         sources["corpus"] = corpus
-    taken = {key: value for key, value in plan.options.items() if key not in SOURCES and found and key in found.takes}
+    taken: dict[str, Any] = {}
+    if found is not None and "weights" in found.requires:
+        # Genes that are too rare here have no token.
+        read = read_weights(plan.options["weights"], corpus.vocabulary)
+        known = corpus.vocabulary.tokens_by_name
+        taken["weights"] = {gene: weight for _, gene, weight in read if gene in known}
     if compared.strategy in LEARNED_STRATEGIES:
         taken |= {"dim": plan.settings.hidden_size, "n_heads": plan.settings.heads}
     rate = plan.mlm_probability if compared.rate is None else compared.rate
     return make_masker(compared.strategy, **sources, **taken, mlm_probability=rate, seed=task.seed)
+
+
+def check_maskers(plan: Plan, cells: Cells) -> None:
+    """Make the masker of each strategy once, before a model is trained: whatever it lacks is told now."""
+    for name in plan.strategies:
+        for fraction in plan.fractions[:1]:
+            masker_of(name, plan, cells, cells.share(fraction, 0), Task(name, fraction, 0))
 
 
 def run_task(task: Task, folder: str, plan: Plan, threads: int | None) -> tuple[list[Row], list[Row]]:
@@ -206,17 +222,18 @@ def _trained(task: Task, cells: Cells) -> tuple[list[Row], list[Row]]:
         plan.settings, run_seed=task.seed, held_out=0.0, log_every=steps, save_every=10 * steps, eval_every=steps
     )
     row: Row = {"kind": "model", **task._asdict(), "cells": corpus.n_cells, "steps": steps}
-    graph = getattr(masker, "graph", None)
-    row["graph_edges"] = "" if graph is None else graph.n_edges
+    strategy = STRATEGIES.get(parse_compared(task.strategy).strategy)
+    if strategy is not None and strategy.needs == "graph":
+        row["graph_edges"] = cells.graph(task.fraction, task.seed).n_edges
     matched = getattr(masker, "matched", None)
     row["coverage_error"] = "" if matched is None else matched.mean_error
     kept = cells.folder / MODELS / f"{task.strategy.replace(':', '.')}-{task.fraction:g}-seed-{task.seed}"
-    with tempfile.TemporaryDirectory(dir=cells.folder) as temporary:
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=cells.folder) as temporary:
         report = pretrain(corpus, masker, Path(temporary) / "run", settings, progress=False)
         kept.parent.mkdir(exist_ok=True)
         shutil.rmtree(kept, ignore_errors=True)
         shutil.move(report.folder / "model", kept)
-    own = None if masker.needs_model else masker
+    own = None if masker.needs_model or masker.has_schedule else masker
     return _scored(task, row, kept, cells, own, began)
 
 
@@ -226,7 +243,7 @@ def _untrained(task: Task, cells: Cells) -> tuple[list[Row], list[Row]]:
 
     began, settings = time.perf_counter(), replace(cells.plan.settings, run_seed=task.seed)
     row: Row = {"kind": "untrained", **task._asdict(), "strategy": "untrained", "fraction": "", "cells": 0, "steps": 0}
-    with tempfile.TemporaryDirectory(dir=cells.folder) as temporary:
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=cells.folder) as temporary:
         start_model(cells.test.vocabulary, settings).save_pretrained(temporary)
         rows, details = _scored(task, row, Path(temporary), cells, None, began)
     return [*rows, *_baselines(task, cells)], details
@@ -296,7 +313,8 @@ def _losses(scores: MaskScores, line: str) -> Row:
 
 def _types(task: Task, model: Path, labelled: Labelled, cells: Cells) -> tuple[Row, list[Row]]:
     """Return how well a model tells cell types: from frozen embeddings, and fine-tuned."""
-    plan, row, details = cells.plan, {}, []
+    plan, details = cells.plan, []
+    row: Row = {}
     of_cell, train, test = labelled.of_cell, labelled.train, labelled.test
     rows = np.concatenate([train, test])
     embedded = np.zeros((of_cell.size, plan.settings.hidden_size), np.float32)
@@ -323,7 +341,8 @@ def _types(task: Task, model: Path, labelled: Labelled, cells: Cells) -> tuple[R
 
 def _baselines(task: Task, cells: Cells) -> list[Row]:
     """Return how well cell types are told without a transformer, for the split of a seed."""
-    plan, rows = cells.plan, []
+    plan = cells.plan
+    rows: list[Row] = []
     if (labelled := cells.labelled(task.seed)) is None:
         return rows
     of_cell, train, test = labelled.of_cell, labelled.train, labelled.test
@@ -337,7 +356,7 @@ def _baselines(task: Task, cells: Cells) -> list[Row]:
         ("logistic, PCA", probe_types(components[train], of_cell[train], components[test])),
     ):
         f1 = f1_by_type(of_cell[test], named, len(labelled.types))
-        columns = {}
+        columns: Row = {}
         for prefix in ("probe", "fine"):
             columns |= labelled.scores(f1, prefix, "f1")[0]
         rows.append({"kind": "baseline", "strategy": name, "fraction": "", "seed": task.seed} | columns)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from corrmask_fast.errors import InputError, check_integer, check_number, shown
@@ -34,7 +36,7 @@ class Compared(NamedTuple):
     def label(self) -> str:
         """Its name in tables and pictures."""
         every = STRATEGIES | LEARNED_STRATEGIES
-        label = every[self.strategy].label if self.strategy in every else self.strategy.rpartition(":")[2]
+        label = every[self.strategy].label if self.strategy in every else self.strategy
         return label if self.rate is None else f"{label}, rate {self.name.partition('@')[2]}"
 
 
@@ -98,7 +100,7 @@ class Task(NamedTuple):
 class Plan:
     """What all models of a comparison have in common, and which models there are.
 
-    ``options``: of the maskers, by the names of ``make_masker``; paths of files as they were given.
+    ``options``: files of ``gene_sets`` and ``weights``, for the strategies of these names.
     """
 
     strategies: tuple[str, ...]
@@ -131,6 +133,8 @@ class Plan:
                 raise InputError("fractions must be above 0; got 0")
         check_integer("seeds", self.seeds, 1)
         check_number("mlm_probability", self.mlm_probability, 0, 1, open_ends=True)
+        if self.settings.model:
+            raise InputError("model must be left out: all models of a comparison start from new weights")
         if self.settings.max_steps == 0:
             raise InputError("max_steps must be 1 or more: all models of a comparison take as many steps")
 
@@ -148,12 +152,23 @@ class Plan:
         return {
             "labels": self.labels,
             "mlm_probability": self.mlm_probability,
-            "options": {name: str(value) for name, value in self.options.items()},
-            "graph": self.graph,
-            "pmi": self.pmi,
+            "options": {name: _content(path) for name, path in self.options.items()},
+            "graph": _content(self.graph),
+            "pmi": _content(self.pmi),
             "settings": settings,
             "scoring": asdict(self.scoring),
         }
+
+
+def _content(path: str | None) -> str | None:
+    """Return what a file holds, in short."""
+    if path is None:
+        return None
+    try:
+        digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    return f"{Path(path).name} ({digest[:12]})"
 
 
 def united(before: Iterable[Any], now: Iterable[Any]) -> list[Any]:

@@ -62,9 +62,11 @@ def _introduction(results: Results) -> str:
     shares = [f"{percent(one)} ({count(results.cells(one), 'cell')})" for one in results.fractions[::-1]]
     of_file = {key: f" ({inputs[key]})" if key in inputs else "" for key in ("train", "test")}
     labelled = facts["labelled_cells"]
+    uneven = results.planned < len(labels) * len(shares) * int(facts["seeds"])
     text = (
         f"The same model was pretrained under each of these masking strategies: {enumerated(labels)}. "
-        f"Each has {count(facts['seeds'], 'seed')} on {enumerated(shares)} of the {facts['train_cells']:,} training "
+        f"There are {count(results.planned, 'model')}: {'up to ' if uneven else ''}{count(facts['seeds'], 'seed')} of "
+        f"each strategy on {enumerated(shares)} of the {facts['train_cells']:,} training "
         f"cells{of_file['train']}, with a vocabulary of {count(facts['genes'], 'gene')}. "
         "With the same seed, all strategies start from the same weights and meet the same cells in the same order, for "
         f"the same number of steps. All were tested on the same {count(facts['test_cells'], 'cell')}{of_file['test']}, "
@@ -207,8 +209,9 @@ def _reading(results: Results, shown: Sequence[Difference]) -> str:
     text = [
         (
             "Intervals are 95 % confidence intervals of the mean difference (Student's t over seeds). They cover what "
-            "a seed changes: weights, order of cells, masks. They do not cover the choice of the test cells, which are "
-            "the same for all models."
+            "a seed changes: weights, order of cells, masks, the share of the cells, and the halves of the labelled "
+            "cells. They do not cover what is the same for all seeds: the cells whose losses are taken, and, at 100 % "
+            "of the cells, the training cells and their graph."
         ),
         f"One model's standard error over test cells, on average: {'; '.join(errors)}." if errors else "",
         chance if intervals else none,

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from multiprocessing import get_context
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +23,7 @@ from corrmask_fast.comparison.inputs import ComparedCells, read_cells
 from corrmask_fast.comparison.plan import RATE, Plan, Scoring, Task, parse_compared, united
 from corrmask_fast.comparison.results import DETAILS, FACTS, ROWS
 from corrmask_fast.errors import InputError, check_integer, import_extra, readable
+from corrmask_fast.evaluation.cell_annotation import cell_labels
 from corrmask_fast.files import atomic_file, check_output_folder
 from corrmask_fast.masking.strategies import CONTROL, LEARNED_STRATEGIES, STRATEGIES
 from corrmask_fast.tables import write_csv
@@ -27,7 +31,6 @@ from corrmask_fast.threads import get_num_threads
 from corrmask_fast.training.settings import PRESETS
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Iterable, Iterator, Sequence
 
     from corrmask_fast.cells.medians import Medians
@@ -39,16 +42,17 @@ if TYPE_CHECKING:
 
 __all__ = ["compare_strategies"]
 
+LOCK = ".lock"
 RUN = "run.json"  # what may not change when a comparison goes on
 DETAIL_COLUMNS = ("strategy", "fraction", "seed", "table", "group", "value", "n")
 KEY_COLUMNS = ("kind", "strategy", "fraction", "seed")
 
 
 def compare_strategies(
-    train: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
-    folder: str | os.PathLike[str],
+    train: str | PathLike[str] | Sequence[str | PathLike[str]],
+    folder: str | PathLike[str],
     *,
-    test: str | os.PathLike[str] | None = None,
+    test: str | PathLike[str] | None = None,
     labels: str | None = None,
     strategies: Sequence[str] = (CONTROL, "random-matched", "corrmask"),
     reference: str = CONTROL,
@@ -57,8 +61,8 @@ def compare_strategies(
     mlm_probability: float = RATE,
     settings: PretrainingSettings | None = None,
     scoring: Scoring | None = None,
-    graph: str | os.PathLike[str] | None = None,
-    pmi: str | os.PathLike[str] | None = None,
+    graph: str | PathLike[str] | None = None,
+    pmi: str | PathLike[str] | None = None,
     options: dict[str, Any] | None = None,
     vocabulary: Vocabulary | None = None,
     medians: Medians | None = None,
@@ -101,8 +105,8 @@ def compare_strategies(
     scoring
         How models are scored.
     graph, pmi
-        A graph and a PMI table for all models. None: each is made from the cells that a model is pretrained on. The
-        shortcut is measured by the graph of all training cells.
+        A graph and a PMI table for all models. None: each is made from the cells that a model is pretrained on, cut as
+        for the model. The shortcut is measured by the graph of all training cells.
     options
         Of the maskers, such as ``weights`` or ``gene_sets``: each strategy takes its own.
     vocabulary, medians
@@ -131,7 +135,7 @@ def compare_strategies(
         import_extra(module, extra)  # before the work
     import torch
 
-    given = [train] if isinstance(train, str | bytes) or not hasattr(train, "__iter__") else list(train)
+    given = [train] if isinstance(train, str | PathLike) else list(train)
     plan = Plan(
         tuple(strategies), seeds, tuple(map(float, fractions)), reference, labels, mlm_probability,
         PRESETS["tiny"] if settings is None else settings, scoring or Scoring(), dict(options or {}),
@@ -140,6 +144,8 @@ def compare_strategies(
     on_gpu = plan.settings.device != "cpu" and torch.cuda.is_available()
     jobs = (1 if on_gpu else get_num_threads()) if jobs is None else check_integer("jobs", jobs, 1)
     _check_sources(plan)
+    if plan.settings.device == "cuda" and not on_gpu:
+        raise InputError("device='cuda': PyTorch finds no GPU here; use device='auto' or 'cpu'")
     out = check_output_folder(folder)
     found = _given_genes(plan)
     cells = read_cells(
@@ -156,34 +162,56 @@ def compare_strategies(
     )
     plan.settings.check_size(cells.train.vocabulary.size)
     facts = _prepare(out, plan, cells, command)
+    with _alone(out):
+        _train_all(out, plan, facts, jobs, print if progress else lambda *_, **__: None)
+        comparison = Comparison.read(out)
+        comparison.save(out)
+    return comparison
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Refuse a second call on a folder while one is at work: each would overwrite the other's rows."""
+    with (out / LOCK).open("w") as file:
+        with suppress(ImportError):  # not on Windows
+            import fcntl
+
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise InputError(f"another call works on {out}; wait for it, or choose another folder") from error
+        yield
+
+
+def _train_all(out: Path, plan: Plan, facts: dict[str, Any], jobs: int, say: Any) -> None:
+    """Train and score the models that have no row yet; write each row as its model ends."""
+    from corrmask_fast.comparison.models import TEMPORARY, Cells, check_maskers
+
+    for path in out.glob(f"{TEMPORARY}*"):  # of runs that were killed
+        shutil.rmtree(path, ignore_errors=True)
     rows, details = _ended(out)
     tasks = [task for task in plan.tasks() if _key(task) not in {_row_key(row) for row in rows}]
-    jobs = max(1, min(jobs, len(tasks)))
+    if not tasks:
+        return
+    jobs = min(jobs, len(tasks))
     threads = max(1, get_num_threads() // jobs)
-    say = print if progress else lambda *_, **__: None
-    if tasks:
-        from corrmask_fast.comparison.models import Cells
-
-        shared = Cells(out, plan)
-        shared.check_targets()
-        seconds = _estimate(shared, plan, threads)
-        say(
-            f"{facts['train_cells']:,} cells to pretrain on, {facts['test_cells']:,} to score; {facts['genes']:,} "
-            f"genes\n"
-            f"{len(tasks)} models of {plan.settings.max_steps} steps, about {seconds:.0f} s each: about "
-            f"{_duration(seconds * len(tasks) / jobs)} with {jobs} at a time. Rows so far: {len(rows)}; "
-            "interrupted, the same command goes on",
-            flush=True,
-        )
-    began, done = time.perf_counter(), 0
-    for task, (more, parts) in _run(tasks, out, plan, jobs, threads):
-        rows, details, done = rows + more, details + parts, done + 1
+    shared = Cells(out, plan)
+    shared.check_targets()
+    check_maskers(plan, shared)
+    seconds = _estimate(shared, plan, threads)
+    say(
+        f"{facts['train_cells']:,} cells to pretrain on, {facts['test_cells']:,} to score; {facts['genes']:,} genes\n"
+        f"{len(tasks)} models of {plan.settings.max_steps} steps, about {seconds:.0f} s each: about "
+        f"{_duration(seconds * len(tasks) / jobs)} with {jobs} at a time. Rows so far: {len(rows)}; interrupted, the "
+        "same command goes on",
+        flush=True,
+    )
+    began = time.perf_counter()
+    for done, (task, (more, parts)) in enumerate(_run(tasks, out, plan, jobs, threads), 1):
+        rows, details = rows + more, details + parts
         _write(out, rows, details, facts["strategies"])
         left = (time.perf_counter() - began) / done * (len(tasks) - done)
         say(f"{done}/{len(tasks)}  {_line(task, more[0])}; {_duration(left)} left", flush=True)
-    comparison = Comparison.read(out)
-    comparison.save(out)
-    return comparison
 
 
 def _check_sources(plan: Plan) -> None:
@@ -230,18 +258,21 @@ def _prepare(out: Path, plan: Plan, cells: ComparedCells, command: str) -> dict[
 
     lasting = json.loads(json.dumps({"cells": cells.fingerprint, **plan.lasting()}))
     models = [task for task in plan.tasks() if task.strategy is not None]
-    begun = out.is_dir() and any(out.iterdir())
+    begun = (out / RUN).is_file()
+    if not begun and out.is_dir() and not {path.name for path in out.iterdir()} <= {TRAIN, TEST, FEATURES, FACTS, LOCK}:
+        raise InputError(f"{out} holds other files, and no comparison; choose a new folder")
     if begun:
-        if not (out / RUN).is_file():
-            raise InputError(f"{out} holds other files, and no comparison; choose a new folder")
         with readable(out / RUN, "record of a comparison"):
             saved = json.loads((out / RUN).read_bytes())
             then, before = saved["lasting"], [Task(str(name), float(x), int(k)) for name, x, k in saved["models"]]
+            commands = str(saved.get("command", ""))
         _check_same(out, then, lasting)
         models = united(before, models)
+        command = "\n".join(united(filter(None, commands.split("\n")), filter(None, [command])))
     labelled = None
     if plan.labels is not None:
         labelled = split_labelled(cells.test, plan.labels, plan.scoring.min_cells, 0)
+    command = command.encode("utf-8", "replace").decode()  # names of files may have any bytes
     facts = _facts(plan, models, cells, labelled) | {"command": command}
     out.mkdir(exist_ok=True)
     if not begun:
@@ -249,7 +280,8 @@ def _prepare(out: Path, plan: Plan, cells: ComparedCells, command: str) -> dict[
         write_corpus(cells.test, out / TEST)
         with atomic_file(out / FEATURES) as temporary, temporary.open("wb") as file:
             scipy.sparse.save_npz(file, cells.features.tocsr())
-    for name, content in ((FACTS, facts), (RUN, {"lasting": lasting, "models": models})):
+    run = {"lasting": lasting, "models": models, "command": command}
+    for name, content in ((FACTS, facts), (RUN, run)):
         with atomic_file(out / name) as temporary:
             temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if not (out / ROWS).is_file():
@@ -272,7 +304,9 @@ def _flat(then: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[str, Any,
     for name, value in now.items():
         old = then.get(name)
         if isinstance(value, dict) and isinstance(old, dict):
-            yield from ((one, old.get(one), value.get(one)) for one in {**old, **value})
+            # A file that one call does not give is of a strategy that it does not train.
+            both = {**old, **value} if name != "options" else old.keys() & value.keys()
+            yield from ((one, old.get(one), value.get(one)) for one in both)
         else:
             yield name, old, value
 
@@ -284,8 +318,8 @@ def _facts(plan: Plan, models: list[Task], cells: ComparedCells, labelled: Any) 
     if labelled is not None:
         counts = np.bincount(labelled.of_cell[labelled.of_cell >= 0]).tolist()
         types = dict(zip(labelled.types, counts, strict=True))
-        everything = [str(value) for value in cells.test.obs[plan.labels]]
-        rare = sorted(set(everything) - set(types) - {"None", "nan", ""})
+        text, known = cell_labels(cells.test, str(plan.labels))
+        rare = sorted(set(text[known].tolist()) - set(types))
         if rare:
             notes.append(f"Types with fewer than {plan.scoring.min_cells} test cells are left out: {', '.join(rare)}.")
         notes.append(
@@ -340,21 +374,38 @@ def _run(tasks: list[Task], out: Path, plan: Plan, jobs: int, threads: int) -> I
     from corrmask_fast.comparison.models import run_task
 
     if jobs == 1:
-        for task in tasks:
-            yield task, run_task(task, str(out), plan, None)
+        import torch
+
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            for task in tasks:
+                yield task, run_task(task, str(out), plan, None)
+        finally:
+            torch.set_num_threads(before)
         return
+    failed: BaseException | None = None
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         running = {pool.submit(run_task, task, str(out), plan, threads): task for task in tasks}
         try:
             for future in as_completed(running):
-                yield running[future], future.result()
-        except BrokenProcessPool as error:
-            raise InputError(
-                "a process ended abruptly, most likely for lack of memory; the models that ended are kept: give the "
-                "same command with fewer jobs"
-            ) from error
+                if future.cancelled():
+                    continue
+                if (error := future.exception()) is None:
+                    yield running[future], future.result()
+                elif failed is None:  # those that run now end first, and are kept
+                    failed = error
+                    for other in running:
+                        other.cancel()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+    if isinstance(failed, BrokenProcessPool):
+        raise InputError(
+            "a process ended abruptly, most likely for lack of memory; the models that ended are kept: give the same "
+            "command with fewer jobs"
+        ) from failed
+    if failed is not None:
+        raise failed
 
 
 def _ended(out: Path) -> Ended:

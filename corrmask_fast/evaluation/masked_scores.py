@@ -40,7 +40,7 @@ class MaskScores:
         (n,) int64: the cell of each masked gene, by its place in the corpus, and the gene's token.
     losses, right
         Name of a line → (n,) float64 cross-entropy in nats, and (n,) bool: whether the gene was the most likely one.
-        Lines are the models in the order given, then the baselines. A line that says nothing of a gene has NaN there.
+        Lines are the models in the order given, then the baselines.
     frequency
         (n,) float64: share of the corpus' cells that have the gene.
     types
@@ -71,7 +71,7 @@ class MaskScores:
 
     def accuracy(self, line: str, among: np.ndarray | None = None) -> Estimate:
         """Return the share of masked genes that a line names, with its standard error over cells."""
-        return estimate(np.where(np.isnan(self.losses[line]), np.nan, self.right[line]), self.cells, among)
+        return estimate(self.right[line].astype(np.float64), self.cells, among)
 
     def perplexity(self, line: str) -> Estimate:
         """Return e to the mean loss, with the standard error that follows from the loss's (delta method)."""
@@ -115,7 +115,11 @@ class MaskScores:
             f"{self.masks}.\nAll lines are scored at the same genes under the same masks, so models trained with any "
             "masking compare.\n± is the standard error over cells. unigram: how often each gene occurs in the other "
             "cells."
-            + (" cell type: the same in\nthe other cells of the type; over labelled cells." if self.types else "")
+            + (
+                " cell type: the same in\nthe other cells of the type; of cells without a label the unigram's."
+                if self.types
+                else ""
+            )
         )
 
     def save_csv(self, path: str | os.PathLike[str]) -> None:
@@ -180,8 +184,8 @@ def score_masks(
     -----
     Baselines, for a gene g of a cell c, which is left out itself: **unigram**: (cells with g but c, plus 1), divided by
     the sum of this over all genes. **cell type**: (cells of c's type with g but c, plus G times the unigram's
-    probability), divided by its sum: a Dirichlet prior as strong as the number of genes, G. Cells without a label have
-    no such line. Baselines see the corpus that is scored, cut as for the models.
+    probability), divided by its sum: a Dirichlet prior as strong as the number of genes, G. Of cells without a label it
+    is the unigram's. Baselines see the corpus that is scored, cut as for the models.
 
     Examples
     --------
@@ -292,7 +296,7 @@ class _Baselines:
         found = {UNIGRAM: unigram}
         if self.types is not None:
             labelled = self.types[rows] >= 0
-            known = np.full_like(unigram, np.nan)
+            known = unigram.copy()  # of cells without a label: all lines are scored at the same genes
             own_type = self.types[rows[labelled]]
             known[labelled] = self.by_type[own_type, lo:hi] - has[labelled] + (hi - lo) * unigram[labelled]
             found[CELL_TYPE] = known / known.sum(1, keepdims=True)

@@ -171,8 +171,8 @@ class CorrMasker(Masker):
 class RewiredCorrMasker(CorrMasker):
     """CorrMask by a graph of the same degrees and other partners: a control of CorrMask.
 
-    It masks genes with many partners as often as CorrMask does, and genes together that are no partners. What CorrMask
-    gains beside it comes from which genes are linked.
+    It masks genes with many partners nearly as often as CorrMask does, and genes together that are no partners. What
+    CorrMask gains beside it comes from which genes are linked.
 
     Parameters
     ----------

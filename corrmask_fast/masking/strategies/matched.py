@@ -22,7 +22,7 @@ class MatchedRandomMasker(WeightedMasker):
     """Mask single genes at random, each as often as CorrMask masks it in this corpus.
 
     CorrMask masks genes with many partners far more often than others. This control does too, and masks no partners
-    together: what CorrMask gains beside it does not come from the frequencies.
+    together: what CorrMask gains beside it does not come from how often each gene is masked over all cells.
 
     Parameters
     ----------
