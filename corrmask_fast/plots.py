@@ -61,8 +61,8 @@ LOOKS = {
     "pmi": Look(PURPLE, "D"),
     "pmi-rand": Look(PURPLE, "d", "--", filled=False),
     "corrmask": Look(BLUE, "s"),
-    "corrmask-rewired": Look("#5B7A8C", "P", ":", filled=False),
-    "random-matched": Look("#9C8468", "X", ":", filled=False),
+    "corrmask-rewired": Look("#5B7A8C", "s", ":", filled=False),
+    "random-matched": Look("#9C8468", "o", ":", filled=False),
     "corrmask-100": Look(BLUE, "v", "--", filled=False),
     "corrmask-weighted": Look(BLUE, "<", "-."),  # the label of corrmask with weights
     "corrmask-balanced": Look(GREEN, "h"),
@@ -99,12 +99,14 @@ def strategy_looks(names: Iterable[str]) -> dict[str, Look]:
         used = found.values()
         if strategy := known[name]:
             look = LOOKS[strategy]
-            candidates = [look, *(look._replace(marker=marker, dash=dash) for marker, dash in _VARIANTS)]
-            found[name] = next((look for look in candidates if look not in used), look)
+            variants = (look._replace(marker=marker, dash=dash) for marker, dash in _VARIANTS)
+            free = [one for one in (look, *variants) if one not in used]
+            taken = {(one.color, one.marker) for one in used}
+            found[name] = next((one for one in free if (one.color, one.marker) not in taken), (*free, look)[0])
         else:
-            taken = {(look.color, look.filled) for look in used}
-            candidates = [look for look in _OWN if (look.color, look.filled) not in taken]
-            found[name] = candidates[0] if candidates else _OWN[len(used) % len(_OWN)]
+            colors = {(one.color, one.filled) for one in used}
+            free = [one for one in _OWN if (one.color, one.filled) not in colors]
+            found[name] = free[0] if free else _OWN[len(used) % len(_OWN)]
     return {name: found[name] for name in known}
 
 

@@ -68,6 +68,7 @@ def test_lines_of_one_strategy_are_told_apart_in_its_colour():
     assert list(looks) == names
     assert len(set(looks.values())) == len(names)
     assert {looks[name].color for name in names[:21]} == {LOOKS["corrmask"].color}
+    assert len({(looks[name].color, looks[name].marker) for name in names[:10]}) == 10
     assert len({looks[name].color for name in ("CorrMask", "Random", "mine", "another")}) == 4
 
 
