@@ -226,7 +226,6 @@ def test_a_step_is_refused_before_a_table_is_counted(corpus, graph, monkeypatch)
         (["--all", "--structural-ratio", "0.3"], "--structural-ratio follows from each strategy's name"),
         (["--all", "--max-partners", "1", "5"], "--all audits every strategy with one --max-partners; give one number"),
         (["--max-partners", "5", "5"], "--max-partners has 5 twice; give each once"),
-        (["--structural-ratio", "0.5", "x"], "a rate must be a number, a range"),
         (["--windows-csv", "w.csv"], "--windows-csv belongs to --all; give both, or neither"),
         (["--all", "--csv", "nowhere/a.csv"], "the folder nowhere does not exist"),
         (["--all", "--pmi", "missing.safetensors"], "no PMI table file at missing.safetensors"),

@@ -146,15 +146,13 @@ class _MaskerMasks:
         """Values of ``SETTINGS``; of a schedule, that of the masker's step. K is None where it has no meaning."""
         masker, step = self.masker, int(self.masker.schedule_step)
         matches = getattr(masker, "matches", None)  # of a control: what the strategy has that it is a control of
+        rates: list[Any] = [masker.structural_ratio, masker.mlm_probability]
+        partners = masker.max_partners if hasattr(masker, "partners") else None
         if self.structural_ratio is not None:
-            ratio, partners = self.structural_ratio, None
+            rates[0] = self.structural_ratio
         elif matches is not None:
-            ratio, partners = matches["structural_ratio"], matches["max_partners"]
-        else:
-            ratio, partners = masker.structural_ratio, masker.max_partners if hasattr(masker, "partners") else None
-        ratio, p = (
-            rate_text(rate(step) if isinstance(rate, Schedule) else rate) for rate in (ratio, masker.mlm_probability)
-        )
+            rates[0], partners = matches["structural_ratio"], matches["max_partners"]
+        ratio, p = (rate_text(rate(step) if isinstance(rate, Schedule) else rate) for rate in rates)
         partners = None if ratio == 0 else partners
         return {"structural_ratio": ratio, "max_partners": partners, "mlm_probability": p, "seed": masker.seed}
 
@@ -274,7 +272,7 @@ class _Tally:
         np.add.at(self.shortcut_of_gene, tokens[judged], strongest[judged].astype(np.float64))
 
     def finish(self, name: str, mix: np.ndarray | None = None) -> StrategyAudit:
-        counts = dict(zip(COUNTS, self.counts.tolist(), strict=True))
+        counts: dict[str, Any] = dict(zip(COUNTS, self.counts.tolist(), strict=True))
         return StrategyAudit(
             name=name,
             shortcut_sum=self.shortcut_sum,
