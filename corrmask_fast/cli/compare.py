@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+import warnings
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from corrmask_fast.cli.options import (
 )
 from corrmask_fast.comparison.plan import NOT_COMPARED, RATE, Scoring
 from corrmask_fast.masking.strategies import CONTROL, LEARNED_STRATEGIES, STRATEGIES
-from corrmask_fast.training.settings import PRESETS, PretrainingSettings, add_setting_options
+from corrmask_fast.training.settings import PRESETS, PretrainingSettings, add_setting_options, read_config
 
 if TYPE_CHECKING:
     import argparse
@@ -45,8 +46,9 @@ def add_compare(commands: Any) -> None:
         _compare,
         summary="does a strategy help on these cells? models trained and scored alike, with intervals",
         text="Pretrain models that differ in their masks alone: the same initial weights, order of cells and steps. "
-        "Score all on cells that none has seen: loss under common masks, the paired shortcut, cell types, neighbours; "
-        "beside baselines without a transformer. Differences are paired by seed and come with confidence intervals.",
+        "Score all on cells that none has seen: loss under common masks, how much the loss rises when partners are "
+        "hidden, cell types, neighbours; and baselines without a transformer. Differences are paired by seed and come "
+        "with confidence intervals.",
         notes=CONTROLS,
         example="compare train.h5ad --test other.h5ad --labels cell_type --out comparison "
         "--strategies random random-matched corrmask",
@@ -54,10 +56,14 @@ def add_compare(commands: Any) -> None:
     parser.add_argument(
         "cells", nargs="+", metavar="CELLS", help="raw counts (.h5ad …), one file or several; or a tokenised corpus"
     )
-    parser.add_argument("--test", metavar="CELLS", help="cells to score (default: a share of CELLS)")
+    parser.add_argument(
+        "--test", metavar="CELLS", help="cells to score, such as another donor's (default: a random share of CELLS)"
+    )
     parser.add_argument("--out", required=True, metavar="FOLDER", help="folder of the comparison")
     parser.add_argument(
-        "--labels", metavar="COLUMN", help="obs column of the cells to score with their types (default: no types)"
+        "--labels",
+        metavar="COLUMN",
+        help="obs column with cell types, needed in the test cells alone (default: no cell types)",
     )
     names = ", ".join((*STRATEGIES, *LEARNED_STRATEGIES))
     parser.add_argument(
@@ -65,18 +71,31 @@ def add_compare(commands: Any) -> None:
         nargs="+",
         default=USUAL,
         metavar="NAME",
-        help=f"of {names}; with a rate of its own: random@0.4 (default: {' '.join(USUAL)})",
+        help=f"of {names}, or your own package.module:Name; with a rate of its own: random@0.4 "
+        f"(default: {' '.join(USUAL)})",
     )
     parser.add_argument(
-        "--reference", default=CONTROL, metavar="NAME", help="that others are compared with (default: %(default)s)"
+        "--reference",
+        default=CONTROL,
+        metavar="NAME",
+        help="strategy that the others are compared with (default: %(default)s)",
     )
     setting(parser, "--seeds", 5, "N", "models of each kind")
     parser.add_argument(
-        "--fractions", nargs="+", type=float, default=[1.0], metavar="X", help="of the training cells (default: 1)"
+        "--fractions",
+        nargs="+",
+        type=float,
+        default=[1.0],
+        metavar="X",
+        help="shares of the training cells to pretrain on (default: 1)",
     )
     setting(parser, "--mlm-probability", RATE, "P", "share of genes masked")
-    parser.add_argument("--graph", metavar="GRAPH", help="for all models (default: made from the cells of each)")
-    parser.add_argument("--pmi", metavar="TABLE", help="for all models (default: made from the cells of each)")
+    parser.add_argument(
+        "--graph", metavar="GRAPH", help="for all models (default: built from the training cells of each)"
+    )
+    parser.add_argument(
+        "--pmi", metavar="TABLE", help="for all models (default: built from the training cells of each)"
+    )
     parser.add_argument("--gene-sets", metavar="FILE.gmt", help="for gene-sets")
     parser.add_argument("--weights", metavar="FILE", help="for weighted")
     parser.add_argument("--tokens", metavar="DICT", help="token dictionary (default: the genes of the files)")
@@ -87,16 +106,23 @@ def add_compare(commands: Any) -> None:
     for name, metavar, text in (
         ("n_cells", "N", "test cells for losses"),
         ("n_targets", "N", "targets of the paired shortcut; 0: none"),
-        ("fine_tuning_epochs", "N", "to name cell types; 0: from frozen embeddings alone"),
-        ("min_cells", "N", "leave out types with fewer test cells"),
+        ("fine_tuning_epochs", "N", "epochs of fine-tuning on cell types; 0: frozen embeddings alone"),
+        ("min_cells", "N", "leave out types with fewer labelled test cells"),
     ):
         setting(parser, f"--{name.replace('_', '-')}", getattr(Scoring(), name), metavar, text)
-    parser.add_argument("--jobs", type=int, metavar="N", help="models at a time (default: one a thread; on a GPU one)")
-    parser.add_argument("--preset", choices=PRESETS, default="tiny", help="settings to begin with (default: tiny)")
+    parser.add_argument(
+        "--jobs", type=int, metavar="N", help="models at a time (default: one per CPU thread; one on a GPU)"
+    )
+    parser.add_argument(
+        "--preset",
+        choices=PRESETS,
+        default="tiny",
+        help="settings to begin with (default: tiny; the others need --max-steps)",
+    )
     parser.add_argument(
         "--config", metavar="FILE.toml", help="settings, as in a run's settings.toml; what it says of masks is not used"
     )
-    add_setting_options(parser, leave_out=NOT_COMPARED)
+    add_setting_options(parser, leave_out=NOT_COMPARED, preset="tiny")
 
 
 def _compare(arguments: argparse.Namespace) -> None:
@@ -105,6 +131,8 @@ def _compare(arguments: argparse.Namespace) -> None:
     check_dictionary(arguments, "tokens")
     given = {one.name: getattr(arguments, one.name, None) for one in fields(PretrainingSettings)}
     settings = PretrainingSettings.read(arguments.config, arguments.preset, **given)
+    if arguments.config is not None and (masks := read_config(arguments.config)[1]):
+        warnings.warn(f"{arguments.config}: what it says of masks is not used: {', '.join(masks)}", stacklevel=1)
     vocabulary = None
     if arguments.tokens is not None:
         vocabulary = load_vocabulary(arguments.tokens, arguments.symbols, roles_of(arguments))

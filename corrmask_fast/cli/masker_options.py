@@ -48,7 +48,7 @@ def add_masker_options(
     )
     for name, source in SOURCES.items():
         if source.metavar:
-            users = " and ".join(each for each, strategy in strategies.items() if strategy.needs == name)
+            users = ", ".join(each for each, strategy in strategies.items() if strategy.needs == name)
             required = name == "graph" and graph_required
             text = f"{source.name} file" + ("" if required else f", for {users}")
             parser.add_argument(_flag(name), required=required, metavar=source.metavar, help=text)

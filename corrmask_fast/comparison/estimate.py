@@ -20,8 +20,8 @@ STEPS = 4  # timed; one before them warms up
 START = 3.0  # seconds: reading, a new Trainer, saving
 
 
-def seconds_a_model(train: Corpus, n_test: int, n_labelled: int, plan: Plan, threads: int) -> float:
-    """Return the estimated seconds of one model, trained and scored, on so many threads.
+def seconds_a_model(train: Corpus, n_test: int, n_labelled: int, plan: Plan, threads: int) -> tuple[float, float]:
+    """Return the estimated seconds that one model takes to train, and to score, on so many threads.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ def seconds_a_model(train: Corpus, n_test: int, n_labelled: int, plan: Plan, thr
     a_step, a_look = times
     rows = 2 * min(scoring.n_cells, n_test) + 3 * scoring.n_targets + 2 * n_labelled
     tuning = scoring.fine_tuning_epochs * (n_labelled / 2) * a_step / size
-    return START + settings.max_steps * settings.gradient_accumulation * a_step + rows * a_look / size + tuning
+    return START + settings.max_steps * settings.gradient_accumulation * a_step, rows * a_look / size + tuning
 
 
 def _wait(device: torch.device) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import signal
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,7 +96,8 @@ def compare_strategies(
     reference
         The strategy that the others are compared with.
     seeds
-        Models of each kind, with seeds 0, 1, …: of weights, order of cells, masks, share of the cells and split.
+        Models of each kind, with seeds 0, 1, …: of weights, order of cells, masks, the share of the cells, and the
+        split of the labelled cells.
     fractions
         Shares of the training cells to pretrain on.
     mlm_probability
@@ -198,12 +200,14 @@ def _train_all(out: Path, plan: Plan, facts: dict[str, Any], jobs: int, say: Any
     shared = Cells(out, plan)
     shared.check_targets()
     check_maskers(plan, shared)
-    seconds = _estimate(shared, plan, threads)
+    training, scoring = _estimate(shared, plan, threads)
+    trained = sum(task.strategy is not None for task in tasks)
+    seconds = trained * training + len(tasks) * scoring
     say(
         f"{facts['train_cells']:,} cells to pretrain on, {facts['test_cells']:,} to score; {facts['genes']:,} genes\n"
-        f"{len(tasks)} models of {plan.settings.max_steps} steps, about {seconds:.0f} s each: about "
-        f"{_duration(seconds * len(tasks) / jobs)} with {jobs} at a time. Rows so far: {len(rows)}; interrupted, the "
-        "same command goes on",
+        f"{trained} models of {plan.settings.max_steps} steps, about {training + scoring:.0f} s each, and "
+        f"{len(tasks) - trained} untrained: about {_duration(seconds / jobs)} with {jobs} at a time. Rows so far: "
+        f"{len(rows)}; interrupted, the same command goes on",
         flush=True,
     )
     began = time.perf_counter()
@@ -225,11 +229,6 @@ def _check_sources(plan: Plan) -> None:
             missing.append("gene_sets")
         if missing:
             raise InputError(f"the strategy {name} needs {missing[0]}; give its file, or leave the strategy out")
-    if plan.reference not in plan.strategies:
-        raise InputError(
-            f"reference must be one of the strategies {', '.join(plan.strategies)}; got {plan.reference}; add it, or "
-            "choose another"
-        )
 
 
 def _given_genes(plan: Plan) -> Vocabulary | None:
@@ -259,7 +258,8 @@ def _prepare(out: Path, plan: Plan, cells: ComparedCells, command: str) -> dict[
     lasting = json.loads(json.dumps({"cells": cells.fingerprint, **plan.lasting()}))
     models = [task for task in plan.tasks() if task.strategy is not None]
     begun = (out / RUN).is_file()
-    if not begun and out.is_dir() and not {path.name for path in out.iterdir()} <= {TRAIN, TEST, FEATURES, FACTS, LOCK}:
+    there = {path.name for path in out.iterdir() if not path.name.startswith(".")} if out.is_dir() else set()
+    if not begun and not there <= {TRAIN, TEST, FEATURES, FACTS}:  # these an interrupted call may leave
         raise InputError(f"{out} holds other files, and no comparison; choose a new folder")
     if begun:
         with readable(out / RUN, "record of a comparison"):
@@ -269,6 +269,12 @@ def _prepare(out: Path, plan: Plan, cells: ComparedCells, command: str) -> dict[
         _check_same(out, then, lasting)
         models = united(before, models)
         command = "\n".join(united(filter(None, commands.split("\n")), filter(None, [command])))
+    names = united([str(task.strategy) for task in models], [])
+    if plan.reference not in names:
+        raise InputError(
+            f"reference must be one of the strategies {', '.join(names)}; got {plan.reference}; add it to the "
+            "strategies (models that have ended are not trained again), or choose another"
+        )
     labelled = None
     if plan.labels is not None:
         labelled = split_labelled(cells.test, plan.labels, plan.scoring.min_cells, 0)
@@ -361,7 +367,7 @@ def _facts(plan: Plan, models: list[Task], cells: ComparedCells, labelled: Any) 
     }
 
 
-def _estimate(shared: Any, plan: Plan, threads: int) -> float:
+def _estimate(shared: Any, plan: Plan, threads: int) -> tuple[float, float]:
     from corrmask_fast.comparison.estimate import seconds_a_model
 
     labelled = shared.labelled(0)
@@ -385,7 +391,8 @@ def _run(tasks: list[Task], out: Path, plan: Plan, jobs: int, threads: int) -> I
             torch.set_num_threads(before)
         return
     failed: BaseException | None = None
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+    others = set(active_children())
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_leave_interrupts) as pool:
         running = {pool.submit(run_task, task, str(out), plan, threads): task for task in tasks}
         try:
             for future in as_completed(running):
@@ -395,10 +402,13 @@ def _run(tasks: list[Task], out: Path, plan: Plan, jobs: int, threads: int) -> I
                     yield running[future], future.result()
                 elif failed is None:  # those that run now end first, and are kept
                     failed = error
-                    for other in running:
-                        other.cancel()
-        finally:
+                    for waiting in running:
+                        waiting.cancel()
+        except BaseException:  # an interrupt: models that run now would keep the call waiting
             pool.shutdown(wait=False, cancel_futures=True)
+            for process in set(active_children()) - others:
+                process.terminate()
+            raise
     if isinstance(failed, BrokenProcessPool):
         raise InputError(
             "a process ended abruptly, most likely for lack of memory; the models that ended are kept: give the same "
@@ -408,15 +418,21 @@ def _run(tasks: list[Task], out: Path, plan: Plan, jobs: int, threads: int) -> I
         raise failed
 
 
+def _leave_interrupts() -> None:
+    """Leave an interrupt to the process that began this one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def _ended(out: Path) -> Ended:
     """Return the rows of the models that ended, and their details."""
-    found = []
+    found, keys = [], set()
     for name in (ROWS, DETAILS):
         with readable(out / name, "table of a comparison"), (out / name).open(newline="", encoding="utf-8") as file:
-            found.append(list(csv.DictReader(file)))
-    rows, details = found
-    keys = {_row_key(row)[1:] for row in rows}
-    return rows, [one for one in details if (one["strategy"], _share(one["fraction"]), int(one["seed"])) in keys]
+            rows = list(csv.DictReader(file, strict=True))
+            if name == ROWS:
+                keys = {_row_key(row)[1:] for row in rows}
+            found.append([row for row in rows if _row_key({"kind": "", **row})[1:] in keys])
+    return found[0], found[1]
 
 
 def _write(out: Path, rows: list[Row], details: list[Row], strategies: Iterable[str]) -> None:

@@ -32,7 +32,7 @@ BASELINES = UNIGRAM, CELL_TYPE = "unigram", "cell type"
 
 @dataclass(frozen=True)
 class MaskScores:
-    """Losses of models and baselines at the same masked genes; scores of models trained with any masking compare.
+    """Losses of models and baselines at the same masked genes, whatever masking the models were trained with.
 
     Attributes
     ----------
@@ -169,8 +169,8 @@ def score_masks(
     max_length
         Cells are cut to so many tokens, ``<cls>`` and ``<eos>`` included; None: what all models can see.
     device
-        Of checkpoints: ``"cpu"``, ``"cuda"``, or ``"auto"``: a GPU where there is one. A module is asked where it
-        lies, a function on the CPU.
+        Of checkpoints: ``"cpu"``, ``"cuda"``, or ``"auto"``: a GPU where there is one. A module runs where it
+        is, a function on the CPU.
     progress
         Show a progress bar on standard error.
 

@@ -192,12 +192,16 @@ def measure_shortcut(
     device: str = "auto",
     progress: bool = True,
 ) -> Shortcut:
-    """Measure what it is worth to a model that the partners of a masked gene are in view.
+    """Measure how much a model's loss at a masked gene rises when the gene's partners are masked too.
 
-    The same gene of the same cell is predicted three times, with the same number of masked genes: (a) with random genes
-    masked that are no partners of it; (b) with its partners masked in place of some of these; (c) with as many random
-    genes of the partners' frequency masked in their place. The loss in (b) less that in (a) is the shortcut, that in
-    (c) less that in (a) the placebo: what hiding as many genes costs that are no partners.
+    The same gene of the same cell is predicted three times, each time with the same number of masked genes:
+
+    (a) beside it, random genes are masked that are not its partners;
+    (b) its partners are masked in place of some of these;
+    (c) in their place as many random genes of the partners' frequency are masked.
+
+    The shortcut is the loss in (b) minus that in (a). The placebo is the loss in (c) minus that in (a): what it costs to
+    hide as many genes that are not partners.
 
     Parameters
     ----------

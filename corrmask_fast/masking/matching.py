@@ -111,13 +111,13 @@ def matched_weights(
 ) -> MatchedWeights:
     """Fit weights by which :class:`~corrmask_fast.WeightedMasker` masks each gene as often as ``masker`` does.
 
-    What remains of a strategy's effect beside this control does not come from masking some genes more often.
+    If a strategy beats this control, its gain does not come from masking some genes more often than others.
 
     Parameters
     ----------
     masker
-        The strategy to match. Its rate and seed are those of the fit; rates that go by a schedule are those of the step
-        it is at.
+        The strategy to match. Its rate and seed are those of the fit; a scheduled rate is taken at
+        the masker's current step.
     corpus
         Cells of the same vocabulary, in which coverages are counted.
     n_cells

@@ -29,9 +29,11 @@ def load_config(path: str | os.PathLike[str]) -> Any:
     try:
         return transformers.AutoConfig.from_pretrained(str(path), local_files_only=True)
     except Exception as error:  # parsers raise more types than anyone lists
+        inside = Path(path) / "model"
+        hint = f"; did you mean {inside}?" if (inside / "config.json").is_file() else ""
         raise InputError(
             f"{path} holds no model ({type(error).__name__}); give the folder of a checkpoint as save_pretrained "
-            "writes it, with config.json and model.safetensors"
+            f"writes it, with config.json and model.safetensors{hint}"
         ) from error
 
 

@@ -89,8 +89,8 @@ class PretrainingSettings:
     batch_size: int = _number(12, 1, 1_000_000, "N", "cells in a batch, on each process")
     gradient_accumulation: int = _number(1, 1, 1_000_000, "N", "batches in a step")
     learning_rate: float = _number(1e-3, 0, 10, "RATE", "highest learning rate (AdamW)", open_ends=True)
-    lr_schedule: str = _choice("linear", "how it falls")
-    warmup_steps: int = _number(10_000, 0, LONG, "N", "steps in which it rises; at most a tenth of all")
+    lr_schedule: str = _choice("linear", "shape of the learning rate after the warm-up")
+    warmup_steps: int = _number(10_000, 0, LONG, "N", "warm-up steps; at most 10 % of all steps")
     weight_decay: float = _number(0.001, 0, 10, "X", "of AdamW")
     epochs: float = _number(3.0, 0, 100_000, "N", "passes over the cells", open_ends=True)
     max_steps: int = _number(0, 0, LONG, "N", "stop after so many steps; 0: by epochs")
@@ -100,12 +100,12 @@ class PretrainingSettings:
     gradient_checkpointing: bool = _switch("compute activations twice instead of keeping them: slower, less memory")
     device: str = _choice("auto", "where to train")
     masking: str = _choice("auto", "in the collator's workers, or on the device inside the step (auto: there on a GPU)")
-    head: str = _choice("masked", "logits at masked genes alone, or at all (the same loss)")
+    head: str = _choice("masked", "logits at masked genes alone, or at all genes (the same loss)")
     workers: int = _number(0, 0, 1_024, "N", "worker processes that collate")
     held_out: float = _number(0.02, 0, 0.5, "SHARE", "of the cells, kept for evaluation (at most 2 000 cells)")
-    eval_every: int = _number(500, 1, LONG, "STEPS", "evaluate so often, and at the end")
-    save_every: int = _number(500, 1, LONG, "STEPS", "write a checkpoint so often; the last two are kept")
-    log_every: int = _number(50, 1, LONG, "STEPS", "log so often")
+    eval_every: int = _number(500, 1, LONG, "STEPS", "steps between evaluations; there is one at the end too")
+    save_every: int = _number(500, 1, LONG, "STEPS", "steps between checkpoints; the last two are kept")
+    log_every: int = _number(50, 1, LONG, "STEPS", "steps between lines of the log")
     group_by_length: bool = _switch("batch cells of like length: less padding")
     report_to: str = _choice("none", "also write the log for TensorBoard, into the folder's `tensorboard`")
 
@@ -231,18 +231,24 @@ PRESETS = {
 }
 
 
-def add_setting_options(parser: argparse.ArgumentParser, leave_out: Collection[str] = ()) -> None:
-    """Add an option for every setting but some; its default None leaves the value to the file or the preset."""
+def add_setting_options(
+    parser: argparse.ArgumentParser, leave_out: Collection[str] = (), preset: str = "paper"
+) -> None:
+    """Add an option for every setting but some; its default None leaves the value to the file or the preset.
+
+    ``preset``: whose values the help names.
+    """
     for one in fields(PretrainingSettings):
         if one.name in leave_out:
             continue
+        default = getattr(PRESETS[preset], one.name)
         flag, text = f"--{one.name.replace('_', '-')}", one.metadata["help"]
         if isinstance(one.default, bool):
             parser.add_argument(flag, action="store_const", const=True, help=text)
         elif one.name in CHOICES:
-            parser.add_argument(flag, choices=CHOICES[one.name], help=f"{text} (default: {one.default})")
+            parser.add_argument(flag, choices=CHOICES[one.name], help=f"{text} (default: {default})")
         elif one.default == "":
             parser.add_argument(flag, metavar=one.metadata["metavar"], help=text)
         else:
             what: dict[str, Any] = {"type": type(one.default), "metavar": one.metadata["metavar"]}
-            parser.add_argument(flag, **what, help=f"{text} (default: {one.default})")
+            parser.add_argument(flag, **what, help=f"{text} (default: {default})")

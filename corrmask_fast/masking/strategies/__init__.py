@@ -121,7 +121,7 @@ STRATEGIES: dict[str, Strategy] = {
     "span": Strategy("Span", "SpanMasker", "vocabulary", "runs of random length", 1.0, ("structural_ratio",)),
     "pmi": Strategy("PMI", "PMIMasker", "pmi", "runs of associated neighbours", 1.0, ("structural_ratio", "npmi_min")),
     "pmi-rand": Strategy(
-        *("PMI-Rand", "PMIMasker", "pmi", "half of that, half single genes", 0.5, ("npmi_min",)),
+        *("PMI-Rand", "PMIMasker", "pmi", "half runs of associated neighbours, half single genes", 0.5, ("npmi_min",)),
         fixed={"structural_ratio": 0.5},
     ),
     "corrmask": Strategy(
@@ -140,7 +140,7 @@ STRATEGIES: dict[str, Strategy] = {
         control=True,
     ),
     "corrmask-100": Strategy(
-        *("CorrMask-100", "CorrMasker", "graph", "correlated genes", 1.0, ("max_partners", "partners", "weights")),
+        *("CorrMask-100", "CorrMasker", "graph", "correlated genes only", 1.0, ("max_partners", "partners", "weights")),
         fixed={"structural_ratio": 1.0},
     ),
     "corrmask-balanced": Strategy(
