@@ -37,7 +37,10 @@ def spoiled(figure):
                 if not (axes.axison and low <= tick.get_loc() <= high):
                     unseen |= {tick.label1, tick.label2}
     shown = [text for text in figure.findobj(matplotlib.text.Text) if text.get_visible() and text not in unseen]
-    places = [(text.get_text(), text.get_window_extent().padded(-0.5)) for text in shown if text.get_text().strip()]
+    shown = [
+        text for text in shown if text.get_text().strip() and text.get_rotation() % 90 == 0
+    ]  # a box tells of these
+    places = [(text.get_text(), text.get_window_extent().padded(-0.5)) for text in shown]
     for name, box in places:
         if not (page.x0 <= box.x0 and box.x1 <= page.x1 and page.y0 <= box.y0 and box.y1 <= page.y1):
             found.append(f"{name!r} is cut")
