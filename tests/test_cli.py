@@ -7,13 +7,16 @@ import json
 import re
 import subprocess
 import sys
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from corrmask_fast import (
+    Corpus,
     DependencyGraph,
     Vocabulary,
+    build_dependency_graph,
     build_graphs_by,
     get_num_threads,
     read_corpus,
@@ -21,6 +24,7 @@ from corrmask_fast import (
     write_corpus,
 )
 from corrmask_fast.cli.main import main
+from corrmask_fast.graph.reports import cells_with_both
 
 # ------------------------------------------------------------------------------------------------------- what it does
 
@@ -62,6 +66,8 @@ def test_help_is_instant_and_has_an_example_for_each_command(run):
         ["graph", "show"],
         ["graph", "info"],
         ["graph", "plot"],
+        ["graph", "enrich"],
+        ["graph", "modules"],
         ["audit"],
         ["demo"],
     ):
@@ -102,6 +108,91 @@ def test_graph_show_lists_partners_by_strength(cli_folder, capsys):
     assert lines[2] == f"... and {ids.size - 2} more"
     assert main(["graph", "show", f"{cli_folder}/graph.safetensors", str(hub), "-n", "0"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == ids.size + 2
+
+
+def test_graph_show_sorts_and_counts(cli_folder, capsys, fails):
+    graph, corpus = DependencyGraph.load(cli_folder / "graph.safetensors"), read_corpus(cli_folder / "cells.npz")
+    hub = int(graph.degrees.argmax())
+    row = slice(graph.indptr[hub], graph.indptr[hub + 1])
+    ids, local, overall = (part[row].tolist() for part in (graph.indices, graph.rho, graph.rho_global))
+    cells = [set(corpus.tokens[a:b].tolist()) for a, b in pairwise(corpus.indptr.tolist())]
+    both = [sum({hub, other} <= cell for cell in cells) for other in ids]
+    given = ["graph", "show", f"{cli_folder}/graph.safetensors", str(hub), "-n", "0"]
+    for sort, values in (("local", local), ("global", overall), ("overlap", both)):
+        assert main([*given, "--sort", sort, "--corpus", f"{cli_folder}/cells.npz"]) == 0
+        title, head, *lines = capsys.readouterr().out.splitlines()
+        assert title.endswith(f"{len(ids)} partners, in {sum(hub in cell for cell in cells):,} of {len(cells)} cells")
+        assert head.endswith("cells with both")
+        order = sorted(range(len(ids)), key=lambda i: (-abs(values[i]), -abs(local[i]), ids[i]))
+        assert [int(line.split()[1]) for line in lines] == [ids[i] for i in order]
+        assert [int(line.split()[-1]) for line in lines] == [both[i] for i in order]
+    assert "--sort must be one of 'local', 'global', 'overlap'; got 'rho'" in fails(*given, "--sort", "rho")
+    assert "--sort overlap needs --corpus, the cells that the graph was built from" in fails(
+        *given, "--sort", "overlap"
+    )
+    write_corpus(corpus.select(range(90)), cli_folder / "part.npz")
+    wrong = fails(*given, "--corpus", cli_folder / "part.npz")
+    assert "and the corpus has 90; give the corpus that it was built from" in wrong
+
+
+def test_the_overlap_is_that_of_the_sampled_cells_and_first_genes(made_up_cells, cli_folder):
+    """A graph of every pair, of some cells and their first 40 genes: by its own threshold, none stands apart."""
+    corpus = read_corpus(cli_folder / "cells.npz")
+    how = {"n_cells": 300, "max_length": 40, "seed": 3, "rho_min": 0.0, "min_presence": 1, "progress": False}
+    graph = build_dependency_graph(corpus, min_cooccurrence=5, n_neighbors=200, **how)
+    counts = cells_with_both(graph, corpus, 7)
+    cells = [corpus.tokens[a:b][:40] for a, b in (corpus.indptr[i : i + 2] for i in corpus.sample_rows(300, 3))]
+    expected = sum(np.bincount(cell, minlength=counts.size) for cell in cells if 7 in cell)
+    assert np.array_equal(counts, expected)
+    assert counts[graph.neighbors(7)[0]].min() >= 5
+
+
+def test_graph_show_in_any_case_and_with_suggestions(tmp_path, capsys, fails):
+    vocabulary = Vocabulary(("<pad>", "<mask>", "A", "B", "C"), symbols={"A": "CD3D", "C": "CD3E"})
+    DependencyGraph.from_edges([("A", "B")], vocabulary).save(tmp_path / "g.safetensors")
+    for name in ("cd3d", "Cd3d", "a"):
+        assert main(["graph", "show", f"{tmp_path}/g.safetensors", name]) == 0
+        assert capsys.readouterr().out.startswith("CD3D (A), token 2: 1 partner")
+    assert "(did you mean 'CD3D' or 'CD3E'?)" in fails("graph", "show", tmp_path / "g.safetensors", "cd3")
+    assert "--sort global needs rho over all cells, which this graph does not store" in fails(
+        "graph", "show", tmp_path / "g.safetensors", "A", "--sort", "global"
+    )
+    assert "the graph does not say how it was built" in fails(
+        "graph", "show", tmp_path / "g.safetensors", "A", "--corpus", _corpus_of(vocabulary, tmp_path)
+    )
+
+
+def _corpus_of(vocabulary, folder):
+    write_corpus(Corpus(np.array([0, 2]), np.array([2, 3]), vocabulary), folder / "two.npz")
+    return folder / "two.npz"
+
+
+@pytest.mark.parametrize("symbols", [None, "others"])
+def test_graph_show_knows_the_symbols_of_the_file(symbols, made_up_cells, tmp_path, capsys):
+    """The token dictionary has none, or other ones: those of the file's var are shown, and find their gene."""
+    anndata = pytest.importorskip("anndata")
+    names = made_up_cells.vocabulary.names[2:]
+    cells = anndata.AnnData(made_up_cells.counts.astype(np.float32))
+    cells.var_names = [f"FILE{i}" for i in range(len(names))]
+    cells.var["gene_ids"] = names
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    tokens = {name: token for token, name in enumerate(made_up_cells.vocabulary.names)}
+    (tmp_path / "tokens.json").write_text(json.dumps(tokens))
+    (tmp_path / "symbols.json").write_text(json.dumps({f"OTHER{i}": name for i, name in enumerate(names)}))
+    given = ["--tokens", f"{tmp_path}/tokens.json", "--no-progress"]
+    given += [] if symbols is None else ["--symbols", f"{tmp_path}/symbols.json"]
+    assert main(["tokenize", f"{tmp_path}/cells.h5ad", f"{tmp_path}/cells.npz", *given]) == 0
+    build = ["--min-cooccurrence", "20", "--min-presence", "20", "--no-progress"]
+    assert main(["graph", "build", f"{tmp_path}/cells.npz", "-o", f"{tmp_path}/g.safetensors", *build]) == 0
+    graph = DependencyGraph.load(tmp_path / "g.safetensors")
+    hub = int(graph.degrees.argmax())
+    partner = int(graph.neighbors(hub)[0][0])
+    capsys.readouterr()
+    for name in (f"FILE{hub - 2}", f"file{hub - 2}", names[hub - 2], *([f"OTHER{hub - 2}"] if symbols else [])):
+        assert main(["graph", "show", f"{tmp_path}/g.safetensors", name]) == 0
+        title, _, first, *_ = capsys.readouterr().out.splitlines()
+        assert title.startswith(f"FILE{hub - 2} ({names[hub - 2]}), token {hub}:")
+        assert first.startswith(f"FILE{partner - 2} ({names[partner - 2]}) ")
 
 
 def test_graph_show_of_a_gene_without_partners(tmp_path, capsys):
@@ -220,7 +311,7 @@ def test_a_corpus_without_vocabulary_takes_a_token_dictionary(made_up_cells, cli
 
 
 def test_a_graph_without_edges_is_a_warning(cli_folder, tmp_path, capsys):
-    options = ["--rho-min", "1", "--min-cooccurrence", "1", "--no-progress"]
+    options = ["--rho-min", "1", "--min-cooccurrence", "1", "--min-presence", "50", "--no-progress"]
     assert main(["graph", "build", f"{cli_folder}/cells.npz", "-o", f"{tmp_path}/g.safetensors", *options]) == 0
     out, err = capsys.readouterr()
     assert err.startswith("corrmask-fast: warning: the graph has no edges")

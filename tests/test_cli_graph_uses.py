@@ -1,4 +1,4 @@
-"""``graph plot | merge | compare | stability | export`` at the command line."""
+"""``graph plot | enrich | modules | merge | compare | stability | export`` at the command line."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from corrmask_fast import (
     DependencyGraph,
     build_graphs_by,
     edge_stability,
+    enrich_gene_sets,
+    find_modules,
     merge_graphs,
     read_corpus,
     write_corpus,
@@ -48,6 +50,40 @@ def graph(folder, capsys):
         return err if fails else out
 
     return run
+
+
+@pytest.fixture
+def sets(folder):
+    """Gene sets: the partners of two genes with each, and one of genes that are not there."""
+    stored = DependencyGraph.load(folder / "a.safetensors")
+    hubs = np.argsort(-stored.degrees)[:2].tolist()
+    lines = [
+        [f"hub {hub}", "link", *(stored.vocabulary.names[t] for t in (hub, *stored.neighbors(hub)[0]))] for hub in hubs
+    ]
+    lines.append(["strange", "link", "NOBODY", "NOTHING"])
+    (folder / "sets.gmt").write_text("".join("\t".join(line) + "\n" for line in lines))
+    return folder / "sets.gmt"
+
+
+def test_enrich(folder, graph, sets):
+    out = graph("enrich", "@a.safetensors", sets, "--csv", "@enriched.csv", "-n", "1")
+    found = enrich_gene_sets(DependencyGraph.load(folder / "a.safetensors"), sets)
+    assert out == f"{found.table(1)}\nsaved to {folder}/enriched.csv\n"
+    assert "2 of " in out
+    assert "1 left out: fewer than two of their genes have a partner" in out
+    with (folder / "enriched.csv").open(newline="") as file:
+        assert [row["set"] for row in csv.DictReader(file)] == list(found.names)
+    assert "no file at" in graph("enrich", "@a.safetensors", "@none.gmt", fails=True)
+    assert "--csv" in graph("enrich", "@a.safetensors", sets, "--csv", sets, fails=True)  # an input
+    assert "-n must be an integer >= 0; got -1" in graph("enrich", "@a.safetensors", sets, "-n", "-1", fails=True)
+
+
+def test_modules(folder, graph, sets):
+    out = graph("modules", "@a.safetensors", "--method", "linkage", "--sets", sets, "--csv", "@modules.csv")
+    found = find_modules(DependencyGraph.load(folder / "a.safetensors"), method="linkage", sets=sets)
+    assert out == f"{found.table(20)}\nsaved to {folder}/modules.csv\n"
+    assert "--method must be 'leiden'" in graph("modules", "@a.safetensors", "--method", "kmeans", fails=True)
+    assert "--resolution must be a number" in graph("modules", "@a.safetensors", "--resolution", "-1", fails=True)
 
 
 def test_merge(folder, graph):

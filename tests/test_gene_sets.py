@@ -138,7 +138,7 @@ def test_symbols_find_genes():
             {},
             "none of 2 gene sets has two genes of the vocabulary; 0 genes are not in",
         ),
-        ({"a": ["G1", "G99"]}, {}, "the set 'a': no gene 'G99' in this vocabulary of 60 genes; "),
+        ({"a": ["G1", "G99"]}, {}, "the set 'a': no gene 'G99' in this vocabulary of 60 genes (did you mean 'G9'?); "),
         ({"a": ["G1", None]}, {}, "unknown='skip' leaves such genes out"),
         ({"a": ["G1", 62]}, {}, "the set 'a': no gene 62 in this vocabulary"),
         (SETS, {"unknown": "ignore"}, "unknown must be 'error', 'skip' or None; got 'ignore'"),

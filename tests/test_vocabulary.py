@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import re
 
 import numpy as np
 import pytest
 
-from corrmask_fast import InputError, Vocabulary
+from corrmask_fast import DependencyGraph, InputError, Vocabulary
 
 V1 = {"<pad>": 0, "<mask>": 1, "ENSG01": 2, "ENSG02": 3, "ENSG03": 4}
 V2 = {"<pad>": 0, "<mask>": 1, "<cls>": 2, "<eos>": 3, "ENSG01": 4, "ENSG02": 5}
@@ -86,6 +87,51 @@ def test_what_is_no_gene(gene):
     assert str(error.value) == (
         f"no gene {gene!r} in this vocabulary of 3 genes; give a token id from 2 to 4, or a name such as 'ENSG01'"
     )
+
+
+@pytest.mark.parametrize(
+    ("gene", "meant"),
+    [
+        ("cd3e", "'CD3E'"),
+        ("CD3", "'CD3D', 'CD3E' or 'CD3G'"),
+        ("TP5", "'TP53'"),
+        ("TP35", "'TP53'"),
+        ("ENSG00000141510.18", "'ENSG00000141510'"),  # with a version
+        ("p53 ", "'p53' or 'TP53'"),  # an alias
+        ("ENSG00000141511", None),  # one digit off is another gene
+        ("MALAT1", None),
+        ("", None),
+        (2.5, None),
+    ],
+)
+def test_names_of_similar_spelling_are_suggested(gene, meant):
+    ids = [f"ENSG0000014151{i}" for i in range(6) if i != 1]
+    symbols = dict(zip(ids, ["CD3D", "CD3E", "CD3G", "TP53", "Actb"], strict=True))
+    genes = Vocabulary(("<pad>", "<mask>", *ids), symbols, aliases={ids[3]: ("p53",)})
+    with pytest.raises(InputError) as error:
+        genes.id_of(gene)
+    suggested = re.search(r"\(did you mean (.*)\?\); give a token id", str(error.value))
+    assert (suggested and suggested[1]) == meant
+    assert str(pickle.loads(pickle.dumps(error.value))) == str(error.value)  # errors of workers travel
+
+
+def test_upper_and_lower_case():
+    genes = Vocabulary(("<pad>", "<mask>", "CD3E", "Actb", "ACTB", "G"), {"G": "g2"})
+    assert [genes.id_of(name, any_case=True) for name in ("cd3e", "Actb", "ACTB", "g", "G2", 2)] == [2, 3, 4, 5, 5, 2]
+    with pytest.raises(InputError, match=r"no gene 'actb' .*did you mean 'Actb' or 'ACTB'\?"):  # which of two?
+        genes.id_of("actb", any_case=True)
+    with pytest.raises(InputError, match="did you mean 'CD3E'"):
+        genes.id_of("cd3e")
+    with pytest.raises(InputError, match="no gene '<PAD>'"):
+        genes.id_of("<PAD>", any_case=True)
+
+
+def test_many_unknown_genes_are_skipped_without_a_search(monkeypatch):
+    """Similar names are looked for when a message is read, and messages of genes that are left out never are."""
+    monkeypatch.setattr("corrmask_fast.cells.gene_names.similar_names", None)
+    genes = Vocabulary(tuple(V1))
+    pairs = [("ENSG01", f"ENSG0{i}x") for i in range(9)]
+    assert DependencyGraph.from_edges(pairs, genes, unknown="skip").n_edges == 0
 
 
 def test_symbols_of_genes_that_are_not_here_do_no_harm():

@@ -1,17 +1,21 @@
-"""Gene sets, such as pathways, in ``.gmt`` files."""
+"""Gene sets, such as pathways: in ``.gmt`` files, and as tokens of a vocabulary."""
 
 from __future__ import annotations
 
 import gzip
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from corrmask_fast.errors import InputError, readable, shown
 
 if TYPE_CHECKING:
-    import os
+    from corrmask_fast.cells.vocabulary import Vocabulary
 
-__all__ = ["read_gene_sets"]
+__all__ = ["open_gene_sets", "read_gene_sets", "tokens_of_set"]
 
 GZIP = b"\x1f\x8b"  # how such a file begins
 
@@ -81,3 +85,26 @@ def _set_of(line: bytes, number: int) -> tuple[str, list[str]]:
             f"got {len(fields)} fields: {shown(line.decode())}"
         )
     return fields[0], genes
+
+
+def open_gene_sets(sets: Any) -> Mapping[str, Iterable[Any]]:
+    """Return gene sets that are given as a mapping, or as the path of a ``.gmt`` file."""
+    found: Any = read_gene_sets(sets) if isinstance(sets, str | os.PathLike) else sets
+    if not isinstance(found, Mapping):
+        raise InputError(f"sets must be a mapping of names to genes, or the path of a .gmt file; got {shown(sets)}")
+    return found
+
+
+def tokens_of_set(vocabulary: Vocabulary, name: Any, genes: Any, lost: dict[Any, None] | None) -> np.ndarray:
+    """Return the token ids of a set's genes, ascending; unknown genes go into ``lost``, where there is one."""
+    if isinstance(genes, str | bytes) or not isinstance(genes, Iterable):
+        raise InputError(f"the genes of the set {shown(name)} must be a list; got {shown(genes)}")
+    tokens = set()
+    for gene in genes:
+        try:
+            tokens.add(vocabulary.id_of(gene))
+        except (InputError, TypeError) as error:
+            if lost is None:
+                raise InputError(f"the set {shown(name)}: {error}; unknown='skip' leaves such genes out") from error
+            lost[shown(gene) if not isinstance(gene, str) else gene] = None
+    return np.array(sorted(tokens), np.int64)

@@ -25,6 +25,7 @@ from corrmask_fast.cells.dictionaries import (
     read_dictionary,
     symbols_by_gene,
 )
+from corrmask_fast.cells.gene_names import UnknownGeneError, other_cases
 from corrmask_fast.cells.special_tokens import in_angles, looks_special, no_padding, roles_of
 from corrmask_fast.errors import InputError, as_integer, naming, reason, shown
 from corrmask_fast.files import atomic_file
@@ -336,21 +337,33 @@ class Vocabulary:
         content = [self.names, self._roles] if self._roles else self.names
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
-    def id_of(self, gene: str | int) -> int:
+    def id_of(self, gene: str | int, *, any_case: bool = False) -> int:
         """Token id of a gene given by id, name or symbol.
+
+        With ``any_case``, a name or symbol that no gene has finds the one gene that differs in upper and lower case.
 
         Raises
         ------
         InputError
-            If there is no such gene.
+            If there is no such gene; the message names those of similar spelling.
+
+        Examples
+        --------
+        >>> vocabulary = Vocabulary(("<pad>", "<mask>", "CD3D", "CD3E"))
+        >>> vocabulary.id_of("cd3d", any_case=True)
+        2
+        >>> vocabulary.id_of("CD3")
+        Traceback (most recent call last):
+        corrmask_fast.cells.gene_names.UnknownGeneError: no gene 'CD3' in this vocabulary of 2 genes (did you mean
+        'CD3D' or 'CD3E'?); give a token id from 2 to 3, or a name such as 'CD3D'
         """
         token = self.tokens_by_name.get(gene) if isinstance(gene, str) else as_integer(gene)
+        if token is None and any_case and isinstance(gene, str):
+            found = {self.tokens_by_name[name] for name in other_cases(gene, self.tokens_by_name)}
+            token = found.pop() if len(found) == 1 else None
         lo, hi = self.gene_range
         if token is None or not lo <= token < hi:
-            raise InputError(
-                f"no gene {shown(gene)} in this vocabulary of {hi - lo} genes; "
-                f"give a token id from {lo} to {hi - 1}, or a name such as {shown(self.names[lo])}"
-            )
+            raise UnknownGeneError(gene, self.tokens_by_name, (lo, hi), self.names[lo])
         return token
 
     def name_of(self, token: int) -> str:

@@ -201,8 +201,7 @@ def _build_graph(journal: Journal, corpus: Any, modules: np.ndarray | None, prog
     from corrmask_fast.graph.genesets import ribosomal_genes, set_cohesion
     from corrmask_fast.graph.reports import partner_table, summary_table
 
-    n = corpus.n_cells
-    least = {"min_cooccurrence": max(1, min(200, n // 10)), "min_presence": max(1, min(50, n // 40))}
+    least = corrmask_fast.suggest_thresholds(corpus.n_cells)
     with journal.step("Build the dependency graph"):
         graph = corrmask_fast.build_dependency_graph(corpus, progress=progress, **least)
         graph.save(journal.folder / "graph.safetensors")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import warnings
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -23,14 +24,15 @@ if TYPE_CHECKING:
     from corrmask_fast.graph.dependency_graph import DependencyGraph
 
 # Options of `graph build` that are parameters of build_dependency_graph.
-BUILD_OPTIONS = ("n_cells", "max_length", "n_neighbors", "rho_min", "min_cooccurrence", "min_presence", "max_genes",
+THRESHOLDS = ("min_cooccurrence", "min_presence")  # None: the default
+BUILD_OPTIONS = ("n_cells", "max_length", "n_neighbors", "rho_min", *THRESHOLDS, "max_genes",
                  "seed", "device", "memory_limit", "progress")  # fmt: skip
 
 
 def add_graph(commands: Any) -> None:
     """Add ``graph build``, ``graph show``, ``graph info`` and what there is in :mod:`corrmask_fast.cli.graph_uses`."""
     group = commands.add_parser(
-        "graph", help="build, show, draw, merge, compare and export dependency graphs"
+        "graph", help="build, show, draw, test, merge, compare and export dependency graphs"
     ).add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_graph_build(group)
     show = command(
@@ -38,14 +40,25 @@ def add_graph(commands: Any) -> None:
         "show",
         _graph_show,
         summary="a gene's partners",
-        text="List the partners of a gene, strongest first, with rho over the cells that hold both genes and over all.",
-        example="graph show graph.safetensors RPL3 -n 10",
+        text="List the partners of a gene, strongest first, with rho over the cells that hold both genes and over all. "
+        "A graph file stores no number of cells that hold both: it is counted in --corpus.",
+        example="graph show graph.safetensors RPL3 -n 10 --sort global",
         computes=False,
     )
     show.add_argument("graph", metavar="GRAPH", help="graph file")
-    show.add_argument("gene", metavar="GENE", help="symbol, gene id or token id")
+    show.add_argument("gene", metavar="GENE", help="symbol, gene id (upper or lower case) or token id")
     show.add_argument(
         "-n", type=int, default=20, metavar="N", help="number of partners shown (default: %(default)s; 0: all)"
+    )
+    show.add_argument(
+        "--sort",
+        default="local",
+        metavar="KEY",
+        help="local: |rho| over the cells that hold both genes; global: |rho| over all cells; overlap: number of cells "
+        "that hold both, with --corpus (default: %(default)s)",
+    )
+    show.add_argument(
+        "--corpus", metavar="CORPUS", help="the cells that the graph was built from: shows in how many both genes are"
     )
     info = command(
         group,
@@ -93,8 +106,14 @@ def _add_graph_build(commands: Any) -> None:
     setting(parser, "--max-length", 2048, "N", "number of genes read of each cell")
     setting(parser, "--n-neighbors", 50, "N", "number of partners that each gene proposes")
     setting(parser, "--rho-min", 0.2, "X", "smallest |rho| of a pair over all sampled cells (absent genes rank last)")
-    setting(parser, "--min-cooccurrence", 200, "N", "smallest number of cells that hold both genes")
-    setting(parser, "--min-presence", 50, "N", "smallest number of cells that hold a gene")
+    for flag, usual, text in (("cooccurrence", 200, "both genes"), ("presence", 50, "a gene")):
+        parser.add_argument(
+            f"--min-{flag}",
+            type=int,
+            metavar="N",
+            help=f"smallest number of cells that hold {text} (default: {usual}; where this hardly fits the cells, a "
+            "warning suggests another)",
+        )
     parser.add_argument(
         "--max-genes",
         type=int,
@@ -135,6 +154,8 @@ def _graph_build(arguments: argparse.Namespace) -> None:
     from corrmask_fast.graph.reports import summary_table
 
     parameters = {name: getattr(arguments, name) for name in BUILD_OPTIONS}
+    chosen = {name: parameters.pop(name) for name in THRESHOLDS}
+    parameters |= {name: value for name, value in chosen.items() if value is not None}
     if arguments.by is not None:
         _build_by(arguments, parameters)
         return
@@ -143,6 +164,7 @@ def _graph_build(arguments: argparse.Namespace) -> None:
         graph = build_dependency_graph(open_corpus(arguments), checkpoint=arguments.checkpoint, **parameters)
         if group.rank == 0:
             graph.save(arguments.output)
+            _warn_of_thresholds(graph, parameters)
             print(summary_table(graph))
             print(f"saved to {arguments.output}")
 
@@ -159,18 +181,30 @@ def _build_by(arguments: argparse.Namespace, parameters: dict[str, Any]) -> None
         if group.rank:  # takes part; rank 0 writes
             deque(graphs, maxlen=0)
             return
-        paths = save_graphs(_told(graphs), folder)
+        paths = save_graphs(_told(graphs, parameters), folder)
     print(f"saved to {folder}: {len(paths)} graph{'' if len(paths) == 1 else 's'}, and groups.csv")
 
 
-def _told(graphs: Iterator[tuple[str, DependencyGraph]]) -> Iterator[tuple[str, DependencyGraph]]:
+def _warn_of_thresholds(graph: DependencyGraph, parameters: dict[str, Any], group: str = "") -> None:
+    """Warn where a default threshold hardly fits the cells of the graph."""
+    from corrmask_fast.graph.build.thresholds import advice_on_thresholds
+
+    if advice := advice_on_thresholds(graph.params["n_cells_used"], parameters):
+        warnings.warn(f"{group}{advice}", stacklevel=2)
+
+
+def _told(
+    graphs: Iterator[tuple[str, DependencyGraph]], parameters: dict[str, Any]
+) -> Iterator[tuple[str, DependencyGraph]]:
     """Print each group's graph as soon as it is built."""
     for group, graph in graphs:
+        _warn_of_thresholds(graph, parameters, f"{group}: ")
         print(f"{group}: {graph}, from {graph.params['n_cells_used']:,} cells", flush=True)
         yield group, graph
 
 
 def _graph_show(arguments: argparse.Namespace) -> None:
+    from corrmask_fast.cells.corpus_io import read_corpus
     from corrmask_fast.errors import check_integer
     from corrmask_fast.graph.reports import partner_table
 
@@ -179,12 +213,14 @@ def _graph_show(arguments: argparse.Namespace) -> None:
     name = arguments.gene
     gene = int(name) if name.isdecimal() and name not in graph.vocabulary.names else name  # a token id, typed
     try:
-        print(partner_table(graph, gene, limit))
+        token = graph.vocabulary.id_of(gene, any_case=True)
     except InputError as error:
         if graph.vocabulary.symbols:
             raise
         fix = "this graph has no symbols: build it with --vocabulary and --symbols, or tokenize with --symbols"
         raise InputError(f"{error}; {fix}") from error
+    corpus = None if arguments.corpus is None else read_corpus(arguments.corpus, graph.vocabulary)
+    print(partner_table(graph, token, limit, sort=arguments.sort, corpus=corpus))
 
 
 def _graph_info(arguments: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""``corrmask-fast graph plot | merge | compare | stability | export``: uses of a graph that is built."""
+"""``corrmask-fast graph plot | enrich | modules | merge | compare | stability | export``: uses of a built graph."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from corrmask_fast.cli.options import (
     open_corpus,
     setting,
 )
-from corrmask_fast.errors import InputError
+from corrmask_fast.errors import InputError, check_integer
 
 if TYPE_CHECKING:
     import argparse
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 def add_graph_uses(group: Any) -> None:
     """Add the commands to the group ``graph``."""
     _add_plot(group)
+    _add_enrich(group)
+    _add_modules(group)
     _add_merge(group)
     _add_compare(group)
     _add_stability(group)
@@ -64,6 +66,76 @@ def _plot(arguments: argparse.Namespace) -> None:
     else:
         plot_graph(graph, arguments.output, kind=arguments.kind)
     print(f"saved to {arguments.output}")
+
+
+# -------------------------------------------------------------------------------------------------------- gene sets
+
+
+def _add_enrich(group: Any) -> None:
+    parser = command(
+        group,
+        "enrich",
+        _enrich,
+        summary="which gene sets have more edges within than by chance",
+        text="Count the edges between the genes of each set, and compare with random graphs in which each gene has as "
+        "many partners as here. p-values are of at least so many edges; q-values are corrected for the number of sets "
+        "(Benjamini and Hochberg). Genes that are not in the vocabulary are counted and left out.",
+        example="graph enrich graph.safetensors hallmark.gmt --csv enriched.csv",
+        computes=False,
+    )
+    parser.add_argument("graph", metavar="GRAPH", help="graph file")
+    parser.add_argument("sets", metavar="SETS.gmt", help="gene sets, such as MSigDB's or Reactome's")
+    _add_table(parser, "sets", "a line for each set")
+
+
+def _enrich(arguments: argparse.Namespace) -> None:
+    from corrmask_fast.graph.genesets import enrich_gene_sets
+
+    check_outputs(arguments, "csv")
+    limit = check_integer("-n", arguments.n, 0) or None
+    _show_table(enrich_gene_sets(load_graph(arguments.graph), arguments.sets), limit, arguments.csv)
+
+
+def _add_modules(group: Any) -> None:
+    parser = command(
+        group,
+        "modules",
+        _modules,
+        summary="groups of strongly linked genes, named by gene sets",
+        text="Find modules, groups of four genes or more with many strong edges between them: by the Leiden algorithm "
+        "where igraph is installed (pip install 'corrmask-fast[leiden]'), else by average linkage, as 'graph plot' "
+        "does. With --sets, the set that shares most genes beyond chance (hypergeometric test, q <= 0.05) names each.",
+        example="graph modules graph.safetensors --sets hallmark.gmt --csv modules.csv",
+        computes=False,
+    )
+    parser.add_argument("graph", metavar="GRAPH", help="graph file")
+    parser.add_argument("--sets", metavar="SETS.gmt", help="gene sets that name modules")
+    parser.add_argument(
+        "--method", metavar="NAME", help="leiden or linkage (default: leiden where igraph is installed)"
+    )
+    setting(parser, "--resolution", 1.0, "X", "of leiden: larger values give more and smaller modules")
+    _add_table(parser, "modules", "a line for each gene with its module")
+
+
+def _modules(arguments: argparse.Namespace) -> None:
+    from corrmask_fast.graph.modules import find_modules
+
+    check_outputs(arguments, "csv")
+    limit = check_integer("-n", arguments.n, 0) or None
+    options = {"method": arguments.method, "resolution": arguments.resolution, "sets": arguments.sets}
+    _show_table(find_modules(load_graph(arguments.graph), **options), limit, arguments.csv)
+
+
+def _add_table(parser: argparse.ArgumentParser, what: str, lines: str) -> None:
+    parser.add_argument("--csv", metavar="FILE", help=f"save {lines}")
+    setting(parser, "-n", 20, "N", f"number of {what} shown; 0: all")
+
+
+def _show_table(found: Any, limit: int | None, csv: str | None) -> None:
+    print(found.table(limit))
+    if csv is not None:
+        found.save_csv(csv)
+        print(f"saved to {csv}")
 
 
 # --------------------------------------------------------------------------------------------------------------- merge

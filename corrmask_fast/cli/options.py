@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 PROGRAM = "corrmask-fast"
 # Options and arguments that are files or folders to read.
 INPUTS = (
-    *("corpus", "graph", "graphs", "pmi", "table", "genes", "model", "models", "config", "input", "into"),
+    *("corpus", "graph", "graphs", "pmi", "table", "genes", "model", "models", "config", "input", "into", "sets"),
     *("vocabulary", "tokens", "medians", "symbols", "gene_mapping"),
 )
 

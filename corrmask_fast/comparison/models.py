@@ -26,6 +26,7 @@ from corrmask_fast.evaluation.masked_scores import MaskScores, score_masks
 from corrmask_fast.evaluation.scored_models import gene_counts
 from corrmask_fast.evaluation.shortcut import MEASURES, measure_shortcut, plan_targets
 from corrmask_fast.graph.build.building import build_dependency_graph
+from corrmask_fast.graph.build.thresholds import suggest_thresholds
 from corrmask_fast.graph.dependency_graph import DependencyGraph
 from corrmask_fast.masking.factory import make_masker
 from corrmask_fast.masking.pmi_table import PMITable
@@ -98,14 +99,7 @@ class Cells:
         if path.is_file():
             return DependencyGraph.load(path)
         corpus = self.share(fraction, seed)
-        # The defaults are for atlases; fewer cells hold fewer genes together.
-        cooccurrence, presence = (max(20, min(usual, corpus.n_cells // 100)) for usual in (200, 50))
-        graph = build_dependency_graph(
-            corpus,
-            min_cooccurrence=min(cooccurrence, corpus.n_cells),
-            min_presence=min(presence, corpus.n_cells),
-            progress=False,
-        )
+        graph = build_dependency_graph(corpus, **suggest_thresholds(corpus.n_cells), progress=False)
         graph.save(path)
         return graph
 

@@ -200,8 +200,8 @@ def measure_shortcut(
     (b) its partners are masked in place of some of these;
     (c) in their place as many random genes of the partners' frequency are masked.
 
-    The shortcut is the loss in (b) minus that in (a). The placebo is the loss in (c) minus that in (a): what it costs to
-    hide as many genes that are not partners.
+    The shortcut is the loss in (b) minus that in (a). The placebo is the loss in (c) minus that in (a): what it costs
+    to hide as many genes that are not partners.
 
     Parameters
     ----------

@@ -1,24 +1,28 @@
-"""Known gene sets in a graph: whether genes of a set are partners of each other more often than by chance."""
+"""Known gene sets in a graph: whether a set's genes are partners of each other more often than by chance."""
 
 from __future__ import annotations
 
 import math
 import re
+import textwrap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from corrmask_fast.errors import InputError
-from corrmask_fast.graph.chance import expected_neighbors
+from corrmask_fast.cells.gene_sets import open_gene_sets, tokens_of_set
+from corrmask_fast.errors import InputError, naming, shown
+from corrmask_fast.graph.chance import EdgesWithin
+from corrmask_fast.tables import align, write_csv
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    import os
+    from collections.abc import Iterable, Mapping
 
     from corrmask_fast.cells.vocabulary import Vocabulary
     from corrmask_fast.graph.dependency_graph import DependencyGraph
 
-__all__ = ["SetCohesion", "ribosomal_genes", "set_cohesion"]
+__all__ = ["SetCohesion", "SetEnrichment", "enrich_gene_sets", "p_text", "ribosomal_genes", "set_cohesion"]
 
 # Proteins of the two ribosomal subunits and their paralogues (RPL10A, RPS4Y1, RPLP0, RPSA, RPL22L1), not the
 # ribosomal S6 kinases (RPS6KA1) nor pseudogenes (RPL7P9).
@@ -85,13 +89,193 @@ def set_cohesion(graph: DependencyGraph, genes: Iterable[int | str]) -> SetCohes
     if members.size == 0:
         raise InputError("the gene set is empty; give at least one gene")
     degrees = graph.degrees
-    inside = np.zeros(degrees.size, np.bool_)
-    inside[members] = True
     own = degrees[members]
     partners = int(own.sum())
     if partners == 0:
         return SetCohesion(0, 0, math.nan, math.nan)
-    source = np.repeat(np.arange(degrees.size), degrees)
-    within = int(np.count_nonzero(inside[source] & inside[graph.indices]))
-    chance = float(expected_neighbors([degrees], inside)[members].sum() / partners)
+    within = 2 * _edges_within(graph, members)
+    chance = 2 * EdgesWithin(degrees).moments(members)[0] / partners
     return SetCohesion(int(np.count_nonzero(own)), partners, within / partners, chance)
+
+
+def _edges_within(graph: DependencyGraph, members: np.ndarray) -> int:
+    """Return the number of edges between genes of a set."""
+    inside = np.zeros(graph.vocabulary.size, np.bool_)
+    inside[members] = True
+    rows = [inside[graph.indices[graph.indptr[token] : graph.indptr[token + 1]]] for token in members.tolist()]
+    return int(np.count_nonzero(np.concatenate(rows))) // 2 if rows else 0
+
+
+@dataclass(frozen=True, eq=False)
+class SetEnrichment:
+    """Gene sets against a graph, the set of smallest p-value first.
+
+    Attributes
+    ----------
+    names
+        Names of the sets, in the order of all arrays.
+    size, known, genes
+        (sets,) int64: genes of the set as it is given; of these, genes of the vocabulary; of these, genes with a
+        partner in the graph.
+    edges
+        (sets,) int64: edges between genes of the set.
+    expected, sd
+        (sets,) float64: mean and standard deviation of this number over random graphs in which each gene has as many
+        partners as here.
+    p_value, q_value
+        (sets,) float64: probability of at least so many edges by chance, and the same corrected for the number of sets
+        (Benjamini and Hochberg): the false discovery rate of the sets down to this one.
+    left_out
+        Names of the sets with fewer than two genes that have a partner: they can have no edge.
+    n_named, unknown
+        Number of different genes that all sets name, and those that are not in the vocabulary.
+    """
+
+    names: tuple[str, ...]
+    size: np.ndarray
+    known: np.ndarray
+    genes: np.ndarray
+    edges: np.ndarray
+    expected: np.ndarray
+    sd: np.ndarray
+    p_value: np.ndarray
+    q_value: np.ndarray
+    left_out: tuple[str, ...]
+    n_named: int
+    unknown: tuple[str, ...]
+
+    @property
+    def fold(self) -> np.ndarray:
+        """(sets,) float64: ``edges / expected``."""
+        return self.edges / self.expected
+
+    def table(self, limit: int | None = None) -> str:
+        """Return an aligned table of at most ``limit`` sets, and what was left out."""
+        rows = [["set", "genes", "of", "edges", "by chance", "sd", "fold", "p", "q"]]
+        for i, name in enumerate(self.names[:limit]):
+            counts = [f"{self.genes[i]:,}", f"{self.size[i]:,}", f"{self.edges[i]:,}", f"{self.expected[i]:,.1f}"]
+            tests = [f"{self.sd[i]:.1f}", f"{self.fold[i]:.1f}", p_text(self.p_value[i]), p_text(self.q_value[i])]
+            rows.append([name, *counts, *tests])
+        rest = len(self.names) - (len(rows) - 1)
+        return "\n".join([*align(rows), *([f"... and {rest:,} more"] if rest else []), "", *self._notes()])
+
+    def _notes(self) -> list[str]:
+        found = [f"{len(self.names):,} sets, {np.count_nonzero(self.q_value <= 0.05):,} of them with q <= 0.05"]
+        if self.left_out:
+            found[0] += f"; {len(self.left_out):,} left out: fewer than two of their genes have a partner in the graph"
+        if self.unknown:
+            found.append(
+                f"{len(self.unknown):,} of {self.n_named:,} genes are not in the vocabulary, such as "
+                f"{shown(self.unknown[0])}"
+            )
+        meant = (
+            "genes: those with a partner, of all genes of the set; by chance: in random graphs in which each gene has "
+            "as many partners as here; p: of at least so many edges; q: corrected for the number of sets"
+        )
+        return [*found, *textwrap.wrap(meant, 110)]
+
+    def save_csv(self, path: str | os.PathLike[str]) -> None:
+        """Write a line for each set."""
+        columns = {
+            "set": self.names,
+            "genes_in_set": self.size.tolist(),
+            "genes_known": self.known.tolist(),
+            "genes_with_partners": self.genes.tolist(),
+            "edges": self.edges.tolist(),
+            "expected": self.expected.tolist(),
+            "sd": self.sd.tolist(),
+            "fold": self.fold.tolist(),
+            "p_value": self.p_value.tolist(),
+            "q_value": self.q_value.tolist(),
+        }
+        write_csv(path, list(columns), zip(*columns.values(), strict=True))
+
+    def __str__(self) -> str:
+        return self.table()
+
+
+def enrich_gene_sets(
+    graph: DependencyGraph, sets: str | os.PathLike[str] | Mapping[str, Iterable[int | str]]
+) -> SetEnrichment:
+    """Test gene sets for more edges between their genes than by chance, given how many partners each gene has.
+
+    Parameters
+    ----------
+    graph
+        The graph.
+    sets
+        Path of a ``.gmt`` file (:func:`corrmask_fast.read_gene_sets`), or name → genes by token id, name or symbol.
+        Genes outside the vocabulary count for nothing.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read, or no set has two genes with a partner in the graph.
+
+    Notes
+    -----
+    Chance is a random graph in which each gene keeps its number of partners (:func:`corrmask_fast.rewired`): hubs of a
+    set have many edges among each other anyway. Mean and variance of the number of edges within a set have a closed
+    form (:class:`corrmask_fast.graph.chance.EdgesWithin`). The p-value is that of a translated Poisson distribution of
+    this mean and variance (Roellin 2005): Poisson's for rare edges, close to the normal one for many. Numbers of
+    independent edges are at most as skewed as Poisson's, so small p-values are rather too large than too small. The
+    test has one side: fewer edges than by chance give a p-value near 1.
+
+    Examples
+    --------
+    >>> from corrmask_fast import DependencyGraph, Vocabulary
+    >>> genes = Vocabulary(("<pad>", "<mask>", *"ABCDEFGHIJ"))
+    >>> ring = DependencyGraph.from_edges([*zip("ABCDEFGHIJ", "BCDEFGHIJA")], genes)
+    >>> found = enrich_gene_sets(ring, {"apart": ["A", "C", "E"], "run": ["A", "B", "C", "X"]})
+    >>> found.names, found.edges.tolist(), found.expected.round(2).tolist(), found.unknown
+    (('run', 'apart'), [2, 0], [0.67, 0.67], ('X',))
+    """
+    from scipy.special import gammainc
+    from scipy.stats import false_discovery_control
+
+    tokens: dict[str, np.ndarray] = {}
+    size: dict[str, int] = {}
+    unknown: dict[str, None] = {}
+    for name, genes in open_gene_sets(sets).items():
+        lost: dict[str, None] = {}
+        tokens[str(name)] = tokens_of_set(graph.vocabulary, name, genes, lost)
+        size[str(name)] = tokens[str(name)].size + len(lost)
+        unknown |= lost
+    degrees, chance = graph.degrees, EdgesWithin(graph.degrees)
+    linked = {name: members[degrees[members] > 0] for name, members in tokens.items()}
+    names = [name for name, members in linked.items() if members.size > 1]
+    if not names:
+        example = f", such as {shown(next(iter(unknown)))}" if unknown else ""
+        with naming(sets):
+            raise InputError(
+                f"none of {len(tokens)} gene sets has two genes with a partner in the graph, which has "
+                f"{np.count_nonzero(degrees)} such genes; {len(unknown)} genes are not in its vocabulary{example}. "
+                f"Genes are found by names like {shown(graph.vocabulary.names[graph.vocabulary.gene_range[0]])}, and "
+                "by symbols where the graph has them (give symbols when cells are tokenised or the graph is built)"
+            )
+    edges = np.array([_edges_within(graph, linked[name]) for name in names])
+    mean, variance = np.array([chance.moments(linked[name]) for name in names]).T
+    # P(X >= edges) of Poisson(variance) moved by mean - variance; between its steps as the gamma function goes.
+    above = np.maximum(edges - (mean - variance), 0)
+    p, sd = gammainc(above, variance), np.sqrt(variance)
+    order = np.lexsort((-(edges - mean) / sd, p))
+    ordered = [names[i] for i in order]
+    return SetEnrichment(
+        names=tuple(ordered),
+        size=np.array([size[name] for name in ordered]),
+        known=np.array([tokens[name].size for name in ordered]),
+        genes=np.array([linked[name].size for name in ordered]),
+        edges=edges[order],
+        expected=mean[order],
+        sd=sd[order],
+        p_value=p[order],
+        q_value=false_discovery_control(p)[order],
+        left_out=tuple(name for name in tokens if linked[name].size < 2),
+        n_named=np.unique(np.concatenate(list(tokens.values()))).size + len(unknown),
+        unknown=tuple(unknown),
+    )
+
+
+def p_text(p: float) -> str:
+    """Return a p-value for a table."""
+    return f"{p:.2f}" if p >= 0.01 else f"{p:.0e}" if p > 0 else "<1e-300"

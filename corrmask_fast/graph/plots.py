@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from corrmask_fast.errors import InputError, check_integer
+from corrmask_fast.graph.modules import average_linkage, linkage_modules, strongest_genes
 from corrmask_fast.plots import (
     BLUE,
     COLORS,
@@ -33,10 +34,7 @@ __all__ = ["KINDS", "plot_graph", "plot_modules"]
 KINDS = ("degree", "rho", "modules", "all")
 DIVERGING = "RdBu_r"  # blue below 0, white at 0, red above
 MODULE_GENES = 50  # as many symbols as stay legible on a page
-BROAD = 3000  # strongest genes among which modules are searched
 APART = 2.0  # largest distance 1 - rho between two genes
-MEAN_RHO = 0.1  # smallest mean rho between a module's genes, where a pair without an edge counts as 0
-MIN_GENES = 4
 MODULE_COLORS = (*COLORS, "#F0E442", "#000000", GREY)  # as many modules are shown
 HUBS = 5
 ALL_CELLS, OVERLAP = "over all cells", "over cells with both genes"
@@ -204,7 +202,7 @@ def _draw_modules(figure: Any, graph: DependencyGraph, n_genes: int) -> None:
 
     matrix, tokens, module, sizes = _module_genes(graph, n_genes)
     # Modules are further from each other than any two genes are: each stays in one piece.
-    tree = _cluster(matrix - APART * (module[:, None] != module), ordered=True)
+    tree = average_linkage(matrix - APART * (module[:, None] != module), ordered=True)
     order = hierarchy.leaves_list(tree)
     matrix, tokens, module = matrix[np.ix_(order, order)], tokens[order], module[order]
     n = tokens.size
@@ -248,37 +246,17 @@ def _draw_modules(figure: Any, graph: DependencyGraph, n_genes: int) -> None:
 
 def _module_genes(graph: DependencyGraph, n_genes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Return rho between the genes to show (1 with itself), their tokens, their modules, and all modules' sizes."""
-    from scipy.cluster import hierarchy
-
-    weights = graph.to_scipy("rho" if graph.rho_global is None else "rho_global")
-    strength = np.asarray(abs(weights).sum(axis=1)).ravel()
-    tokens = np.argsort(-strength, kind="stable")[: min(BROAD, np.count_nonzero(graph.degrees))]
-    matrix = np.clip(weights[tokens][:, tokens].toarray().astype(np.float64), -1, 1)
-    np.fill_diagonal(matrix, 1)
-    module = hierarchy.fcluster(_cluster(matrix), 1 - MEAN_RHO, "distance") - 1
-    sizes = np.bincount(module)
-    largest = np.argsort(-sizes, kind="stable")[: len(MODULE_COLORS)]
-    chosen = largest[sizes[largest] >= MIN_GENES]
-    if chosen.size == 0:  # too loose for modules: the strongest genes, as one
+    tokens, matrix = strongest_genes(graph)
+    modules = linkage_modules(matrix)[: len(MODULE_COLORS)]
+    if not modules:  # too loose for modules: the strongest genes, as one
         kept = np.arange(min(n_genes, tokens.size))
         return matrix[np.ix_(kept, kept)], tokens[kept], np.zeros(kept.size, np.int64), np.array([kept.size])
-    # Each module's genes by how strongly they hang together, then the first of each module, the second, …
-    queues = []
-    for number in chosen:
-        members = np.flatnonzero(module == number)
-        queues.append(members[np.argsort(-matrix[np.ix_(members, members)].sum(axis=1), kind="stable")])
-    turns = [(place, i) for i, queue in enumerate(queues) for place in range(queue.size)]
+    # The strongest gene of each module, then the second of each, …
+    turns = [(place, i) for i, members in enumerate(modules) for place in range(members.size)]
     taken = sorted(turns)[:n_genes]
-    kept = np.array([queues[i][place] for place, i in taken])
-    return matrix[np.ix_(kept, kept)], tokens[kept], np.array([i for _, i in taken]), sizes[chosen]
-
-
-def _cluster(matrix: np.ndarray, *, ordered: bool = False) -> np.ndarray:
-    """Return the average linkage of genes at distance ``1 - rho``."""
-    from scipy.cluster import hierarchy
-    from scipy.spatial.distance import squareform
-
-    return hierarchy.linkage(squareform(1 - matrix, checks=False), "average", optimal_ordering=ordered)
+    kept = np.array([modules[i][place] for place, i in taken])
+    sizes = np.array([members.size for members in modules])
+    return matrix[np.ix_(kept, kept)], tokens[kept], np.array([i for _, i in taken]), sizes
 
 
 def _dendrogram(axis: Any, tree: np.ndarray) -> None:

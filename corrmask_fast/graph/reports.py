@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from corrmask_fast.errors import InputError
+from corrmask_fast.graph.build.building import GraphParameters
+from corrmask_fast.graph.stability import check_corpus, parameters_of
 from corrmask_fast.tables import align
 
 if TYPE_CHECKING:
+    from corrmask_fast.cells.corpus import Corpus
     from corrmask_fast.graph.dependency_graph import DependencyGraph
 
-__all__ = ["partner_table", "summary_table"]
+__all__ = ["cells_with_both", "partner_table", "summary_table"]
+
+SORTS = ("local", "global", "overlap")
+CHUNK = 10_000  # cells read at a time
 
 # What the two kinds of rho of a summary are.
 LABELS = {
@@ -40,26 +49,77 @@ def summary_table(graph: DependencyGraph) -> str:
     return "\n".join(f"{name.replace('_', ' ').ljust(width)}  {text(value)}" for name, value in facts.items())
 
 
-def partner_table(graph: DependencyGraph, gene: str | int, limit: int | None = None) -> str:
-    """Return a gene's partners, strongest first, as an aligned table of at most ``limit`` lines."""
+def partner_table(
+    graph: DependencyGraph,
+    gene: str | int,
+    limit: int | None = None,
+    *,
+    sort: str = "local",
+    corpus: Corpus | None = None,
+) -> str:
+    """Return a gene's partners as an aligned table of at most ``limit`` lines.
+
+    ``sort``: by absolute rho over the cells that hold both genes (``"local"``) or over all cells (``"global"``), or by
+    the number of cells that hold both (``"overlap"``), the largest first. A graph does not store this number: it is
+    counted in ``corpus``, the cells that the graph was built from.
+    """
 
     def label(token: int) -> str:
         name, symbol = vocabulary.names[token], vocabulary.name_of(token)
         return name if name == symbol else f"{symbol} ({name})"
 
+    if sort not in SORTS:
+        raise InputError(f"sort must be one of {', '.join(map(repr, SORTS))}; got {sort!r}")
     vocabulary = graph.vocabulary
     token = vocabulary.id_of(gene)
-    ids, rho = graph.neighbors(token)
+    row = slice(graph.indptr[token], graph.indptr[token + 1])
+    ids, local = graph.indices[row], graph.rho[row]
+    overall = None if graph.rho_global is None else graph.rho_global[row]
+    overlap = None if corpus is None else cells_with_both(graph, corpus, token)
     title = f"{label(token)}, token {token}: {ids.size} partner{'' if ids.size == 1 else 's'}"
+    if overlap is not None:
+        title += f", in {overlap[token]:,} of {graph.params['n_cells_used']:,} cells"
     if ids.size == 0:
         return f"{title}; no other gene passed the thresholds of this graph"
-    overall: dict[int, float] = {}
-    if graph.rho_global is not None:
-        row = slice(graph.indptr[token], graph.indptr[token + 1])
-        overall = dict(zip(graph.indices[row].tolist(), graph.rho_global[row].tolist(), strict=True))
-    rows = [["partner", "token", "rho", "rho, all cells"]]
-    for other, value in zip(ids.tolist()[:limit], rho.tolist(), strict=False):
-        text = f"{overall[other]:+.3f}" if overall else "-"
-        rows.append([label(other), str(other), f"{value:+.3f}", text])
+    key = {"local": np.abs(local), "global": overall, "overlap": None if overlap is None else overlap[ids]}[sort]
+    if key is None:
+        raise InputError(
+            "sort='global' needs rho over all cells, which this graph does not store (it was not built from cells); "
+            "sort by 'local'"
+            if sort == "global"
+            else "sort='overlap' needs corpus=, the cells that the graph was built from"
+        )
+    rows = [["partner", "token", "rho", "rho, all cells", *([] if overlap is None else ["cells with both"])]]
+    for i in np.lexsort((-np.abs(local), -np.abs(key)))[:limit].tolist():
+        texts = [f"{local[i]:+.3f}", "-" if overall is None else f"{overall[i]:+.3f}"]
+        both = [] if overlap is None else [f"{overlap[ids[i]]:,}"]
+        rows.append([label(ids[i]), str(ids[i]), *texts, *both])
     rest = ids.size - (len(rows) - 1)
     return "\n".join([title, *align(rows), *([f"... and {rest} more"] if rest else [])])
+
+
+def cells_with_both(graph: DependencyGraph, corpus: Corpus, gene: str | int) -> np.ndarray:
+    """Return (V,) int64: in how many of the cells that the graph was built from a gene stands with each other gene.
+
+    At the gene's own place: in how many cells it stands. The cells are read once, in bounded memory.
+
+    Raises
+    ------
+    InputError
+        If the graph was not built from cells, or from another number of cells than the corpus has.
+    """
+    parameters = GraphParameters(**parameters_of(graph))
+    check_corpus(corpus, graph)
+    cells = parameters.sample(corpus)
+    token, rows = graph.vocabulary.id_of(gene), np.asarray(cells.rows)
+    counts = np.zeros(graph.vocabulary.size, np.int64)
+    for begin in range(0, rows.size, CHUNK):
+        indptr, tokens = corpus.gather(rows[begin : begin + CHUNK], warn=False)
+        lengths = np.diff(indptr)
+        cell = np.repeat(np.arange(lengths.size), lengths)
+        read = np.arange(tokens.size) - indptr[cell] < cells.max_length
+        cell, tokens = cell[read], tokens[read]
+        holds = np.zeros(lengths.size, np.bool_)
+        holds[cell[tokens == token]] = True
+        counts += np.bincount(tokens[holds[cell]], minlength=counts.size)
+    return counts

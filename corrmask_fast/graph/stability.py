@@ -143,8 +143,8 @@ def edge_stability(
     >>> edge_stability(corpus, graph, n_repeats=4, progress=False).frequency
     array([1.])
     """
-    parameters = _parameters_of(graph)
-    _check_corpus(corpus, graph)
+    parameters = parameters_of(graph)
+    check_corpus(corpus, graph)
     check_integer("n_repeats", n_repeats, 1)
     if check_number("fraction", fraction, 0, 1) == 0:
         raise InputError("fraction must be a number in (0, 1]; got 0")
@@ -181,7 +181,8 @@ def _part(share: float, whole: int) -> int:
     return math.ceil(share * whole - 1e-9)
 
 
-def _check_corpus(corpus: Corpus, graph: DependencyGraph) -> None:
+def check_corpus(corpus: Corpus, graph: DependencyGraph) -> None:
+    """Raise InputError unless the corpus can be the one that the graph was built from."""
     corpus.vocabulary.check_same(graph.vocabulary, "the corpus", "the graph")
     used, n_cells = graph.params["n_cells_used"], graph.params["n_cells"]
     sampled = used == n_cells and corpus.n_cells >= used
@@ -192,13 +193,13 @@ def _check_corpus(corpus: Corpus, graph: DependencyGraph) -> None:
         )
 
 
-def _parameters_of(graph: DependencyGraph) -> dict[str, Any]:
+def parameters_of(graph: DependencyGraph) -> dict[str, Any]:
     """Return what the graph was built with, as keyword arguments."""
     names = [field.name for field in fields(GraphParameters)]
     missing = [name for name in (*names, "n_cells_used") if name not in graph.params]
     if missing:
         raise InputError(
-            f"the graph does not say how it was built (its params lack {', '.join(missing)}): stability needs a graph "
+            f"the graph does not say how it was built (its params lack {', '.join(missing)}): this needs a graph "
             "that build_dependency_graph made; merged graphs and graphs from elsewhere cannot be built again"
         )
     return {name: graph.params[name] for name in names}

@@ -15,6 +15,7 @@ from corrmask_fast.graph.build.checkpoint import Checkpoint, fingerprint_cells
 from corrmask_fast.graph.build.distributed import current_team
 from corrmask_fast.graph.build.memory import MAX_CELLS, MAX_CELLS_OF_64_BITS, check_memory, plan_chunks
 from corrmask_fast.graph.build.records import Cells
+from corrmask_fast.graph.build.thresholds import suggest_thresholds
 from corrmask_fast.graph.build.work import Work
 from corrmask_fast.graph.dependency_graph import DependencyGraph, graph_of_pairs
 from corrmask_fast.progress import progress_bar
@@ -71,7 +72,8 @@ class GraphParameters:
             if getattr(self, name) > n_cells:
                 raise InputError(
                     f"{name} must be at most the number of cells that the graph is built from, here {n_cells}; "
-                    f"got {getattr(self, name)}; lower it, or bring more cells"
+                    f"got {getattr(self, name)}; lower it, or bring more cells; "
+                    f"for {n_cells} cells {name}={suggest_thresholds(n_cells)[name]} is suggested"
                 )
         rows = range(n_cells) if n_cells == corpus.n_cells else corpus.sample_rows(n_cells, self.seed)
         return Cells(corpus, rows, self.max_length)
@@ -115,7 +117,8 @@ def build_dependency_graph(
     rho_min
         Smallest absolute rho over all cells, in [0, 1].
     min_cooccurrence
-        Smallest number of cells that hold both genes (M_min). Applied after ``n_neighbors``.
+        Smallest number of cells that hold both genes (M_min). Applied after ``n_neighbors``. The default is for
+        20 000 cells and more; :func:`corrmask_fast.suggest_thresholds` has values for fewer.
     min_presence
         Smallest number of sampled cells that hold a gene.
     max_genes

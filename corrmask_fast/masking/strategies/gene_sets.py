@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from corrmask_fast.cells.gene_sets import read_gene_sets
+from corrmask_fast.cells.gene_sets import open_gene_sets, tokens_of_set
 from corrmask_fast.errors import InputError, naming, shown
 from corrmask_fast.kernels.layout import GENE_SETS
 from corrmask_fast.masking.base import Masker, RateLike
@@ -17,6 +16,8 @@ from corrmask_fast.masking.engine.tables import table_of_sets
 from corrmask_fast.tensor_files import hash_tensors
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
     from corrmask_fast.cells.vocabulary import Vocabulary
 
 __all__ = ["GeneSetMasker"]
@@ -120,13 +121,11 @@ def _tokens_of(vocabulary: Vocabulary, sets: Any, unknown: str | None) -> list[n
     if unknown not in {None, "error", "skip"}:
         raise InputError(f"unknown must be 'error', 'skip' or None; got {shown(unknown)}")
     is_file = isinstance(sets, str | os.PathLike)
-    found: Any = read_gene_sets(sets) if is_file else sets
-    if not isinstance(found, Mapping):
-        raise InputError(f"sets must be a mapping of names to genes, or the path of a .gmt file; got {shown(sets)}")
+    found = open_gene_sets(sets)
     skips = unknown == "skip" or (unknown is None and is_file)
     lost: dict[Any, None] = {}
     with naming(sets):
-        members = [_tokens_of_set(vocabulary, name, genes, lost if skips else None) for name, genes in found.items()]
+        members = [tokens_of_set(vocabulary, name, genes, lost if skips else None) for name, genes in found.items()]
         if not any(part.size > 1 for part in members):
             example = f", such as {shown(next(iter(lost)))}" if lost else ""
             raise InputError(
@@ -143,18 +142,3 @@ def _tokens_of(vocabulary: Vocabulary, sets: Any, unknown: str | None) -> list[n
             stacklevel=4,
         )
     return members
-
-
-def _tokens_of_set(vocabulary: Vocabulary, name: Any, genes: Any, lost: dict[Any, None] | None) -> np.ndarray:
-    """Return the token ids of a set's genes, ascending; unknown genes go into ``lost``, where there is one."""
-    if isinstance(genes, str | bytes) or not isinstance(genes, Iterable):
-        raise InputError(f"the genes of the set {shown(name)} must be a list; got {shown(genes)}")
-    tokens = set()
-    for gene in genes:
-        try:
-            tokens.add(vocabulary.id_of(gene))
-        except (InputError, TypeError) as error:
-            if lost is None:
-                raise InputError(f"the set {shown(name)}: {error}; unknown='skip' leaves such genes out") from error
-            lost[shown(gene) if not isinstance(gene, str) else gene] = None
-    return np.array(sorted(tokens), np.int64)
