@@ -294,9 +294,15 @@ def test_report_as_table_dict_and_csv(corpus, graph, tmp_path):
     assert lines[5].split()[:2] == ["nothing", "-"]
     json.dumps(report.to_dict())
 
+    headings = lines[1].split(), lines[2].split()
+    assert headings[0].index("shortcut,") < headings[0].index("residual")  # the one to compare by comes first
+    assert not {"lambda", "K", "p", "seed"} & set(headings[1])  # functions have no settings
+
     report.save_csv(tmp_path / "audit.csv")
     with (tmp_path / "audit.csv").open() as file:
         rows = list(csv.DictReader(file))
+    assert {row["graph"] for row in rows} == {graph.fingerprint[:12]}
+    assert {(row["structural_ratio"], row["seed"]) for row in rows} == {("", "")}
     assert [row["strategy"] for row in rows] == ["ours", "nothing"]
     assert float(rows[0]["hit_rate"]) == report["ours"].hit_rate
     assert int(rows[0]["hits"]) == report["ours"].hits
@@ -307,6 +313,45 @@ def test_report_as_table_dict_and_csv(corpus, graph, tmp_path):
     assert rows[0]["symbol"] == "RPL3"
     assert sum(int(row["times_present"]) for row in rows) == corpus.nnz
     assert sum(int(row["times_masked: ours"]) for row in rows) == report["ours"].masked
+
+
+def test_several_maskers_in_one_report(corpus, graph, tmp_path):
+    common = {"mlm_probability": 0.3, "seed": 4}
+    pairs = [(ratio, k) for ratio in (0.25, 1.0) for k in (1, 5)]
+    maskers = [CorrMasker(graph, structural_ratio=ratio, max_partners=k, **common) for ratio, k in pairs]
+    report = audit_masking(maskers, corpus, graph, progress=False)
+    names = [f"CorrMask, lambda {ratio:g}, K {k}" for ratio, k in pairs]
+    assert [row.name for row in report] == [*names, CONTROL]
+    for name, masker in zip(names, maskers, strict=True):
+        alone = audit_masking(masker, corpus, graph, progress=False)
+        assert [row.name for row in alone] == ["CorrMask", CONTROL]
+        assert alone["CorrMask"].hits == report[name].hits
+        assert alone[CONTROL].hits == report[CONTROL].hits
+    assert len({row.hits for row in report}) == 5
+
+    report.save_csv(tmp_path / "audit.csv")
+    with (tmp_path / "audit.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["strategy"] for row in rows] == ["CorrMask"] * 4 + [CONTROL]
+    settings = [(row["structural_ratio"], row["max_partners"], row["mlm_probability"], row["seed"]) for row in rows]
+    assert settings == [(str(r), str(k), "0.3", "4") for r, k in pairs] + [("0.0", "", "0.3", "4")]
+    _, _, heading, _, *lines = report.table().splitlines()
+    assert heading.split()[:3] == ["strategy", "lambda", "K"]  # p and seed are those of all
+    assert " p " not in heading
+    assert [line.split()[1:3] for line in lines[:4]] == [[f"{r:g}", str(k)] for r, k in pairs]
+    assert lines[4].removeprefix(CONTROL).split()[:2] == ["0", "-"]
+
+    named = audit_masking({"a": maskers[0], "b": maskers[0]}, corpus, graph, progress=False)
+    assert [row.name for row in named] == ["a", "b", CONTROL]
+    rates = [CorrMasker(graph, mlm_probability=p) for p in (0.15, (0.1, 0.2))]
+    names = [row.name for row in audit_masking(rates, corpus, graph, progress=False)]
+    assert names == ["CorrMask, p 0.15", "CorrMask, p 0.1..0.2", CONTROL]
+    with pytest.raises(InputError, match="two maskers have the same label and settings; name them"):
+        audit_masking([maskers[0], maskers[0]], corpus, graph)
+    with pytest.raises(InputError, match="one or more of them; got none"):
+        audit_masking([], corpus, graph)
+    with pytest.raises(InputError, match="no masker may be named 'control"):
+        audit_masking({CONTROL: maskers[0]}, corpus, graph)
 
 
 def test_plots_are_saved_whole_or_not_at_all(corpus, graph, tmp_path):

@@ -159,8 +159,29 @@ def test_the_command_prints_and_saves(folder, tmp_path, capsys, report):
         rows = list(csv.DictReader(file))
     assert [row["strategy"] for row in rows] == NAMES
     assert [float(row["hit_rate"]) for row in rows] == [row.hit_rate for row in report]
+    assert {row["graph"] for row in rows} == {str(folder / "graph.safetensors")}
+    assert {(row["mlm_probability"], row["seed"]) for row in rows} == {("0.3", "3")}
+    ratios = {row["strategy"]: (row["structural_ratio"], row["max_partners"]) for row in rows}
+    assert [ratios[name] for name in ("Random (lambda = 0)", "PMI-Rand", "CorrMask", MATCHED, "CorrMask-100")] == [
+        *(("0.0", ""), ("0.5", ""), ("0.5", "5"), ("0.5", "5"), ("1.0", "5"))
+    ]
     assert files["w.csv"].read_text().count("\n") == 4
     assert files["a.png"].read_bytes().startswith(b"\x89PNG")
+
+
+def test_several_ratios_and_numbers_of_partners_are_a_line_each(folder, tmp_path, capsys, graph, corpus):
+    options = ["--structural-ratio", 0, 0.25, 1, "--max-partners", 1, 5, "--csv", tmp_path / "a.csv", "--seed", 2]
+    assert audit(folder, *options) == 0
+    out = capsys.readouterr().out
+    with (tmp_path / "a.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    # lambda = 0 is the control, once.
+    pairs = [("0.25", "1"), ("0.25", "5"), ("1.0", "1"), ("1.0", "5"), ("0.0", "")]
+    assert [(row["structural_ratio"], row["max_partners"]) for row in rows] == pairs
+    alone = audit_masking(CorrMasker(graph, max_partners=1, structural_ratio=0.25, seed=2), corpus, graph)
+    assert int(rows[0]["hits"]) == alone["CorrMask"].hits
+    assert out.count("\nCorrMask ") == 4
+    assert "Shortcut: the\nlargest |rho| among a masked gene's partners in view" in out
 
 
 @pytest.mark.parametrize("what", [["--strategy", "span"], ["--all", "--n-cells", 20]])
@@ -203,6 +224,8 @@ def test_a_step_is_refused_before_a_table_is_counted(corpus, graph, monkeypatch)
     [
         (["--all", "--strategy", "span"], "--all audits every strategy; leave --strategy span out, or --all"),
         (["--all", "--structural-ratio", "0.3"], "--structural-ratio follows from each strategy's name"),
+        (["--all", "--max-partners", "1", "5"], "--all audits every strategy with one --max-partners; give one number"),
+        (["--max-partners", "5", "5"], "--max-partners has 5 twice; give each once"),
         (["--windows-csv", "w.csv"], "--windows-csv belongs to --all; give both, or neither"),
         (["--all", "--csv", "nowhere/a.csv"], "the folder nowhere does not exist"),
         (["--all", "--pmi", "missing.safetensors"], "no PMI table file at missing.safetensors"),

@@ -18,7 +18,7 @@ from experiment import conclude, options, save_table
 from scipy.stats import rankdata
 
 from corrmask_fast import Corpus, Vocabulary, build_dependency_graph
-from corrmask_fast.plots import new_figure, save_figure
+from corrmask_fast.plots import PAGE, new_figure, save_figure
 
 SIGNAL, SPREAD, DROPOUT = 10.0, 2.0, 0.5
 WAYS = ("adjacency", "co-occurrence", "rho")
@@ -69,7 +69,7 @@ def auc(matrix, module):
 
 
 def draw(path, matrices, module, aucs):
-    figure = new_figure((13, 3.9))
+    figure = new_figure((PAGE, 2.0))
     truth = (module == module[:, None]).astype(float)
     panels = [("planted modules", truth, None), *((way, matrices[way], np.mean(aucs[way])) for way in WAYS)]
     for axis, (name, matrix, score) in zip(figure.subplots(1, 4), panels, strict=True):
@@ -77,11 +77,11 @@ def draw(path, matrices, module, aucs):
         limit = float(np.quantile(np.abs(matrix), 0.999)) or 1.0
         limits = {"cmap": "RdBu_r", "vmin": -limit} if diverging else {"cmap": "Blues", "vmin": 0}
         shown = axis.imshow(matrix, vmax=limit, interpolation="nearest", **limits)
-        axis.set_title(name if score is None else f"{name}: AUC {score:.3f}", loc="left", fontsize=10)
+        axis.set_title(name if score is None else f"{name}: AUC {score:.3f}", loc="left", fontsize=8)
         axis.set_xticks([])
         axis.set_yticks([])
-        axis.set_xlabel(f"{module.size:,} genes", fontsize=9)
-        figure.colorbar(shown, ax=axis, shrink=0.7).ax.tick_params(labelsize=7)
+        axis.set_xlabel(f"{module.size:,} genes", fontsize=7)
+        figure.colorbar(shown, ax=axis, shrink=0.7).ax.tick_params(labelsize=6)
     save_figure(figure, path)
 
 

@@ -30,7 +30,7 @@ from experiment import conclude, options, save_table
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-from corrmask_fast.plots import COLORS, GREY, new_figure, save_figure, style_axis
+from corrmask_fast.plots import GREY, LOOKS, PAGE, TEXT, new_figure, save_figure, style_axis
 
 N_SAMPLES, N_TRAIN, N_TEST, N_GENES, N_MODULES = 1500, 800, 500, 60, 3
 CLS, MASK = N_GENES, N_GENES + 1
@@ -150,23 +150,24 @@ def accuracies(rows, gamma, strategy, field="accuracy"):
 
 
 def draw(path, rows, gammas):
-    figure = new_figure((10, 4))
+    figure = new_figure((PAGE, 2.9))
     left, right = figure.subplots(1, 2)
-    for strategy, color in zip(STRATEGIES, (GREY, COLORS[1]), strict=True):
+    random, correlation = ({"color": LOOKS[name].color, "marker": LOOKS[name].marker, "capsize": 3, "markersize": 4}
+                           for name in ("random", "corrmask"))  # fmt: skip
+    for strategy, style in zip(STRATEGIES, (random, correlation), strict=True):
         points = [mean_and_error(accuracies(rows, gamma, strategy)) for gamma in gammas]
-        left.errorbar(gammas, *zip(*points, strict=True), color=color, marker="o", capsize=3, label=strategy)
+        left.errorbar(gammas, *zip(*points, strict=True), label=strategy, **style)
     straight = [mean_and_error(accuracies(rows, gamma, "random", "accuracy_of_ranks"))[0] for gamma in gammas]
     left.plot(gammas, straight, color="black", linewidth=0.8, linestyle=":", label="ranks, no model")
     left.axhline(100 / N_MODULES, color=GREY, linewidth=0.8, linestyle="--")
-    left.annotate("chance", (gammas[-1], 100 / N_MODULES), (0, 3), textcoords="offset points", fontsize=8, ha="right",
-                  color=GREY)  # fmt: skip
-    left.legend(frameon=False, fontsize=8)
+    left.annotate("chance", (gammas[-1], 100 / N_MODULES), (0, 3), ha="right", color=GREY, **TEXT)
+    left.legend(frameon=False, fontsize=7)
     style_axis(left, title="Which module was active, from [CLS]", x="modularity", y="accuracy (%)")
     gaps = [mean_and_error(np.subtract(*(accuracies(rows, g, s) for s in STRATEGIES[::-1]))) for g in gammas]
-    right.errorbar(gammas, *zip(*gaps, strict=True), color=COLORS[1], marker="o", capsize=3)
+    right.errorbar(gammas, *zip(*gaps, strict=True), **correlation)
     right.axhline(0, color=GREY, linewidth=0.8)
-    right.plot([1.0], [10.0], "*", color="black", markersize=9)
-    right.annotate("paper", (1.0, 10.0), (-6, 0), textcoords="offset points", fontsize=8, ha="right", va="center")
+    right.plot([1.0], [10.0], "*", color="black", markersize=8)
+    right.annotate("paper", (1.0, 10.0), (-6, 0), ha="right", va="center", **TEXT)
     style_axis(right, title="Correlation minus random (± standard error)", x="modularity", y="percentage points")
     save_figure(figure, path)
     return dict(zip(gammas, gaps, strict=True))

@@ -16,15 +16,15 @@ from real_cells import CELLS, data_folder, read_cells
 from corrmask_fast import CorrMasker, build_dependency_graph
 from corrmask_fast.audit.masks import audit_strategies, masks_of
 from corrmask_fast.audit.plots import MIN_TIMES_PRESENT
-from corrmask_fast.plots import COLORS, new_figure, save_figure, style_axis
+from corrmask_fast.plots import COLORS, PAGE, new_figure, save_figure, style_axis
 
 LAMBDAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 PAPER = "macro-F1 is best at lambda = 0.5 (a picture; models, not masks)"
 PANELS = (
-    ("hit_rate", 100, "Partners masked together", "present partners masked (%)"),
-    ("hidden_rate", 100, "Genes with every partner hidden", "masked genes (%)"),
-    ("residual_shortcut_same_genes", 1, "Shortcut left open, same genes", "mean |rho|, strongest visible"),
-    ("unevenness", 100, "Coverage: how uneven", "masks to move until even (%)"),
+    ("hit_rate", 100, "Partners together", "present partners masked (%)"),
+    ("hidden_rate", 100, "Every partner hidden", "masked genes (%)"),
+    ("residual_shortcut_same_genes", 1, "Shortcut, same genes", "mean |rho|, strongest in view"),
+    ("unevenness", 100, "How uneven", "masks to move until even (%)"),
 )
 
 
@@ -45,17 +45,18 @@ def sweep(corpus, graph, seed, epochs, n_cells):
 
 
 def draw(path, rows):
-    figure = new_figure((13, 3.4))
+    figure = new_figure((PAGE, 2.2))
     for axis, (field, scale, title, label) in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):
         for name, color in zip(CELLS, COLORS, strict=False):
             mine = [row for row in rows if row["cells"] == name]
             axis.plot([row["lambda"] for row in mine], [scale * row[field] for row in mine], "o-", color=color,
-                      label=CELLS[name])  # fmt: skip
+                      markersize=3, linewidth=1.2, label=CELLS[name])  # fmt: skip
         axis.set_xticks(LAMBDAS)
         axis.set_ylim(bottom=0)
         style_axis(axis, title=title, x="lambda", y=label)
         if field == PANELS[0][0]:
-            axis.legend(frameon=False, fontsize=8)
+            axis.legend(frameon=False, fontsize=6.5, loc="upper left")
+            axis.set_ylim(top=1.35 * axis.get_ylim()[1])
     save_figure(figure, path)
 
 

@@ -20,7 +20,7 @@ from corrmask_fast import PMITable, audit_all_strategies, build_dependency_graph
 from corrmask_fast.audit.all_strategies import ALL_CONTROL
 from corrmask_fast.audit.rank_windows import RANKED, REWIRED, SHUFFLED, windows_beside_controls, windows_table
 from corrmask_fast.masking.strategies import STRATEGIES
-from corrmask_fast.plots import COLORS, GREY, new_figure, save_figure, style_axis
+from corrmask_fast.plots import ORANGE, PAGE, SKY, new_figure, save_figure, strategy_looks, style_axis
 
 RATES = (0.15, 0.075)
 CONTROLS = (ALL_CONTROL, *(each.label for each in STRATEGIES.values() if each.control))
@@ -45,26 +45,25 @@ def audit_rows(name, report, rate, graph, seed):
 
 
 def draw(path, audits, windows):
-    figure = new_figure((15, 6.4))
+    figure = new_figure((PAGE, 5.0))
     axes = figure.subplots(2, 4, width_ratios=[1, 1, 1, 0.9])
     for line, name in zip(axes, CELLS, strict=True):
         rows = [row for row in audits if row["cells"] == name and row["mlm_probability"] == RATES[0]]
         names = [row["strategy"] for row in rows]
-        colors = [GREY if each in CONTROLS else COLORS[k % 6] for k, each in enumerate(names)]
+        looks = strategy_looks(names)
         panels = (
-            (CELLS[name], "mean_span", 1, "mean run of masked genes"),
-            ("Partners masked with a gene", "all_partner_hit_rate", 100, "of all its partners (%)"),
-            ("Every partner hidden", "hidden_rate", 100, "of masked genes with a partner in the cell (%)"),
+            (f"{CELLS[name]}\nRun in rank", "mean_span", 1, "masked genes (★ paper)"),
+            ("Partners masked", "all_partner_hit_rate", 100, "of all (%)"),
+            ("All hidden", "hidden_rate", 100, "masked genes (%)"),
         )
         for place, (axis, (title, field, scale, label)) in enumerate(zip(line[:3], panels, strict=True)):
-            axis.barh(names, [scale * row[field] for row in rows], color=colors, height=0.62)
+            for row in rows:
+                axis.barh(row["strategy"], scale * row[field], height=0.62, **looks[row["strategy"]].bar())
             axis.invert_yaxis()
             if place < 2:  # the paper's own numbers, of other cells, for the lines that it has
                 at = [each for each in PAPER_3 if each in names]
-                axis.plot([PAPER_3[each][place] for each in at], at, "k*", markersize=8, label="paper, other cells")
-            if place == 0:
-                axis.legend(frameon=False, fontsize=7, loc="lower right")
-            else:
+                axis.plot([PAPER_3[each][place] for each in at], at, "k*", markersize=6)
+            if place:
                 axis.set_yticklabels([])
             style_axis(axis, title=title, x=label)
         draw_windows(line[3], [row for row in windows if row["cells"] == name])
@@ -72,15 +71,14 @@ def draw(path, audits, windows):
 
 
 def draw_windows(axis, shares):
-    bars = (("near_share", COLORS[0], "near a partner (genes)"), ("window_share", COLORS[4], "with a pair (5-grams)"))
+    bars = (("near_share", SKY, "near a partner (genes)"), ("window_share", ORANGE, "with a pair (5-grams)"))
     for shift, (field, color, label) in zip((-0.18, 0.18), bars, strict=True):
         axis.barh([k + shift for k in range(len(shares))], [100 * row[field] for row in shares], height=0.34,
                   color=color, label=label)  # fmt: skip
-    axis.set_yticks(range(len(shares)), [row["order"] for row in shares])
-    axis.invert_yaxis()
-    axis.legend(frameon=False, fontsize=7)
-    axis.margins(y=0.3)
-    style_axis(axis, title="Correlated genes close in rank", x="share (%)")
+    axis.set_yticks(range(len(shares)), [row["order"].replace(" ", "\n") for row in shares])
+    axis.legend(frameon=False, fontsize=6, loc="lower left", handlelength=1, borderaxespad=0)
+    axis.set_ylim(len(shares) + 0.2, -0.6)  # room for the legend
+    style_axis(axis, title="Close in rank", x="share (%)")
 
 
 def say(audits, windows):

@@ -109,15 +109,15 @@ def audit_collator(
     """
     check_integer("batch_size", batch_size, 1)
     check_seed(seed)
-    rows = np.arange(corpus.n_cells) if n_cells is None else corpus.sample_rows(n_cells, seed)
+    cells = np.arange(corpus.n_cells) if n_cells is None else corpus.sample_rows(n_cells, seed)
     feed = Feed(copied(collator), corpus, dataset)
-    theirs = _Masks(feed, rows, batch_size)
+    theirs = _Masks(feed, cells, batch_size)
     ours = partial(_as_many, theirs, make_masker(CONTROL, vocabulary=corpus.vocabulary, seed=seed))
     with seeded(seed):
         report = audit_strategies(
             {name_of(collator): theirs, COLLATOR_CONTROL: ours},
             graph,
-            corpus.select(rows),
+            corpus.select(cells),
             controls=[COLLATOR_CONTROL],
             epochs=epochs,
             progress=progress,
@@ -126,7 +126,9 @@ def audit_collator(
         f"The collator also masked {theirs.special:,} special tokens and {theirs.padding:,} of padding: no genes, so "
         "the figures leave them out."
     )
-    return replace(report, compared=COMPARED, notes=(note,) if theirs.special or theirs.padding else ())
+    rows = tuple(replace(row, settings={"seed": seed}) for row in report)
+    notes = (note,) if theirs.special or theirs.padding else ()
+    return replace(report, strategies=rows, compared=COMPARED, notes=notes)
 
 
 def name_of(collator: Any) -> str:

@@ -5,18 +5,20 @@ What the figures mean stands in ``report.py``.
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from corrmask_fast.audit.report import COUNTS, AuditReport, StrategyAudit
+from corrmask_fast.audit.report import COUNTS, SETTINGS, AuditReport, StrategyAudit, setting_text
 from corrmask_fast.errors import InputError, check_integer
+from corrmask_fast.masking.schedules import Schedule, rate_text
 from corrmask_fast.progress import progress_bar
 from corrmask_fast.threads import run_ranges
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable
 
     from corrmask_fast.cells.corpus import Corpus
     from corrmask_fast.graph.dependency_graph import DependencyGraph
@@ -32,7 +34,7 @@ CONTROL = "control (lambda = 0)"
 
 
 def audit_masking(
-    masker: Masker,
+    masker: Masker | Sequence[Masker] | Mapping[str, Masker],
     corpus: Corpus,
     graph: DependencyGraph,
     *,
@@ -45,7 +47,8 @@ def audit_masking(
     Parameters
     ----------
     masker
-        The strategy. Rates that go by a schedule are those of the step it is at (:meth:`Masker.set_step`).
+        The strategy. Rates that go by a schedule are those of the step it is at (:meth:`Masker.set_step`). Or several,
+        a row each: in a list, told apart by the settings in which they differ, or by names of your own.
     corpus
         The cells, of the same vocabulary.
     graph
@@ -60,37 +63,103 @@ def audit_masking(
     Returns
     -------
     AuditReport
-        Two rows: the masker's, and the control's: the same draws (seed, cell, epoch) with ``structural_ratio=0``. With
-        a schedule it names the step.
+        A row for each masker, and the control's: the draws of the first masker (seed, cell, epoch), at its rate, with
+        ``structural_ratio=0``. With a schedule it names the step.
 
     Raises
     ------
     InputError
-        If the corpus is empty, or corpus, graph and masker differ in their vocabularies.
+        If the corpus is empty, or corpus, graph and masker differ in their vocabularies; if there is no masker, or two
+        in a list differ in nothing that a name could tell.
+
+    Examples
+    --------
+    >>> from corrmask_fast import CorrMasker, DependencyGraph, Vocabulary, read_corpus
+    >>> genes = Vocabulary(("<pad>", "<mask>", *"ABCDEFGH"))
+    >>> cells = read_corpus([[2, 3, 4, 5, 6, 7, 8, 9], [5, 4, 7, 2, 8, 3, 9, 6]], genes)
+    >>> graph = DependencyGraph.from_edges([("A", "B"), ("C", "D"), ("E", "F")], genes)
+    >>> maskers = [CorrMasker(graph, mlm_probability=0.25, structural_ratio=ratio) for ratio in (0.5, 1.0)]
+    >>> [row.name for row in audit_masking(maskers, cells, graph, progress=False)]
+    ['CorrMask, lambda 0.5', 'CorrMask, lambda 1', 'control (lambda = 0)']
     """
-    masker.vocabulary.check_same(graph.vocabulary, "the masker", "the graph")
+    named = _named(masker)
+    for each in named.values():
+        each.vocabulary.check_same(graph.vocabulary, "the masker", "the graph")
+    several = len(named) > 1 and not isinstance(masker, Mapping)
+    first = next(iter(named.values()))
     report = audit_strategies(
-        {masker.label: masks_of(masker), CONTROL: masks_of(masker, structural_ratio=0.0)},
+        {name: masks_of(each, label=each.label if several else "") for name, each in named.items()}
+        | {CONTROL: masks_of(first, structural_ratio=0.0)},
         graph,
         corpus,
         controls=[CONTROL],
         epochs=epochs,
         n_cells=n_cells,
-        seed=masker.seed,
+        seed=first.seed,
         progress=progress,
     )
-    step = int(masker.schedule_step) if masker.has_schedule else None
-    return replace(report, step=step, notes=(masker.note,) if masker.note else ())
+    steps = [int(each.schedule_step) for each in named.values() if each.has_schedule]
+    notes = dict.fromkeys(each.note for each in named.values() if each.note)
+    return replace(report, step=steps[0] if steps else None, notes=tuple(notes))
 
 
-def masks_of(masker: Masker, *, structural_ratio: float | None = None) -> Masks:
-    """Return a masker's masks as :func:`audit_strategies` takes them; ``structural_ratio`` in place of its own."""
+def _named(masker: Masker | Sequence[Masker] | Mapping[str, Masker]) -> dict[str, Masker]:
+    """Return maskers by names of their rows: labels, with the settings in which maskers of one label differ."""
+    if isinstance(masker, Mapping):
+        named = {str(name): each for name, each in masker.items()}
+    else:
+        every = list(masker) if isinstance(masker, Sequence) else [masker]
+        alike: dict[str, list[Masker]] = {}
+        for each in every:
+            alike.setdefault(each.label, []).append(each)
+        named = {}
+        for each in every:
+            others = [masks_of(other).settings for other in alike[each.label]]
+            differ = {name: text for name, text in SETTINGS.items() if len({str(one[name]) for one in others}) > 1}
+            mine = masks_of(each).settings
+            parts = [f"{text} {setting_text(mine[name])}" for name, text in differ.items() if mine[name] is not None]
+            named[", ".join([each.label, *parts])] = each
+        if len(named) < len(every):
+            raise InputError("two maskers have the same label and settings; name them: {name: masker}")
+    if not named:
+        raise InputError("masker must be a masker, or one or more of them; got none")
+    if CONTROL in named:
+        raise InputError(f"no masker may be named {CONTROL!r}, which is the control's name; choose another")
+    return named
 
-    def masks(indptr: np.ndarray, tokens: np.ndarray, epoch: int) -> np.ndarray:
-        masked = masker.mask_ragged(indptr, tokens, epoch=epoch, structural_ratio=structural_ratio, marks_only=True)
+
+@dataclass(frozen=True)
+class _MaskerMasks:
+    """A masker's masks, with the settings that an audit's rows name."""
+
+    masker: Masker
+    structural_ratio: float | None
+    label: str
+
+    def __call__(self, indptr: np.ndarray, tokens: np.ndarray, epoch: int) -> np.ndarray:
+        ratio = self.structural_ratio
+        masked = self.masker.mask_ragged(indptr, tokens, epoch=epoch, structural_ratio=ratio, marks_only=True)
         return masked.masked_positions
 
-    return masks
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Values of ``SETTINGS``; of a schedule, that of the masker's step. K is None where it has no meaning."""
+        masker, step = self.masker, int(self.masker.schedule_step)
+        matches = getattr(masker, "matches", None)  # of a control: what the strategy has that it is a control of
+        rates: list[Any] = [masker.structural_ratio, masker.mlm_probability]
+        partners = masker.max_partners if hasattr(masker, "partners") else None
+        if self.structural_ratio is not None:
+            rates[0] = self.structural_ratio
+        elif matches is not None:
+            rates[0], partners = matches["structural_ratio"], matches["max_partners"]
+        ratio, p = (rate_text(rate(step) if isinstance(rate, Schedule) else rate) for rate in rates)
+        partners = None if ratio == 0 else partners
+        return {"structural_ratio": ratio, "max_partners": partners, "mlm_probability": p, "seed": masker.seed}
+
+
+def masks_of(masker: Masker, *, structural_ratio: float | None = None, label: str = "") -> _MaskerMasks:
+    """Return a masker's masks as :func:`audit_strategies` takes them; ``structural_ratio`` in place of its own."""
+    return _MaskerMasks(masker, structural_ratio, label)
 
 
 def audit_strategies(
@@ -111,6 +180,7 @@ def audit_strategies(
     strategies
         Name → function of ``(indptr, tokens, epoch)`` that returns the masked columns of each row, (rows, k) int64,
         -1 after a row's own. Rows come as they do to the collator, so that an epoch is audited as it is trained on.
+        :func:`masks_of` makes one of a masker, with its settings.
     graph
         Whose neighbours count as partners.
     controls
@@ -134,8 +204,13 @@ def audit_strategies(
                     tallies[name].add(indptr, tokens, maskable, masks(indptr, tokens, epoch))
                 bar.update(indptr.size - 1)
     mix = common_mix({name: tally.times_judged for name, tally in tallies.items()}, *controls[:1])
-    audits = tuple(tally.finish(name, mix) for name, tally in tallies.items())
-    return AuditReport(audits, corpus.vocabulary, int(rows.size), epochs, tuple(controls))
+    audits = (tally.finish(name, mix) for name, tally in tallies.items())
+    told = tuple(
+        replace(audit, label=masks.label, settings=masks.settings) if isinstance(masks, _MaskerMasks) else audit
+        for audit, masks in zip(audits, strategies.values(), strict=True)
+    )
+    which = graph.fingerprint[:12]
+    return AuditReport(told, corpus.vocabulary, int(rows.size), epochs, tuple(controls), graph=which)
 
 
 def common_mix(times_judged: Mapping[str, np.ndarray], base: str | None = None) -> np.ndarray:
@@ -197,7 +272,7 @@ class _Tally:
         np.add.at(self.shortcut_of_gene, tokens[judged], strongest[judged].astype(np.float64))
 
     def finish(self, name: str, mix: np.ndarray | None = None) -> StrategyAudit:
-        counts = dict(zip(COUNTS, self.counts.tolist(), strict=True))
+        counts: dict[str, Any] = dict(zip(COUNTS, self.counts.tolist(), strict=True))
         return StrategyAudit(
             name=name,
             shortcut_sum=self.shortcut_sum,

@@ -32,15 +32,17 @@ from corrmask_fast.tables import align, write_csv
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from corrmask_fast.cells.vocabulary import Vocabulary
 
 __all__ = ["AuditReport", "StrategyAudit"]
 
 NOTE = (
-    "Hit, hidden and residual figures are over the masked genes that have a partner in the cell, another mix of genes\n"
-    "in each line: CorrMask masks hubs more often. 'Shortcut, same genes' weighs each gene as the control does."
+    "Hit rates, hidden rate and shortcuts are over the masked genes that have a partner in the cell. Shortcut: the\n"
+    "largest |rho| among a masked gene's partners in view (0 if none), on average. 'Residual' takes each line's own\n"
+    "masked genes, another mix in each line: CorrMask masks hubs more often. 'Same genes' weighs each gene as the\n"
+    "control does: compare lines by this one."
 )
 
 
@@ -56,12 +58,15 @@ METRICS = (
     Metric("hit_rate", ("", "hit rate"), percent=True),
     Metric("all_partner_hit_rate", ("all-partner", "hit rate"), percent=True),
     Metric("hidden_rate", ("hidden", "rate"), percent=True),
-    Metric("residual_shortcut", ("residual", "shortcut"), percent=False),
     Metric("residual_shortcut_same_genes", ("shortcut,", "same genes"), percent=False),
+    Metric("residual_shortcut", ("residual", "shortcut"), percent=False),
     Metric("mean_span", ("mean", "span"), percent=False),
     Metric("rate", ("", "rate"), percent=True),
     Metric("genes_reached", ("genes", "reached"), percent=True),
 )
+
+# Of the maskers, and what columns call them: in files always, in the table where they differ between lines.
+SETTINGS = {"structural_ratio": "lambda", "max_partners": "K", "mlm_probability": "p", "seed": "seed"}
 
 # The counts of kernels/audit.py, in its order.
 COUNTS = ("maskable", "masked", "runs", "judged", "pairs", "hits", "all_pairs", "hidden")
@@ -99,6 +104,10 @@ class StrategyAudit:
     """(V,) float64: each gene's part of ``shortcut_sum``."""
     mix: np.ndarray = field(repr=False)
     """(V,) int64: weights of genes, shared by the strategies of a report; 0 for a gene that one never judged."""
+    label: str = ""
+    """What the strategy is called where its settings stand beside it; empty: its name."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Values of ``SETTINGS``, as far as they have a meaning."""
 
     @property
     def hit_rate(self) -> float:
@@ -149,8 +158,9 @@ class StrategyAudit:
         return _share(int(np.count_nonzero(self.times_masked)), int(np.count_nonzero(self.times_present)))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return figures and counts by name (coverage as its percentiles over genes)."""
-        figures: dict[str, Any] = {"strategy": self.name}
+        """Return settings, figures and counts by name (coverage as its percentiles over genes)."""
+        figures: dict[str, Any] = {"strategy": self.label or self.name}
+        figures |= {name: self.settings.get(name) for name in SETTINGS}
         figures |= {metric.name: getattr(self, metric.name) for metric in METRICS}
         figures |= {name: getattr(self, name) for name in COUNTS}
         coverage = self.coverage[self.times_present > 0]
@@ -178,6 +188,8 @@ class AuditReport:
     """How the rows go together."""
     notes: tuple[str, ...] = ()
     """What was found beside the figures, a line each."""
+    graph: str = ""
+    """Which graph says who is a partner: the first digits of its fingerprint, or its file."""
 
     @property
     def scope(self) -> str:
@@ -197,9 +209,14 @@ class AuditReport:
 
     def table(self) -> str:
         """Return the report as an aligned text table, a line for each strategy, and how to read it."""
-        above, below = zip(("", "strategy"), *(metric.heading for metric in METRICS), strict=True)
-        body = [[s.name, *(_format(getattr(s, m.name), m.percent) for m in METRICS)] for s in self.strategies]
-        lines = align([list(above), list(below), *body])
+        settings = [name for name in SETTINGS if len({s.settings.get(name) for s in self.strategies}) > 1]
+        headings = [("", "strategy"), *(("", SETTINGS[name]) for name in settings), *(m.heading for m in METRICS)]
+        body = [
+            [s.label or s.name, *(setting_text(s.settings.get(name)) for name in settings)]
+            + [_format(getattr(s, m.name), m.percent) for m in METRICS]
+            for s in self.strategies
+        ]
+        lines = align([*(list(line) for line in zip(*headings, strict=True)), *body])
         title = f"Masking audit: {self.scope}; {self.compared}"
         return "\n".join([title, *lines[:2], "-" * len(lines[0]), *lines[2:], "", *self.notes, NOTE])
 
@@ -210,13 +227,14 @@ class AuditReport:
             "n_cells": self.n_cells,
             "epochs": self.epochs,
             "step": self.step,
+            "graph": self.graph,
             "notes": list(self.notes),
             "strategies": rows,
         }
 
     def save_csv(self, path: str | os.PathLike[str]) -> None:
-        """Write one line a strategy: every figure, then the counts it was made of."""
-        scope = {"n_cells": self.n_cells, "epochs": self.epochs, "step": self.step}
+        """Write one line a strategy: its settings, every figure, the counts it was made of, and what was audited."""
+        scope = {"n_cells": self.n_cells, "epochs": self.epochs, "step": self.step, "graph": self.graph}
         rows = [strategy.to_dict() | scope for strategy in self.strategies]
         write_csv(path, list(rows[0]), [list(row.values()) for row in rows])
 
@@ -234,6 +252,11 @@ class AuditReport:
 
 def _share(part: float, whole: float) -> float:
     return float(part / whole) if whole else math.nan
+
+
+def setting_text(value: Any) -> str:
+    """Return a setting as tables have it."""
+    return "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _format(value: float, percent: bool) -> str:

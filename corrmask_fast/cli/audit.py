@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
+from dataclasses import replace
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from corrmask_fast.cli.masker_options import RATE, add_masker_options, is_own, masker_of
@@ -18,8 +21,6 @@ from corrmask_fast.masking.schedules import Schedule
 from corrmask_fast.masking.strategies import DEFAULT, OPTIONS, SOURCES, STRATEGIES
 
 if TYPE_CHECKING:
-    import argparse
-
     from corrmask_fast.audit.report import AuditReport
     from corrmask_fast.cells.corpus import Corpus
     from corrmask_fast.graph.dependency_graph import DependencyGraph
@@ -27,14 +28,17 @@ if TYPE_CHECKING:
     Audited = tuple[AuditReport, str, int]  # the report, what else is printed, the exit code
 
 BROKEN = 1  # exit code
+SEVERAL = ("structural_ratio", "max_partners")  # options that may have several values: a line for each combination
 
 COLUMNS = f"""columns (over the masked genes that have a partner in their cell, where partners are spoken of):
+  lambda, K, p, seed    of the masks, where they differ between lines; --csv has them always
   hit rate              of the partners in the cell, the share that is masked too
   all-partner hit rate  the same over all partners, in the cell or not
   hidden rate           share of masked genes all of whose partners in the cell are masked
-  residual shortcut     mean over masked genes of the largest |rho| among their visible partners (0 if none)
-  shortcut, same genes  the same, each gene weighted as the control masks it: CorrMask masks hubs more often, so
-                        that the other figures are over another mix of genes in each line; compare by this one
+  shortcut, same genes  mean over masked genes of the largest |rho| among their visible partners (0 if none), each
+                        gene weighted as the control masks it: compare lines by this one
+  residual shortcut     the same over each line's own masked genes: CorrMask masks hubs more often, so that this figure,
+                        like hit rates and hidden rate, is over another mix of genes in each line
   mean span             mean length of runs of masked genes, in genes
   rate                  masked genes of all genes
   genes reached         of the genes that stood in a cell, the share that was masked at least once
@@ -78,7 +82,7 @@ def add_audit(commands: Any) -> None:
         help="with --collator: also check its masks, labels and replacements, and whether they depend on batches, "
         "workers, ranks and resumes; exit code 1 if something is broken",
     )
-    add_masker_options(parser, graph_required=True)
+    add_masker_options(parser, graph_required=True, several=SEVERAL)
     setting(parser, "--epochs", 1, "N", "epochs to mask")
     parser.add_argument(
         "--step", type=int, metavar="N", help="with a schedule: audit the rates of this training step (default: 0)"
@@ -97,6 +101,7 @@ def _audit(arguments: argparse.Namespace) -> int:
     graph, corpus = load_graph(arguments.graph), open_corpus(arguments)
     audit = _every_strategy if arguments.all else _collator if arguments.collator else _one_strategy
     report, more, code = audit(arguments, corpus, graph)
+    report = replace(report, graph=arguments.graph)
     print(report.table())
     if more:
         print(f"\n{more}")
@@ -128,10 +133,12 @@ def _check(arguments: argparse.Namespace) -> None:
         raise InputError(f"--all audits every strategy; leave --strategy {arguments.strategy} out, or --all")
     if arguments.all and arguments.structural_ratio is not None:
         raise InputError("--structural-ratio follows from each strategy's name; leave it out, or --all")
+    if arguments.all and arguments.max_partners and len(arguments.max_partners) > 1:
+        raise InputError("--all audits every strategy with one --max-partners; give one number, or leave --all out")
     if arguments.all and arguments.partners is not None:
         raise InputError("--partners would change some of the strategies alone; leave it out, or --all")
     if arguments.step is not None and not any(
-        isinstance(rate, Schedule) for rate in (arguments.mlm_probability, arguments.structural_ratio)
+        isinstance(rate, Schedule) for rate in (arguments.mlm_probability, *(arguments.structural_ratio or ()))
     ):
         raise InputError(
             f"--step {arguments.step} belongs to a rate that goes by the step, such as --mlm-probability "
@@ -144,6 +151,7 @@ def _check(arguments: argparse.Namespace) -> None:
         check_integer("n_cells", arguments.n_cells, 1)
     if arguments.windows_csv is not None and not arguments.all:
         raise InputError("--windows-csv belongs to --all; give both, or neither")
+    _combinations(arguments)  # refuses a value that is given twice
     check_outputs(arguments, "csv", "coverage_csv", "windows_csv")
 
 
@@ -151,10 +159,25 @@ def _one_strategy(arguments: argparse.Namespace, corpus: Corpus, graph: Dependen
     from corrmask_fast.audit.masks import audit_masking
 
     graph.vocabulary.check_same(corpus.vocabulary, "the graph", "the corpus")
-    masker = masker_of(arguments, vocabulary=corpus.vocabulary, graph=graph, corpus=corpus)
-    masker.set_step(arguments.step or 0)
+    maskers = [
+        masker_of(each, vocabulary=corpus.vocabulary, graph=graph, corpus=corpus) for each in _combinations(arguments)
+    ]
+    for masker in maskers:
+        masker.set_step(arguments.step or 0)
     sizes = {"epochs": arguments.epochs, "n_cells": arguments.n_cells}
-    return audit_masking(masker, corpus, graph, **sizes, progress=arguments.progress), "", 0
+    return audit_masking(maskers, corpus, graph, **sizes, progress=arguments.progress), "", 0
+
+
+def _combinations(arguments: argparse.Namespace) -> list[argparse.Namespace]:
+    """Return the options of each masker: every combination, without lambda = 0 beside others, which is the control."""
+    values = {name: getattr(arguments, name) or [None] for name in SEVERAL}
+    for name, given in values.items():
+        for value in given:
+            if given.count(value) > 1:
+                raise InputError(f"--{name.replace('_', '-')} has {value} twice; give each once")
+    every = [dict(zip(values, one, strict=True)) for one in product(*values.values())]
+    kept = [one for one in every if one["structural_ratio"] != 0] or every[:1]
+    return [argparse.Namespace(**(vars(arguments) | one)) for one in kept]
 
 
 def _collator(arguments: argparse.Namespace, corpus: Corpus, graph: DependencyGraph) -> Audited:
@@ -197,6 +220,7 @@ def _every_strategy(arguments: argparse.Namespace, corpus: Corpus, graph: Depend
     from corrmask_fast.masking.strategies.weighted import WeightedMasker
 
     sample = {"n_cells": arguments.n_cells, "seed": arguments.seed, "progress": arguments.progress}
+    [arguments] = _combinations(arguments)
     given = {name: getattr(arguments, name) for name in ("max_partners", "npmi_min")}
     given = {name: value for name, value in given.items() if value is not None}
     graph.vocabulary.check_same(corpus.vocabulary, "the graph", "the corpus")

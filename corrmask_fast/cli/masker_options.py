@@ -23,11 +23,17 @@ RATE = 0.15  # where no --mlm-probability is given
 
 
 def add_masker_options(
-    parser: argparse.ArgumentParser, *, default: str = DEFAULT, graph_required: bool = False, learned: bool = False
+    parser: argparse.ArgumentParser,
+    *,
+    default: str = DEFAULT,
+    graph_required: bool = False,
+    learned: bool = False,
+    several: Collection[str] = (),
 ) -> None:
     """Add ``--strategy``, the files that strategies are made from, and their parameters.
 
-    ``learned``: with the strategies that learn with a model, for commands that train one.
+    ``learned``: with the strategies that learn with a model, for commands that train one. ``several``: parameters that
+    may have several values, for commands that make a masker for each; these are lists.
     """
     strategies = STRATEGIES | (LEARNED_STRATEGIES if learned else {})
     names = ", ".join(f"{name} ({strategy.summary})" for name, strategy in strategies.items())
@@ -57,7 +63,9 @@ def add_masker_options(
     for name, option in OPTIONS.items():
         if any(name in strategy.takes for strategy in strategies.values()):
             text = option.help + (f" (default: {_ratios(strategies)})" if name == "structural_ratio" else "")
-            parser.add_argument(_flag(name), type=_parser(option.parse), metavar=option.metavar, help=text)
+            many: dict[str, Any] = {"nargs": "+"} if name in several else {}
+            text += "; several: a line for each" if many else ""
+            parser.add_argument(_flag(name), type=_parser(option.parse), metavar=option.metavar, help=text, **many)
     parser.add_argument(
         "--replace",
         choices=("token", "group"),

@@ -1,19 +1,19 @@
 """Pictures of a comparison. Each is narrow enough for a telephone, so a page puts several side by side.
 
-A strategy has the same colour and marker in every picture; the reference is grey.
+A strategy has the same colour and marker in every picture (``corrmask_fast/plots.py``).
 """
 
 from __future__ import annotations
 
 import textwrap
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from corrmask_fast.comparison.differences import interval
 from corrmask_fast.comparison.results import percent
 from corrmask_fast.errors import brief, import_extra
-from corrmask_fast.plots import COLORS, GREY, new_figure, style_axis
+from corrmask_fast.plots import DARK, Look, new_figure, plain, strategy_looks, style_axis
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,32 +23,11 @@ if TYPE_CHECKING:
     from corrmask_fast.comparison.results import Results
 
 WIDTH = 3.9  # inches
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
-
-
-class Look(NamedTuple):
-    """How a strategy is drawn."""
-
-    color: str
-    marker: str
-    filled: bool
-
-    def style(self) -> dict[str, Any]:
-        """Keywords of ``Axes.plot``: a marker without a line."""
-        return {
-            "color": self.color, "marker": self.marker, "linestyle": "", "markersize": 6, "markeredgewidth": 1.3,
-            "markerfacecolor": self.color if self.filled else "white",
-        }  # fmt: skip
 
 
 def looks(results: Results) -> dict[str, Look]:
-    """Give each strategy a colour and a marker; from the seventh on, colours come again, with hollow markers."""
-    others = [name for name in results.strategies if name != results.reference]
-    styles = {
-        name: Look(COLORS[i % len(COLORS)], _MARKERS[(i + 1) % len(_MARKERS)], i < len(COLORS))
-        for i, name in enumerate(others)
-    }
-    return {name: styles.get(name, Look(GREY, _MARKERS[0], filled=True)) for name in results.strategies}
+    """Return how each strategy of a comparison is drawn."""
+    return strategy_looks(results.strategies)
 
 
 def plot_measure(results: Results, measure: Measure, fraction: float) -> Any:
@@ -69,7 +48,7 @@ def plot_measure(results: Results, measure: Measure, fraction: float) -> Any:
 def plot_differences(results: Results, differences: Sequence[Difference]) -> Any:
     """Draw differences of one measure to the reference with their intervals; filled where the interval excludes 0."""
     figure, axis = _rows_figure(results, [one.strategy for one in differences])
-    axis.axvline(0, color="#404040", linewidth=0.9)
+    axis.axvline(0, color=DARK, linewidth=0.9)
     for row, one in enumerate(differences):
         look, scale = looks(results)[one.strategy], one.measure.scale
         axis.plot([one.low * scale, one.high * scale], [row, row], color=look.color, linewidth=1.8)
@@ -113,7 +92,7 @@ def plot_shortcut(results: Results, fraction: float) -> Any:
                 mean, _, low, high = interval([*values.values()])
                 axis.plot([low, high], [row + place] * 2, color=look.color, linewidth=1.6)
                 axis.plot(mean, row + place, **(look._replace(filled=filled).style() | {"marker": "os"[not filled]}))
-    axis.axvline(0, color="#404040", linewidth=0.8)
+    axis.axvline(0, color=DARK, linewidth=0.8)
     style_axis(axis, title="● shortcut     □ placebo", x="nats")
     return figure
 
@@ -140,7 +119,7 @@ def plot_groups(
     figure = new_figure((WIDTH, 2.8 + _legend_height(names)))
     axis = figure.subplots()
     if zero:
-        axis.axhline(0, color="#404040", linewidth=0.9)
+        axis.axhline(0, color=DARK, linewidth=0.9)
     places = np.arange(len(groups))
     for name, shift in zip(names, _dodge(len(names), 0.5), strict=True):
         _line(axis, places, [group.get(name, []) for group in groups.values()], looks(results)[name], shift, 1)
@@ -185,11 +164,6 @@ def plot_types(results: Results, groups: Mapping[str, Mapping[str, Sequence[floa
     return figure
 
 
-def plain(text: str) -> str:
-    """Return text as Matplotlib shows it unchanged: it reads mathematics between two dollar signs."""
-    return "".join(character if character.isprintable() else " " for character in text).replace("$", r"\$")
-
-
 def _name(text: str) -> str:
     """Return a strategy's label on at most two lines."""
     return "\n".join(textwrap.wrap(plain(brief(text, 40)), 21)[:2]) or " "
@@ -214,7 +188,7 @@ def _line(axis: Any, x: np.ndarray, columns: Sequence[Sequence[float]], look: Lo
         return
     mean, _, low, high = np.array([interval(columns[i]) for i in there]).T * scale
     places = x[there] + shift
-    axis.plot(places, mean, color=look.color, linewidth=0.9, alpha=0.6)
+    axis.plot(places, mean, color=look.color, linestyle=look.dash, linewidth=0.9, alpha=0.6)
     axis.vlines(places, low, high, color=look.color, linewidth=1.4)
     axis.plot(places, mean, **(look.style() | {"markersize": 5}))
 

@@ -11,6 +11,7 @@ from corrmask_fast.comparison.markup import count, enumerated, esc, picture
 from corrmask_fast.comparison.measures import MEASURES, Measure
 from corrmask_fast.comparison.results import percent
 from corrmask_fast.errors import brief
+from corrmask_fast.plots import plain
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -142,7 +143,7 @@ def _by_type_and_gene(results: Results, fraction: float, where: str) -> str:
             figures.append(picture(figure, _spelled_groups(results, groups), caption))
     if differences := loss_by_frequency(results):
         reference = results.label(results.reference)
-        title = f"Loss minus that of {plots.plain(brief(reference, 20))}"
+        title = f"Loss minus that of {plain(brief(reference, 20))}"
         x, y = "test cells that have the gene", "nats (↓ better)"
         figure = plots.plot_groups(results, differences, title=title, x=x, y=y, zero=True)
         caption = f"Loss minus that of {reference}, paired by seed, by share of test cells that have the masked gene."

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from corrmask_fast.errors import check_integer
-from corrmask_fast.plots import COLORS, GREY, TEXT, new_figure, save_figure, style_axis
+from corrmask_fast.plots import BLUE, GREEN, GREY, RED, TEXT, new_figure, save_figure, style_axis
 
 if TYPE_CHECKING:
     import os
@@ -48,19 +48,22 @@ def plot_loss(
     values = np.asarray(losses, np.float64)
     steps = np.arange(1, values.size + 1)
     window = max(1, values.size // 10) if window is None else check_integer("window", window, 1)
-    figure = new_figure((6.4, 4.0))
+    figure = new_figure((5.0, 3.0))
     axis = figure.subplots()
-    axis.plot(steps, values, ".", color=COLORS[0], alpha=0.35, markersize=5)
+    axis.plot(steps, values, ".", color=BLUE, alpha=0.35, markersize=4)
     if values.size >= window:
         smooth = np.convolve(values, np.ones(window) / window, mode="valid")
         middle = steps[: smooth.size] + (window - 1) / 2
-        axis.plot(middle, smooth, color=COLORS[0], linewidth=2)
+        axis.plot(middle, smooth, color=BLUE, linewidth=2)
         # Beside its end, so that the eye needs no legend.
         label = f"{smooth[-1]:.2f} nats,\nmean of\n{window} steps"
-        axis.annotate(label, (steps[-1], smooth[-1]), (6, 0), **TEXT, color=COLORS[0], va="center")
+        axis.annotate(label, (steps[-1], smooth[-1]), (6, 0), **TEXT, color=BLUE, va="center")
     if chance is not None:
         axis.axhline(chance, color=GREY, linewidth=1, linestyle="--")
-        axis.annotate("uniform\nguess", (steps[-1], chance), (6, 0), **TEXT, color=GREY, va="center")
+        # Above its line: beside it the label of the loss may stand.
+        place = {"xycoords": ("axes fraction", "data"), "ha": "right"}
+        axis.annotate(f"uniform guess {chance:.2f}", (1, chance), (0, 2), **place, **TEXT, color=GREY)
+        axis.margins(y=0.1)
     style_axis(axis, title=title, x="training step", y="loss at masked genes (nats)")
     axis.set_xlim(0, values.size + 0.5)
     return save_figure(figure, path)
@@ -79,14 +82,14 @@ def plot_pretraining(report: PretrainingReport, path: str | os.PathLike[str] | N
     path
         Where to save it (``.png``, ``.pdf``, ``.svg``); None: only return it.
     """
-    figure = new_figure((7.2, 4.2))
+    figure = new_figure((5.0, 3.4))
     axis = figure.subplots()
     lines = (
         ("loss", "in training, under the run's own masks", GREY, "-", 1.2),
         ("eval_loss", "held-out cells", "black", "-", 1.8),
-        ("eval_loss_partner_visible", "genes with a partner in view", COLORS[1], "--", 1.2),
-        ("eval_loss_partner_hidden", "other genes: all partners hidden", COLORS[0], "--", 1.2),
-        ("eval_loss_partner_absent", "other genes: no partner in the cell", COLORS[2], "--", 1.2),
+        ("eval_loss_partner_visible", "genes with a partner in view", RED, "--", 1.2),
+        ("eval_loss_partner_hidden", "other genes: all partners hidden", BLUE, "-.", 1.2),
+        ("eval_loss_partner_absent", "other genes: no partner in the cell", GREEN, ":", 1.2),
     )
     for name, label, color, style, width in lines:
         points = np.array([(row["step"], row[name]) for row in report.history if name in row])
@@ -96,5 +99,5 @@ def plot_pretraining(report: PretrainingReport, path: str | os.PathLike[str] | N
     style_axis(axis, title="Learning to name masked genes", x="training step", y="loss at masked genes (nats)")
     axis.xaxis.get_major_locator().set_params(integer=True)
     if axis.lines:
-        axis.legend(frameon=False, fontsize=8)
+        figure.legend(frameon=False, fontsize=7, loc="outside lower left", ncols=2)
     return save_figure(figure, path)

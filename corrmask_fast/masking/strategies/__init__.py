@@ -22,7 +22,7 @@ corrmask-rewired and random-matched are controls of corrmask. The last two learn
 pretraining takes them, an audit of masks alone cannot.
 
 ``make_masker``, the command line, settings of runs, audits and the cases of tests go by these tables. A strategy that
-is added here needs no other line in them.
+is added here needs no other line in them; ``LOOKS`` in ``corrmask_fast/plots.py`` gives it a colour of its own.
 """
 
 from __future__ import annotations

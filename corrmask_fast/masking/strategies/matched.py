@@ -38,6 +38,8 @@ class MatchedRandomMasker(WeightedMasker):
     ----------
     matched
         :class:`~corrmask_fast.MatchedWeights`: the weights, and how far the coverages are from CorrMask's.
+    matches
+        λ and ``max_partners`` of the CorrMask that is matched.
 
     Raises
     ------
@@ -79,4 +81,5 @@ class MatchedRandomMasker(WeightedMasker):
             corrmask.vocabulary, matched.weights, mlm_probability=mlm_probability, seed=seed, **replacement
         )
         self.matched = matched
+        self.matches = {"structural_ratio": corrmask.structural_ratio, "max_partners": corrmask.max_partners}
         self.note = matched.summary()
