@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -195,6 +196,51 @@ def test_a_folder_that_is_no_comparison_is_left_alone(files, tmp_path):
         compare(files, tmp_path)
 
 
+def test_a_strategy_may_be_added_alone(files, finished, tmp_path):
+    folder = shutil.copytree(finished[0], tmp_path / "run")
+    assert "weighted" not in finished[1].strategies
+    # Genes that are too rare for this comparison, and so have no token, may have weights.
+    rare = set(anndata.read_h5ad(files[0]).var_names) - set(read_corpus(folder / "train.npz").vocabulary.names)
+    (tmp_path / "weights.tsv").write_text(f"{min(rare)}\t7\nGENE0020\t3\n")
+    grown = compare(files, folder, strategies=["weighted"], options={"weights": str(tmp_path / "weights.tsv")})
+    assert list(grown.strategies) == [*finished[1].strategies, "weighted"]
+    assert grown.ended == finished[1].ended + 1
+
+
+def test_two_calls_on_one_folder_are_kept_apart(files, finished):
+    fcntl = pytest.importorskip("fcntl")
+    with (finished[0] / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match="another call works on"):
+            compare(files, finished[0], strategies=["corrmask", "random"])
+
+
+def test_what_an_interrupted_call_leaves_is_taken(files, finished, tmp_path):
+    (tmp_path / "run").mkdir()
+    for name in ("train.npz", ".test.npz.x7f3"):
+        shutil.copy(finished[0] / "train.npz", tmp_path / "run" / name)
+    assert compare(files, tmp_path / "run", strategies=["random"]).ended == 1
+
+
+@pytest.mark.parametrize(("old", "new"), [("kind,", "knd,"), (",0,", ",zero,"), ("strategy", "strtegy")])
+def test_a_damaged_table_is_refused(files, finished, tmp_path, old, new):
+    folder = shutil.copytree(finished[0], tmp_path / "run")
+    (folder / "rows.csv").write_text((folder / "rows.csv").read_text().replace(old, new, 1))
+    with pytest.raises(InputError, match=r"rows\.csv"):
+        compare(files, folder)
+
+
+def test_models_that_end_are_kept_when_another_fails(files, tmp_path, monkeypatch):
+    monkeypatch.setattr("corrmask_fast.comparison.models.check_maskers", lambda *_: None)
+    # The second strategy cannot be imported where its model is trained.
+    with pytest.raises(InputError, match="nowhere:Mine cannot be imported"):
+        compare(files, tmp_path / "run", strategies=["random", "nowhere:Mine"], jobs=2)
+    kinds = [row["strategy"] for row in table_of(tmp_path / "run" / "rows.csv") if row["kind"] == "model"]
+    assert kinds in ([], ["random"])  # whichever had begun
+    with pytest.raises(InputError, match="nowhere:Mine cannot be imported"):
+        compare(files, tmp_path / "run", strategies=["nowhere:Mine", "random"], jobs=1)
+
+
 # ------------------------------------------------------------------------------------------------------- the cells
 
 
@@ -228,6 +274,17 @@ def test_train_and_test_cells_are_what_tokenize_gives_over_the_common_genes(file
 def scaled(data):
     counts = data.X.toarray()
     return 1e4 * counts / counts.sum(axis=1, keepdims=True)
+
+
+def test_genes_keep_their_ids_and_two_may_have_one_symbol(tmp_path):
+    cells = anndata.AnnData(
+        np.random.default_rng(0).poisson(2.0, (60, 12)).astype(np.float32),
+        var={"gene_symbols": [f"S{i // 2}" for i in range(12)]},
+    )
+    cells.var_names = [f"ENSG{i:011d}" for i in range(12)]
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    found = read_cells([tmp_path / "cells.h5ad"], max_length=8, progress=False)
+    assert found.train.vocabulary.names[2:] == tuple(cells.var_names)
 
 
 def test_without_a_test_file_a_share_of_the_cells_is_held_out(files):

@@ -56,8 +56,8 @@ class Measure(NamedTuple):
 _F1 = "the mean of F1 over cell types"
 MEASURES = (
     Measure("loss", "Loss", "nats", "lower", 3,
-            "cross-entropy at masked genes of the test cells; every model is given the same random masks, which are those "
-            "that Random is trained with: they favour it"),
+            "cross-entropy at masked genes of the test cells; every model is given the same random masks, which are "
+            "those that Random is trained with: they favour it"),
     Measure("accuracy", "Accuracy", "%", "higher", 2,
             "masked genes that are the model's first guess, under the same masks", scale=100),
     Measure("perplexity", "Perplexity", "genes", "lower", 1, "exp(loss): as many equally likely genes", main=False),
