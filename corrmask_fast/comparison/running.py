@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import signal
+import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
-from multiprocessing import active_children, get_context
+from multiprocessing import active_children, get_context, parent_process
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -393,7 +395,7 @@ def _run(tasks: list[Task], out: Path, plan: Plan, jobs: int, threads: int) -> I
         return
     failed: BaseException | None = None
     others = set(active_children())
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_leave_interrupts) as pool:
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_follow_parent) as pool:
         running = {pool.submit(run_task, task, str(out), plan, threads): task for task in tasks}
         try:
             for future in as_completed(running):
@@ -419,9 +421,16 @@ def _run(tasks: list[Task], out: Path, plan: Plan, jobs: int, threads: int) -> I
         raise failed
 
 
-def _leave_interrupts() -> None:
-    """Leave an interrupt to the process that began this one."""
+def _follow_parent() -> None:
+    """Leave an interrupt to the process that began this one, and end with it, however it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = parent_process()
+
+    def end() -> None:
+        parent.join()  # type: ignore[union-attr]
+        os._exit(1)
+
+    threading.Thread(target=end, daemon=True).start()
 
 
 def _ended(out: Path) -> Ended:
