@@ -18,7 +18,7 @@ from corrmask_fast import Corpus, InputError, Vocabulary, compare_strategies, re
 from corrmask_fast.cli.main import main
 from corrmask_fast.comparison.inputs import read_cells
 from corrmask_fast.comparison.models import Cells, split_labelled
-from corrmask_fast.comparison.plan import Plan, Scoring, Task, parse_compared
+from corrmask_fast.comparison.plan import Plan, Scoring, Task, notes_of, parse_compared
 from corrmask_fast.synthetic import generate_cells
 from corrmask_fast.training.settings import PRESETS
 
@@ -336,6 +336,17 @@ def test_a_name_may_have_a_rate_of_its_own():
     assert parse_compared("random@0.1..0.9").label == "Random, rate 0.1..0.9"
     assert parse_compared("corrmask").rate is None
     assert parse_compared("my.module:Mine@0.4").label == "my.module:Mine, rate 0.4"
+
+
+def test_notes_speak_of_what_was_given_and_of_what_was_made():
+    plan = Plan(("random", "pmi"), 1, (1.0,), settings=TINY, graph="g.safetensors")
+    notes = " ".join(notes_of(plan, plan.strategies))
+    assert "The graph of a strategy" not in notes  # none of them has one
+    assert "The PMI table of a strategy is made from the cells that each model is pretrained on" in notes
+    assert "shortcut of all models is measured by the graph that was given" in notes
+    assert "they favour it" in notes
+    assert "another rate" not in notes
+    assert "another rate" in " ".join(notes_of(plan, ["random", "random@0.4"]))
 
 
 def test_seeds_come_one_after_the_other():

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from corrmask_fast.comparison.measures import Measure
     from corrmask_fast.comparison.results import Results
@@ -116,11 +116,16 @@ def paired_difference(
     others = results.values(against, measure.name, fraction)
     if against in SEEDLESS and len(others) == 1:
         others = dict.fromkeys(mine, next(iter(others.values())))
-    values = np.array([mine[seed] - others[seed] for seed in mine if seed in others])
+    values = np.array(by_seed(mine, others))
     if not values.size:
         return None
     mean, sd, low, high = interval(values)
     return Difference(fraction, measure, strategy, against, values.size, mean, sd, low, high)
+
+
+def by_seed(mine: Mapping[int, float], others: Mapping[int, float]) -> list[float]:
+    """Return the differences of two columns, of the seeds that both have."""
+    return [mine[seed] - others[seed] for seed in mine if seed in others]
 
 
 def beside_baselines(results: Results, fraction: float) -> list[Difference]:

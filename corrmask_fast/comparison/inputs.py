@@ -88,7 +88,7 @@ def read_cells(
     test
         The cells to score, of the same kind. None: ``test_share`` of the cells of ``train``, the same for every seed.
     max_length
-        How many genes of a cell models read.
+        How many tokens of a cell models read.
     labels
         An obs column of the test cells. None: no cell types.
     vocabulary, medians
@@ -137,7 +137,8 @@ def read_cells(
     for length in () if fixed_genes else (whole.vocabulary.size, max_length):
         genes = _common_genes(_cut(narrowed[0], length), gene_share)
         narrowed = [_narrowed(corpus, np.arange(corpus.n_cells), genes) for corpus in narrowed]
-    kept, held_out = (_cut(corpus, max_length) for corpus in narrowed)
+    room = max_length - narrowed[0].vocabulary.n_surrounding  # <cls> and <eos> of a vocabulary that is given
+    kept, held_out = (_cut(corpus, max(1, room)) for corpus in narrowed)
     return ComparedCells(kept, held_out, gene_features(narrowed[1]), narrowed[1].has_values, names, test_name)
 
 

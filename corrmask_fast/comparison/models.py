@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from corrmask_fast.cells.corpus_io import read_corpus
-from corrmask_fast.comparison.plan import Plan, Task, parse_compared
+from corrmask_fast.comparison.plan import TUNING_BATCH, Plan, Task, parse_compared
 from corrmask_fast.errors import InputError
 from corrmask_fast.evaluation.cell_annotation import fine_tuned_f1, labelled_cells, stratified_splits
 from corrmask_fast.evaluation.embeddings import embed_cells
@@ -73,10 +73,8 @@ class Cells:
 
     def __init__(self, folder: Path, plan: Plan) -> None:
         self.folder, self.plan = folder, plan
-        surrounding = read_corpus(folder / TEST).vocabulary.n_surrounding
-        self.length = max(1, plan.settings.max_length - surrounding)  # genes of a cell that models read
-        self.train: Corpus = read_corpus(folder / TRAIN, max_length=self.length)
-        self.test: Corpus = read_corpus(folder / TEST, max_length=self.length)
+        self.train: Corpus = read_corpus(folder / TRAIN, max_length=plan.settings.max_length)
+        self.test: Corpus = read_corpus(folder / TEST, max_length=plan.settings.max_length)
 
     def share(self, fraction: float, seed: int) -> Corpus:
         """Return a share of the training cells; a larger share of a seed need not hold a smaller one."""
@@ -318,7 +316,7 @@ def _types(task: Task, model: Path, labelled: Labelled, cells: Cells) -> tuple[R
     if plan.scoring.fine_tuning_epochs:
         tuning = FineTuning(
             epochs=plan.scoring.fine_tuning_epochs,
-            batch_size=16,
+            batch_size=TUNING_BATCH,
             learning_rate=plan.settings.learning_rate,
             seed=task.seed,
             device=plan.settings.device,

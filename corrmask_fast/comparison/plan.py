@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from corrmask_fast.masking.base import RateLike
 
 RATE = 0.15
+TUNING_BATCH = 16  # cells in a step of fine-tuning
 # Settings that a comparison sets itself, or that have no meaning for it.
 NOT_COMPARED = (
     *("model", "run_seed", "held_out", "eval_every", "save_every", "log_every", "masking", "workers", "report_to"),
@@ -174,3 +175,49 @@ def _content(path: str | None) -> str | None:
 def united(before: Iterable[Any], now: Iterable[Any]) -> list[Any]:
     """Return what was there, then what is new."""
     return list(dict.fromkeys([*before, *now]))
+
+
+def notes_of(plan: Plan, names: Iterable[str]) -> list[str]:
+    """Return what a reader has to know of the losses of some strategies, in sentences."""
+    every = STRATEGIES | LEARNED_STRATEGIES
+    compared = [parse_compared(name) for name in names]
+    needed = {every[one.strategy].needs for one in compared if one.strategy in every}
+    notes = []
+    for source, what, given in (("graph", "graph", plan.graph), ("pmi", "PMI table", plan.pmi)):
+        if source in needed:
+            made = "made from the cells that each model is pretrained on, cut as for the model"
+            notes.append(f"The {what} of a strategy is {'the one that was given' if given else made}.")
+    if plan.scoring.n_targets:
+        graph = "the graph that was given" if plan.graph else "the graph of all training cells"
+        notes.append(f"The shortcut of all models is measured by {graph}.")
+    notes.append(
+        "Losses are taken under random masks of one rate for all models. These are the masks that Random is trained "
+        "with, so they favour it; other strategies meet them for the first time."
+    )
+    if any(one.rate is not None for one in compared):
+        notes.append(
+            "Strategies of another rate predict another number of genes in as many steps, and take another time."
+        )
+    notes.append("Gene frequencies, as baselines, are counted in the test cells, the scored cell left out.")
+    return notes
+
+
+def type_notes(plan: Plan, *, has_counts: bool) -> list[str]:
+    """Return how cell types are told, in sentences."""
+    what = "counts" if has_counts else "ranks (there are no counts)"
+    notes = [
+        (
+            "Cell types: half of the labelled test cells train the head or the regression, the other half is scored; "
+            "the halves follow from the seed."
+        ),
+        (
+            f"The logistic regressions read the {what} of all genes of a cell; models read its first "
+            f"{plan.settings.max_length} genes."
+        ),
+    ]
+    if plan.scoring.fine_tuning_epochs:
+        notes.append(
+            f"Fine-tuning: AdamW with the learning rate of pretraining, {plan.scoring.fine_tuning_epochs} epochs of "
+            f"{TUNING_BATCH} cells a step."
+        )
+    return notes

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from corrmask_fast.comparison import plots
+from corrmask_fast.comparison.differences import by_seed
 from corrmask_fast.comparison.markup import count, enumerated, esc, picture
 from corrmask_fast.comparison.measures import MEASURES, Measure
 from corrmask_fast.comparison.results import percent
@@ -157,7 +158,7 @@ def loss_by_frequency(results: Results) -> dict[str, dict[str, list[float]]]:
     differences = {}
     for group, columns in groups.items():
         reference = columns.pop(results.reference, {})
-        both = {name: [column[s] - reference[s] for s in column if s in reference] for name, column in columns.items()}
+        both = {name: by_seed(column, reference) for name, column in columns.items()}
         differences[group] = {name: values for name, values in both.items() if values}
     return {group: columns for group, columns in differences.items() if columns}
 

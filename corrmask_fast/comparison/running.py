@@ -23,7 +23,7 @@ import numpy as np
 from corrmask_fast.cells.corpus_io import write_corpus
 from corrmask_fast.comparison.comparison import Comparison
 from corrmask_fast.comparison.inputs import ComparedCells, read_cells
-from corrmask_fast.comparison.plan import RATE, Plan, Scoring, Task, parse_compared, united
+from corrmask_fast.comparison.plan import RATE, Plan, Scoring, Task, notes_of, parse_compared, type_notes, united
 from corrmask_fast.comparison.results import DETAILS, FACTS, ROWS
 from corrmask_fast.errors import InputError, check_integer, import_extra, readable
 from corrmask_fast.evaluation.cell_annotation import cell_labels
@@ -331,25 +331,8 @@ def _facts(plan: Plan, models: list[Task], cells: ComparedCells, labelled: Any) 
         rare = sorted(set(text[known].tolist()) - set(types))
         if rare:
             notes.append(f"Types with fewer than {plan.scoring.min_cells} test cells are left out: {', '.join(rare)}.")
-        notes.append(
-            "Cell types: half of the labelled test cells train the head or the regression, the other half is scored; "
-            "the halves follow from the seed."
-        )
-        what = "counts" if cells.has_counts else "ranks (there are no counts)"
-        notes.append(
-            f"The logistic regressions read the {what} of all genes of a cell; models read its first "
-            f"{plan.settings.max_length} genes."
-        )
-    notes.append(
-        "Graphs and PMI tables are "
-        + (
-            "those that were given."
-            if plan.graph or plan.pmi
-            else "made from the cells that each model is pretrained on."
-        )
-        + " The shortcut is measured by "
-        + ("the given graph." if plan.graph else "the graph of all training cells, for all models.")
-    )
+        notes += type_notes(plan, has_counts=cells.has_counts)
+    notes += notes_of(plan, [str(task.strategy) for task in models])
     return {
         "strategies": {task.strategy: parse_compared(str(task.strategy)).label for task in models},
         "reference": plan.reference,

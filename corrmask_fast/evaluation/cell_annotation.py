@@ -359,19 +359,23 @@ def cell_labels(corpus: Corpus, column: str) -> tuple[np.ndarray, np.ndarray]:
 
 def labelled_cells(corpus: Corpus, column: str, min_cells: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Return (rows, code of each, names of the codes): types by falling abundance, those too rare left out."""
+    labelled, codes, names, counts = types_by_abundance(corpus, column)
+    n_types = int(np.count_nonzero(counts >= min_cells))
+    if n_types < 2:
+        raise InputError(
+            f"column {column!r} has {n_types} types of at least min_cells={min_cells} cells, and naming needs two; "
+            f"its {counts.size} types have {', '.join(map(str, counts[:10].tolist()))} cells"
+        )
+    kept = codes < n_types
+    return labelled[kept], codes[kept], names[:n_types]
+
+
+def types_by_abundance(corpus: Corpus, column: str) -> tuple[np.ndarray, np.ndarray, list[str], np.ndarray]:
+    """Return (rows of labelled cells, code of each, names of the codes, cells of each), by falling abundance."""
     text, labelled = cell_labels(corpus, column)
     names, codes, counts = np.unique(text[labelled].astype(str), return_inverse=True, return_counts=True)
-    kept = np.flatnonzero(counts >= min_cells)
-    if kept.size < 2:
-        raise InputError(
-            f"column {column!r} has {kept.size} types of at least min_cells={min_cells} cells, and naming needs two; "
-            f"its {names.size} types have {', '.join(map(str, sorted(counts.tolist(), reverse=True)[:10]))} cells"
-        )
-    order = kept[np.argsort(-counts[kept], kind="stable")]
-    place = np.full(names.size, -1, np.int64)
-    place[order] = np.arange(order.size)
-    own = place[codes]
-    return labelled[own >= 0], own[own >= 0], [str(names[i]) for i in order]
+    order = np.argsort(-counts, kind="stable")
+    return labelled, np.argsort(order)[codes], [str(names[i]) for i in order], counts[order]
 
 
 def stratified_splits(

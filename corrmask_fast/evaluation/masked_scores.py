@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from corrmask_fast.errors import InputError, check_integer
-from corrmask_fast.evaluation.cell_annotation import cell_labels
+from corrmask_fast.evaluation.cell_annotation import types_by_abundance
 from corrmask_fast.evaluation.scored_models import FREQUENCIES, Models, gene_counts, opened, scored_length
 from corrmask_fast.evaluation.standard_errors import Estimate, estimate, in_bins
 from corrmask_fast.masking.padded_batch import EVALUATION_EPOCH
@@ -262,14 +262,12 @@ def _masked(masker: Masker, indptr: np.ndarray, tokens: np.ndarray) -> dict[str,
 
 def _types_of(corpus: Corpus, column: str) -> tuple[np.ndarray, list[str]]:
     """Return ((n_cells,) number of each cell's type, -1 without a label; names, the type of most cells first)."""
-    text, labelled = cell_labels(corpus, column)
-    names, codes, counts = np.unique(text[labelled].astype(str), return_inverse=True, return_counts=True)
-    if not names.size:
+    labelled, codes, names, _ = types_by_abundance(corpus, column)
+    if not names:
         raise InputError(f"column {column!r} has no label in {corpus.n_cells} cells; give a column with cell types")
-    order = np.argsort(-counts, kind="stable")
     types = np.full(corpus.n_cells, -1)
-    types[labelled] = np.argsort(order)[codes]
-    return types, [str(names[i]) for i in order]
+    types[labelled] = codes
+    return types, names
 
 
 class _Baselines:
