@@ -9,11 +9,12 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz lint bench bench-smoke gpu-report clean
+.PHONY: help demo test docs fuzz lint bench bench-smoke gpu-report clean
 
 help:
 	@echo "make demo         counts to graph, masks, audit, speed and a tiny BERT, in about a minute once installed"
 	@echo "make test         the tests (CORRMASK_DATA=folder adds those on real cells)"
+	@echo "make docs         the site in build/docs: executes the tutorials; warnings are errors"
 	@echo "make fuzz         damaged files of every kind, 20 000 of each (FILES=1000 SEED=1), against AnnData and plain NumPy"
 	@echo "make lint         format, lint, types"
 	@echo "make bench        time it against Hugging Face's collator, NumPy, SciPy …; appends to bench/results"
@@ -32,6 +33,14 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+$(VENV)/.docs-ready: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,docs]'
+	touch $@
+
+docs: $(VENV)/.docs-ready
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --jobs auto docs build/docs
+	@echo "build/docs/index.html"
 
 fuzz: $(READY)
 	$(BIN)/python tests/fuzz anndata --files $(or $(FILES),20000) --seed $(or $(SEED),0)

@@ -251,7 +251,7 @@ def test_the_command_and_the_page_about_it(corpus, folder, tmp_path, monkeypatch
     obs.obs_names = [f"cell{i}" for i in reversed(range(11))]
     obs.write_h5ad("cells.h5ad")
     blocks = re.findall(
-        r"^```python\n(.*?)^```$", (ROOT / "docs" / "embeddings.md").read_text(), re.MULTILINE | re.DOTALL
+        r"^```python\n(.*?)^```$", (ROOT / "docs" / "how-to" / "embeddings.md").read_text(), re.MULTILINE | re.DOTALL
     )
     assert len(blocks) == 2
     names = {}

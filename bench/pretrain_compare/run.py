@@ -5,7 +5,7 @@
 
 Cells: two donors' PBMC and a pancreas, 70 % of them to pretrain on, 30 % to score. First six strategies with five seeds
 on all training cells, then three of them on a tenth and on 30 % of these. Interrupted, the same command goes on. The
-rows go to ``bench/results/pretrain_compare``, the page to ``docs/comparison.html``.
+rows go to ``bench/results/pretrain_compare``, the page to ``docs/_static/comparison.html``.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def main() -> None:
     rows.mkdir(exist_ok=True)
     for name in ("comparison.json", "rows.csv", "details.csv", "differences.csv"):
         shutil.copy(arguments.out / name, rows / name)
-    shutil.copy(arguments.out / "report.html", ROOT / "docs" / "comparison.html")
+    shutil.copy(arguments.out / "report.html", ROOT / "docs" / "_static" / "comparison.html")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,23 @@
+"""The parser of the command line, with the signs escaped that reStructuredText would read as markup."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import textwrap
+
+from corrmask_fast.cli.main import build_parser
+
+
+def escaped(parser: argparse.ArgumentParser | None = None) -> argparse.ArgumentParser:
+    """Return the parser of all commands, ready for sphinx-argparse."""
+    parser = parser or build_parser()
+    for action in parser._actions:  # noqa: SLF001
+        if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001
+            for child in action.choices.values():
+                escaped(child)
+        elif action.help:
+            action.help = re.sub(r"([|*`\\])", r"\\\1", action.help)
+    if parser.epilog:  # tables and examples, aligned for a terminal: a literal block
+        parser.epilog = "::\n\n" + textwrap.indent(parser.epilog, "  ")
+    return parser
