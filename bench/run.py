@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 CASES = ("input", "masking", "packing", "reference", "threads")
-RESULTS, README = records.RESULTS / "masking.csv", records.ROOT / "README.md"
-BEGIN = "<!-- figures: written by bench/run.py --readme from the last rows of bench/results/masking.csv -->"
+RESULTS, PAGE = records.RESULTS / "masking.csv", records.ROOT / "docs" / "explanation" / "speed.md"
+BEGIN = "<!-- figures: written by bench/run.py --page from the last rows of bench/results/masking.csv -->"
 END = "<!-- end of figures -->"
 HOW = "Medians of {rounds} rounds in turns, one thread against one thread unless said,"
 
@@ -44,10 +44,10 @@ HOW = "Medians of {rounds} rounds in turns, one thread against one thread unless
 def main() -> None:
     """Run what the arguments ask for."""
     parser = parser_of(__doc__, RESULTS.name, CASES, rounds=40)
-    parser.add_argument("--readme", action="store_true", help="only: put the last recorded run into README.md")
+    parser.add_argument("--page", action="store_true", help="only: put the last recorded run into docs/explanation/speed.md")
     arguments = parser.parse_args()
-    if arguments.readme:
-        write_readme(last_run(), README)
+    if arguments.page:
+        write_page(last_run(), PAGE)
         return
     torch.set_num_threads(1)
     set_num_threads(1)
@@ -87,18 +87,18 @@ def measure(bench: Bench, case: str, workload: Workload) -> None:
 
 
 def last_run(path: Path = RESULTS) -> list[records.Row]:
-    """Return the rows of the last run that covers every case of the README's table: packing has no line there."""
+    """Return the rows of the last run that covers every case of the page's table: packing has no line there."""
     return records.last_run(records.read(path), {goal.case for goal in GOALS} - {"packing"})
 
 
 def figures(rows: list[records.Row]) -> str:
-    """Return what stands between the marks in the README: a run's figures, and their conditions right below."""
+    """Return what stands between the marks of the page: a run's figures, and their conditions right below."""
     conditions = records.conditions_text(rows[0], HOW.format(**rows[0]))
     return f"\n\n{headlines(rows, GOALS)}\n\n{conditions} In brackets our microseconds a cell.\n\n"
 
 
-def write_readme(rows: list[records.Row], path: Path) -> None:
-    """Put a run's figures into the README."""
+def write_page(rows: list[records.Row], path: Path) -> None:
+    """Put a run's figures into the page."""
     before, rest = path.read_text().split(BEGIN)
     path.write_text(before + BEGIN + figures(rows) + END + rest.split(END)[1])
 

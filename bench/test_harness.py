@@ -1,4 +1,4 @@
-"""Rows come back from the file as the table that was measured, and the README takes the last whole run."""
+"""Rows come back from the file as the table that was measured, and the page takes the last whole run."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def printed(rows):
     return table(rows, GOALS, FLOORS)
 
 
-def test_a_run_goes_through_the_file_into_the_readme(tmp_path):
-    path, readme = tmp_path / "results" / "masking.csv", tmp_path / "README.md"
+def test_a_run_goes_through_the_file_into_the_page(tmp_path):
+    path, page = tmp_path / "results" / "masking.csv", tmp_path / "speed.md"
     first, second = made_up_run("first", masker_us=50.0), made_up_run("second", masker_us=10.0)
     for rows in (first, second, made_up_run("third", masker_us=1.0, cases=["masking"])):
         records.append(rows, path)
@@ -44,9 +44,9 @@ def test_a_run_goes_through_the_file_into_the_readme(tmp_path):
     cells = [cell.strip() for cell in line.split("|")[3:-1]]
     assert cells == ["64", "100.0 µs", "10.0 µs", "10x", "2.5", "≥ 8x", "met"]
 
-    readme.write_text(f"before {run.BEGIN} old figures {run.END} after")
-    run.write_readme(found, readme)
-    text = readme.read_text()
+    page.write_text(f"before {run.BEGIN} old figures {run.END} after")
+    run.write_page(found, page)
+    text = page.read_text()
     assert text.startswith(f"before {run.BEGIN}\n\n| what")
     assert text.endswith(f"{run.END} after")
     assert "old figures" not in text

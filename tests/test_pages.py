@@ -6,6 +6,8 @@ right above it: ``<!-- not run: reason -->``. Tutorials are notebooks, which `ma
 
 from __future__ import annotations
 
+import csv
+import importlib
 import pickle
 import re
 import shlex
@@ -20,7 +22,8 @@ from corrmask_fast.synthetic import generate_cells
 
 ROOT = Path(__file__).resolve().parents[1]
 FIRST = ROOT / "docs" / "how-to" / "index.md"
-PAGES = [ROOT / "README.md", ROOT / "docs" / "install.md", *sorted(FIRST.parent.glob("[!i]*.md"))]
+README = ROOT / "README.md"
+PAGES = [README, ROOT / "docs" / "install.md", *sorted(FIRST.parent.glob("[!i]*.md"))]
 BLOCK = re.compile(
     r"(?:^<!-- not run: (?P<reason>[^>]+) -->\n+)?^```(?P<language>bash|python)\n(?P<text>.*?)^```$",
     re.MULTILINE | re.DOTALL,
@@ -68,7 +71,8 @@ def test_a_page_runs_as_it_stands(page, brought, tmp_path, monkeypatch):
     if needed := NEEDS.get(str(page.relative_to(ROOT))):
         pytest.importorskip(needed)
     folder = tmp_path / "reader"
-    shutil.copytree(brought, folder)
+    made = [] if page.parent == FIRST.parent else ["cells.dataset", "graph.safetensors"]  # other pages make them
+    shutil.copytree(brought, folder, ignore=lambda *_: made)
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(str(folder))  # modules that a page tells to save
     monkeypatch.setenv("MPLBACKEND", "Agg")
@@ -91,3 +95,37 @@ def test_links_lead_somewhere():
     for page in pages:
         for target in re.findall(r"\]\((?!https?://|mailto:)([^)#\s]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.relative_to(ROOT)} points to {target}"
+
+
+def test_figures_of_the_readme_are_recorded():
+    """The last rows of AMD EPYC: microseconds a cell, seconds of a graph, and how many times less."""
+
+    def last(file, case, contestant, column, **where):
+        with (ROOT / "bench" / "results" / file).open() as rows:
+            found = [
+                row for row in csv.DictReader(rows)
+                if (row["case"], row["contestant"], row["device"]) == (case, contestant, "AMD EPYC")
+                and all(row[key] == value for key, value in where.items())
+            ]  # fmt: skip
+        return float(found[-1][column])
+
+    stock = "stock Trainer, datasets folder, Geneformer-style collator"
+    for ours, beside, unit in (
+        (last("pretrain.csv", "input", "CorrMaskTrainer, CorpusDataset, our collator", "p50_us", batch="64"),
+         last("pretrain.csv", "input", stock, "p50_us", batch="64"), "µs"),
+        (last("masking.csv", "masking", "CorrMasker", "p50_us", batch="64"),
+         last("masking.csv", "masking", "torch_mask_tokens (random masks)", "p50_us", batch="64"), "µs"),
+        (last("graph.csv", "big", "corrmask-fast", "seconds"),
+         last("graph.csv", "big", "dense SGEMM at peak, product alone", "seconds"), "s"),
+    ):  # fmt: skip
+        stated = [f"{x:,.1f}" if x < 100 and unit == "µs" else f"{x:,.0f}" for x in (ours, beside)]
+        times = f"{beside / ours:.0f}" if beside / ours > 20 else f"{beside / ours:.1f}"
+        line = rf"\| {stated[0]} {unit} \| {stated[1]} {unit}: [^|]* \| {times}x \|"
+        assert re.search(line, README.read_text()), line
+
+
+def test_the_table_of_speed_is_that_of_the_last_recorded_run(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    bench = importlib.import_module("run")
+    stated = bench.PAGE.read_text().split(bench.BEGIN)[1].split(bench.END)[0]
+    assert stated == bench.figures(bench.last_run()), "run: python bench/run.py --page"

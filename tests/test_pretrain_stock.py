@@ -145,7 +145,7 @@ def test_drops_into_geneformers_pretrainer(tmp_path):
         pytest.skip("Geneformer's sampler has the signature of transformers 4.46, which this version does not call")
     datasets = pytest.importorskip("datasets")
     write_corpus(DATASET.corpus, tmp_path / "cells.dataset")
-    (tmp_path / "lengths.pkl").write_bytes(pickle.dumps(DATASET.lengths.tolist()))  # as README has it
+    (tmp_path / "lengths.pkl").write_bytes(pickle.dumps(DATASET.lengths.tolist()))  # as the how-to page has it
     arguments = make_arguments(tmp_path / "run", logging_steps=1, save_strategy="steps", save_steps=2)
 
     def make():
