@@ -44,7 +44,7 @@ HOW = "Medians of {rounds} rounds in turns, one thread against one thread unless
 def main() -> None:
     """Run what the arguments ask for."""
     parser = parser_of(__doc__, RESULTS.name, CASES, rounds=40)
-    parser.add_argument("--page", action="store_true", help="only: put the last recorded run into docs/explanation/speed.md")
+    parser.add_argument("--page", action="store_true", help="only: the last recorded run into docs/explanation")
     arguments = parser.parse_args()
     if arguments.page:
         write_page(last_run(), PAGE)
