@@ -75,7 +75,7 @@ def read_corpus(path_or_cells: Any, vocabulary: Vocabulary | None = None, *, max
         at once. Tokens are checked when they are read: at once for ``.npz`` files and lists, chunk by chunk for the
         others.
     MissingExtraError
-        If ``datasets`` is not installed and the path is none of an ``.npz`` file.
+        If ``datasets`` is not installed and the path is not that of an ``.npz`` file.
 
     Examples
     --------

@@ -98,6 +98,14 @@ class RaggedBatch(Sequence[dict[str, np.ndarray]]):
         -------
         dict
             ``input_ids`` and ``attention_mask``, each (cells, columns) int64, padded on the right.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from corrmask_fast import RaggedBatch
+        >>> batch = RaggedBatch(np.array([0, 2, 3]), np.array([4, 2, 3], np.int32))
+        >>> batch.padded(pad_token_id=0, multiple=4)["input_ids"].tolist()
+        [[4, 2, 0, 0], [3, 0, 0, 0]]
         """
         lengths = np.diff(self.indptr)
         width = -(-int(lengths.max(initial=0)) // multiple) * multiple

@@ -69,10 +69,10 @@ def tokenize(
     ----------
     adata_or_path : path, AnnData, or a list of these
         The path of an ``.h5ad`` file or a zarr store, or an ``AnnData`` in memory or backed, with raw counts as CSR,
-        CSC or dense matrix. With scanpy (loompy) installed also 10x ``.h5`` files, ``matrix.mtx`` folders and ``.loom``
-        files. A list of these, or a folder that holds some: the cells of all, in this order. Where ``var`` has Cell
-        Ranger's ``feature_types`` and some are ``Gene Expression``, the other columns (antibodies, peaks) are left out,
-        also of totals.
+        CSC or dense matrix. 10x ``.h5`` files and ``matrix.mtx`` folders need scanpy, ``.loom`` files need loompy. A
+        list of these, or a folder that holds some: the cells of all, in this order. Where ``var`` has Cell Ranger's
+        ``feature_types`` and some are ``Gene Expression``, the other columns (antibodies, peaks) are left out, also of
+        totals.
     output : path
         A folder to write (Hugging Face ``datasets``), or an ``.npz`` file by that suffix; see
         :class:`~corrmask_fast.CorpusWriter`. Of several inputs, a folder has a part for each. Until all parts are there

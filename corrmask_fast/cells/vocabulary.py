@@ -241,6 +241,14 @@ class Vocabulary:
         ------
         InputError
             If ``symbols`` does not map gene names to symbols.
+
+        Examples
+        --------
+        >>> from corrmask_fast import Vocabulary
+        >>> old = Vocabulary(("<pad>", "<mask>", "ENSG00000127526"), {"ENSG00000127526": "SLC35E1"})
+        >>> new = old.with_symbols({"ENSG00000127526": "MGC2494"})
+        >>> new.name_of(2), new.id_of("MGC2494"), new.id_of("SLC35E1")
+        ('MGC2494', 2, 2)
         """
         lo, hi = self.gene_range
         shown_now, aliases = dict(self.symbols), dict(self.aliases)
@@ -532,7 +540,7 @@ class Vocabulary:
         Parameters
         ----------
         path : path
-            A ``.json`` file, or a token dictionary as ``.pkl`` file.
+            A ``.json`` or ``.pkl`` file.
 
         Returns
         -------

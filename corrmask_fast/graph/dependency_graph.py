@@ -338,6 +338,16 @@ class DependencyGraph:
         ------
         InputError
             If there is no such file, or it is truncated, altered, of another format or of a newer version.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> from corrmask_fast import DependencyGraph, Vocabulary
+        >>> graph = DependencyGraph.from_edges([("A", "B", 0.5)], Vocabulary(("<pad>", "<mask>", "A", "B")))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     graph.save(f"{folder}/graph.safetensors")
+        ...     DependencyGraph.load(f"{folder}/graph.safetensors")
+        DependencyGraph(1 edge between 2 of 2 genes)
         """
         tensors, vocabulary, params = read_graph(path)
         with naming(path):

@@ -32,7 +32,7 @@ def rewired(graph: DependencyGraph, seed: int = 0, *, swaps_per_edge: float = 10
     seed : int
         Seed in [0, 2**64). The same seed gives the same graph.
     swaps_per_edge : float
-        Number of swaps for each edge, in (0, 1e6). A few are enough to lose the edges of the graph; the default leaves
+        Number of swaps for each edge, in [0, 1e6]. A few are enough to lose the edges of the graph; the default leaves
         a wide margin. At most ten swaps are tried for each one wanted: in a nearly full graph, few are possible.
 
     Returns
