@@ -157,9 +157,10 @@ def check_collator(
     mlm_probability
         The rate that the collator should have, in [0, 1]: a number or (low, high). None: its own attribute of this
         name, or its masker's; without one the rate is not judged.
-    mask_replace_prob, random_replace_prob
-        Shares of the masked genes that should become the mask token, and a random gene. None: likewise, else 0.8 and
-        0.1.
+    mask_replace_prob
+        Share of the masked genes that should become the mask token. None: likewise, else 0.8.
+    random_replace_prob
+        Share of the masked genes that should become a random gene. None: likewise, else 0.1.
     n_cells
         Test on a sample of this many cells; each passes a dozen times.
     batch_size

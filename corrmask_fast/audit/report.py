@@ -99,8 +99,10 @@ class StrategyAudit:
     shortcut_sum
         Sum over judged columns of the largest abs(rho) among visible neighbours; float64, added in the order of the
         rows.
-    times_masked, times_present
-        (V,) int64: rows in which each gene was masked, and in which it stood.
+    times_masked
+        (V,) int64: rows in which each gene was masked.
+    times_present
+        (V,) int64: rows in which each gene stood.
     times_judged
         (V,) int64: judged columns of each gene.
     shortcut_of_gene

@@ -104,8 +104,10 @@ class Masker(nn.Module):
     ----------
     vocabulary
         The :class:`~corrmask_fast.Vocabulary`: which id is which gene.
-    strategy, table
-        Internal: the number of the strategy's kernel, and the table that the kernel reads.
+    strategy
+        Internal: the number of the strategy's kernel.
+    table
+        Internal: the table that the kernel reads.
     mlm_probability
         p, in (0, 1): share of a row's n maskable tokens that is masked, exactly floor(n · p). A number; or
         ``(low, high)``, from which each row draws its own; or a schedule over training steps
@@ -114,9 +116,11 @@ class Masker(nn.Module):
     structural_ratio
         λ, in [0, 1]: share of the masked tokens that the strategy chooses; the rest is random. A number, a range or a
         schedule.
-    mask_replace_prob, random_replace_prob
-        Shares of the masked tokens that become the mask token, and that become a random gene; the others stay as they
-        are. Each in [0, 1], together at most 1.
+    mask_replace_prob
+        Share of the masked tokens that become the mask token, in [0, 1].
+    random_replace_prob
+        Share of the masked tokens that become a random gene, in [0, 1]; with ``mask_replace_prob`` at most 1. The
+        others stay as they are.
     seed
         Key of the random generator, in [0, 2**64).
     validate
@@ -304,8 +308,9 @@ class Masker(nn.Module):
             is out of range has no graph.
         priorities
             (rows, columns) int64 in [0, 2**32): groups of columns are proposed in this order, smallest first (ties: the
-            earlier column), in place of a random order. Without ``validate`` only the lower 32 bits count.
-            ``corrmask_fast.masking.engine.draws.priorities_of`` makes priorities of scores.
+            earlier column), in place of a random order. Strategies that propose no groups ignore it. Without
+            ``validate`` only the lower 32 bits count. ``corrmask_fast.masking.engine.draws.priorities_of`` makes
+            priorities of scores.
         marks_only
             True: the masked ids only mark what is hidden, and no model reads them. Then the vocabulary needs no mask
             token.
@@ -381,13 +386,15 @@ class Masker(nn.Module):
 
         Parameters
         ----------
-        indptr, tokens
-            (rows + 1,) and (nnz,) integers: row i is ``tokens[indptr[i]:indptr[i + 1]]``. Not changed.
+        indptr
+            (rows + 1,) integers: row i is ``tokens[indptr[i]:indptr[i + 1]]``.
+        tokens
+            (nnz,) integers: the tokens of all rows. Not changed.
         columns
             Width of the batch, at least the longest row. None: the longest row, rounded up to a multiple of
             ``multiple_of``.
         multiple_of
-            See ``columns``; used where ``columns`` is None.
+            Used where ``columns`` is None, >= 1.
         draw_ids
             (rows,) int64: the draw of each row.
         epoch
@@ -398,8 +405,10 @@ class Masker(nn.Module):
             λ in place of the masker's own. With 0 the result is the random control with the same draws.
         graph_ids
             (rows,) int64: the number of each row's graph, for a masker with several.
-        attention_mask, special_tokens_mask
-            (nnz,) uint8: 0 where a stored token is padding; 1 where a token must not be masked.
+        attention_mask
+            (nnz,) uint8: 0 where a stored token is padding. None: padding is where ``<pad>`` stands.
+        special_tokens_mask
+            (nnz,) uint8: 1 where a token must not be masked, beside the vocabulary's special tokens.
         marks_only
             True: no model reads the masked ids. Then the vocabulary needs no mask token.
         packed

@@ -63,8 +63,8 @@ class DataCollatorForCorrMask:
 
     Attributes
     ----------
-    masker, pad_to_multiple_of, packing, graph_column, graph_numbers
-        As given.
+    masker
+        The masking strategy.
     hides_values
         Whether values of genes are predicted, and not ids.
 
@@ -330,7 +330,7 @@ class PaddingCollator:
 
     It returns a dict of tensors: ``input_ids`` and ``attention_mask``, (rows, columns) int64 each, and the cells' other
     columns as :class:`~corrmask_fast.DataCollatorForCorrMask` has them. :class:`~corrmask_fast.CorrMaskTrainer` with
-    ``masking="device"`` makes its own one, or takes yours where the masker has several graphs and learns with the
+    ``masking="device"`` makes one by itself. Give it one only where the masker has several graphs and learns with the
     model.
 
     Parameters
@@ -339,8 +339,10 @@ class PaddingCollator:
         The :class:`~corrmask_fast.Vocabulary`, which names the padding token.
     pad_to_multiple_of
         Round the batch's width up to a multiple of this, >= 1. None: the longest row.
-    graph_column, graph_numbers
+    graph_column
         As for :class:`~corrmask_fast.DataCollatorForCorrMask`; the batch gets ``graph_ids``, (rows,) int64.
+    graph_numbers
+        As for :class:`~corrmask_fast.DataCollatorForCorrMask`.
     encoder
         For cells that are raw counts: the :class:`~corrmask_fast.RankEncoder` that encodes them. None: cells are
         tokens.

@@ -99,12 +99,18 @@ class MatchedWeights:
 
     @property
     def mean_noise(self) -> float:
-        """Mean of abs(wanted_again − wanted), likewise, which ``mean_error`` would be if all weights were exact."""
+        """Mean of abs(wanted_again − wanted) over the genes of all cells.
+
+        It is what ``mean_error`` would be if all weights were exact.
+        """
         return self._mean(self.wanted_again)
 
     @property
     def random_error(self) -> float:
-        """Mean of abs(mean rate − wanted), likewise, which is the error of masks that cover all genes alike."""
+        """Mean of abs(mean rate − wanted) over the genes of all cells.
+
+        It is the error of masks that cover all genes alike.
+        """
         genes = self.present > 0
         rate = float(self.wanted[genes] @ self.present[genes] / max(int(self.present.sum()), 1))
         return self._mean(np.full_like(self.wanted, rate))

@@ -23,19 +23,20 @@ __all__ = ["PMITable"]
 class PMITable:
     """Ordered pairs of genes that stand next to each other in cells, with their NPMI.
 
-    NPMI is normalised pointwise mutual information (Bouma 2009; PMI masking: Levine et al. 2021). Of counts over a
-    corpus, P(u, v) = count(u, v) / pairs and P(u) = count(u) / tokens,
+    NPMI is normalised pointwise mutual information (Bouma 2009; PMI masking: Levine et al. 2021). With
+    P(u, v) = count(u, v) / pairs and P(u) = count(u) / tokens, counted over a corpus, it is in float64::
 
-        NPMI = log(P(u, v) / (P(u) · P(v))) / −log P(u, v)        1 where P(u, v) = 1
+        NPMI = log(P(u, v) / (P(u) · P(v))) / −log P(u, v)
 
-    in float64, for pairs that were counted often enough (docs/SPEC.md 5). It can exceed 1 in short
+    and 1 where P(u, v) = 1 (docs/SPEC.md 5). A pair that was counted too seldom has none. NPMI can exceed 1 in short
     cells, since there are fewer pairs than tokens. :meth:`from_corpus` makes a table, :meth:`load` reads one.
 
     Parameters
     ----------
-    indptr, indices
-        CSR over the vocabulary, (V + 1,) and (n_pairs,) integers: u is followed by ``indices[indptr[u]:indptr[u +
-        1]]``, ascending.
+    indptr
+        (V + 1,) integers: the token u is followed by the tokens ``indices[indptr[u]:indptr[u + 1]]``.
+    indices
+        (n_pairs,) integers: tokens, ascending for each u.
     npmi
         (n_pairs,) finite numbers: the NPMI of each pair.
     counts
@@ -47,10 +48,18 @@ class PMITable:
 
     Attributes
     ----------
-    indptr, indices, npmi, counts
-        As given, as int64, int32, float64 and int64.
-    vocabulary, params
+    indptr
+        (V + 1,) int64.
+    indices
+        (n_pairs,) int32.
+    npmi
+        (n_pairs,) float64.
+    counts
+        (n_pairs,) int64.
+    vocabulary
         As given.
+    params
+        dict of plain JSON values.
 
     Raises
     ------

@@ -86,8 +86,8 @@ class ValueReplacement(nn.Module):
 
     Attributes
     ----------
-    masker, mask_value, nonzero_only, replace_ids
-        As given.
+    masker
+        The masking strategy.
     zero_masker
         The masker of zeros; None without ``zero_probability``.
     n_appended

@@ -54,9 +54,11 @@ class CorrMasker(Masker):
     weights
         Weights of genes, by which seeds and the random rest are drawn, as :class:`~corrmask_fast.WeightedMasker` takes
         them. None: all genes alike.
-    mask_replace_prob, random_replace_prob
-        Shares of the masked tokens that become the mask token, and that become a random gene; the others stay as they
-        are. Each in [0, 1], together at most 1.
+    mask_replace_prob
+        Share of the masked tokens that become the mask token, in [0, 1].
+    random_replace_prob
+        Share of the masked tokens that become a random gene, in [0, 1]; with ``mask_replace_prob`` at most 1. The
+        others stay as they are.
     replace
         ``"token"``: each masked token draws its own replacement. ``"group"``: a seed and the partners masked with it
         share one draw, as SpanBERT replaces spans. Then no partner stays readable while the rest of its group is
@@ -69,8 +71,6 @@ class CorrMasker(Masker):
 
     Attributes
     ----------
-    partners
-        As given.
     weights
         (V,) float64, read-only: the weight of each token; None without weights.
 

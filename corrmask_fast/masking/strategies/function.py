@@ -69,7 +69,11 @@ class FunctionMasker(Masker):
 
     Attributes
     ----------
-    propose, name, version
+    propose
+        The function.
+    name
+        What tables call the strategy.
+    version
         As given.
 
     Raises

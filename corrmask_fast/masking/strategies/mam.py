@@ -77,8 +77,10 @@ class MultinomialAttentionMasker(Masker):
     mlm_probability
         p, in (0, 1): share of a row's n maskable tokens that is masked, exactly floor(n · p). A number, a range or a
         schedule.
-    structural_ratio, max_partners
-        With ``graph`` only: as for :class:`~corrmask_fast.CorrMasker`. None: 0.5 and 5.
+    structural_ratio
+        With ``graph`` only: λ, as for :class:`~corrmask_fast.CorrMasker`. None: 0.5.
+    max_partners
+        With ``graph`` only: as for :class:`~corrmask_fast.CorrMasker`. None: 5.
     mask_replace_prob, random_replace_prob, replace
         As for :class:`~corrmask_fast.CorrMasker`.
     seed
@@ -88,10 +90,8 @@ class MultinomialAttentionMasker(Masker):
 
     Attributes
     ----------
-    dim, n_latents, n_heads, latent_ratio
-        As given.
     n_chosen
-        Number of latents that attend to a row.
+        Number of latents that attend to a row: max(1, floor(n_latents · latent_ratio)).
     latents
         (n_latents, dim) parameter: the latents.
 
