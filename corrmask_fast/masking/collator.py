@@ -330,8 +330,8 @@ class PaddingCollator:
 
     It returns a dict of tensors: ``input_ids`` and ``attention_mask``, (rows, columns) int64 each, and the cells' other
     columns as :class:`~corrmask_fast.DataCollatorForCorrMask` has them. :class:`~corrmask_fast.CorrMaskTrainer` with
-    ``masking="device"`` makes one by itself. Give it one only where the masker has several graphs and learns with the
-    model.
+    ``masking="device"`` makes one by itself. You need to make one only if the masker has several graphs and learns with
+    the model.
 
     Parameters
     ----------
