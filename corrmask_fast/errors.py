@@ -22,11 +22,35 @@ __all__ = ["InputError", "MissingExtraError"]
 
 
 class InputError(ValueError):
-    """Input that breaks a rule; the CLI prints its message and exits with code 2."""
+    """Input that breaks a rule: the message names the value, the rule and the fix.
+
+    It is a :class:`ValueError`. The command line prints the message and ends with exit code 2.
+
+    Examples
+    --------
+    >>> from corrmask_fast import InputError, suggest_thresholds
+    >>> try:
+    ...     suggest_thresholds(0)
+    ... except InputError as error:
+    ...     print(error)
+    n_cells must be an integer >= 1; got 0
+    """
 
 
 class MissingExtraError(ImportError):
-    """An optional dependency that is not installed; the message names the extra that brings it."""
+    """An optional dependency that cannot be imported: the message has the line that installs it.
+
+    It is an :class:`ImportError`.
+
+    Examples
+    --------
+    >>> from corrmask_fast import MissingExtraError
+    >>> try:
+    ...     raise MissingExtraError("this needs 'igraph'; install it with: pip install 'corrmask-fast[leiden]'")
+    ... except ImportError as error:
+    ...     print(error)
+    this needs 'igraph'; install it with: pip install 'corrmask-fast[leiden]'
+    """
 
 
 @contextmanager

@@ -26,12 +26,52 @@ _blas: dict[str, Any] = {"lock": Lock(), "users": 0, "controller": None, "limit"
 
 
 def set_num_threads(threads: int | None) -> None:
-    """Set how many CPU threads the kernels use (None: CORRMASK_NUM_THREADS, else all cores of this process)."""
+    """Set how many CPU threads the kernels use, in this process.
+
+    Parameters
+    ----------
+    threads : int or None
+        Number of threads, at least 1. None: the environment variable ``CORRMASK_NUM_THREADS`` if it is set, else all
+        cores that this process may use.
+
+    Raises
+    ------
+    InputError
+        If ``threads`` is no integer >= 1.
+
+    Examples
+    --------
+    >>> from corrmask_fast import get_num_threads, set_num_threads
+    >>> set_num_threads(2)
+    >>> get_num_threads()
+    2
+    >>> set_num_threads(None)
+    """
     _state["threads"] = None if threads is None else check_integer("threads", threads, 1)
 
 
 def get_num_threads() -> int:
-    """Return the number of threads in use: always 1 inside a DataLoader worker."""
+    """Return the number of CPU threads that the kernels use: always 1 inside a DataLoader worker.
+
+    Returns
+    -------
+    int
+        The number that :func:`~corrmask_fast.set_num_threads` set; else the environment variable
+        ``CORRMASK_NUM_THREADS``; else the number of cores that this process may use.
+
+    Raises
+    ------
+    InputError
+        If ``CORRMASK_NUM_THREADS`` is used and is no integer >= 1.
+
+    Examples
+    --------
+    >>> from corrmask_fast import get_num_threads, set_num_threads
+    >>> set_num_threads(4)
+    >>> get_num_threads()
+    4
+    >>> set_num_threads(None)
+    """
     torch_data = sys.modules.get("torch.utils.data")
     if torch_data is not None and torch_data.get_worker_info() is not None:
         return 1

@@ -63,40 +63,51 @@ def audit_all_strategies(
     Parameters
     ----------
     corpus
-        The cells.
+        The :class:`~corrmask_fast.Corpus` that is masked.
     graph
-        Whose neighbours count as partners, and by which CorrMask masks.
+        The :class:`~corrmask_fast.DependencyGraph` whose neighbours count as partners, and by which CorrMask masks.
     pmi
-        For PMI masking; None: counted from the corpus, all of it, with its defaults.
+        The :class:`~corrmask_fast.PMITable` of PMI masking. None: counted from the whole corpus.
     sets
-        For :class:`~corrmask_fast.GeneSetMasker`; None: no such line.
+        Gene sets, as :class:`~corrmask_fast.GeneSetMasker` takes them. None: the report has no such row.
     maskers
-        More maskers, such as a :class:`~corrmask_fast.FunctionMasker`: a line each, by its ``label``.
+        More maskers, such as a :class:`~corrmask_fast.FunctionMasker`: a row each, by its ``label``.
     mlm_probability, max_partners, npmi_min
-        Of the maskers, where they have a meaning; λ is what a strategy's name stands for.
+        Of the maskers, where they have a meaning; see their classes. λ is what a strategy's name stands for.
     step
-        Training step whose rates are audited, where ``mlm_probability`` is a schedule; the report names it.
-    epochs, n_cells
-        How often each cell is masked, anew each time; a sample of so many cells (None: all).
+        Training step whose rates are audited, >= 0, where ``mlm_probability`` is a schedule; the report names it.
+    epochs
+        How often each cell is masked, >= 1, anew each time.
+    n_cells
+        Audit a sample of this many cells. None: all.
     seed
-        Of masks, sample and rewiring.
+        Of masks, sample and rewiring, in [0, 2**64).
     progress
         Show progress bars.
 
     Returns
     -------
     AuditReport
-        A row for each line of this module's table; ``controls`` are Random, and the controls of CorrMask. A note tells
-        how well the frequencies match.
+        A row for each strategy; ``controls`` are Random, and the controls of CorrMask. A note tells how well the
+        frequencies of *Random, matched* match.
 
     Raises
     ------
     InputError
-        If the corpus is empty, vocabularies differ, or a parameter is out of range.
+        If the corpus is empty, vocabularies differ, two rows would have the same name, a masker needs a model, or a
+        parameter is out of range.
+
+    Notes
+    -----
+    Three rows are controls. With λ = 0 every strategy without weights masks just what *Random (lambda = 0)* masks.
+    *CorrMask, rewired graph* masks by a graph of the same degrees and other partners, and is judged by the true graph.
+    *Random, matched* masks single genes, each as often as CorrMask does. The other rows are all strategies of
+    :func:`~corrmask_fast.make_masker` but MAM, which depends on a trained model, and weighted masking, which needs
+    weights: give that as one of ``maskers``.
 
     Examples
     --------
-    >>> from corrmask_fast import DependencyGraph, Vocabulary, read_corpus
+    >>> from corrmask_fast import DependencyGraph, Vocabulary, audit_all_strategies, read_corpus
     >>> genes = Vocabulary(("<pad>", "<mask>", *"ABCDEFGH"))
     >>> cells = read_corpus([[2, 3, 4, 5, 6, 7, 8, 9], [5, 4, 7, 2, 8, 3, 9, 6]], genes)
     >>> graph = DependencyGraph.from_edges([("A", "B"), ("C", "D"), ("E", "F")], genes)

@@ -62,20 +62,23 @@ def audit_collator(
     Parameters
     ----------
     collator
-        A callable that takes a list of examples and returns ``input_ids`` and ``labels``, (rows, columns) each, as
-        tensors, arrays or lists; labels are −100 where nothing is to be predicted. A copy of it is used, if it can be
-        copied. ``set_epoch`` is called where there is one.
+        A callable that takes a list of examples and returns a dict with ``input_ids`` and ``labels``, (rows, columns)
+        each, as tensors, arrays or lists; labels are −100 where nothing is to be predicted. A copy of it is used, if it
+        can be copied. Its ``set_epoch`` is called, if it has one.
     corpus
-        The cells, as long as the collator leaves them (``read_corpus(…, max_length=…)``).
+        A :class:`~corrmask_fast.Corpus`, whose cells are as long as the collator leaves them
+        (``read_corpus(…, max_length=…)``).
     graph
-        Whose neighbours count as partners.
+        The :class:`~corrmask_fast.DependencyGraph` whose neighbours count as partners.
     dataset
-        What hands out the collator's examples: ``dataset[i]`` is cell i of the corpus. None: dicts with ``input_ids``,
+        What gives the collator its examples: ``dataset[i]`` is cell i of the corpus. None: dicts with ``input_ids``,
         a list, and ``length``, as a folder of ``datasets`` has them.
-    epochs, n_cells
-        How often each cell is masked; a sample of so many cells (None: all).
+    epochs
+        How often each cell is masked, >= 1.
+    n_cells
+        Audit a sample of this many cells. None: all.
     batch_size
-        Cells in a batch, at most 1,024.
+        Cells in a batch, >= 1; a batch never has more than 1024.
     seed
         Of the sample, of the control, and of the generators of Python, NumPy and torch (CPU), from which collators
         draw. They are restored afterwards.
@@ -85,20 +88,21 @@ def audit_collator(
     Returns
     -------
     AuditReport
-        Two rows. The control masks in every row as many genes as the collator did: those that our random masker of
-        this seed takes first. (At the collator's mean rate, rows with many and with few masks would differ from it by
-        their number alone.) So what differs is which genes are masked.
-        Labelled special tokens and padding are no genes: they are not counted; a note of the report numbers them.
+        Two rows: the collator's, by the name of its class or function, and ``"control (random)"``. In every row of
+        cells the control masks as many genes as the collator did, at random, so that only which genes are masked
+        differs. Special tokens and padding with a label are not counted; a note of the report gives their number.
 
     Raises
     ------
     InputError
-        If the collator fails, returns no labels, other rows than it was given or cells that were cut, or changes a
-        token that has no label, or a label is not the cell's token (row, column, value).
+        If the collator fails; returns no labels, other rows than it was given, or cells that were cut; or changes a
+        token that has no label; or a label is not the cell's token (the message names row and column). If the corpus is
+        empty, vocabularies differ, or a number is out of range.
 
     Examples
     --------
-    >>> from corrmask_fast import CorrMasker, DataCollatorForCorrMask, DependencyGraph, Vocabulary, read_corpus
+    >>> from corrmask_fast import CorrMasker, DataCollatorForCorrMask, DependencyGraph, Vocabulary
+    >>> from corrmask_fast import audit_collator, read_corpus
     >>> genes = Vocabulary(("<pad>", "<mask>", *"ABCDEFGH"))
     >>> cells = read_corpus([[2, 3, 4, 5, 6, 7, 8, 9], [5, 4, 7, 2, 8, 3, 9, 6]], genes)
     >>> graph = DependencyGraph.from_edges([("A", "B"), ("C", "D"), ("E", "F"), ("G", "H")], genes)

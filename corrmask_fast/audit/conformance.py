@@ -37,20 +37,54 @@ TENTHS = 10
 
 @dataclass(frozen=True)
 class ConformanceItem:
-    """One property of a collator."""
+    """One property of a collator, and whether the collator keeps it.
+
+    Attributes
+    ----------
+    name
+        The property, in words.
+    verdict
+        ``"kept"``, ``"broken"`` or ``"not applicable"``.
+    measured
+        The number that decides: a share where the detail says of what, else how many tokens break the rule.
+    detail
+        What was measured, in a line.
+    """
 
     name: str
     verdict: str
-    """``"kept"``, ``"broken"`` or ``"not applicable"``."""
     measured: float
-    """The number that decides: a share where the detail says of what, else how many tokens break the rule."""
     detail: str
-    """What was measured, in a line."""
 
 
 @dataclass(frozen=True)
 class ConformanceReport:
-    """What a collator keeps and breaks. ``report["padding is never masked"]`` is an item; iterating goes over all."""
+    """What a collator keeps and breaks of what masked language modelling relies on.
+
+    :func:`~corrmask_fast.check_collator` returns it. ``report["padding is never masked"]`` is the item of that name
+    (KeyError if there is none); iterating goes over all items.
+
+    Attributes
+    ----------
+    collator
+        Name of the collator.
+    n_cells
+        Number of cells that it was tried on.
+    items
+        A tuple of items. Each has a ``name``; a ``verdict``, ``"kept"``, ``"broken"`` or ``"not applicable"``; the
+        number that decides, ``measured``; and a ``detail`` in words.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from corrmask_fast import RandomMasker, Vocabulary, check_collator, read_corpus
+    >>> genes = Vocabulary(("<pad>", "<mask>", *(f"G{i}" for i in range(60))))
+    >>> rng = np.random.default_rng(0)
+    >>> cells = read_corpus([2 + rng.permutation(60)[:40] for _ in range(20)], genes)
+    >>> report = check_collator(RandomMasker(genes), cells, progress=False)
+    >>> report["labels are the cell's tokens"].verdict, report.broken
+    ('kept', ())
+    """
 
     collator: str
     n_cells: int
@@ -67,11 +101,17 @@ class ConformanceReport:
 
     @property
     def broken(self) -> tuple[str, ...]:
-        """Names of the items that are broken."""
+        """Names of the items that are broken, as a tuple."""
         return tuple(item.name for item in self.items if item.verdict == BROKEN)
 
     def table(self) -> str:
-        """Return the report as text, a line for each item."""
+        """Return the report as text.
+
+        Returns
+        -------
+        str
+            A title, then a line for each item.
+        """
         names, verdicts = (max(len(getattr(item, key)) for item in self.items) for key in ("name", "verdict"))
         lines = [f"{item.verdict:{verdicts}}  {item.name:{names}}  {item.detail}" for item in self.items]
         broken = f"{len(self.broken)} of {len(self.items)} items broken"
@@ -79,7 +119,13 @@ class ConformanceReport:
         return "\n".join([title, *lines])
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as plain values, ready for JSON."""
+        """Return the report as plain values, ready for JSON.
+
+        Returns
+        -------
+        dict
+            ``collator``, ``n_cells``, ``broken`` (names), and ``items``, a dict for each with its attributes.
+        """
         items = [dict(vars(item)) for item in self.items]
         return {"collator": self.collator, "n_cells": self.n_cells, "broken": list(self.broken), "items": items}
 
@@ -97,20 +143,28 @@ def check_collator(
     seed: int = 0,
     progress: bool = True,
 ) -> ConformanceReport:
-    """Put a collator, or a masker, through a suite of checks: masks, labels, replacements, epochs, workers, resumes.
+    """Test whether a collator, or a masker, keeps what training relies on: masks, labels, epochs, workers, resumes.
 
     Parameters
     ----------
-    collator, corpus, dataset
-        As for :func:`audit_collator`. A :class:`Masker` is checked in a :class:`DataCollatorForCorrMask`.
+    collator
+        As for :func:`~corrmask_fast.audit_collator`. A :class:`~corrmask_fast.Masker` is checked in a
+        :class:`~corrmask_fast.DataCollatorForCorrMask`.
+    corpus
+        A :class:`~corrmask_fast.Corpus`, whose cells are as long as the collator leaves them.
+    dataset
+        As for :func:`~corrmask_fast.audit_collator`.
     mlm_probability
-        The rate that it is held to, a number or (low, high). None: the one that it, or its masker, has by this name.
-    mask_replace_prob, random_replace_prob
-        Shares of the masked genes that become the mask token, and a random gene. None: likewise, else 0.8 and 0.1.
+        The rate that the collator should have, in [0, 1]: a number or (low, high). None: its own attribute of this
+        name, or its masker's; without one the rate is not judged.
+    mask_replace_prob
+        Share of the masked genes that should become the mask token. None: likewise, else 0.8.
+    random_replace_prob
+        Share of the masked genes that should become a random gene. None: likewise, else 0.1.
     n_cells
-        A sample of so many cells; each passes a dozen times.
+        Test on a sample of this many cells; each passes a dozen times.
     batch_size
-        Cells in a batch, at most a quarter of all.
+        Cells in a batch, >= 1; at most a quarter of all cells are taken.
     seed
         Of the sample and of the generators of Python, NumPy and torch (CPU), which are restored afterwards.
     progress
@@ -119,20 +173,24 @@ def check_collator(
     Returns
     -------
     ConformanceReport
-        An item for each property. Workers are those of a DataLoader, started as the platform does. The ranks are two
-        copies in this process, seeded alike, with every second cell each; batches of one cell, so that only the
-        division counts. A resume is a new copy that skips the batches before, with the generators' states restored.
+        An item for each property.
 
     Raises
     ------
     InputError
         If there are no cells, a parameter is out of range, the collator fails, or what it returns cannot be read (see
-        :func:`audit_collator`).
+        :func:`~corrmask_fast.audit_collator`).
+
+    Notes
+    -----
+    Workers are those of a DataLoader, started as the platform does. The ranks are two copies in this process, seeded
+    alike, each with every second cell, in batches of one cell, so that only the division counts. A resume is a new copy
+    that skips the earlier batches, with the generators' states restored. Shares are judged at 5 sigma.
 
     Examples
     --------
     >>> import numpy as np
-    >>> from corrmask_fast import RandomMasker, Vocabulary, read_corpus
+    >>> from corrmask_fast import RandomMasker, Vocabulary, check_collator, read_corpus
     >>> genes = Vocabulary(("<pad>", "<mask>", *(f"G{i}" for i in range(60))))
     >>> rng = np.random.default_rng(0)
     >>> cells = read_corpus([2 + rng.permutation(60)[: rng.integers(30, 60)] for _ in range(40)], genes)

@@ -42,39 +42,40 @@ def audit_masking(
     n_cells: int | None = None,
     progress: bool = True,
 ) -> AuditReport:
-    """Mask a corpus as ``masker`` does, and count what stays visible, beside the control with lambda = 0.
+    """Mask a corpus as in training, and count which partners of masked genes stay visible, beside a random control.
 
     Parameters
     ----------
     masker
-        The strategy. Rates that go by a schedule are those of the step it is at (:meth:`Masker.set_step`). Or several,
-        a row each: in a list, told apart by the settings in which they differ, or by names of your own.
+        The masking strategy. A rate that is a schedule is taken at the masker's current step
+        (:meth:`corrmask_fast.Masker.set_step`). Or several: a list, whose rows are named by the settings in which they
+        differ; or a mapping from names of your own to maskers.
     corpus
-        The cells, of the same vocabulary.
+        A :class:`~corrmask_fast.Corpus` of the same vocabulary.
     graph
-        Whose neighbours count as partners: the masker's own graph as a rule (the masker itself keeps no rho).
+        The :class:`~corrmask_fast.DependencyGraph` whose neighbours count as partners; as a rule that of the masker.
     epochs
-        How many epochs to mask: every cell is drawn anew in each.
+        How often each cell is masked, >= 1, anew each time.
     n_cells
-        Audit a sample of this many cells; None: all.
+        Audit a sample of this many cells. None: all.
     progress
         Show a progress bar.
 
     Returns
     -------
     AuditReport
-        A row for each masker, and the control's: the draws of the first masker (seed, cell, epoch), at its rate, with
-        ``structural_ratio=0``. With a schedule it names the step.
+        A row for each masker, and one for the control, ``"control (lambda = 0)"``: the first masker with
+        ``structural_ratio=0``, at its rate and with its draws (seed, cell, epoch).
 
     Raises
     ------
     InputError
-        If the corpus is empty, or corpus, graph and masker differ in their vocabularies; if there is no masker, or two
-        in a list differ in nothing that a name could tell.
+        If the corpus is empty; vocabularies differ; a number is out of range; there is no masker, or two in a list have
+        the same label and settings; or a masker needs a model or has several graphs.
 
     Examples
     --------
-    >>> from corrmask_fast import CorrMasker, DependencyGraph, Vocabulary, read_corpus
+    >>> from corrmask_fast import CorrMasker, DependencyGraph, Vocabulary, audit_masking, read_corpus
     >>> genes = Vocabulary(("<pad>", "<mask>", *"ABCDEFGH"))
     >>> cells = read_corpus([[2, 3, 4, 5, 6, 7, 8, 9], [5, 4, 7, 2, 8, 3, 9, 6]], genes)
     >>> graph = DependencyGraph.from_edges([("A", "B"), ("C", "D"), ("E", "F")], genes)

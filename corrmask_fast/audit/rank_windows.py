@@ -39,33 +39,64 @@ RANKED, REWIRED, SHUFFLED = "as ranked", "rewired graph", "random order"
 
 @dataclass(frozen=True)
 class WindowShares:
-    """Correlated genes close to each other in rank: counts, and their two quotients."""
+    """How often correlated genes stand close to each other in rank: counts, and two shares.
+
+    :func:`~corrmask_fast.correlated_windows` returns it.
+
+    Attributes
+    ----------
+    name
+        Name of the order of genes in tables.
+    width
+        Tokens of a window, and how many on either side are near.
+    n_cells
+        Number of cells.
+    tokens
+        Number of gene tokens in them.
+    linked
+        Tokens whose gene has a neighbour in the graph.
+    near
+        Of ``linked``, those with a neighbour among the ``width`` closest tokens on either side.
+    windows
+        Runs of ``width`` neighbouring tokens of a cell; a shorter cell has none.
+    with_pair
+        Of ``windows``, those that hold a pair of neighbours in the graph.
+
+    Examples
+    --------
+    >>> from corrmask_fast import WindowShares
+    >>> shares = WindowShares("as ranked", width=5, n_cells=1, tokens=9, linked=8, near=2, windows=5, with_pair=1)
+    >>> shares.near_share, shares.window_share
+    (0.25, 0.2)
+    """
 
     name: str
     width: int
     n_cells: int
     tokens: int
     linked: int
-    """Tokens whose gene has a neighbour in the graph."""
     near: int
-    """Of ``linked``, those with a neighbour among the ``width`` closest tokens on either side."""
     windows: int
-    """Runs of ``width`` neighbouring tokens of a cell; a shorter cell has none."""
     with_pair: int
-    """Of ``windows``, those that hold a pair of neighbours in the graph."""
 
     @property
     def near_share(self) -> float:
-        """``near / linked``, NaN without such tokens."""
+        """``near / linked``, in [0, 1]; NaN if ``linked`` is 0."""
         return self.near / self.linked if self.linked else math.nan
 
     @property
     def window_share(self) -> float:
-        """``with_pair / windows``, NaN without windows."""
+        """``with_pair / windows``, in [0, 1]; NaN if there are no windows."""
         return self.with_pair / self.windows if self.windows else math.nan
 
     def to_dict(self) -> dict[str, Any]:
-        """Return shares and counts by name."""
+        """Return shares and counts by name.
+
+        Returns
+        -------
+        dict
+            ``order`` (the name), ``near_share``, ``window_share``, and the counts.
+        """
         return {"order": self.name, "near_share": self.near_share, "window_share": self.window_share} | {
             name: value for name, value in asdict(self).items() if name != "name"
         }
@@ -82,35 +113,46 @@ def correlated_windows(
     name: str = RANKED,
     progress: bool = True,
 ) -> WindowShares:
-    """Count how often correlated genes stand close to each other in cells.
+    """Count how often correlated genes stand close to each other in cells (Hacohen et al. 2026, Table 8).
 
     Parameters
     ----------
     corpus
-        The cells; special tokens play no part.
+        A :class:`~corrmask_fast.Corpus`; its special tokens play no part.
     graph
-        Whose neighbours count as correlated.
+        The :class:`~corrmask_fast.DependencyGraph` whose neighbours count as correlated.
     width
-        Tokens of a window, and how many on either side are near; at least 2.
+        Tokens of a window, and how many on either side are near; >= 2.
     n_cells
-        Look at a sample of this many cells; None: all.
+        Look at a sample of this many cells. None: all.
     seed
         Of the sample, and of the order with ``shuffled``.
     shuffled
-        Put each cell's genes in random order first: what chance gives.
+        True: put each cell's genes in random order first, as a control.
     name
-        How the result calls itself.
+        Name of the result in tables.
     progress
         Show a progress bar.
+
+    Returns
+    -------
+    WindowShares
+        Counts and shares.
 
     Raises
     ------
     InputError
-        If the corpus is empty, its vocabulary is not the graph's, or ``width`` is below 2.
+        If the corpus is empty, its vocabulary is not the graph's, or a number is out of range.
+
+    Notes
+    -----
+    The paper gives one figure in two wordings (appendix C.6); ``near_share`` and ``window_share`` are the two. If
+    closeness in rank meant correlation, both would lie above those with ``shuffled``, and above those of a graph from
+    :func:`~corrmask_fast.rewired`.
 
     Examples
     --------
-    >>> from corrmask_fast import DependencyGraph, Vocabulary, read_corpus
+    >>> from corrmask_fast import DependencyGraph, Vocabulary, correlated_windows, read_corpus
     >>> genes = Vocabulary(("<pad>", "<mask>", *"ABCDEF"))
     >>> graph = DependencyGraph.from_edges([("A", "C"), ("B", "F")], genes)
     >>> shares = correlated_windows(read_corpus([[2, 3, 4, 5, 6, 7]], genes), graph, width=3, progress=False)

@@ -25,36 +25,56 @@ SAMPLE_BLOCK = 1 << 20  # cells whose keys are drawn at a time
 
 
 class Corpus:
-    """Cells as gene tokens by falling expression (rank-value encoding), special tokens stripped.
+    """Tokenised cells: of each its gene tokens by falling expression (rank-value encoding), without special tokens.
+
+    A corpus lies in memory, or on disk and is read cell by cell. :func:`~corrmask_fast.read_corpus` opens one.
 
     Parameters
     ----------
-    indptr
+    indptr : array
         (n_cells + 1,) integers: cell i is ``tokens[indptr[i]:indptr[i + 1]]``.
-    tokens
+    tokens : array
         (nnz,) integer token ids.
-    vocabulary
+    vocabulary : Vocabulary
         Which id is which gene.
-    max_length
-        Cells are cut to this many genes; None: the vocabulary's (2048 for V1, 4096 for V2), with values none.
-    obs
-        Per-cell columns that travel along (name → array of n_cells values), such as ``cell_type``.
-    values
-        (nnz,) numbers, one beside each token, such as counts or their bins; kept as float32.
+    max_length : int, optional
+        Cells are cut to this many genes. None: the vocabulary's ``max_length`` (2048 for V1, 4096 for V2); with
+        ``values`` no cut.
+    obs : mapping, optional
+        Columns of the cells, such as ``cell_type``: name → array of n_cells values.
+    values : array, optional
+        (nnz,) numbers, one beside each token, such as counts or their bins. Kept as float32.
+
+    Attributes
+    ----------
+    vocabulary : Vocabulary
+        As given.
+    max_length : int
+        Most genes of a cell.
+    obs : mapping
+        Name → array of one value a cell, for each column.
+    files : mapping
+        Path → size in bytes of each file that is memory-mapped; empty in memory.
 
     Raises
     ------
     InputError
-        If a token lies outside the vocabulary (names cell and token), or values do not fit the tokens.
+        If a token lies outside the vocabulary (names cell and token), ``indptr`` does not fit the tokens, or ``obs`` or
+        ``values`` have another length.
 
     Warns
     -----
     UserWarning
         Once per corpus, if a gene stands twice in a cell: its first occurrence counts, the others are dropped.
 
+    Notes
+    -----
+    docs/SPEC.md, section 1.
+
     Examples
     --------
-    >>> from corrmask_fast import Vocabulary
+    >>> import numpy as np
+    >>> from corrmask_fast import Corpus, Vocabulary
     >>> genes = Vocabulary(("<pad>", "<mask>", "A", "B", "C"))
     >>> corpus = Corpus(np.array([0, 2, 3]), np.array([4, 2, 3]), genes)
     >>> corpus.n_cells, corpus.nnz, corpus.tokens.dtype
@@ -88,10 +108,28 @@ class Corpus:
         obs: Mapping[str, np.ndarray] | None = None,
         order: np.ndarray | None = None,
     ) -> Self:
-        """Return a corpus over buffers that stay where they are (memory-mapped files); nothing is read yet.
+        """Return a corpus over buffers that stay where they are, such as memory-mapped files; nothing is read yet.
 
-        Cells are stripped, cut and checked whenever they are read. ``order`` gives the stored row of each cell
-        where a dataset was shuffled or filtered.
+        Cells are stripped, cut and checked each time they are read.
+
+        Parameters
+        ----------
+        segments : list of Segment
+            The buffers, in order: at least one.
+        vocabulary, max_length, obs
+            As for :class:`~corrmask_fast.Corpus`.
+        order : array, optional
+            (n_cells,) int64: the stored row of each cell, where a dataset was shuffled or filtered. None: as stored.
+
+        Returns
+        -------
+        Corpus
+            The cells.
+
+        Raises
+        ------
+        InputError
+            If an obs column has another number of values than there are cells.
         """
         corpus = cls.__new__(cls)
         corpus._setup(segments, vocabulary, max_length, obs, order)
@@ -138,11 +176,32 @@ class Corpus:
         self._value_address = np.array(places, np.uint64)
 
     def count_from(self, numbers: np.ndarray, repeats: Repeats) -> None:
-        """Name stored cells by their numbers in the stream that they come from, which warns of genes twice once."""
+        """Give the stored cells the numbers that they have in their stream, for errors and warnings.
+
+        Parameters
+        ----------
+        numbers : array
+            (n_cells,) int64: the place of each cell in the stream.
+        repeats : Repeats
+            What the stream found so far of genes that stand twice in a cell. A stream warns of them once.
+        """
         self._numbers, self._repeats = numbers, Repeats(numbers.size, repeats)
 
     def segments_of(self, begin: int, end: int) -> list[Segment]:
-        """Return cells ``begin`` … ``end`` - 1 over the same buffers where they lie in order, else copied."""
+        """Return the cells from ``begin`` to ``end - 1`` as stored.
+
+        They stay in the same buffers, and are copied only if the corpus was shuffled or filtered.
+
+        Parameters
+        ----------
+        begin, end : int
+            First cell, and the one after the last.
+
+        Returns
+        -------
+        list of Segment
+            The buffers of these cells.
+        """
         if self._order is not None:
             return [self._copied(np.arange(begin, end))]
         found = []
@@ -173,23 +232,23 @@ class Corpus:
 
     @property
     def in_memory(self) -> bool:
-        """Whether ``indptr`` and ``tokens`` lie ready in memory, checked and cut."""
+        """Whether all cells lie in memory, stripped, cut and checked."""
         return self._clean
 
     @property
     def token_dtype(self) -> np.dtype[Any]:
-        """uint16 or int32, the smaller that holds the vocabulary."""
+        """The dtype of ``tokens``, uint16 if it holds every id of the vocabulary, else int32."""
         return self.vocabulary.token_dtype
 
     @property
     def indptr(self) -> np.ndarray:
-        """(n_cells + 1,) int64: where each cell begins in ``tokens`` (reads a corpus on disk into memory)."""
+        """(n_cells + 1,) int64: where each cell begins in ``tokens``. Reads a corpus on disk into memory."""
         self._load()
         return self._segments[0].offsets
 
     @property
     def tokens(self) -> np.ndarray:
-        """(nnz,) uint16 or int32: all cells' tokens (reads a corpus on disk into memory)."""
+        """(nnz,) uint16 or int32: the tokens of all cells. Reads a corpus on disk into memory."""
         self._load()
         return self._segments[0].tokens
 
@@ -200,22 +259,33 @@ class Corpus:
 
     @property
     def values(self) -> np.ndarray | None:
-        """(nnz,) float32: all tokens' values, if they have any (reads a corpus on disk into memory)."""
+        """(nnz,) float32: the values of all tokens; None without values. Reads a corpus on disk into memory."""
         self._load()
         return self._segments[0].values
 
     @property
     def nnz(self) -> int:
-        """Number of tokens over all cells."""
+        """Number of tokens of all cells. Reads a corpus on disk into memory."""
         return int(self.indptr[-1])
 
     @property
     def lengths(self) -> np.ndarray:
-        """(n_cells,) int64: the cells' lengths as stored, special tokens included."""
+        """(n_cells,) int64: number of tokens of each cell as stored, special tokens included."""
         return self.lengths_of(np.arange(self.n_cells))
 
     def lengths_of(self, rows: np.ndarray) -> np.ndarray:
-        """Return the lengths of the given cells as stored, special tokens included; their tokens are not read."""
+        """Return the lengths of some cells; their tokens are not read.
+
+        Parameters
+        ----------
+        rows : array
+            (k,) int64 indices of cells in [0, n_cells). They are not checked.
+
+        Returns
+        -------
+        array
+            (k,) int64: number of tokens of each cell as stored, special tokens included.
+        """
         from corrmask_fast.kernels.ragged import row_lengths
 
         out = np.empty(rows.size, np.int64)
@@ -223,7 +293,13 @@ class Corpus:
         return out
 
     def check_files(self) -> None:
-        """Raise InputError if a file was cut off or removed since: reading what it held would end the process."""
+        """Check that no memory-mapped file became shorter: reading past its end would end the process.
+
+        Raises
+        ------
+        InputError
+            If a file was cut off or removed since it was opened.
+        """
         for path, size in self.files.items():
             now = path.stat().st_size if path.exists() else 0
             if now < size:
@@ -256,10 +332,27 @@ class Corpus:
         return rows
 
     def gather(self, rows: np.ndarray, *, warn: bool = True) -> tuple[np.ndarray, np.ndarray]:
-        """Return ``(indptr, tokens)`` of the given cells in the given order, stripped and cut, each gene once.
+        """Return the tokens of some cells, stripped and cut, each gene once.
 
-        ``warn=False`` leaves the warning of genes that stood twice in a cell to :meth:`warn_of_repeats`, which a pass
-        over many cells calls at its end.
+        Parameters
+        ----------
+        rows : array
+            (k,) indices of cells, in any order.
+        warn : bool
+            Warn of genes that stand twice in a cell. A pass over many cells passes False, and calls
+            :meth:`~corrmask_fast.Corpus.warn_of_repeats` at its end.
+
+        Returns
+        -------
+        indptr : array
+            (k + 1,) int64: where each cell begins in ``tokens``.
+        tokens : array
+            uint16 or int32 token ids, cell after cell.
+
+        Raises
+        ------
+        InputError
+            If there is no such cell, or a token lies outside the vocabulary.
         """
         indptr, tokens, _ = self._gather(rows, lambda size: np.empty(size, self.token_dtype))
         if warn:
@@ -273,22 +366,66 @@ class Corpus:
         return Segment(indptr, tokens, values if self.has_values else None)
 
     def gather_with_values(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return ``(indptr, tokens, values)`` of a batch: int32 tokens without ``<cls>`` and ``<eos>``, float32 values.
+        """Return the genes of some cells with their values, without ``<cls>`` and ``<eos>``.
 
-        The corpus must have values.
+        The corpus must have values (:attr:`~corrmask_fast.Corpus.has_values`).
+
+        Parameters
+        ----------
+        rows : array
+            (k,) indices of cells, in any order.
+
+        Returns
+        -------
+        indptr : array
+            (k + 1,) int64: where each cell begins in ``tokens`` and ``values``.
+        tokens : array
+            int32 token ids, cell after cell.
+        values : array
+            float32, one for each token.
+
+        Raises
+        ------
+        InputError
+            If there is no such cell, or a token lies outside the vocabulary.
         """
         cells = self._gather(rows, lambda size: empty((size,), np.int32), values=True)
         self.warn_of_repeats()
         return cells
 
     def warn_of_repeats(self) -> None:
-        """Warn, once per corpus, if genes stood twice in cells that were read so far (numbers of cells as stored)."""
+        """Warn, once per corpus, if genes stood twice in a cell that was read so far.
+
+        The warning counts cells as they are stored.
+
+        Warns
+        -----
+        UserWarning
+            If a gene was dropped because it stood in its cell already.
+        """
         self._repeats.warn(self.vocabulary)
 
     def gather_for_training(self, rows: np.ndarray, max_length: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Return ``(indptr, tokens)`` of a batch: like :meth:`gather`, with ``<cls>`` and ``<eos>`` put back (V2).
+        """Return the tokens of some cells for training: with a V2 vocabulary, between ``<cls>`` and ``<eos>``.
 
-        ``max_length`` cuts cells to so many tokens, these two included. The tokens are int32, as maskers take them.
+        Parameters
+        ----------
+        rows : array
+            (k,) indices of cells, in any order.
+        max_length : int, optional
+            Cells are cut to this many tokens, ``<cls>`` and ``<eos>`` included. None: the corpus's cut.
+
+        Returns
+        -------
+        indptr : array
+            (k + 1,) int64: where each cell begins in ``tokens``.
+        tokens : array
+            int32 token ids, cell after cell.
+
+        Raises
+        ------
+        InputError
+            If there is no such cell, a token lies outside the vocabulary, or ``max_length`` leaves no space for a gene.
         """
         indptr, tokens, _ = self._gather(rows, lambda size: empty((size,), np.int32))
         self.warn_of_repeats()
@@ -333,7 +470,27 @@ class Corpus:
         return indptr, tokens[: indptr[-1]], numbers[: indptr[-1]]
 
     def take(self, rows: np.ndarray) -> Corpus:
-        """Return the given cells, in that order, with their obs, as a corpus in memory."""
+        """Return some cells as a corpus in memory, with their obs.
+
+        Parameters
+        ----------
+        rows : array
+            (k,) indices of cells, in the order wanted; or a slice, or (n_cells,) booleans.
+
+        Returns
+        -------
+        Corpus
+            The k cells, copied.
+
+        Raises
+        ------
+        InputError
+            If there is no such cell, or a token lies outside the vocabulary.
+
+        See Also
+        --------
+        select : The same cells, without reading them.
+        """
         rows = self._check_rows(rows)
         cells, obs = self._copied(rows), obs_of(self.obs, rows)
         corpus = Corpus.from_segments([cells], self.vocabulary, max_length=self.max_length, obs=obs)
@@ -341,13 +498,29 @@ class Corpus:
         return corpus
 
     def select(self, rows: np.ndarray) -> Corpus:
-        """Return the given cells, in that order, with their obs, as a corpus over the same buffers: nothing is read.
+        """Return some cells as a corpus over the same buffers, with their obs; nothing is read yet.
 
-        A cell is read when it is used, so parts of a corpus larger than memory cost no more than their indices.
+        A cell is read when it is used. So a part of a corpus larger than memory takes no more memory than its indices.
+
+        Parameters
+        ----------
+        rows : array
+            (k,) indices of cells, in the order wanted; or a slice, or (n_cells,) booleans.
+
+        Returns
+        -------
+        Corpus
+            The k cells.
+
+        Raises
+        ------
+        InputError
+            If there is no such cell.
 
         Examples
         --------
-        >>> from corrmask_fast import Vocabulary
+        >>> import numpy as np
+        >>> from corrmask_fast import Corpus, Vocabulary
         >>> genes = Vocabulary(("<pad>", "<mask>", "A", "B"))
         >>> obs = {"tissue": np.array(["lung", "liver"])}
         >>> corpus = Corpus(np.array([0, 2, 3]), np.array([2, 3, 3]), genes, obs=obs)
@@ -364,13 +537,51 @@ class Corpus:
         return chosen
 
     def chunks(self, n_cells: int) -> Iterator[Corpus]:
-        """Yield the corpus in order as corpora in memory of ``n_cells`` cells (the last may have fewer)."""
+        """Yield the corpus in order, a number of cells at a time.
+
+        Parameters
+        ----------
+        n_cells : int
+            Number of cells of each chunk; the last may have fewer.
+
+        Yields
+        ------
+        Corpus
+            Some cells in memory.
+
+        Raises
+        ------
+        InputError
+            If ``n_cells`` is no integer >= 1.
+        """
         check_integer("n_cells", n_cells, 1)
         for begin in range(0, self.n_cells, n_cells):
             yield self.take(np.arange(begin, min(begin + n_cells, self.n_cells)))
 
     def sample_rows(self, n_cells: int, seed: int = 0) -> np.ndarray:
-        """Return the indices, ascending, of ``n_cells`` cells drawn without replacement (all if there are no more)."""
+        """Draw cells without replacement.
+
+        Parameters
+        ----------
+        n_cells : int
+            Number of cells to draw, at least 1.
+        seed : int
+            Seed in [0, 2**64). The same seed draws the same cells.
+
+        Returns
+        -------
+        array
+            (n_cells,) int64 indices, ascending; all cells if there are no more.
+
+        Raises
+        ------
+        InputError
+            If ``n_cells`` or ``seed`` is out of range.
+
+        Notes
+        -----
+        docs/SPEC.md, section 2, step 1.
+        """
         from corrmask_fast.kernels.philox import sample_keys
 
         check_integer("n_cells", n_cells, 1)

@@ -45,27 +45,41 @@ def read_corpus(path_or_cells: Any, vocabulary: Vocabulary | None = None, *, max
 
     Parameters
     ----------
-    path_or_cells
-        The path of a Hugging Face ``datasets`` folder with a column ``input_ids`` (memory-mapped, read as it is
-        used), of its ``.arrow`` file, of a ``.parquet`` file or a folder of these (read into memory), or of an
-        ``.npz`` file with ``indptr`` and ``tokens``; a list of such paths (but ``.npz``), whose cells follow each
-        other; a ``datasets.Dataset``; or a list of cells, each a list or array of token ids, or a row
-        ``{"input_ids": …}``. A column ``values`` of lists (an array of ``.npz``) has a number for each token.
-    vocabulary
-        Which id is which gene. None: the vocabulary stored beside the corpus. One that gives ids another meaning than
-        the stored one is refused; its symbols, where it has any, take the place of the stored ones.
-    max_length
-        Cells are cut to this many genes; None: the vocabulary's, with values none.
+    path_or_cells : path, list of paths, Dataset or list of cells
+        One of these:
+
+        - the path of a Hugging Face ``datasets`` folder with a column ``input_ids``, or of its ``.arrow`` file: it is
+          memory-mapped, and cells are read when they are used;
+        - the path of a ``.parquet`` file, or of a folder of these: it is read into memory;
+        - the path of an ``.npz`` file with arrays ``indptr`` and ``tokens``;
+        - a list of such paths (but ``.npz``): the cells of all, one file after the other;
+        - a ``datasets.Dataset``;
+        - a list of cells, each a list or array of token ids, or a row ``{"input_ids": …}``.
+
+        A column ``values`` of lists (in ``.npz`` an array) has a number for each token.
+    vocabulary : Vocabulary, optional
+        Which id is which gene. None: the vocabulary stored beside the corpus. If both are there they must give ids the
+        same meaning; symbols of the given one, where it has any, replace the stored ones.
+    max_length : int, optional
+        Cells are cut to this many genes. None: the vocabulary's ``max_length``; with values no cut.
+
+    Returns
+    -------
+    Corpus
+        The cells. Columns of a file beside ``input_ids`` are its ``obs``.
 
     Raises
     ------
     InputError
-        If there is no such corpus, no vocabulary, or the content is not what it should be. Where cells lie in the file
-        is checked on opening, tokens when they are read: at once for ``.npz`` files and lists, chunk by chunk for
-        folders.
+        If there is no such corpus, no vocabulary, or the content breaks a rule. Where cells lie in the file is checked
+        at once. Tokens are checked when they are read: at once for ``.npz`` files and lists, chunk by chunk for the
+        others.
+    MissingExtraError
+        If ``datasets`` is not installed and the path is not that of an ``.npz`` file.
 
     Examples
     --------
+    >>> from corrmask_fast import Vocabulary, read_corpus
     >>> genes = Vocabulary(("<pad>", "<mask>", "A", "B", "C"))
     >>> read_corpus([[2, 4], [3]], genes).tokens
     array([2, 4, 3], dtype=uint16)
@@ -91,9 +105,36 @@ def read_corpus(path_or_cells: Any, vocabulary: Vocabulary | None = None, *, max
 
 
 def write_corpus(corpus: Corpus, path: str | os.PathLike[str], *, chunk_cells: int = 16_384) -> None:
-    """Write a corpus, its obs columns and its vocabulary: as ``.npz`` by that suffix, else as a datasets folder.
+    """Write a corpus with its obs columns and its vocabulary.
 
-    Nothing is left behind if writing fails; an existing folder is refused.
+    If writing fails, no file is left behind.
+
+    Parameters
+    ----------
+    corpus : Corpus
+        The cells.
+    path : path
+        What to write: an ``.npz`` file by that suffix, which replaces one that is there; else a Hugging Face
+        ``datasets`` folder, which must not exist yet.
+    chunk_cells : int
+        Number of cells written at a time.
+
+    Raises
+    ------
+    InputError
+        If the folder exists already, its parent does not, or an obs column holds what cannot be stored.
+    MissingExtraError
+        If ``datasets`` is not installed and a folder is to be written.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from corrmask_fast import Vocabulary, read_corpus, write_corpus
+    >>> genes = Vocabulary(("<pad>", "<mask>", "A", "B", "C"))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_corpus(read_corpus([[2, 4], [3]], genes), f"{folder}/cells.npz")
+    ...     read_corpus(f"{folder}/cells.npz")
+    Corpus(2 cells, Vocabulary(3 genes, ids 2 to 4; <pad> <mask>))
     """
     obs = {name: obs_column(name, corpus.obs[name]) for name in corpus.obs}  # one type, whatever a chunk's values are
     with CorpusWriter(path, corpus.vocabulary) as writer:
@@ -109,24 +150,32 @@ def check_corpus_output(path: str | os.PathLike[str]) -> Path:
 
 
 class CorpusWriter(AbstractContextManager["CorpusWriter"]):
-    """Writes a corpus chunk by chunk; the file or folder appears whole at the end of the ``with`` block, or not at all.
+    """Writer of a corpus, chunk by chunk, for a ``with`` block.
 
-    ``path`` ending in ``.npz`` gives an uncompressed NumPy archive (held in memory until the end); anything else a
-    Hugging Face ``datasets`` folder with ``input_ids``, ``length`` and the obs columns, one chunk in memory at a time.
-
-    V2 vocabularies: ``<cls>`` and ``<eos>`` are written around every cell of a folder, as Geneformer stores them.
+    The file or folder appears at the end of the block, whole; after an error it does not appear. An ``.npz`` file is
+    held in memory until then. Of a folder one chunk is in memory at a time; it has columns ``input_ids``, ``length``
+    and those of obs, and with a V2 vocabulary each cell stands between ``<cls>`` and ``<eos>``, as Geneformer stores
+    cells.
 
     Parameters
     ----------
-    path
-        What to write; a folder that exists is refused.
-    vocabulary
-        Which id is which gene; it is stored beside the cells.
+    path : path
+        What to write: an ``.npz`` file by that suffix, which replaces one that is there; else a Hugging Face
+        ``datasets`` folder, which must not exist yet.
+    vocabulary : Vocabulary
+        Which id is which gene. It is stored beside the cells.
+
+    Raises
+    ------
+    InputError
+        At the start of the block, if the folder exists already, or its parent does not.
+    MissingExtraError
+        At the start of the block, if ``datasets`` is not installed and a folder is to be written.
 
     Examples
     --------
     >>> import tempfile
-    >>> from corrmask_fast import Vocabulary, read_corpus
+    >>> from corrmask_fast import CorpusWriter, Vocabulary, read_corpus
     >>> genes = Vocabulary(("<pad>", "<mask>", "A", "B", "C"))
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     with CorpusWriter(f"{folder}/cells.npz", genes) as writer:
@@ -158,10 +207,25 @@ class CorpusWriter(AbstractContextManager["CorpusWriter"]):
         obs: Mapping[str, Any] | None = None,
         values: np.ndarray | None = None,
     ) -> None:
-        """Append cells: ``tokens[indptr[i]:indptr[i + 1]]`` and one value of each obs column a cell.
+        """Append cells that lie in arrays.
 
-        ``values``: a number beside each token, kept as float32, in all chunks or none. Then no special tokens are
-        written.
+        Parameters
+        ----------
+        indptr : array
+            (cells + 1,) integers: cell i is ``tokens[indptr[i]:indptr[i + 1]]``.
+        tokens : array
+            (nnz,) integer token ids, without ``<cls>`` and ``<eos>``. They are not checked.
+        obs : mapping, optional
+            Columns of the cells: name → (cells,) values. All chunks have the same columns.
+        values : array, optional
+            (nnz,) numbers, one beside each token, kept as float32: in all chunks, or in none. With values no ``<cls>``
+            and ``<eos>`` are written.
+
+        Raises
+        ------
+        InputError
+            If a column or ``values`` has another length, or columns, their types or whether there are values differ
+            from the chunks before.
         """
         if values is not None and np.shape(values) != np.shape(tokens):
             raise InputError(f"values must be one number for each of {len(tokens)} tokens; got {len(values)}")
@@ -184,19 +248,20 @@ class CorpusWriter(AbstractContextManager["CorpusWriter"]):
         self._sink.write(indptr, tokens, columns, values)
 
     def write_cells(self, cells: Iterable[Any], *, max_length: int | None = None, chunk_cells: int = 16_384) -> None:
-        """Append cells in passing, ``chunk_cells`` in memory at a time.
+        """Append cells from a list or a generator, ``chunk_cells`` of them in memory at a time.
+
+        Special tokens are stripped. If a gene stands twice in a cell, its first occurrence counts, and a warning says
+        so.
 
         Parameters
         ----------
-        cells
-            Lists or arrays of token ids, or rows ``{"input_ids": …}`` whose other columns become obs columns (but
-            ``length``, which is written anew, and ``values`` of lists, with a number for each token). A generator will
-            do. Cells are treated as when they are read: special
-            tokens are stripped, of a gene twice in a cell the first occurrence counts, and a warning says so.
-        max_length
-            Cells are cut to this many genes; None: the vocabulary's, with values none.
-        chunk_cells
-            Number of cells held in memory.
+        cells : iterable
+            Lists or arrays of token ids, or rows ``{"input_ids": …}``. Other columns of rows become obs columns, except
+            ``length``, which is computed, and ``values`` if it holds lists: a number for each token.
+        max_length : int, optional
+            Cells are cut to this many genes. None: the vocabulary's ``max_length``; with values no cut.
+        chunk_cells : int
+            Number of cells in memory.
 
         Raises
         ------

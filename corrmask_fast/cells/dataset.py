@@ -23,12 +23,34 @@ __all__ = ["CorpusDataset", "CountsDataset", "RaggedBatch", "RaggedRow"]
 
 
 class RaggedBatch(Sequence[dict[str, np.ndarray]]):
-    """Cells one after the other: cell i is ``tokens[indptr[i]:indptr[i + 1]]``.
+    """A batch of cells without padding: cell i is ``tokens[indptr[i]:indptr[i + 1]]``.
 
-    A sequence of ``{"input_ids": array}`` too, so that any collator can read it; ours takes the buffers as they are.
-    ``batch[2]`` is a cell, ``batch[1:]`` and ``batch[[0, 2]]`` are batches.
-    It finds them after a list of the rows as well: Trainer copies what it finds in a batch to a list, row by row, and
-    every row that is a ``dict`` to another one, to remove columns that the model does not take.
+    Datasets of this package hand them out, and its collators take the arrays as they are. For any other collator a
+    batch is a sequence of rows ``{"input_ids": array}``. ``batch[2]`` is one cell; ``batch[1:]`` and ``batch[[0, 2]]``
+    are batches. All arguments are attributes, too.
+
+    Parameters
+    ----------
+    indptr : array
+        (cells + 1,) int64: where each cell begins.
+    tokens : array
+        (nnz,) int32 token ids.
+    vocabulary : Vocabulary, optional
+        Which id is which gene. Collators refuse a batch whose vocabulary is not that of their masker.
+    epoch : int, optional
+        Mask these cells as in this epoch. None: as the collator says.
+    columns : mapping, optional
+        Further values of cells: name → (cells,) array.
+    values : array, optional
+        (nnz,) float32: the value of each token.
+
+    Examples
+    --------
+    >>> from corrmask_fast import CorpusDataset, Vocabulary, read_corpus
+    >>> genes = Vocabulary(("<pad>", "<mask>", "A", "B", "C"))
+    >>> batch = CorpusDataset(read_corpus([[2, 4], [3], [4, 3]], genes))[[0, 2]]
+    >>> len(batch), batch.tokens.tolist(), batch[1]["input_ids"].tolist()
+    (2, [2, 4, 4, 3], [4, 3])
     """
 
     __slots__ = ("columns", "epoch", "indptr", "tokens", "values", "vocabulary")
@@ -63,7 +85,28 @@ class RaggedBatch(Sequence[dict[str, np.ndarray]]):
         return {"input_ids": self.tokens[cell], **more}
 
     def padded(self, pad_token_id: int, multiple: int = 1) -> dict[str, torch.Tensor]:
-        """Return ``input_ids`` and ``attention_mask``, each (cells, columns) int64, padded on the right."""
+        """Return the batch as padded tensors.
+
+        Parameters
+        ----------
+        pad_token_id : int
+            Token that fills the end of shorter cells.
+        multiple : int
+            The number of columns is rounded up to a multiple of this.
+
+        Returns
+        -------
+        dict
+            ``input_ids`` and ``attention_mask``, each (cells, columns) int64, padded on the right.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from corrmask_fast import RaggedBatch
+        >>> batch = RaggedBatch(np.array([0, 2, 3]), np.array([4, 2, 3], np.int32))
+        >>> batch.padded(pad_token_id=0, multiple=4)["input_ids"].tolist()
+        [[4, 2, 0, 0], [3, 0, 0, 0]]
+        """
         lengths = np.diff(self.indptr)
         width = -(-int(lengths.max(initial=0)) // multiple) * multiple
         inside = np.arange(width) < lengths[:, None]
@@ -72,7 +115,18 @@ class RaggedBatch(Sequence[dict[str, np.ndarray]]):
         return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(inside.astype(np.int64))}
 
     def cut(self, begin: int, end: int) -> RaggedBatch:
-        """Return the cells from ``begin`` to ``end`` - 1, without a copy."""
+        """Return the cells from ``begin`` to ``end - 1``, without a copy.
+
+        Parameters
+        ----------
+        begin, end : int
+            First cell, and the one after the last.
+
+        Returns
+        -------
+        RaggedBatch
+            These cells, over the same arrays.
+        """
         indptr = self.indptr[begin : end + 1]
         columns = {name: column[begin:end] for name, column in self.columns.items()}
         tokens = slice(indptr[0], indptr[-1])
@@ -140,27 +194,39 @@ def joined(rows: Sequence[Any]) -> RaggedBatch | None:
 
 
 class CorpusDataset(Dataset[dict[str, np.ndarray]]):
-    """Map-style dataset over a corpus, straight from its buffers: no Python lists.
+    """Map-style PyTorch dataset over a corpus: batches come straight from its arrays, without Python lists.
 
-    A DataLoader asks for a whole batch at once and gets a :class:`RaggedBatch` of int32; ``dataset[[0, 1, 2]]`` is one
-    too. For a V2 vocabulary every cell
-    comes between ``<cls>`` and ``<eos>`` again, cut so that it fits the vocabulary's ``max_length`` with both.
+    A DataLoader gets each batch as one :class:`~corrmask_fast.RaggedBatch`; so does ``dataset[[0, 1, 2]]``. With a V2
+    vocabulary each cell stands between ``<cls>`` and ``<eos>``, and is cut so that all fits the vocabulary's
+    ``max_length``.
 
     Parameters
     ----------
-    corpus
+    corpus : Corpus
         The cells.
-    epoch
-        Mask these cells as in this epoch, always: for evaluation, so that losses compare. None: as the collator says.
-    columns
-        Names of the corpus' obs columns that travel along, for a collator that chooses each cell's graph by one.
-    values
-        Hand out the tokens' values too, for :class:`~corrmask_fast.DataCollatorForValues`; then without ``<cls>`` and
-        ``<eos>``.
+    epoch : int, optional
+        Mask these cells always as in this epoch: for evaluation, so that losses compare. None: as the collator says.
+    columns : sequence of str
+        Names of obs columns to hand out too, for a collator that chooses each cell's graph by one.
+    values : bool
+        Hand out the values of tokens too, for :class:`~corrmask_fast.DataCollatorForValues`. Then ``<cls>`` and
+        ``<eos>`` are left out.
+
+    Attributes
+    ----------
+    corpus : Corpus
+        As given.
+    columns : mapping
+        Name → array of one value a cell, for each of the columns named.
+
+    Raises
+    ------
+    InputError
+        If the corpus has no such column or no values, or ``epoch`` is no integer >= 0.
 
     Examples
     --------
-    >>> from corrmask_fast import Vocabulary, read_corpus
+    >>> from corrmask_fast import CorpusDataset, Vocabulary, read_corpus
     >>> genes = Vocabulary(("<pad>", "<mask>", "A", "B", "C"))
     >>> dataset = CorpusDataset(read_corpus([[2, 4], [3]], genes))
     >>> len(dataset), dataset[0]["input_ids"].tolist()
@@ -183,9 +249,9 @@ class CorpusDataset(Dataset[dict[str, np.ndarray]]):
 
     @property
     def lengths(self) -> np.ndarray:
-        """(n_cells,) int64: tokens that a batch gets of each cell, without reading them.
+        """(cells,) int64: number of tokens of each cell in a batch; the tokens are not read.
 
-        Up to two too many where a stored cell holds special tokens.
+        It is up to two too large for a cell that is stored with special tokens.
         """
         corpus, vocabulary = self.corpus, self.corpus.vocabulary
         added = 0 if self.values else vocabulary.n_surrounding
@@ -213,18 +279,24 @@ class CorpusDataset(Dataset[dict[str, np.ndarray]]):
 
 
 class CountsDataset(Dataset[Any]):
-    """Map-style dataset over a matrix of raw counts, for :class:`~corrmask_fast.DataCollatorForCounts`.
+    """Map-style PyTorch dataset over a matrix of raw counts, for :class:`~corrmask_fast.DataCollatorForCounts`.
 
     A DataLoader gets the rows of a batch as one matrix of the same kind.
 
     Parameters
     ----------
-    counts
-        (cells, genes): a SciPy CSR matrix, a dense array, or an ``AnnData`` in memory or backed.
+    counts : csr_matrix, array or AnnData
+        (cells, genes) raw counts: a SciPy CSR matrix, a dense array, or an ``AnnData`` in memory or backed.
+
+    Raises
+    ------
+    InputError
+        If ``counts`` is none of these, or sparse in another format than CSR.
 
     Examples
     --------
     >>> import scipy.sparse
+    >>> from corrmask_fast import CountsDataset
     >>> dataset = CountsDataset(scipy.sparse.csr_matrix([[1, 0], [0, 2], [3, 4]]))
     >>> len(dataset), dataset.__getitems__([2, 0]).toarray().tolist()
     (3, [[3, 4], [1, 0]])

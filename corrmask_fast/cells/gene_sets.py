@@ -21,18 +21,18 @@ GZIP = b"\x1f\x8b"  # how such a file begins
 
 
 def read_gene_sets(path: str | os.PathLike[str]) -> dict[str, list[str]]:
-    r"""Read gene sets from a ``.gmt`` file, as Reactome, MSigDB and Enrichr publish them; it may be compressed by gzip.
+    r"""Read gene sets from a ``.gmt`` file, as Reactome, MSigDB and Enrichr publish them.
 
     Parameters
     ----------
-    path
-        A set on each line: its name, a description, its genes, all separated by tabs. Empty lines and fields count for
-        nothing.
+    path : path
+        The file, which may be compressed by gzip. Each line is a set: its name, a description and its genes, separated
+        by tabs. Empty lines and fields are skipped.
 
     Returns
     -------
     dict
-        Name → genes, each once, both in the order of the file.
+        Name of a set → list of its genes, each once, in the order of the file.
 
     Raises
     ------

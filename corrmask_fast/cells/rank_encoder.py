@@ -29,33 +29,39 @@ __all__ = ["RankEncoder"]
 
 
 class RankEncoder:
-    """Batches of raw counts to rank-value encoded cells, without a copy of the cells on disk.
+    """Encoder of raw counts: a batch in memory becomes rank-value encoded cells, without a corpus on disk.
 
-    A cell is what :func:`~corrmask_fast.tokenize` makes of it, to the bit (docs/SPEC.md 7): its genes by falling
-    ``count / total * target_sum / median``. Calling it gives a ragged batch, as
-    :class:`~corrmask_fast.CorpusDataset` does; :class:`~corrmask_fast.DataCollatorForCounts` masks and pads it.
+    Calling it gives a :class:`~corrmask_fast.RaggedBatch`. Cells are those of :func:`~corrmask_fast.tokenize`, to the
+    bit: genes by falling ``count / total * target_sum / median``. :class:`~corrmask_fast.DataCollatorForCounts` masks
+    and pads them.
 
     Parameters
     ----------
-    vocabulary
+    vocabulary : Vocabulary
         The genes, by id or symbol.
-    medians
+    medians : mapping, path or None
         Gene → non-zero median of scaled counts: a mapping, or a ``.json`` or ``.pkl`` file such as Geneformer's
-        ``gene_median_dictionary``; :func:`~corrmask_fast.corpus_medians` finds those of a corpus. Genes without one are
-        left out. None: every median is 1, so that genes stand by falling count.
-    genes
+        ``gene_median_dictionary``; :func:`~corrmask_fast.corpus_medians` finds those of a corpus. Genes without a
+        median are left out. None: every median is 1, so genes are ordered by falling count.
+    genes : sequence of str or DataFrame, optional
         Which gene each column of the counts is: names (ids or symbols) such as ``adata.var_names``, or a table ``var``
-        with a column of ids. None: batches are ``AnnData``, which name them.
-    gene_column, gene_mapping, target_sum, allow_fractional
+        with a column of ids. None: batches are ``AnnData``, which name their columns.
+    gene_column, gene_mapping, target_sum
         As for :func:`~corrmask_fast.tokenize`.
-    max_length
-        Most genes of a cell. None: the vocabulary's, two fewer with V2 for ``<cls>`` and ``<eos>``.
+    max_length : int, optional
+        Most genes of a cell. None: the vocabulary's ``max_length``, less two with V2 for ``<cls>`` and ``<eos>``.
+    allow_fractional : bool
+        As for :func:`~corrmask_fast.tokenize`.
 
     Raises
     ------
     InputError
-        If no gene is in the vocabulary, medians are none, or a batch (when it is encoded) has another number of columns
-        than there are genes, or holds what is no count.
+        If no gene or no median is of the vocabulary, or a number is out of range. When a batch is encoded: if it has
+        another number of columns than there are genes, or an entry is no count.
+
+    Notes
+    -----
+    docs/SPEC.md, section 7.
 
     Examples
     --------
@@ -101,20 +107,21 @@ class RankEncoder:
 
         Parameters
         ----------
-        counts
+        counts : matrix, tensor, array, AnnData, mapping or list
             (cells, columns) raw counts: a SciPy sparse matrix (CSR is fastest), a sparse or dense tensor on the CPU, a
             dense array, an ``AnnData`` (view) or what has ``X`` and ``var_names`` like one, a mapping with ``"X"``, or
             a list of rows.
-        totals
-            (cells,) each cell's total. None: the sum of its counts here.
-        values
-            Give each gene's count beside it, for models that read values: all genes of a cell, without ``<cls>`` and
-            ``<eos>``, in the same order (:class:`~corrmask_fast.DataCollatorForValues`).
+        totals : array, optional
+            (cells,) each cell's total. None: the sum of its counts.
+        values : bool
+            Hand out each gene's count beside it, for models that read values
+            (:class:`~corrmask_fast.DataCollatorForValues`): all genes of a cell in the same order, without ``<cls>``
+            and ``<eos>``.
 
         Returns
         -------
         RaggedBatch
-            The cells as int32 tokens; of a V2 vocabulary each between ``<cls>`` and ``<eos>``. A cell without a count
+            The cells as int32 tokens; with a V2 vocabulary each between ``<cls>`` and ``<eos>``. A cell without a count
             in a known gene has no gene.
 
         Raises
@@ -139,28 +146,30 @@ class RankEncoder:
     def padded(
         self, counts: Any, totals: Any = None, *, pad_to_multiple_of: int | None = None
     ) -> dict[str, torch.Tensor]:
-        """Encode a batch and pad it: what a masker takes, on the device of the counts.
+        """Encode a batch and pad it, on the device of the counts.
 
-        Counts on a CUDA device (a dense or sparse tensor, or a mapping with one as ``"X"``) are encoded there; the host
-        reads a few numbers of a batch, such as the length of its longest cell. The bits are those of the CPU.
+        Counts on a CUDA device (a dense or sparse tensor, or a mapping with one as ``"X"``) are encoded there, to the
+        bits of the CPU. The host reads only a few numbers of a batch, such as the length of its longest cell.
 
         Parameters
         ----------
         counts, totals
             As for calling the encoder.
-        pad_to_multiple_of
-            Round the batch's width up to a multiple of this.
+        pad_to_multiple_of : int, optional
+            The number of columns is rounded up to a multiple of this.
 
         Returns
         -------
-        ``input_ids`` and ``attention_mask``, each (cells, columns) int64, padded on the right.
+        dict
+            ``input_ids`` and ``attention_mask``, each a (cells, columns) int64 tensor, padded on the right: what a
+            masker takes.
 
         Raises
         ------
         InputError
             As for calling the encoder.
         MissingExtraError
-            For counts on a device without CuPy.
+            If the counts are on a CUDA device and CuPy is not installed.
         """
         multiple = 1 if pad_to_multiple_of is None else check_integer("pad_to_multiple_of", pad_to_multiple_of, 1)
         given = counts["X"] if isinstance(counts, Mapping) and "X" in counts else counts

@@ -44,49 +44,55 @@ def stream_corpus(
     world_size: int | None = None,
     drop_last: bool = False,
 ) -> CorpusStream:
-    """Open tokenised cells as a stream for a DataLoader: they pass in bounded memory, and are masked as on disk.
+    """Open tokenised cells as a stream for a DataLoader: they are read in order, in bounded memory.
+
+    A cell gets the same mask as from a :class:`~corrmask_fast.CorpusDataset`.
 
     Parameters
     ----------
-    source
-        A path, or a list of paths, as :func:`corrmask_fast.read_corpus` takes them: ``.parquet`` files are decoded as
-        they pass, the rest is memory-mapped. Or an iterable of cells (lists of token ids, or rows with ``input_ids``),
-        a ``datasets.IterableDataset``, or a function that returns a new iterator for each pass.
-    vocabulary
-        Which id is which gene; None: the one stored beside the files.
-    shuffle_buffer
-        Number of cells that are shuffled together in memory; 0: cells come in order. Of files, the order of the row
-        groups (or of blocks of 1024 cells) is drawn too.
-    seed
-        Key of the order, with the epoch.
-    max_length
-        Cells are cut to this many genes; None: the vocabulary's.
-    columns
-        Names of columns that travel along, for a collator that chooses each cell's graph by one.
-    values
-        Hand out the values of tokens too, for :class:`~corrmask_fast.DataCollatorForValues`; then without ``<cls>`` and
-        ``<eos>``, and cells are cut by ``max_length`` alone.
-    n_cells
-        Number of cells that the source must hold; an error says where it ends early. None: what files hold, what
-        ``len`` says of an iterable, else not checked.
-    rank, world_size
-        Which part of the cells this process reads. None: those of ``torch.distributed`` when a pass begins, if it is
-        initialised, else all. ``world_size=1``: all, where something else divides batches among ranks.
-    drop_last
-        Leave out the last cells, fewer than there are ranks, so that all ranks have the same number: then, with
-        ``DataLoader(…, drop_last=True)`` or not, all have the same number of batches. False: each cell is read once,
-        and a rank may have one more cell than another, and so one more batch.
+    source : path, list of paths, iterable or function
+        A path, or a list of paths, as :func:`~corrmask_fast.read_corpus` takes them: ``.parquet`` files are decoded as
+        they are read, the rest is memory-mapped. Or an iterable of cells (lists of token ids, or rows with
+        ``input_ids``), a ``datasets.IterableDataset``, or a function that returns a new iterator for each pass.
+    vocabulary : Vocabulary, optional
+        Which id is which gene. None: the one stored beside the files.
+    shuffle_buffer : int
+        Number of cells that are shuffled together in memory. 0: cells come in order. The order of a file's row groups
+        (or of blocks of 1024 cells) is shuffled too.
+    seed : int
+        Seed of the order, in [0, 2**64). The order follows from seed and epoch.
+    max_length : int, optional
+        Cells are cut to this many genes. None: the vocabulary's ``max_length``.
+    columns : sequence of str
+        Names of columns to hand out too, for a collator that chooses each cell's graph by one.
+    values : bool
+        Hand out the values of tokens too, for :class:`~corrmask_fast.DataCollatorForValues`. Then ``<cls>`` and
+        ``<eos>`` are left out, and only a given ``max_length`` cuts cells.
+    n_cells : int, optional
+        Number of cells that the source must hold; an error says where it ends early. None: what the files hold, or the
+        ``len`` of an iterable, or not checked.
+    rank, world_size : int, optional
+        Which part of the cells this process reads. None: as ``torch.distributed`` says when a pass begins, if it is
+        initialised; else all. ``world_size=1``: all, where something else divides batches among ranks.
+    drop_last : bool
+        True: leave out the last cells, fewer than there are ranks. Then all ranks have the same number of cells and of
+        batches. False: every cell is read; a rank may have one cell more than another, and so one batch more.
+
+    Returns
+    -------
+    CorpusStream
+        The stream. It is opened, and no cell is read yet.
 
     Raises
     ------
     InputError
-        If there is no such file, no vocabulary or no such column. As cells pass, if a token lies outside the
-        vocabulary, a cell is no list of integers or has other columns than the first one (names the cell), or the
-        source ends early.
+        If there is no such file, vocabulary or column, or a number is out of range. While cells are read: if a token
+        lies outside the vocabulary, a cell is no list of integers or has other columns than the first one (names the
+        cell), or the source ends early.
 
     Examples
     --------
-    >>> from corrmask_fast import Vocabulary
+    >>> from corrmask_fast import Vocabulary, stream_corpus
     >>> genes = Vocabulary(("<pad>", "<mask>", "A", "B", "C"))
     >>> stream = stream_corpus(lambda: ([2 + i, 4] for i in range(2)), genes)
     >>> [cell["input_ids"].tolist() for cell in stream]
@@ -119,21 +125,46 @@ def stream_corpus(
 
 
 class CorpusStream(IterableDataset[RaggedRow]):
-    """Cells in passing, made by :func:`stream_corpus`; give it to a DataLoader or a Trainer with ``batch_size``.
+    """Iterable PyTorch dataset over tokenised cells, which :func:`~corrmask_fast.stream_corpus` makes.
 
-    Items are rows of batches that lie ready: our collators take such rows as fast as a whole batch of
-    :class:`~corrmask_fast.CorpusDataset`. Cells come as that one hands them out, so their masks are the same.
+    Give it to a DataLoader or a Trainer with ``batch_size``. An item is a row ``{"input_ids": array}`` of a
+    :class:`~corrmask_fast.RaggedBatch`; collators of this package put rows together without a copy.
+
+    Parameters
+    ----------
+    source : FileSource or IteratorSource
+        The opened files or iterator.
+    max_length, values, shuffle_buffer, seed, rank, world_size, drop_last
+        As for :func:`~corrmask_fast.stream_corpus`.
+
+    Attributes
+    ----------
+    vocabulary : Vocabulary
+        Which id is which gene.
+
+    Raises
+    ------
+    InputError
+        If a number is out of range, or one of ``rank`` and ``world_size`` is missing.
 
     Notes
     -----
-    Each worker of each rank reads a share of the cells: of files a run of cells in the order of the pass, of an
-    iterator every n-th cell (then every worker passes over all of them). The shares of ranks differ by one cell at
-    most, those of a rank's workers too; the first ones are the longer. An empty cell is a cell of no genes, as on disk.
+    Every worker of every rank reads its own share of the cells. From files, a share is a run of cells in the order of
+    the pass. From an iterator, a share is every n-th cell, and every worker iterates over all cells. Shares differ by
+    one cell at most. A cell without genes stays a cell.
 
-    A pass is shuffled in windows of ``shuffle_buffer`` cells of a share: a window is read whole, and its order is that
-    of NumPy's Philox words from (seed, epoch, rank, worker, window). The order of row groups and blocks follows from
-    (seed, epoch) alone. So the cells after any batch are found without
-    those before their window: a resume reads one window again at most. Of an iterator, it passes over all cells before.
+    Cells are shuffled in windows of ``shuffle_buffer`` cells of a share. The order of a window follows from (seed,
+    epoch, rank, worker, window), and the order of row groups and blocks from (seed, epoch). So to resume, a stream over
+    files reads at most one window again. A stream over an iterator iterates over all cells before.
+
+    Examples
+    --------
+    >>> from corrmask_fast import Vocabulary, stream_corpus
+    >>> genes = Vocabulary(("<pad>", "<mask>", "A", "B", "C"))
+    >>> stream = stream_corpus([[2], [3], [4], [2, 3]], genes, shuffle_buffer=4)
+    >>> stream.set_epoch(1)
+    >>> sorted(cell["input_ids"].tolist() for cell in stream)
+    [[2], [2, 3], [3], [4]]
     """
 
     def __init__(
@@ -167,27 +198,71 @@ class CorpusStream(IterableDataset[RaggedRow]):
 
     @property
     def n_cells(self) -> int | None:
-        """Number of cells of a pass, over all ranks; None: not known."""
+        """Number of cells of a pass, over all ranks; None if it is not known."""
         return self.source.n_cells
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order of the next pass, in running workers too; Trainer and accelerate call this."""
+        """Choose the order of the next pass, in running workers too.
+
+        Trainer and accelerate call this before each epoch.
+
+        Parameters
+        ----------
+        epoch : int
+            The epoch, from 0.
+
+        Raises
+        ------
+        InputError
+            If ``epoch`` is no integer >= 0.
+        """
         if check_integer("epoch", epoch, 0, 2**63 - 1) != self._epoch:
             self._epoch[0], self._passed = epoch, 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Return where this process stands in the pass, for a DataLoader without workers or torchdata's."""
+        """Return how far this process is in its pass.
+
+        For a DataLoader without workers, or torchdata's StatefulDataLoader.
+
+        Returns
+        -------
+        dict
+            Plain values: epoch, cells handed out, and the settings that decide the order.
+        """
         return {"epoch": int(self._epoch), "cells": self._passed, **self._settings()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on after the cells that were handed out when ``state`` was taken; the next pass begins there."""
+        """Begin the next pass after the cells that were handed out when ``state`` was taken.
+
+        The next pass raises ``InputError`` if the settings of ``state`` are not those of this stream.
+
+        Parameters
+        ----------
+        state : dict
+            What :meth:`~corrmask_fast.CorpusStream.state_dict` returned.
+        """
         self.set_epoch(state["epoch"])
         self._state, self._passed = dict(state), state["cells"]
 
     def skip(self, n_batches: int, batch_size: int, num_workers: int = 0) -> None:
-        """Begin the next pass after the first batches that a DataLoader of so many workers hands out.
+        """Begin the next pass after its first batches, to resume training.
 
-        Call :meth:`set_epoch` too. What follows is what would have followed, batch by batch.
+        Call :meth:`~corrmask_fast.CorpusStream.set_epoch` too. The batches that follow are those of a pass without
+        interruption.
+
+        Parameters
+        ----------
+        n_batches : int
+            Number of batches that the DataLoader has handed out.
+        batch_size : int
+            Batch size of the DataLoader.
+        num_workers : int
+            Number of workers of the DataLoader.
+
+        Raises
+        ------
+        InputError
+            If a number is out of range. The next pass raises it if the DataLoader has another number of workers.
         """
         n = check_integer("n_batches", n_batches, 0)
         size = check_integer("batch_size", batch_size, 1)
@@ -281,14 +356,27 @@ class CorpusStream(IterableDataset[RaggedRow]):
         return corpus
 
     def sample(self, n_cells: int | None, seed: int = 0) -> Corpus:
-        """Return the cells that :meth:`Corpus.sample_rows` draws of the same cells on disk, in one pass.
+        """Draw cells without replacement in one pass.
 
-        Some more than ``n_cells`` are held at a time. Every rank draws from all cells.
+        They are the cells that :meth:`~corrmask_fast.Corpus.sample_rows` draws of a corpus on disk. At most about 1.25
+        times ``n_cells`` cells, and those just read, are in memory at a time. Every rank draws from all cells.
+
+        Parameters
+        ----------
+        n_cells : int
+            Number of cells to draw, at least 1.
+        seed : int
+            Seed in [0, 2**64).
+
+        Returns
+        -------
+        Corpus
+            The cells in memory, in the order of the stream; all if there are no more.
 
         Raises
         ------
         InputError
-            If the stream is shuffled or reads a part of the cells: cells are drawn by their numbers in the whole.
+            If the stream is shuffled or reads a part of the cells, ``n_cells`` is None, or a number is out of range.
         """
         from corrmask_fast.kernels.philox import sample_keys
 

@@ -60,72 +60,74 @@ def tokenize(
 ) -> TokenizeReport:
     """Tokenise the raw counts of one or many AnnData into one corpus on disk.
 
-    A gene's value in a cell is ``count / total * target_sum / median``, in float64 and in this order; the total is over
-    all columns that are genes, of the vocabulary or not. Genes are sorted by falling value, ties by lower token.
-    Several columns of one gene are summed. Memory is one chunk of cells, 8 bytes a cell, and those columns of ``obs``
-    that are asked for (CSC takes a temporary file, see :class:`corrmask_fast.cells.counts.Counts`).
+    A gene's value in a cell is ``count / total * target_sum / median``. A cell is its genes by falling value; of equal
+    values the lower token comes first. The total is over all genes of the file, of the vocabulary or not. Several
+    columns of one gene are added up. Cells are read in chunks; beside one chunk, 8 bytes a cell and the columns of
+    ``obs`` that are asked for are in memory. A CSC matrix needs a temporary file.
 
     Parameters
     ----------
-    adata_or_path
+    adata_or_path : path, AnnData, or a list of these
         The path of an ``.h5ad`` file or a zarr store, or an ``AnnData`` in memory or backed, with raw counts as CSR,
-        CSC or dense; 10x ``.h5`` files, ``matrix.mtx`` folders and ``.loom`` files where scanpy (loompy) is installed.
-        A list of these, or a folder that holds some: the cells of all, in this order. Where ``var`` has Cell Ranger's
-        ``feature_types`` and some are ``Gene Expression``, the other
-        columns (antibodies, peaks) are left out, of totals too.
-    output
-        A folder to write (Hugging Face ``datasets``), or a file by the suffix ``.npz``; see
-        :class:`corrmask_fast.cells.corpus_io.CorpusWriter`. Of several inputs, a folder has a part for each; while
-        parts are missing they lie in ``OUTPUT.parts``, and the same call goes on with those that are missing.
-    vocabulary
-        The genes, by id or symbol. Versions of Ensembl ids (``ENSG….12``) do not matter. Where genes are found by id
-        and ``var`` has symbols, the corpus stores these. None: the inputs' own genes (:func:`vocabulary_of`).
-    medians
+        CSC or dense matrix. 10x ``.h5`` files and ``matrix.mtx`` folders need scanpy, ``.loom`` files need loompy. A
+        list of these, or a folder that holds some: the cells of all, in this order. Where ``var`` has Cell Ranger's
+        ``feature_types`` and some are ``Gene Expression``, the other columns (antibodies, peaks) are left out, also of
+        totals.
+    output : path
+        A folder to write (Hugging Face ``datasets``), or an ``.npz`` file by that suffix; see
+        :class:`~corrmask_fast.CorpusWriter`. Of several inputs, a folder has a part for each. Until all parts are there
+        they lie in ``OUTPUT.parts``; after an interruption the same call writes those that are missing.
+    vocabulary : Vocabulary, optional
+        The genes, by id or symbol. Versions of Ensembl ids (``ENSG….12``) are ignored. Where genes are found by id and
+        ``var`` has symbols, the corpus stores these. None: the genes of the inputs, after ``<pad>`` and ``<mask>``.
+    medians : mapping or path, optional
         Gene → non-zero median of scaled counts: a mapping, or a ``.json`` or ``.pkl`` file such as Geneformer's
-        ``gene_median_dictionary``. Genes without one are left out. None: of the cells of all
-        inputs (:func:`corpus_medians`).
-    layer
+        ``gene_median_dictionary``. Genes without a median are left out. None: the medians of the cells of all inputs
+        (:func:`~corrmask_fast.corpus_medians`).
+    layer : str, optional
         Where the counts are: None for ``X``, ``"raw"`` for ``raw/X``, else the name of a layer.
-    gene_column
+    gene_column : str, optional
         Column of ``var`` with gene ids or symbols, ``"index"`` for its index. None: the index or an id column
         (``ensembl_id``, ``gene_ids``, ``gene_id``, ``feature_id``), whichever matches the vocabulary best.
-    gene_mapping
+    gene_mapping : mapping or path, optional
         Retired id → current id, for names that the vocabulary lacks: a mapping, or a file such as Geneformer's
         ``ensembl_mapping_dict``.
-    obs
-        Columns of ``obs`` that travel along; missing values become None. A column keeps its type; over several inputs
-        it has the widest of them, or text, and is missing in the cells of inputs without it.
-    obs_names
-        Name of a column of the corpus for the cells' names, the index of ``obs``. None: they do not travel along.
-    file_column
-        Of several inputs: name of a column of the corpus for the name of each cell's input. None: no such column.
-    filter_pass
+    obs : sequence of str
+        Columns of ``obs`` to store with the cells; missing values become None. A column keeps its type. Over several
+        inputs it has the widest of their types, or is text; it is missing in the cells of inputs without it.
+    obs_names : str, optional
+        Name of a column to store the cells' names in (the index of ``obs``). None: they are not stored.
+    file_column : str, optional
+        Of several inputs: name of a column to store the name of each cell's input in. None: it is not stored.
+    filter_pass : str
         Column of ``obs`` that is 1 (or True) for the cells to write, as Geneformer's ``filter_pass``. ``"auto"``: the
-        column ``filter_pass`` where there is one. ``"none"``: all cells.
-    total
-        Column of ``obs`` with each cell's total, such as Geneformer's ``n_counts``. None: the sum of its counts here.
-    allow_fractional
-        Take fractions for counts: corrected for background (SoupX, CellBender), or estimated (RSEM, alevin).
-    target_sum
+        column ``filter_pass`` if there is one. ``"none"``: all cells.
+    total : str, optional
+        Column of ``obs`` with each cell's total, such as Geneformer's ``n_counts``. None: the sum of its counts.
+    allow_fractional : bool
+        Take counts that are no whole numbers: corrected for background (SoupX, CellBender), or estimated (RSEM,
+        alevin).
+    target_sum : float
         What the counts of a cell are scaled to.
-    max_length
-        Most genes of a cell. None: the vocabulary's, two fewer with V2 for ``<cls>`` and ``<eos>``; with ``values``
-        none.
-    values
+    max_length : int, optional
+        Most genes of a cell. None: the vocabulary's ``max_length``, less two with V2 for ``<cls>`` and ``<eos>``; with
+        ``values`` no limit.
+    values : bool
         Write each gene's count beside it, as float32, for models that read values
-        (:class:`~corrmask_fast.DataCollatorForValues`); no ``<cls>`` and ``<eos>`` are written then.
-    chunk_cells
-        Cells read at a time. None: as many as hold about two million counts.
-    shard
-        (k, n): write the parts of the k-th of n shares of the inputs alone, from 1. The shares may be written at
-        the same time; the last one to finish makes the corpus. Needs ``medians``.
-    progress
-        Show progress bars.
+        (:class:`~corrmask_fast.DataCollatorForValues`). Then no ``<cls>`` and ``<eos>`` are written.
+    chunk_cells : int, optional
+        Number of cells read at a time. None: as many as hold about two million counts.
+    shard : tuple of int, optional
+        (k, n): write only the parts of the k-th of n shares of the inputs, k from 1. Shares may be written at the same
+        time; the last one to finish makes the corpus. Needs ``medians``.
+    progress : bool
+        Show progress bars on standard error.
 
     Returns
     -------
     TokenizeReport
-        How many cells and genes were found and left out; of several inputs in all, and in each (``files``).
+        How many cells and genes were found, written and left out (``n_cells_written``, ``n_genes_matched``, …); of
+        several inputs in all, and for each (``files``). Printed, it is a summary of a few lines.
 
     Raises
     ------
@@ -134,12 +136,16 @@ def tokenize(
         is missing; the parts of the AnnData do not fit each other; an input has no cell with a gene of the vocabulary;
         ``output`` is an existing folder, or what is read here; ``OUTPUT.parts`` is of another call.
     MissingExtraError
-        Without anndata, or (for a folder) datasets.
+        If anndata is not installed, or (for a folder) datasets.
+
+    Notes
+    -----
+    Rank-value encoding of Geneformer (Theodoris et al. 2023); docs/SPEC.md, section 7, defines it to the bit.
 
     Examples
     --------
     >>> import tempfile
-    >>> import anndata, pandas
+    >>> import anndata, numpy as np, pandas
     >>> from corrmask_fast import Vocabulary, read_corpus, tokenize
     >>> genes = Vocabulary(("<pad>", "<mask>", "RPL3", "CD3E", "LYZ"))
     >>> counts = np.array([[5.0, 1, 0], [1, 0, 9]])
@@ -196,20 +202,42 @@ def corpus_medians(
     chunk_cells: int | None = None,
     progress: bool = True,
 ) -> dict[str, float]:
-    """Return the exact non-zero median of each gene's scaled counts over all inputs, by name.
+    """Return the exact non-zero median of each gene's scaled counts, over the cells of all inputs.
 
-    Parameters as in :func:`tokenize`: one or many AnnData. With an even number of values: the mean of the two in the
-    middle. Genes that never occur have no entry. What is returned may be given to :func:`tokenize` and
-    :class:`~corrmask_fast.RankEncoder`, or be kept as JSON for them.
+    Scaled counts are ``count / total * target_sum``. The result may be given to :func:`~corrmask_fast.tokenize` and
+    :class:`~corrmask_fast.RankEncoder`, or be kept as a JSON file for them.
+
+    Parameters
+    ----------
+    adata_or_path : path, AnnData, or a list of these
+        The inputs, as for :func:`~corrmask_fast.tokenize`.
+    vocabulary : Vocabulary, optional
+        The genes, by id or symbol. None: the genes of the inputs.
+    layer, gene_column, gene_mapping, filter_pass, total, allow_fractional, target_sum, chunk_cells, progress
+        As for :func:`~corrmask_fast.tokenize`.
+
+    Returns
+    -------
+    dict
+        Name of a gene → median (float). Of an even number of values it is the mean of the two in the middle. Genes
+        without a count are left out.
+
+    Raises
+    ------
+    InputError
+        If the counts are negative, NaN or (without ``allow_fractional``) fractional, no gene matches, or a layer or
+        column is missing.
+    MissingExtraError
+        If anndata is not installed.
 
     Notes
     -----
-    Two passes over the inputs, more only beyond hundreds of millions of counts. Memory, whatever the inputs: 4 kB a
-    gene of the vocabulary for histograms, 128 MB of values, one chunk of cells.
+    docs/SPEC.md, section 7. The inputs are read twice, more often only beyond hundreds of millions of counts. Memory
+    does not grow with the inputs: 4 kB for each gene of the vocabulary, 128 MB of values, and one chunk of cells.
 
     Examples
     --------
-    >>> import anndata, pandas
+    >>> import anndata, numpy as np, pandas
     >>> from corrmask_fast import Vocabulary, corpus_medians
     >>> genes = pandas.DataFrame(index=["RPL3", "CD3E"])
     >>> cells = [anndata.AnnData(np.array([counts]), var=genes) for counts in ([3.0, 1.0], [2.0, 2.0], [1.0, 0.0])]

@@ -43,30 +43,30 @@ DICTIONARY_FILE = "token_dictionary.json"  # beside the weights of a model that 
 class Vocabulary:
     """Token ids of genes and special tokens.
 
-    Ids run from 0 to ``size - 1`` without a gap; the genes form one contiguous range ``gene_range``.
+    Ids run from 0 to ``size - 1`` without a gap. The ids of genes are one range, ``gene_range``. All arguments are
+    attributes, too; ``pad``, ``mask`` and ``special`` are names there.
 
     Parameters
     ----------
-    names
-        The name of each token id, in order of id: Ensembl ids or symbols for genes.
-    symbols
-        Gene name → the symbol that it is shown by, for those that have one. Genes that are not in the vocabulary are
-        ignored.
-    aliases
-        Gene name → further symbols that find it.
-    pad, mask
-        The tokens of padding and of masked genes, by name or id. None: ``<pad>``, and ``<mask>`` if there is one.
-        A vocabulary without a mask token serves where values are masked and genes stay in view
+    names : sequence of str
+        The name of each token, in order of id: Ensembl ids or symbols for genes.
+    symbols : mapping, optional
+        Gene name → the symbol that the gene is shown by. Genes that are not in the vocabulary are ignored.
+    aliases : mapping, optional
+        Gene name → further symbols that find the gene.
+    pad, mask : str or int, optional
+        The tokens of padding and of masked genes, by name or id. None: ``<pad>``, and ``<mask>`` if there is one. A
+        vocabulary without a mask token is for models whose values are masked while genes stay
         (:class:`~corrmask_fast.ValueReplacement`).
-    special
-        Further special tokens, by name or id, such as ``("[CLS]", "[SEP]")``. Every name in angle brackets is special
-        without being named. Special tokens are never masked.
+    special : iterable of str or int, optional
+        Further special tokens, by name or id, such as ``("[CLS]", "[SEP]")``. Names in angle brackets are special
+        anyway. Special tokens are never masked.
 
     Raises
     ------
     InputError
-        If there is no padding token, a name repeats, is empty or no text, a role names no token, or the genes are not
-        contiguous.
+        If there is no padding token, a name stands twice, is empty or no text, ``pad``, ``mask`` or ``special`` is no
+        token, or a special token lies between the genes.
 
     Warns
     -----
@@ -75,15 +75,17 @@ class Vocabulary:
 
     Notes
     -----
-    *How genes are found* (:attr:`tokens_by_name`), everywhere: a name comes before a symbol of the same spelling. All
-    symbols of a gene find it: the one it is shown by, and its aliases. A symbol that genes share means the one with the
-    lowest id among those that are shown by it; if none is, the lowest among those that have it as an alias.
+    *How a gene is found* (:attr:`~corrmask_fast.Vocabulary.tokens_by_name`): by its name, by the symbol that it is
+    shown by, or by an alias. Names come first: a symbol that is another gene's name finds that other gene. A symbol
+    that several genes share finds, of those that are shown by it, the one with the lowest id; if there is none, of
+    those that have it as an alias.
 
-    *What is put around cells in training*: ``<cls>`` before and ``<eos>`` after, if tokens of these very names are
-    there (Geneformer V2). Other special tokens, such as ``[CLS]``, are put nowhere.
+    *What stands around a cell in training*: ``<cls>`` before and ``<eos>`` after it, if tokens of these names are there
+    (Geneformer V2). Other special tokens, such as ``[CLS]``, are not added.
 
     Examples
     --------
+    >>> from corrmask_fast import Vocabulary
     >>> vocabulary = Vocabulary(("<pad>", "<mask>", "RPL3", "RPS6"))
     >>> vocabulary.size, vocabulary.gene_range, vocabulary.id_of("RPS6")
     (4, (2, 4), 3)
@@ -168,24 +170,37 @@ class Vocabulary:
         mask: str | int | None = None,
         special: Iterable[str | int] | None = None,
     ) -> Self:
-        """Read a token dictionary, such as Geneformer's or scGPT's.
+        """Return the vocabulary of a token dictionary, such as Geneformer's or scGPT's.
 
         Parameters
         ----------
-        tokens
-            Name → id: a mapping, or the path of a ``.json`` or ``.pkl`` file. Pickles pass a reader that admits
-            dictionaries, strings and numbers, so no file can run code.
-        symbols
-            Symbol → gene name, as Geneformer's ``gene_name_id_dict`` has it (mapping or path; the other direction
-            is recognised too). Of several symbols for one gene the first is shown, and all find it.
+        tokens : mapping or path
+            Name → id: a mapping, or the path of a ``.json`` or ``.pkl`` file. From a pickle only dictionaries, strings
+            and numbers are read, so no file can run code.
+        symbols : mapping or path, optional
+            Symbol → gene name, as in Geneformer's ``gene_name_id_dict``; the other direction is recognised too. Of
+            several symbols for one gene the first is shown, and all find it.
         pad, mask, special
-            The special tokens by role, as for :class:`Vocabulary`.
+            The special tokens, as for :class:`~corrmask_fast.Vocabulary`.
+
+        Returns
+        -------
+        Vocabulary
+            The genes and special tokens of the dictionary.
 
         Raises
         ------
         InputError
             If the file holds anything but a dictionary of names and ids, ids repeat or leave gaps, special tokens lie
             among the genes, there is no padding token, or no symbol is of a gene here.
+
+        Examples
+        --------
+        >>> from corrmask_fast import Vocabulary
+        >>> tokens = {"<pad>": 0, "<mask>": 1, "ENSG00000100316": 2, "ENSG00000137154": 3}
+        >>> vocabulary = Vocabulary.from_token_dictionary(tokens, {"RPL3": "ENSG00000100316"})
+        >>> vocabulary.id_of("RPL3"), vocabulary.name_of(2)
+        (2, 'RPL3')
         """
         content = read_dictionary(tokens)
         with naming(tokens):
@@ -209,13 +224,31 @@ class Vocabulary:
             return cls(tuple(names), first, aliases=by_gene, pad=pad, mask=mask, special=special)
 
     def with_symbols(self, symbols: Mapping[str, str]) -> Self:
-        """Return the vocabulary with genes shown by other symbols; those that they had become aliases.
+        """Return the vocabulary with other symbols for its genes; the symbols before become aliases.
 
         Parameters
         ----------
-        symbols
-            Gene name → symbol, such as an AnnData file's own. Left out are genes that are not here, and symbols that
-            are empty or the gene's own name; genes that it does not name keep theirs.
+        symbols : mapping
+            Gene name → symbol, such as those of an AnnData file. Genes that are not in the vocabulary are ignored, and
+            so are symbols that are empty or the gene's own name. Genes that are not named keep their symbol.
+
+        Returns
+        -------
+        Vocabulary
+            A copy with the same ids.
+
+        Raises
+        ------
+        InputError
+            If ``symbols`` does not map gene names to symbols.
+
+        Examples
+        --------
+        >>> from corrmask_fast import Vocabulary
+        >>> old = Vocabulary(("<pad>", "<mask>", "ENSG00000127526"), {"ENSG00000127526": "SLC35E1"})
+        >>> new = old.with_symbols({"ENSG00000127526": "MGC2494"})
+        >>> new.name_of(2), new.id_of("MGC2494"), new.id_of("SLC35E1")
+        ('MGC2494', 2, 2)
         """
         lo, hi = self.gene_range
         shown_now, aliases = dict(self.symbols), dict(self.aliases)
@@ -238,7 +271,7 @@ class Vocabulary:
 
     @cached_property
     def tokens_by_name(self) -> dict[str, int]:
-        """Token id of each gene by everything that finds it: names, then symbols, then aliases; see the notes."""
+        """Token id of each gene, by each name, symbol and alias that finds it; see the notes of the class."""
         lo, hi = self.gene_range
         found = {self.names[token]: token for token in range(lo, hi)}
         for symbol, token in self._symbols_in_order():
@@ -248,7 +281,7 @@ class Vocabulary:
 
     @property
     def ambiguous_symbols(self) -> frozenset[str]:
-        """Symbols, aliases included, that two genes or more share: each finds one of them alone."""
+        """Symbols and aliases that several genes share; each finds one of these genes."""
         owners = Counter(symbol for symbol, _ in self._symbols_in_order() if symbol not in self._ids)
         return frozenset(symbol for symbol, count in owners.items() if count > 1)
 
@@ -273,11 +306,22 @@ class Vocabulary:
 
     @property
     def mask_token_id(self) -> int | None:
-        """Id of the token that masked genes become, or None where there is none."""
+        """Id of the token that replaces masked genes; None if there is none."""
         return None if self.mask is None else self._ids[self.mask]  # type: ignore[index]
 
     def require_mask_token(self) -> int:
-        """Return the mask token's id, or raise InputError where there is none: for what puts it into cells."""
+        """Return the id of the mask token; raise an error if there is none.
+
+        Returns
+        -------
+        int
+            The id of the mask token.
+
+        Raises
+        ------
+        InputError
+            If the vocabulary has no mask token.
+        """
         if self.mask_token_id is None:
             raise InputError(
                 "masked genes become a mask token, and this vocabulary has none: it has no '<mask>'; add one to the "
@@ -288,28 +332,28 @@ class Vocabulary:
 
     @property
     def cls_token_id(self) -> int | None:
-        """Id of ``<cls>``, or None (V1)."""
+        """Id of ``<cls>``; None if there is none (V1)."""
         return self._ids.get("<cls>")
 
     @property
     def eos_token_id(self) -> int | None:
-        """Id of ``<eos>``, or None (V1)."""
+        """Id of ``<eos>``; None if there is none (V1)."""
         return self._ids.get("<eos>")
 
     @property
     def n_surrounding(self) -> int:
-        """How many tokens a cell in training has besides its genes: ``<cls>`` before, ``<eos>`` after; V1: none."""
+        """Number of tokens of a cell in training besides its genes, ``<cls>`` before and ``<eos>`` after; 0 with V1."""
         return sum(token is not None for token in (self.cls_token_id, self.eos_token_id))
 
     @cached_property
     def special_token_ids(self) -> tuple[int, ...]:
-        """Ids of all special tokens, ascending: these are never masked."""
+        """Ids of all special tokens, ascending; they are never masked."""
         named = {self.pad, self.mask, *self.special}  # type: ignore[misc]
         return tuple(token for token, name in enumerate(self.names) if in_angles(name) or name in named)
 
     @cached_property
     def gene_range(self) -> tuple[int, int]:
-        """(lo, hi): the genes are the ids lo <= id < hi."""
+        """The range (lo, hi) of the ids of genes, lo <= id < hi."""
         special = set(self.special_token_ids)
         lo = next((token for token in range(self.size) if token not in special), 0)
         hi = next((token + 1 for token in reversed(range(self.size)) if token not in special), 0)
@@ -317,12 +361,12 @@ class Vocabulary:
 
     @property
     def max_length(self) -> int:
-        """Longest cell in tokens, special tokens included: 2048 (V1), 4096 (V2, which has ``<cls>``)."""
+        """Most tokens of a cell, special tokens included; 2048 (V1), or 4096 (V2, which has ``<cls>``)."""
         return 2048 if self.cls_token_id is None else 4096
 
     @property
     def token_dtype(self) -> np.dtype[Any]:
-        """The smallest of uint16 and int32 that holds every id: how a corpus stores its tokens."""
+        """The dtype that a corpus stores tokens in, uint16 if it holds every id, else int32."""
         return np.dtype(np.uint16 if self.size <= 65536 else np.int32)
 
     @cached_property
@@ -333,14 +377,27 @@ class Vocabulary:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of all names in order of id, and of roles unlike Geneformer's: equal where ids mean the same."""
+        """SHA-256 of all names in order of id, and of special tokens where they are not Geneformer's.
+
+        It is equal for two vocabularies if each id means the same in both.
+        """
         content = [self.names, self._roles] if self._roles else self.names
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def id_of(self, gene: str | int, *, any_case: bool = False) -> int:
-        """Token id of a gene given by id, name or symbol.
+        """Return the token id of a gene.
 
-        With ``any_case``, a name or symbol that no gene has finds the one gene that differs in upper and lower case.
+        Parameters
+        ----------
+        gene : str or int
+            Name, symbol, alias or token id.
+        any_case : bool
+            If no gene has this name or symbol, find the one that differs only in upper and lower case.
+
+        Returns
+        -------
+        int
+            The token id.
 
         Raises
         ------
@@ -349,6 +406,7 @@ class Vocabulary:
 
         Examples
         --------
+        >>> from corrmask_fast import Vocabulary
         >>> vocabulary = Vocabulary(("<pad>", "<mask>", "CD3D", "CD3E"))
         >>> vocabulary.id_of("cd3d", any_case=True)
         2
@@ -367,12 +425,36 @@ class Vocabulary:
         return token
 
     def name_of(self, token: int) -> str:
-        """Symbol of a token where there is one, else its name."""
+        """Return the symbol of a token; its name if it has no symbol.
+
+        Parameters
+        ----------
+        token : int
+            Token id, from 0 to ``size - 1``.
+
+        Returns
+        -------
+        str
+            Symbol or name.
+        """
         name = self.names[token]
         return self.symbols.get(name, name)
 
     def check_same(self, other: Vocabulary, mine: str, theirs: str) -> None:
-        """Raise InputError unless ``other`` gives every id the same meaning; ``mine``, ``theirs`` name the two."""
+        """Check that another vocabulary gives every id the same meaning.
+
+        Parameters
+        ----------
+        other : Vocabulary
+            The other one.
+        mine, theirs : str
+            What the error calls this vocabulary and the other, such as ``"the corpus"`` and ``"the graph"``.
+
+        Raises
+        ------
+        InputError
+            If an id differs; the message names the first one.
+        """
         if self.fingerprint == other.fingerprint:
             return
         differ = next((t for t, (a, b) in enumerate(zip(self.names, other.names, strict=False)) if a != b), None)
@@ -390,13 +472,36 @@ class Vocabulary:
         return f"pad {shown(self.pad)}, mask {mask}, all {shown(self.special_token_ids)}"
 
     def to_json(self) -> str:
-        """Return the vocabulary as JSON text: names in order of id, symbols; aliases and roles where there are any."""
+        """Return the vocabulary as JSON text.
+
+        Returns
+        -------
+        str
+            An object with ``names`` in order of id and ``symbols``; ``aliases`` and ``roles`` (special tokens) if there
+            are any.
+        """
         content = {"names": self.names, "symbols": self.symbols, "aliases": self.aliases, "roles": self._roles}
         return json.dumps({key: value for key, value in content.items() if value or key in {"names", "symbols"}})
 
     @classmethod
     def from_json(cls, text: str | bytes | Mapping[str, Any]) -> Self:
-        """Return the vocabulary that :meth:`to_json` wrote, from its text or what that holds."""
+        """Return the vocabulary that :meth:`~corrmask_fast.Vocabulary.to_json` wrote.
+
+        Parameters
+        ----------
+        text : str, bytes or mapping
+            The JSON text, or the object that it holds.
+
+        Returns
+        -------
+        Vocabulary
+            The same names, symbols, aliases and special tokens.
+
+        Raises
+        ------
+        InputError
+            If the text is no vocabulary.
+        """
         try:
             content = text if isinstance(text, Mapping) else parse_json(text)
             names, symbols = content["names"], content["symbols"]
@@ -410,13 +515,43 @@ class Vocabulary:
             raise InputError(f"not a vocabulary written by this project: {reason(error)}") from error
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the vocabulary as a JSON file."""
+        """Write the vocabulary as a JSON file.
+
+        Parameters
+        ----------
+        path : path
+            File to write. A file that is there is replaced.
+
+        Raises
+        ------
+        InputError
+            If the path is a folder, or its parent does not exist.
+        """
         with atomic_file(path) as temporary:
             temporary.write_text(self.to_json())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read what :meth:`save` wrote, or a token dictionary with Geneformer's special tokens."""
+        """Read a vocabulary that :meth:`~corrmask_fast.Vocabulary.save` wrote, or a token dictionary.
+
+        A token dictionary must have Geneformer's special tokens; for others see
+        :meth:`~corrmask_fast.Vocabulary.from_token_dictionary`.
+
+        Parameters
+        ----------
+        path : path
+            A ``.json`` or ``.pkl`` file.
+
+        Returns
+        -------
+        Vocabulary
+            The vocabulary.
+
+        Raises
+        ------
+        InputError
+            If there is no such file, or it holds neither of these.
+        """
         path = Path(path)
         content = read_dictionary(path)
         with naming(path):

@@ -44,12 +44,12 @@ def merge_graphs(
 
     Parameters
     ----------
-    graphs
+    graphs : sequence of DependencyGraph
         Two or more.
-    keep
+    keep : str or int
         Which edges stay: those of any graph (``"union"``), of all graphs (``"intersection"``), or of at least ``keep``
         graphs.
-    combine
+    combine : str
         The rho of an edge, over the graphs that have it: the ``"mean"`` (in float64, rounded once), or the
         ``"strongest"``, the one of largest absolute value (of two equal ones, the positive). ``rho_global`` likewise,
         if all graphs have it.
@@ -67,7 +67,7 @@ def merge_graphs(
 
     Examples
     --------
-    >>> from corrmask_fast import Vocabulary
+    >>> from corrmask_fast import DependencyGraph, Vocabulary, merge_graphs
     >>> genes = Vocabulary(("<pad>", "<mask>", "A", "B", "C"))
     >>> lung = DependencyGraph.from_edges([("A", "B", 0.5), ("B", "C", 0.25)], genes)
     >>> skin = DependencyGraph.from_edges([("A", "B", 0.25)], genes)
@@ -113,26 +113,49 @@ def merge_graphs(
 
 @dataclass(frozen=True, eq=False)
 class GraphComparison:
-    """Two graphs, edge by edge.
+    """Result of :func:`~corrmask_fast.compare_graphs`: two graphs, edge by edge.
+
+    Printed, it is a table with one row.
 
     Attributes
     ----------
     names
         Names of the first and the second graph.
-    edges_a, edges_b, shared
-        Number of edges of each graph, and of edges that both have.
+    edges_a
+        Number of edges of the first graph.
+    edges_b
+        Number of edges of the second graph.
+    shared
+        Number of edges that both have.
     expected_shared
-        Mean number of edges shared by two random graphs with the same degrees.
+        Mean number of edges that two random graphs with the same degrees share.
     tokens
-        (genes,) int64: genes with a neighbour in at least one of the graphs; the next arrays are in their order.
-    degree_a, degree_b, shared_of_gene
-        (genes,) int64.
+        (genes,) int64: token ids of the genes with a neighbour in at least one of the graphs. The next arrays are in
+        their order.
+    degree_a
+        (genes,) int64: number of neighbours in the first graph.
+    degree_b
+        (genes,) int64: number of neighbours in the second graph.
+    shared_of_gene
+        (genes,) int64: number of neighbours in both.
     expected_of_gene
-        (genes,) float64: shared neighbours by chance.
-    rho_a, rho_b
-        (shared,) float32: rho of the shared edges in each graph.
+        (genes,) float64: expected number of neighbours in both.
+    rho_a
+        (shared,) float32: rho of the shared edges in the first graph.
+    rho_b
+        (shared,) float32: rho of the shared edges in the second graph.
     graph
-        The first graph, for its genes' names.
+        The first graph, for the names of its genes.
+
+    Examples
+    --------
+    >>> from corrmask_fast import DependencyGraph, Vocabulary, compare_graphs
+    >>> genes = Vocabulary(("<pad>", "<mask>", *"ABCDEF"))
+    >>> lung = DependencyGraph.from_edges([("A", "B"), ("B", "C"), ("D", "E")], genes)
+    >>> skin = DependencyGraph.from_edges([("A", "B"), ("D", "E"), ("E", "F")], genes)
+    >>> comparison = compare_graphs(lung, skin, names=("lung", "skin"))
+    >>> comparison.tokens.tolist(), comparison.shared_of_gene.tolist(), comparison.gene_jaccard.tolist()
+    ([2, 3, 4, 5, 6, 7], [1, 1, 0, 1, 1, 0], [1.0, 0.5, 0.0, 1.0, 0.5, 0.0])
     """
 
     names: tuple[str, str]
@@ -151,48 +174,65 @@ class GraphComparison:
 
     @property
     def jaccard(self) -> float:
-        """Shared edges of all edges, in [0, 1]; NaN where there is none."""
+        """Share of the shared edges among the edges of either graph, in [0, 1]; NaN if there is no edge."""
         return _ratio(self.shared, self.edges_a + self.edges_b - self.shared)
 
     @property
     def expected_jaccard(self) -> float:
-        """The same where ``expected_shared`` edges are shared."""
+        """Jaccard index if ``expected_shared`` edges were shared."""
         return _ratio(self.expected_shared, self.edges_a + self.edges_b - self.expected_shared)
 
     @property
     def fold(self) -> float:
-        """``shared / expected_shared``."""
+        """Shared edges over those expected, ``shared / expected_shared``; NaN if none is expected."""
         return _ratio(self.shared, self.expected_shared)
 
     @property
     def gene_jaccard(self) -> np.ndarray:
-        """(genes,) float64: of a gene's neighbours in either graph, the share that it has in both."""
+        """(genes,) float64: of a gene's neighbours in either graph, the share that are its neighbours in both."""
         return self.shared_of_gene / (self.degree_a + self.degree_b - self.shared_of_gene)
 
     @property
     def median_gene_jaccard(self) -> float:
-        """Median of ``gene_jaccard`` over genes with neighbours in both graphs."""
+        """Median of ``gene_jaccard`` over the genes with neighbours in both graphs; NaN if there is none."""
         both = (self.degree_a > 0) & (self.degree_b > 0)
         return float(np.median(self.gene_jaccard[both])) if both.any() else math.nan
 
     @property
     def rho_correlation(self) -> float:
-        """Pearson's correlation of rho over the shared edges; NaN below three of them, or where all are equal."""
+        """Pearson's correlation of rho over the shared edges; NaN if they are fewer than three, or all equal."""
         a, b = self.rho_a.astype(np.float64), self.rho_b.astype(np.float64)
         return float(np.corrcoef(a, b)[0, 1]) if a.size > 2 and np.ptp(a) > 0 and np.ptp(b) > 0 else math.nan
 
     @property
     def same_sign(self) -> float:
-        """Share of the shared edges whose rho has one sign in both graphs."""
+        """Share of the shared edges whose rho has the same sign in both graphs; NaN if there is none."""
         return _ratio(int(np.count_nonzero(np.sign(self.rho_a) == np.sign(self.rho_b))), self.shared)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all figures that are no arrays, by name."""
+        """Return the names and all figures that are single numbers.
+
+        Returns
+        -------
+        dict
+            Name → value.
+        """
         names = {"first": self.names[0], "second": self.names[1]}
         return names | {name: getattr(self, name) for name in COLUMNS}
 
     def save_genes_csv(self, path: str | os.PathLike[str]) -> None:
-        """Write a line for each gene: its degrees, shared neighbours, those by chance, and Jaccard."""
+        """Write a CSV file with a line for each gene: its degrees, shared neighbours, those by chance, Jaccard index.
+
+        Parameters
+        ----------
+        path : path
+            File to write. A file that is there is replaced.
+
+        Raises
+        ------
+        InputError
+            If the path is a folder, or its parent does not exist.
+        """
         vocabulary = self.graph.vocabulary
         columns = (self.degree_a, self.degree_b, self.shared_of_gene, self.expected_of_gene, self.gene_jaccard)
         rows = (
@@ -211,7 +251,19 @@ def compare_graphs(
 ) -> GraphComparison:
     """Compare two graphs over one vocabulary: how many edges they share, and how many they would share by chance.
 
-    Chance is two random graphs in which each gene has as many partners as here; see :mod:`corrmask_fast.graph.chance`.
+    Chance is two random graphs in which each gene has as many partners, on average, as here (Park and Newman 2004).
+
+    Parameters
+    ----------
+    a, b : DependencyGraph
+        The graphs.
+    names : tuple of str
+        What tables and pictures call them.
+
+    Returns
+    -------
+    GraphComparison
+        Counts of shared edges, in all and of each gene, beside those by chance; rho of the shared edges.
 
     Raises
     ------
@@ -220,7 +272,7 @@ def compare_graphs(
 
     Examples
     --------
-    >>> from corrmask_fast import Vocabulary
+    >>> from corrmask_fast import DependencyGraph, Vocabulary, compare_graphs
     >>> genes = Vocabulary(("<pad>", "<mask>", *"ABCDEF"))
     >>> a = DependencyGraph.from_edges([("A", "B"), ("B", "C"), ("D", "E")], genes)
     >>> b = DependencyGraph.from_edges([("A", "B"), ("D", "E"), ("E", "F")], genes)

@@ -31,39 +31,41 @@ class Edges(NamedTuple):
 
 
 class DependencyGraph:
-    """Genes and their neighbours, undirected, over the whole vocabulary.
+    """Genes and their neighbours: an undirected graph over a vocabulary, with a rho for each edge.
 
-    Row g of the CSR arrays holds the neighbours of token g; special tokens have none.
+    :func:`~corrmask_fast.build_dependency_graph` builds one from cells.
+    :meth:`~corrmask_fast.DependencyGraph.from_edges` takes the edges from elsewhere. All arguments
+    are attributes, too.
 
     Parameters
     ----------
-    indptr
-        (V + 1,) int64: the neighbours of g are ``indices[indptr[g]:indptr[g + 1]]``.
-    indices
+    indptr : array
+        (V + 1,) int64: the neighbours of token g are ``indices[indptr[g]:indptr[g + 1]]``. Special tokens have none.
+    indices : array
         (2 · n_edges,) int32: token ids, ascending in each row.
-    rho
-        (2 · n_edges,) float32: weight of each edge. For a built graph Spearman's rho over the cells that hold both
+    rho : array
+        (2 · n_edges,) float32: weight of each edge. In a built graph, Spearman's rho over the cells that hold both
         genes.
-    vocabulary
+    vocabulary : Vocabulary
         Which id is which gene; its size is V.
-    params
+    params : mapping, optional
         How the graph was made: names, and values that JSON can hold.
-    rho_global
-        (2 · n_edges,) float32: Spearman's rho over all cells, where known.
-
-    Attributes
-    ----------
-    indptr, indices, rho, rho_global, vocabulary, params
-        As given.
+    rho_global : array, optional
+        (2 · n_edges,) float32: Spearman's rho over all cells. None: not known.
 
     Raises
     ------
     InputError
-        If the arrays do not describe an undirected graph over the vocabulary's genes without loops.
+        If the arrays are no undirected graph over the genes of the vocabulary, a gene is its own neighbour, or a weight
+        is not finite.
+
+    Notes
+    -----
+    docs/SPEC.md, section 2.
 
     Examples
     --------
-    >>> from corrmask_fast import Vocabulary
+    >>> from corrmask_fast import DependencyGraph, Vocabulary
     >>> genes = Vocabulary(("<pad>", "<mask>", "RPL3", "RPS6", "CD3D"))
     >>> graph = DependencyGraph.from_edges([("RPL3", "RPS6", 0.7)], genes)
     >>> graph
@@ -91,7 +93,7 @@ class DependencyGraph:
 
     @property
     def n_edges(self) -> int:
-        """Number of edges, each pair of genes counted once."""
+        """Number of edges; each pair of genes counts once."""
         return self.indices.size // 2
 
     @property
@@ -101,23 +103,26 @@ class DependencyGraph:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of structure and vocabulary: equal exactly where masks come out equal."""
+        """SHA-256 of edges and vocabulary, without rho.
+
+        Graphs with the same fingerprint give the same masks, unless partners are drawn by weight.
+        """
         return hash_tensors(self.vocabulary.fingerprint.encode(), {"indptr": self.indptr, "indices": self.indices})
 
     def neighbors(self, gene: str | int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the neighbours of a gene and their rho, strongest absolute rho first (ties: lower id).
+        """Return the neighbours of a gene, the one with the largest absolute rho first (ties: lower id).
 
         Parameters
         ----------
-        gene
+        gene : str or int
             Token id, name or symbol.
 
         Returns
         -------
-        ids
+        ids : array
             (degree,) int32 token ids.
-        rho
-            (degree,) float32.
+        rho : array
+            (degree,) float32: rho of each edge.
 
         Raises
         ------
@@ -130,14 +135,27 @@ class DependencyGraph:
         return self.indices[row][order], self.rho[row][order]
 
     def edges(self) -> Edges:
-        """Return each edge once: its genes u < v, in order of (u, v), with ``rho`` and ``rho_global``."""
+        """Return each edge once: its genes u < v, in order of (u, v).
+
+        Returns
+        -------
+        NamedTuple
+            ``u`` and ``v``: (n_edges,) int64 token ids; ``rho``: (n_edges,) float32; ``rho_global``: (n_edges,)
+            float32, or None.
+        """
         rows = np.repeat(np.arange(self.vocabulary.size), self.degrees)
         once = rows < self.indices
         overall = None if self.rho_global is None else self.rho_global[once]
         return Edges(rows[once], self.indices[once].astype(np.int64), self.rho[once], overall)
 
     def summary(self) -> dict[str, Any]:
-        """Return what ``graph info`` shows: sizes, degrees, quantiles of rho, and parameters."""
+        """Return sizes, degrees, quantiles of rho, and parameters: what ``corrmask-fast graph info`` shows.
+
+        Returns
+        -------
+        dict
+            Plain values, by name.
+        """
         lo, hi = self.vocabulary.gene_range
         degrees = self.degrees[lo:hi]
         linked = degrees[degrees > 0]
@@ -165,7 +183,23 @@ class DependencyGraph:
     # -------------------------------------------------------------------------------------------------- converting
 
     def to_scipy(self, weights: Literal["rho", "rho_global"] | None = "rho") -> Any:
-        """Return a (V, V) ``scipy.sparse.csr_array`` of ``rho``, of ``rho_global``, or of ones (``weights=None``)."""
+        """Return the graph as a sparse matrix.
+
+        Parameters
+        ----------
+        weights : str or None
+            ``"rho"``, ``"rho_global"``, or None for ones.
+
+        Returns
+        -------
+        scipy.sparse.csr_array
+            (V, V) float32, symmetric.
+
+        Raises
+        ------
+        InputError
+            If ``weights`` is none of these, or the graph has no ``rho_global``.
+        """
         from scipy.sparse import csr_array
 
         if weights not in {"rho", "rho_global", None}:
@@ -177,9 +211,18 @@ class DependencyGraph:
         return csr_array((data.copy(), self.indices.copy(), self.indptr.copy()), shape=(size, size))
 
     def to_networkx(self) -> Any:
-        """Return a ``networkx.Graph``: a node for every gene (by name), edges with ``rho`` (and ``rho_global``).
+        """Return the graph for NetworkX.
 
-        Nodes carry ``token`` and ``symbol`` (the name, where the vocabulary has no symbol).
+        Returns
+        -------
+        networkx.Graph
+            A node for every gene, by name, with ``token`` and ``symbol`` (the name, where a gene has no symbol); edges
+            with ``rho`` and, where known, ``rho_global``.
+
+        Raises
+        ------
+        MissingExtraError
+            If networkx is not installed.
         """
         networkx = import_extra("networkx", "networkx")
         graph = networkx.Graph()
@@ -202,25 +245,39 @@ class DependencyGraph:
         unknown: Literal["error", "skip"] = "error",
         params: Mapping[str, Any] | None = None,
     ) -> DependencyGraph:
-        """Return a graph from elsewhere: protein interactions (STRING), shared GO terms, complexes.
+        """Return a graph from pairs of genes: protein interactions (STRING), shared GO terms, complexes.
 
         Parameters
         ----------
-        pairs
-            ``(gene, gene)`` or ``(gene, gene, weight)``: genes by token id, name or symbol; weight 1.0 if not given.
-            Each pair counts in both directions. Of repeated pairs the weight of largest absolute value stays; a gene
-            paired with itself is left out.
-        vocabulary
+        pairs : iterable of tuple
+            ``(gene, gene)`` or ``(gene, gene, weight)``: genes by token id, name or symbol; the weight is 1.0 if not
+            given. Each pair counts in both directions. Of a pair that stands several times, the weight of largest
+            absolute value counts. A gene paired with itself is left out.
+        vocabulary : Vocabulary
             The vocabulary that the graph is for.
-        unknown
-            What to do with genes outside the vocabulary: ``"error"``, or ``"skip"`` their pairs.
-        params
-            The graph's origin, as ``params`` of the graph.
+        unknown : str
+            What to do with a gene outside the vocabulary: ``"error"``, or ``"skip"`` its pairs.
+        params : mapping, optional
+            Where the graph comes from, kept as its ``params``.
+
+        Returns
+        -------
+        DependencyGraph
+            The graph; its ``rho`` are the weights, and it has no ``rho_global``.
 
         Raises
         ------
         InputError
-            If a pair has neither two nor three parts, a weight is no finite number, or a gene is unknown.
+            If a pair has neither two nor three parts, a weight is no finite number, a gene is unknown, or ``unknown``
+            is none of these.
+
+        Examples
+        --------
+        >>> from corrmask_fast import DependencyGraph, Vocabulary
+        >>> genes = Vocabulary(("<pad>", "<mask>", "RPL3", "RPS6", "CD3D"))
+        >>> pairs = [("RPL3", "RPS6", 0.9), ("RPS6", "RPL3", 0.4), ("RPL3", "BRCA1")]
+        >>> DependencyGraph.from_edges(pairs, genes, unknown="skip").edges().rho
+        array([0.9], dtype=float32)
         """
         if unknown not in {"error", "skip"}:
             raise InputError(f"unknown must be 'error' or 'skip'; got {unknown!r}")
@@ -246,7 +303,18 @@ class DependencyGraph:
     # ------------------------------------------------------------------------------------------------ saving, loading
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the graph as one ``safetensors`` file; the same graph always gives the same bytes."""
+        """Write the graph as one ``safetensors`` file; the same graph always gives the same bytes.
+
+        Parameters
+        ----------
+        path : path
+            File to write. A file that is there is replaced.
+
+        Raises
+        ------
+        InputError
+            If the path is a folder, or its parent does not exist.
+        """
         tensors = {"indptr": self.indptr, "indices": self.indices, "rho": self.rho}
         if self.rho_global is not None:
             tensors["rho_global"] = self.rho_global
@@ -254,12 +322,32 @@ class DependencyGraph:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> DependencyGraph:
-        """Read a graph that :meth:`save` wrote.
+        """Read a graph that :meth:`~corrmask_fast.DependencyGraph.save` wrote.
+
+        Parameters
+        ----------
+        path : path
+            The file.
+
+        Returns
+        -------
+        DependencyGraph
+            The graph, with its vocabulary.
 
         Raises
         ------
         InputError
-            If there is no such file, it is truncated, altered, of another format, or of a newer version.
+            If there is no such file, or it is truncated, altered, of another format or of a newer version.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> from corrmask_fast import DependencyGraph, Vocabulary
+        >>> graph = DependencyGraph.from_edges([("A", "B", 0.5)], Vocabulary(("<pad>", "<mask>", "A", "B")))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     graph.save(f"{folder}/graph.safetensors")
+        ...     DependencyGraph.load(f"{folder}/graph.safetensors")
+        DependencyGraph(1 edge between 2 of 2 genes)
         """
         tensors, vocabulary, params = read_graph(path)
         with naming(path):

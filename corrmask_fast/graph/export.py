@@ -42,36 +42,44 @@ def export_graph(
     into: str | os.PathLike[str] | None = None,
     gene_column: str | None = None,
 ) -> Exported:
-    """Write a graph to a file; the ending of its name decides the format.
+    """Write a graph to a file for other tools; the ending of its name decides the format.
 
     - ``.csv``: a line for each edge, with names and symbols of both genes, ``rho`` and ``rho_global``.
-    - ``.graphml``: genes that have a neighbour as nodes (``symbol``, ``token``), edges with ``rho`` and ``rho_global``.
-    - ``.h5ad``: AnnData with ``varp["corrmask_rho"]`` and ``varp["corrmask_rho_global"]``: a new file with the
+    - ``.graphml`` (Cytoscape, Gephi, igraph): genes that have a neighbour as nodes (``symbol``, ``token``), edges with
+      ``rho`` and ``rho_global``.
+    - ``.h5ad`` (scanpy): AnnData with ``varp["corrmask_rho"]`` and ``varp["corrmask_rho_global"]``: a new file with the
       vocabulary's genes and no cells, or a copy of ``into`` with these added.
 
     Parameters
     ----------
-    graph
+    graph : DependencyGraph
         The graph.
-    path
+    path : path
         File to write. A file that is there is replaced.
-    into
-        An ``.h5ad`` file, to a copy of which the graph is added; it may be ``path`` itself.
-    gene_column
-        Column of its ``var`` with gene ids or symbols; ``"index"``: its index; None: the column that matches best.
+    into : path, optional
+        An ``.h5ad`` file: the output is a copy of it, with the graph added. It may be ``path`` itself.
+    gene_column : str, optional
+        Column of the ``var`` of ``into`` with gene ids or symbols; ``"index"``: its index. None: the column that
+        matches best.
+
+    Returns
+    -------
+    NamedTuple
+        What was written: ``path``; ``genes``, the number of genes with an edge; ``edges``, the number of edges. Of a
+        copy of ``into``: those between its genes.
 
     Raises
     ------
     InputError
-        If the name has another ending, if ``into`` is given for another format than ``.h5ad``, or if none of its genes
-        is in the vocabulary.
+        If the name has another ending, ``into`` or ``gene_column`` does not fit the format, or no gene of ``into`` is
+        in the vocabulary.
     MissingExtraError
-        Without networkx (``.graphml``), or anndata (``.h5ad``).
+        If networkx (``.graphml``) or anndata (``.h5ad``) is not installed.
 
     Examples
     --------
     >>> import tempfile
-    >>> from corrmask_fast import DependencyGraph, Vocabulary
+    >>> from corrmask_fast import DependencyGraph, Vocabulary, export_graph
     >>> genes = Vocabulary(("<pad>", "<mask>", "A", "B", "C"))
     >>> graph = DependencyGraph.from_edges([("A", "B", 0.5)], genes)
     >>> with tempfile.TemporaryDirectory() as folder:

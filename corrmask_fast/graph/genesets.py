@@ -108,27 +108,46 @@ def _edges_within(graph: DependencyGraph, members: np.ndarray) -> int:
 
 @dataclass(frozen=True, eq=False)
 class SetEnrichment:
-    """Gene sets against a graph, the set of smallest p-value first.
+    """Result of :func:`~corrmask_fast.enrich_gene_sets`: gene sets and their p-values, the smallest first.
+
+    Printed, it is its :meth:`~corrmask_fast.SetEnrichment.table`.
 
     Attributes
     ----------
     names
         Names of the sets, in the order of all arrays.
-    size, known, genes
-        (sets,) int64: genes of the set as it is given; of these, genes of the vocabulary; of these, genes with a
-        partner in the graph.
+    size
+        (sets,) int64: number of genes of the set.
+    known
+        (sets,) int64: number of these that are in the vocabulary.
+    genes
+        (sets,) int64: number of these that have a partner in the graph.
     edges
-        (sets,) int64: edges between genes of the set.
-    expected, sd
-        (sets,) float64: mean and standard deviation of this number over random graphs in which each gene has as many
-        partners as here.
-    p_value, q_value
-        (sets,) float64: probability of at least so many edges by chance, and the same corrected for the number of sets
-        (Benjamini and Hochberg): the false discovery rate of the sets down to this one.
+        (sets,) int64: number of edges between genes of the set.
+    expected
+        (sets,) float64: mean number of such edges over random graphs in which each gene has as many partners as here.
+    sd
+        (sets,) float64: standard deviation of this number.
+    p_value
+        (sets,) float64: probability of at least so many edges by chance.
+    q_value
+        (sets,) float64: the p-value corrected for the number of sets (Benjamini and Hochberg): the false discovery rate
+        of the sets down to this one.
     left_out
         Names of the sets with fewer than two genes that have a partner: they can have no edge.
-    n_named, unknown
-        Number of different genes that all sets name, and those that are not in the vocabulary.
+    n_named
+        Number of different genes in all sets.
+    unknown
+        Those of these genes that are not in the vocabulary.
+
+    Examples
+    --------
+    >>> from corrmask_fast import DependencyGraph, Vocabulary, enrich_gene_sets
+    >>> genes = Vocabulary(("<pad>", "<mask>", *"ABCDEF"))
+    >>> ring = DependencyGraph.from_edges(zip("ABCDEF", "BCDEFA"), genes)
+    >>> found = enrich_gene_sets(ring, {"run": ["A", "B", "C"], "alone": ["D", "X"]})
+    >>> found.names, found.genes.tolist(), found.edges.tolist(), found.left_out
+    (('run',), [3], [2], ('alone',))
     """
 
     names: tuple[str, ...]
@@ -150,7 +169,18 @@ class SetEnrichment:
         return self.edges / self.expected
 
     def table(self, limit: int | None = None) -> str:
-        """Return an aligned table of at most ``limit`` sets, and what was left out."""
+        """Return an aligned table: a line for each set, and what was left out.
+
+        Parameters
+        ----------
+        limit : int, optional
+            Most sets to show, from the first on. None: all.
+
+        Returns
+        -------
+        str
+            The table.
+        """
         rows = [["set", "genes", "of", "edges", "by chance", "sd", "fold", "p", "q"]]
         for i, name in enumerate(self.names[:limit]):
             counts = [f"{self.genes[i]:,}", f"{self.size[i]:,}", f"{self.edges[i]:,}", f"{self.expected[i]:,.1f}"]
@@ -175,7 +205,18 @@ class SetEnrichment:
         return [*found, *textwrap.wrap(meant, 110)]
 
     def save_csv(self, path: str | os.PathLike[str]) -> None:
-        """Write a line for each set."""
+        """Write a CSV file with a line for each set.
+
+        Parameters
+        ----------
+        path : path
+            File to write. A file that is there is replaced.
+
+        Raises
+        ------
+        InputError
+            If the path is a folder, or its parent does not exist.
+        """
         columns = {
             "set": self.names,
             "genes_in_set": self.size.tolist(),
@@ -197,15 +238,23 @@ class SetEnrichment:
 def enrich_gene_sets(
     graph: DependencyGraph, sets: str | os.PathLike[str] | Mapping[str, Iterable[int | str]]
 ) -> SetEnrichment:
-    """Test gene sets for more edges between their genes than by chance, given how many partners each gene has.
+    """Test gene sets for more edges between their genes than by chance.
+
+    Chance is a random graph in which each gene keeps its number of partners: hubs have many edges among each other
+    anyway.
 
     Parameters
     ----------
-    graph
+    graph : DependencyGraph
         The graph.
-    sets
-        Path of a ``.gmt`` file (:func:`corrmask_fast.read_gene_sets`), or name → genes by token id, name or symbol.
-        Genes outside the vocabulary count for nothing.
+    sets : path or mapping
+        Path of a ``.gmt`` file (:func:`~corrmask_fast.read_gene_sets`), or name → genes by token id, name or symbol.
+        Genes outside the vocabulary are left out.
+
+    Returns
+    -------
+    SetEnrichment
+        Edges, expected edges, p-values and q-values, the set of smallest p-value first.
 
     Raises
     ------
@@ -214,18 +263,18 @@ def enrich_gene_sets(
 
     Notes
     -----
-    Chance is a random graph in which each gene keeps its number of partners (:func:`corrmask_fast.rewired`): hubs of a
-    set have many edges among each other anyway. Mean and variance of the number of edges within a set have a closed
-    form (:class:`corrmask_fast.graph.chance.EdgesWithin`). The p-value is that of a translated Poisson distribution of
-    this mean and variance (Roellin 2005): Poisson's for rare edges, close to the normal one for many. Numbers of
-    independent edges are at most as skewed as Poisson's, so small p-values are rather too large than too small. The
-    test has one side: fewer edges than by chance give a p-value near 1.
+    Mean and variance of the number of edges within a set are computed, not sampled. The p-value is that of a translated
+    Poisson distribution of this mean and variance (Roellin 2005): Poisson's for rare edges, close to the normal one for
+    many. Numbers of independent edges are at most as skewed as Poisson's, so small p-values are rather too large than
+    too small. The test has one side: fewer edges than by chance give a p-value near 1.
+
+    :func:`~corrmask_fast.rewired` draws random graphs of this kind.
 
     Examples
     --------
-    >>> from corrmask_fast import DependencyGraph, Vocabulary
+    >>> from corrmask_fast import DependencyGraph, Vocabulary, enrich_gene_sets
     >>> genes = Vocabulary(("<pad>", "<mask>", *"ABCDEFGHIJ"))
-    >>> ring = DependencyGraph.from_edges([*zip("ABCDEFGHIJ", "BCDEFGHIJA")], genes)
+    >>> ring = DependencyGraph.from_edges(zip("ABCDEFGHIJ", "BCDEFGHIJA"), genes)
     >>> found = enrich_gene_sets(ring, {"apart": ["A", "C", "E"], "run": ["A", "B", "C", "X"]})
     >>> found.names, found.edges.tolist(), found.expected.round(2).tolist(), found.unknown
     (('run', 'apart'), [2, 0], [0.67, 0.67], ('X',))

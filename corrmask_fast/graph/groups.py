@@ -31,43 +31,48 @@ MAX_NAME_CHARS = 80  # of a file, in characters
 def build_graphs_by(
     corpus: Corpus, column: str, *, min_cooccurrence: int = 200, min_presence: int = 50, **parameters: Any
 ) -> dict[str, DependencyGraph]:
-    """Build a graph from each group of cells.
+    """Build a graph from each group of cells, such as a tissue, a donor or a disease.
 
-    A group's graph has the bits of a graph that is built from the group's cells alone, in the order of the corpus. The
-    sample of ``n_cells`` cells is drawn from the group: a cell's index is its place among the group's cells. Groups are
-    built one after the other, with the cells of one group in memory.
+    A group's graph is the one that its cells alone would give, in the order of the corpus, to the bit. ``n_cells``
+    cells are sampled from each group. Groups are built one after the other, with the cells of one group in memory.
 
     Parameters
     ----------
-    corpus
+    corpus : Corpus
         Tokenised cells with their obs.
-    column
-        Column of ``corpus.obs``; each of its values is a group, named by the value as text. Cells without one (None,
-        NaN or empty) are in no group.
-    min_cooccurrence, min_presence
-        As for :func:`corrmask_fast.build_dependency_graph`. A group of fewer cells is left out, with a warning.
+    column : str
+        Column of ``corpus.obs``. Each of its values is a group, named by the value as text. Cells without a value
+        (None, NaN or empty) are in no group.
+    min_cooccurrence, min_presence : int
+        As for :func:`~corrmask_fast.build_dependency_graph`. A group of fewer cells is left out.
     **parameters
-        All others of :func:`corrmask_fast.build_dependency_graph`, the same for every group.
+        Further arguments of :func:`~corrmask_fast.build_dependency_graph`, the same for every group.
 
     Returns
     -------
     dict
-        Group → :class:`corrmask_fast.DependencyGraph`, in order of name.
+        Group → :class:`~corrmask_fast.DependencyGraph`, in order of name.
 
     Raises
     ------
     InputError
         If there is no such column, no group has enough cells, or a graph cannot be built (names the group).
 
+    Warns
+    -----
+    UserWarning
+        If groups are left out because they have too few cells, or a graph has no edges.
+
     Notes
     -----
-    For two independent genes and n cells, rho has a standard deviation of 1 / sqrt(n - 1). For 200 cells this is 0.07:
-    a ``rho_min`` of 0.2 then lets through one pair in 200 by chance. So for groups of a few hundred cells take a larger
-    ``rho_min``, and look at :func:`corrmask_fast.edge_stability`.
+    For two independent genes and n cells, rho has a standard deviation of 1 / sqrt(n - 1). For 200 cells this is 0.07,
+    and a ``rho_min`` of 0.2 lets through one pair in 200 by chance. So take a larger ``rho_min`` for groups of a few
+    hundred cells, and look at :func:`~corrmask_fast.edge_stability`.
 
     Examples
     --------
-    >>> from corrmask_fast import Corpus, Vocabulary
+    >>> import numpy as np
+    >>> from corrmask_fast import Corpus, Vocabulary, build_graphs_by
     >>> genes = Vocabulary(("<pad>", "<mask>", "A", "B"))
     >>> tokens = np.array([2, 3, 3, 2] * 3)
     >>> corpus = Corpus(np.arange(0, 13, 2), tokens, genes, obs={"tissue": np.array(["lung"] * 4 + ["skin"] * 2)})

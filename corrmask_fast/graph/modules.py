@@ -45,7 +45,9 @@ class ModuleName(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class GraphModules:
-    """Modules of a graph, the largest first; no gene is in two.
+    """Result of :func:`~corrmask_fast.find_modules`: modules of a graph, the largest first; no gene is in two.
+
+    Printed, it is its :meth:`~corrmask_fast.GraphModules.table`.
 
     Attributes
     ----------
@@ -54,14 +56,26 @@ class GraphModules:
     method
         ``"leiden"`` or ``"linkage"``.
     members
-        For each module (n,) int64 token ids, the gene with the strongest edges in the module first.
+        For each module (genes,) int64 token ids, the gene with the strongest edges in the module first.
     strength
-        For each module (n,) float64, in the order of ``members``: sum of rho over a gene's edges in the module (rho
+        For each module (genes,) float64, in the order of ``members``: sum of rho over a gene's edges in the module (rho
         over all cells, where the graph has it).
     n_searched
         Number of genes among which modules were searched.
     names
-        For each module the set that names it, or None; empty without sets.
+        For each module the gene set that names it (``name``, ``shared``, ``genes``, ``q_value``), or None. Empty if no
+        sets were given. ``shared`` is the number of the module's genes that are in the set; ``genes`` is the number of
+        the set's genes that were searched; ``q_value`` is corrected for all modules and sets.
+
+    Examples
+    --------
+    >>> from itertools import combinations
+    >>> from corrmask_fast import DependencyGraph, Vocabulary, find_modules
+    >>> genes = Vocabulary(("<pad>", "<mask>", *"ABCDEFGHIJ"))
+    >>> graph = DependencyGraph.from_edges([*combinations("ABCDE", 2), *combinations("FGHI", 2)], genes)
+    >>> modules = find_modules(graph, method="linkage", sets={"first": ["A", "B", "C", "D", "E", "J"]})
+    >>> [members.tolist() for members in modules.members], str(modules.names[0])
+    ([[2, 3, 4, 5, 6], [7, 8, 9, 10]], 'first (5 of 5)')
     """
 
     graph: DependencyGraph
@@ -72,7 +86,18 @@ class GraphModules:
     names: tuple[ModuleName | None, ...] = ()
 
     def table(self, limit: int | None = None) -> str:
-        """Return an aligned table of at most ``limit`` modules, with the strongest genes of each."""
+        """Return an aligned table: a line for each module, with its strongest genes.
+
+        Parameters
+        ----------
+        limit : int, optional
+            Most modules to show, from the first on. None: all.
+
+        Returns
+        -------
+        str
+            The table.
+        """
         rows = [["module", "genes", *(["q", "set"] if self.names else [])]]
         genes = ["strongest genes"]
         for i, members in enumerate(self.members[:limit]):
@@ -91,7 +116,18 @@ class GraphModules:
         return "\n".join([*lines, *([f"... and {rest:,} more"] if rest > 0 else []), "", note])
 
     def save_csv(self, path: str | os.PathLike[str]) -> None:
-        """Write a line for each gene, module after module."""
+        """Write a CSV file with a line for each gene, module after module.
+
+        Parameters
+        ----------
+        path : path
+            File to write. A file that is there is replaced.
+
+        Raises
+        ------
+        InputError
+            If the path is a folder, or its parent does not exist.
+        """
         vocabulary, rows = self.graph.vocabulary, []
         for i, (members, strength) in enumerate(zip(self.members, self.strength, strict=True)):
             name = self.names[i] if self.names else None
@@ -115,31 +151,36 @@ def find_modules(
 
     Parameters
     ----------
-    graph
+    graph : DependencyGraph
         A graph with at least one edge.
-    method
+    method : str, optional
         ``"leiden"``: the Leiden algorithm with modularity (Traag et al. 2019), over all genes; edges of negative rho do
-        not count. It needs igraph. ``"linkage"``: average linkage on 1 - rho (0 where there is no edge), cut at a mean
-        rho of 0.1, over the 3 000 genes of largest summed absolute rho. The modules of :func:`corrmask_fast.plot_graph`
-        are these. None: Leiden where igraph is installed, else linkage.
-    resolution
-        Of Leiden: larger values give more and smaller modules.
-    sets
-        Gene sets that name modules: path of a ``.gmt`` file, or name → genes. Genes outside the vocabulary count for
-        nothing. A module is named by the set with the smallest p-value of the hypergeometric test, over the genes that
-        were searched; corrected for all modules and sets, it must be at most 0.05.
+        not count. It needs igraph. ``"linkage"``: average linkage on 1 - rho (rho is 0 where there is no edge), cut at
+        a mean rho of 0.1, over the 3 000 genes of largest summed absolute rho; ``corrmask-fast graph plot`` draws
+        these. None: Leiden where igraph is installed, else linkage.
+    resolution : float
+        Of Leiden, in (0, 1e6): larger values give more and smaller modules.
+    sets : path or mapping, optional
+        Gene sets that name modules: path of a ``.gmt`` file, or name → genes. Genes outside the vocabulary are left
+        out. A module is named by the set of smallest p-value (hypergeometric test, over the genes that were searched),
+        if the p-value is at most 0.05 after correction for all modules and sets (Benjamini and Hochberg).
+
+    Returns
+    -------
+    GraphModules
+        The modules, the largest first.
 
     Raises
     ------
     InputError
-        If the graph has no edges, or an argument is none of these.
+        If the graph has no edges, an argument is out of range, or ``sets`` cannot be read.
     MissingExtraError
-        If ``method="leiden"`` finds no igraph (extra ``leiden``).
+        If ``method="leiden"`` finds no igraph.
 
     Examples
     --------
     >>> from itertools import combinations
-    >>> from corrmask_fast import DependencyGraph, Vocabulary
+    >>> from corrmask_fast import DependencyGraph, Vocabulary, find_modules
     >>> genes = Vocabulary(("<pad>", "<mask>", *"ABCDEFGHIJ"))
     >>> pairs = [*combinations("ABCD", 2), *combinations("EFGHI", 2), ("D", "E", 0.1)]
     >>> modules = find_modules(DependencyGraph.from_edges(pairs, genes), method="linkage")

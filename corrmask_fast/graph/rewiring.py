@@ -22,18 +22,18 @@ def rewired(graph: DependencyGraph, seed: int = 0, *, swaps_per_edge: float = 10
     """Return a random graph in which every gene keeps its number of neighbours.
 
     Two edges (a, b), (c, d) are drawn at random and become (a, d), (c, b) or (a, c), (b, d), unless that makes a loop
-    or an edge twice. This is repeated many times (Maslov and Sneppen 2002). Each edge keeps its rho, so the weights are
-    the same, in another order.
+    or an edge twice. This is repeated many times. Each edge keeps its rho, so the weights are the same, in another
+    order.
 
     Parameters
     ----------
-    graph
+    graph : DependencyGraph
         The graph; it stays as it is.
-    seed
-        In [0, 2**64): the same seed gives the same graph.
-    swaps_per_edge
-        Number of swaps for each edge. A few are enough to lose the edges of the graph; the default leaves a wide
-        margin. At most ten swaps are tried for each one wanted: in a nearly full graph, few are possible.
+    seed : int
+        Seed in [0, 2**64). The same seed gives the same graph.
+    swaps_per_edge : float
+        Number of swaps for each edge, in [0, 1e6]. A few are enough to lose the edges of the graph; the default leaves
+        a wide margin. At most ten swaps are tried for each one wanted: in a nearly full graph, few are possible.
 
     Returns
     -------
@@ -43,11 +43,15 @@ def rewired(graph: DependencyGraph, seed: int = 0, *, swaps_per_edge: float = 10
     Raises
     ------
     InputError
-        If the seed or ``swaps_per_edge`` is out of range.
+        If ``seed`` or ``swaps_per_edge`` is out of range.
+
+    Notes
+    -----
+    Maslov and Sneppen 2002. :class:`~corrmask_fast.RewiredCorrMasker` masks by such a graph.
 
     Examples
     --------
-    >>> from corrmask_fast import DependencyGraph, Vocabulary
+    >>> from corrmask_fast import DependencyGraph, Vocabulary, rewired
     >>> genes = Vocabulary(("<pad>", "<mask>", *"ABCDEF"))
     >>> ring = DependencyGraph.from_edges(zip("ABCDEF", "BCDEFA"), genes)
     >>> other = rewired(ring, seed=1)

@@ -27,18 +27,37 @@ SCALED = ("min_cooccurrence", "min_presence")  # numbers of cells: they shrink w
 
 @dataclass(frozen=True, eq=False)
 class EdgeStability:
-    """In which share of repeats each edge of a graph occurs.
+    """Result of :func:`~corrmask_fast.edge_stability`: in how many repeats each edge of a graph occurs.
+
+    Printed, it is its :meth:`~corrmask_fast.EdgeStability.table`.
 
     Attributes
     ----------
     graph
         The graph.
-    n_repeats, cells_per_repeat
-        Number of graphs built again, and number of cells of each.
+    n_repeats
+        Number of graphs that were built again.
+    cells_per_repeat
+        Number of cells of each.
     times
-        (n_edges,) int64: repeats with the edge, in order of ``graph.edges()``.
-    other_u, other_v, other_times
-        (others,) int64: pairs of tokens that are edges of a repeat but not of the graph, and the number of repeats.
+        (n_edges,) int64: number of repeats with the edge, in order of ``graph.edges()``.
+    other_u
+        (others,) int64: first gene (token id) of each pair that is an edge of a repeat but not of the graph.
+    other_v
+        (others,) int64: second gene of each of these pairs.
+    other_times
+        (others,) int64: number of repeats with the pair.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from corrmask_fast import DependencyGraph, EdgeStability, Vocabulary
+    >>> genes = Vocabulary(("<pad>", "<mask>", "A", "B", "C"))
+    >>> graph = DependencyGraph.from_edges([("A", "B"), ("B", "C")], genes)
+    >>> none = np.empty(0, np.int64)
+    >>> stability = EdgeStability(graph, 4, 100, np.array([4, 1]), none, none, none)
+    >>> stability.frequency.tolist(), stability.filter(0.5).n_edges
+    ([1.0, 0.25], 1)
     """
 
     graph: DependencyGraph
@@ -51,11 +70,27 @@ class EdgeStability:
 
     @property
     def frequency(self) -> np.ndarray:
-        """(n_edges,) float64: share of repeats with the edge, in order of ``graph.edges()``."""
+        """(n_edges,) float64: share of the repeats with the edge, in order of ``graph.edges()``."""
         return self.times / self.n_repeats
 
     def filter(self, min_frequency: float) -> DependencyGraph:
-        """Return the graph of the edges that occur in at least this share of repeats, with the rho they have."""
+        """Return the graph of the edges that occur in enough repeats; their rho stays.
+
+        Parameters
+        ----------
+        min_frequency : float
+            Smallest share of the repeats, in [0, 1].
+
+        Returns
+        -------
+        DependencyGraph
+            Its ``params`` name the share, the number of repeats and their cells too.
+
+        Raises
+        ------
+        InputError
+            If ``min_frequency`` is out of range.
+        """
         min_frequency = check_number("min_frequency", min_frequency, 0, 1)
         edges = self.graph.edges()
         kept = self.times >= _part(min_frequency, self.n_repeats)
@@ -69,7 +104,13 @@ class EdgeStability:
         return graph_of_pairs(edges.u[kept], edges.v[kept], edges.rho[kept], self.graph.vocabulary, params, overall)
 
     def table(self) -> str:
-        """Return edges by frequency, as an aligned table."""
+        """Return an aligned table: how many edges occur in at least how many repeats.
+
+        Returns
+        -------
+        str
+            The table.
+        """
         rows = [["in at least", "edges", "of the graph's", "others"]]
         for share in (1.0, 0.9, 0.8, 0.5, 0.2):
             least = max(1, _part(share, self.n_repeats))
@@ -82,7 +123,18 @@ class EdgeStability:
         return "\n".join([*align(rows), note])
 
     def save_csv(self, path: str | os.PathLike[str]) -> None:
-        """Write a line for each edge: its genes, rho, and the share of repeats it occurs in; steadiest first."""
+        """Write a CSV file with a line for each edge, the most frequent first: its genes, rho and share of repeats.
+
+        Parameters
+        ----------
+        path : path
+            File to write. A file that is there is replaced.
+
+        Raises
+        ------
+        InputError
+            If the path is a folder, or its parent does not exist.
+        """
         rho = self.graph.edges().rho
         order = np.lexsort((-np.abs(rho), -self.times))
         rows = edge_rows(self.graph, rho, self.times, self.frequency, order=order)
@@ -102,33 +154,39 @@ def edge_stability(
     device: str = "auto",
     progress: bool = True,
 ) -> EdgeStability:
-    """Build a graph again and again from parts of the cells, and count how often each edge comes back.
+    """Build a graph several times from parts of the cells, and count how often each of its edges occurs.
 
-    Repeat r (from 1) calls :func:`corrmask_fast.build_dependency_graph` with the graph's parameters, except for three:
+    Repeat r (from 1) calls :func:`~corrmask_fast.build_dependency_graph` with the graph's parameters, except for three:
     the seed is ``seed + r``; the number of cells is ``fraction`` of the graph's; and ``min_cooccurrence`` and
     ``min_presence``, which count cells, shrink by the same fraction (rounded up). Otherwise edges would be lost because
     there are fewer cells.
 
     Parameters
     ----------
-    corpus
+    corpus : Corpus
         The cells that the graph was built from.
-    graph
-        A graph of :func:`corrmask_fast.build_dependency_graph`, which notes its parameters in ``params``.
-    n_repeats
+    graph : DependencyGraph
+        A graph that :func:`~corrmask_fast.build_dependency_graph` built: its ``params`` hold the parameters.
+    n_repeats : int
         Number of graphs to build. Each takes about ``fraction`` of the time of the first one.
-    fraction
-        Share of the cells of each repeat, in (0, 1]; each repeat draws its own, without replacement. With 1, and a
-        corpus no larger than the sample, all repeats are equal.
-    seed
-        Seed of the samples; None: the graph's.
+    fraction : float
+        Share of the cells of each repeat, in (0, 1]. Each repeat draws its own cells, without replacement. With 1, and
+        a corpus no larger than the sample, all repeats are equal.
+    seed : int, optional
+        Seed of the samples, in [0, 2**64). None: the graph's.
     device, progress
-        As for :func:`corrmask_fast.build_dependency_graph`.
+        As for :func:`~corrmask_fast.build_dependency_graph`.
+
+    Returns
+    -------
+    EdgeStability
+        The number of repeats with each edge of the graph, and with edges that are not in the graph.
 
     Raises
     ------
     InputError
-        If the graph was not built from cells, or has another vocabulary than the corpus; if a number is out of range.
+        If the graph was not built from cells, or has another vocabulary or number of cells than the corpus; if a number
+        is out of range.
 
     Notes
     -----
@@ -136,7 +194,8 @@ def edge_stability(
 
     Examples
     --------
-    >>> from corrmask_fast import Corpus, Vocabulary, build_dependency_graph
+    >>> import numpy as np
+    >>> from corrmask_fast import Corpus, Vocabulary, build_dependency_graph, edge_stability
     >>> genes = Vocabulary(("<pad>", "<mask>", "A", "B", "C"))
     >>> corpus = Corpus(np.arange(0, 61, 3), np.array([2, 3, 4, 4, 3, 2] * 10), genes)
     >>> graph = build_dependency_graph(corpus, min_cooccurrence=4, min_presence=2, progress=False)

@@ -53,16 +53,28 @@ TOLD = frozenset({"partners", "weights"})  # the same, told by the table's finge
 
 
 class MaskedBatch(NamedTuple):
-    """What a masker returns, on the device of its input.
+    """A masked batch, as every masker returns it: a named tuple of tensors on the device of the input.
 
     Attributes
     ----------
     input_ids
         (rows, columns), the input's dtype: tokens after replacement.
     labels
-        (rows, columns) int64: the token at masked columns, −100 elsewhere.
+        (rows, columns) int64: the original token at masked columns, −100 elsewhere. −100 is what losses ignore.
     masked_positions
-        (rows, floor(columns · p)) int64: the masked columns of each row ascending, −1 after them.
+        (rows, floor(columns · p)) int64: the masked columns of each row, ascending, then −1. Of a range or a schedule,
+        p is the largest rate that a row may have.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from corrmask_fast import RandomMasker, Vocabulary
+    >>> genes = Vocabulary(("<pad>", "<mask>", *"ABCDEFGH"))
+    >>> batch = RandomMasker(genes, mlm_probability=0.25)(torch.arange(2, 10)[None], epoch=0)
+    >>> batch.masked_positions
+    tensor([[4, 6]])
+    >>> batch.labels
+    tensor([[-100, -100, -100, -100,    6, -100,    8, -100]])
     """
 
     input_ids: torch.Tensor
@@ -83,25 +95,83 @@ class RaggedMasked(NamedTuple):
 
 
 class Masker(nn.Module):
-    """A masking strategy; its subclasses, one in each file of ``masking/strategies/``, say what is proposed.
+    """Base class of all masking strategies: a module that takes a padded batch of token ids and masks it.
+
+    Do not make one directly: use a strategy's own class, such as :class:`~corrmask_fast.CorrMasker`, or
+    :func:`~corrmask_fast.make_masker`. For a strategy of your own use :class:`~corrmask_fast.FunctionMasker`.
 
     Parameters
     ----------
     vocabulary
-        Which id is which gene.
-    strategy, table
-        What is proposed before the random top-up: an index of ``KERNELS`` in ``kernels/layout.py``, and what its
-        kernels look up.
+        The :class:`~corrmask_fast.Vocabulary`: which id is which gene.
+    strategy
+        Internal: the number of the strategy's kernel.
+    table
+        Internal: the table that the kernel reads.
     mlm_probability
-        p, in (0, 1): share of a row's maskable tokens that is masked, exactly floor(n · p) of n. A number; or
-        ``(low, high)``, between which each row draws its own; or a schedule over steps (``schedules.py``).
+        p, in (0, 1): share of a row's n maskable tokens that is masked, exactly floor(n · p). A number; or
+        ``(low, high)``, from which each row draws its own; or a schedule over training steps
+        (:class:`~corrmask_fast.Linear`, :class:`~corrmask_fast.Cosine`, :class:`~corrmask_fast.Piecewise`), whose step
+        :meth:`set_step` sets.
     structural_ratio
         λ, in [0, 1]: share of the masked tokens that the strategy chooses; the rest is random. A number, a range or a
         schedule.
+    mask_replace_prob
+        Share of the masked tokens that become the mask token, in [0, 1].
+    random_replace_prob
+        Share of the masked tokens that become a random gene, in [0, 1]; with ``mask_replace_prob`` at most 1. The
+        others stay as they are.
+    seed
+        Key of the random generator, in [0, 2**64).
+    validate
+        True: a token outside the vocabulary raises. False: it counts as a gene without partners. None: True on the CPU,
+        False on a device.
     max_partners
-        Partners masked with a seed (CorrMask).
-    mask_replace_prob, random_replace_prob, replace, seed, validate
-        See :class:`~corrmask_fast.CorrMasker`, and its notes.
+        Partners that are masked with a seed gene, >= 0; only CorrMask uses it.
+    replace
+        ``"token"``: each masked token draws its own replacement. ``"group"``: genes that were masked together share one
+        draw.
+
+    Attributes
+    ----------
+    n_graphs
+        Number of dependency graphs; 0 for a strategy that uses none.
+    label
+        Name of the strategy in tables and pictures.
+    mask_source
+        What the masks depend on beside the parameters, in words: ``"vocabulary"``, ``"graph"`` …
+    note
+        One line about what was found when the masker was made; it is shown with audits and runs. Often empty.
+    needs_model
+        Whether the masks depend on a model, with which the masker learns.
+    on_host
+        Whether masks are always computed on the CPU, also for a batch on a device.
+    own_parameters
+        Names of further parameters that decide the masks.
+    draw_counter
+        (1,) int64 buffer: number of rows masked without ``draw_ids`` and ``epoch``; saved in ``state_dict``.
+
+    Raises
+    ------
+    InputError
+        If a parameter is out of range. When ``mlm_probability`` or another parameter is set afterwards: a masker's
+        parameters are fixed.
+
+    Notes
+    -----
+    Which columns a row has masked follows from the seed, the row's draw and the row: not from padding, batch size,
+    threads, workers or device (docs/SPEC.md 3 and 4). ``state_dict`` has the counter of draws and a fingerprint of the
+    table. Loading the state of a masker with another table raises InputError.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from corrmask_fast import RandomMasker, Vocabulary
+    >>> masker = RandomMasker(Vocabulary(("<pad>", "<mask>", *"ABCDEFGH")), mlm_probability=0.5)
+    >>> first = masker(torch.tensor([[2, 3, 4, 5, 0, 0]]), epoch=3)  # 0 is <pad>
+    >>> again = masker(torch.tensor([[2, 3, 4, 5]]), epoch=3)
+    >>> torch.equal(first.labels[:, :4], again.labels)
+    True
     """
 
     draw_counter: torch.Tensor
@@ -217,7 +287,7 @@ class Masker(nn.Module):
         priorities: torch.Tensor | None = None,
         marks_only: bool = False,
     ) -> MaskedBatch:
-        """Mask a padded batch.
+        """Mask a padded batch. Call the masker itself: ``masker(input_ids, …)``.
 
         Parameters
         ----------
@@ -228,26 +298,34 @@ class Masker(nn.Module):
         special_tokens_mask
             (rows, columns): 1 at columns that must not be masked, beside the vocabulary's special tokens.
         draw_ids
-            (rows,) int64: the draw of each row.
+            (rows,) int64: the draw of each row. None: from ``epoch``; without that, rows are counted, so that each call
+            draws anew.
         epoch
-            Draws are computed from this number and the row's content: masks change with the epoch, not with the batch.
-            A one-element int64 tensor on the masker's device stays variable in a captured CUDA graph.
+            The draw follows from this number, >= 0, and the row's genes: masks change with the epoch, not with the
+            batch. A one-element int64 tensor on the masker's device stays variable in a captured CUDA graph.
         graph_ids
             (rows,) int64: the number of each row's graph, for a masker with several. On a device, a row whose number
             is out of range has no graph.
         priorities
-            (rows, columns) int64 in [0, 2**32), by which groups of columns are proposed, smallest first (ties: the
-            earlier column), in place of random words; without ``validate`` their lower 32 bits count. See
-            :func:`corrmask_fast.masking.engine.draws.priorities_of`.
+            (rows, columns) int64 in [0, 2**32): groups of columns are proposed in this order, smallest first (ties: the
+            earlier column), in place of a random order. Strategies that propose no groups ignore it. Without
+            ``validate`` only the lower 32 bits count. ``corrmask_fast.masking.engine.draws.priorities_of`` makes
+            priorities of scores.
         marks_only
-            True: the masked ids only mark what is hidden, and no model reads them. The vocabulary needs no mask token.
+            True: the masked ids only mark what is hidden, and no model reads them. Then the vocabulary needs no mask
+            token.
+
+        Returns
+        -------
+        MaskedBatch
+            Masked ids, labels and masked columns: see :class:`~corrmask_fast.MaskedBatch`.
 
         Raises
         ------
         InputError
-            On shapes, dtypes or devices that do not fit, both ``draw_ids`` and ``epoch``, a vocabulary without a mask
-            token, and (with ``validate``) a token outside the vocabulary or a priority outside its range (row, column,
-            value).
+            If shapes, dtypes or devices do not fit; both ``draw_ids`` and ``epoch`` are given; ``graph_ids`` are
+            missing for several graphs, or given for none; the vocabulary has no mask token; or (with ``validate``) a
+            token, graph number or priority is out of range: the message names row, column and value.
         """
         if self._lacks_mask_token and not marks_only:
             self.vocabulary.require_mask_token()
@@ -304,24 +382,63 @@ class Masker(nn.Module):
     ) -> RaggedMasked:
         """Pad and mask ragged rows of NumPy arrays in one pass, on the CPU.
 
+        Exactly one of ``draw_ids``, ``epoch`` and ``salt`` must be given.
+
         Parameters
         ----------
-        indptr, tokens
-            Row i is ``tokens[indptr[i]:indptr[i + 1]]``.
+        indptr
+            (rows + 1,) integers: row i is ``tokens[indptr[i]:indptr[i + 1]]``.
+        tokens
+            (nnz,) integers: the tokens of all rows. Not changed.
         columns
-            Width of the batch; None: the longest row, rounded up to a multiple of ``multiple_of``.
-        draw_ids, epoch, salt
-            One of them: (rows,) int64 draws; the epoch; or what is added to a row's content in place of the epoch.
+            Width of the batch, at least the longest row. None: the longest row, rounded up to a multiple of
+            ``multiple_of``.
+        multiple_of
+            Used where ``columns`` is None, >= 1.
+        draw_ids
+            (rows,) int64: the draw of each row.
+        epoch
+            The draw follows from this number, >= 0, and the row's genes.
+        salt
+            Integer that is added to a row's content in place of the epoch's own number (docs/SPEC.md 3).
         structural_ratio
-            λ in place of the masker's own (a control with 0 has the same draws).
+            λ in place of the masker's own. With 0 the result is the random control with the same draws.
         graph_ids
             (rows,) int64: the number of each row's graph, for a masker with several.
-        attention_mask, special_tokens_mask
-            (nnz,) uint8: 0 where a stored token is padding; 1 where a token must not be masked.
+        attention_mask
+            (nnz,) uint8: 0 where a stored token is padding. None: padding is where ``<pad>`` stands.
+        special_tokens_mask
+            (nnz,) uint8: 1 where a token must not be masked, beside the vocabulary's special tokens.
         marks_only
-            As for a call.
+            True: no model reads the masked ids. Then the vocabulary needs no mask token.
         packed
-            Put the rows one after the other, without padding; the masks are the same.
+            Put the rows one after the other in a single row, without padding; the masks are the same.
+
+        Returns
+        -------
+        RaggedMasked
+            A named tuple of arrays: ``input_ids``, ``attention_mask`` and ``labels``, (rows, columns) int64, and
+            ``masked_positions``, (rows, floor(columns · p)) int64. With ``packed``, ``input_ids`` and ``labels`` are
+            (1, nnz), ``attention_mask`` is empty, and ``masked_positions`` are still columns of each row.
+
+        Raises
+        ------
+        InputError
+            If not exactly one of ``draw_ids``, ``epoch`` and ``salt`` is given; an array does not fit; ``columns`` is
+            less than the longest row; a token lies outside the vocabulary (unless ``validate=False``); graph numbers
+            are missing or out of range; the vocabulary has no mask token; or the masker lies on a device.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from corrmask_fast import RandomMasker, Vocabulary
+        >>> masker = RandomMasker(Vocabulary(("<pad>", "<mask>", *"ABCDEFGH")), mlm_probability=0.5)
+        >>> masked = masker.mask_ragged(np.array([0, 4, 6]), np.array([2, 3, 4, 5, 6, 7]), epoch=0)
+        >>> masked.attention_mask
+        array([[1, 1, 1, 1],
+               [1, 1, 0, 0]])
+        >>> (masked.labels != -100).sum(axis=1)
+        array([2, 1])
         """
         if self._lacks_mask_token and not marks_only:
             self.vocabulary.require_mask_token()
@@ -370,8 +487,13 @@ class Masker(nn.Module):
         Parameters
         ----------
         step
-            The step, from 0 on; or a one-element int64 tensor on the masker's device. Nothing waits for its value: in a
-            captured CUDA graph or a compiled function it may change.
+            The step, >= 0; or a one-element int64 tensor on the masker's device. The tensor's value is never copied to
+            the host: in a captured CUDA graph or a compiled function it may change.
+
+        Raises
+        ------
+        InputError
+            If the step is no integer in [0, 2**63), or the tensor has another size, dtype or device.
         """
         device = self.rate_bits.device
         if isinstance(step, torch.Tensor):
@@ -390,16 +512,29 @@ class Masker(nn.Module):
 
     @property
     def has_schedule(self) -> bool:
-        """Whether a rate depends on the step."""
+        """Whether ``mlm_probability`` or ``structural_ratio`` is a schedule over steps."""
         return bool(self._schedules)
 
     def current_rates(self) -> tuple[tuple[float, float], tuple[float, float]]:
-        """Return the ends of p and of λ as they are now: equal where rows do not draw their own."""
+        """Return p and λ as they are now, at the step that was set.
+
+        Returns
+        -------
+        tuple
+            ``((p_low, p_high), (ratio_low, ratio_high))``, floats. Low and high differ only where each row draws its
+            own.
+        """
         p_low, p_high, low, high = self.rate_bits.view(torch.float64).tolist()
         return (p_low, p_high), (low, high)
 
     def fixed_arguments(self) -> tuple[Any, ...]:
-        """Return the last arguments of the operator (``engine/ops.py``), the same for all batches."""
+        """Return the last arguments of the operator in ``engine/ops.py``, the same for all batches. For internal use.
+
+        Returns
+        -------
+        tuple
+            Buffers, settings and the largest p.
+        """
         return (
             *(self.seed_bits, self.rate_bits, self.neighbor_lookup, self.neighbor_indptr, self.neighbor_indices),
             *(self.token_costs, self.edge_costs, self._settings, self.max_probability),

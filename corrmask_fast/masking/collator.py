@@ -28,54 +28,74 @@ __all__ = ["DataCollatorForCorrMask", "PaddingCollator"]
 
 
 class DataCollatorForCorrMask:
-    """Collate cells for masked language modelling; give it to ``Trainer(data_collator=…)`` or a DataLoader.
+    """Collate cells for masked language modelling: pad, mask and label a batch in one pass.
 
-    Takes what :class:`~corrmask_fast.CorpusDataset` hands out (fastest), or features as ``datasets`` has them: dicts
-    with ``input_ids`` as list, NumPy array or tensor. Special tokens are never masked. Rows are padded on the right, or
-    packed.
+    Give it to ``Trainer(data_collator=…)`` or to a DataLoader (``collate_fn=``). It returns a dict of tensors:
+    ``input_ids``, ``attention_mask`` and ``labels``, (rows, columns) int64 each; labels are the original tokens at
+    masked columns, −100 elsewhere. Special tokens are never masked. Rows are padded on the right, or packed.
 
     Parameters
     ----------
     masker
-        The masking strategy, on the CPU; one that learns with a model masks on the model's device alone
-        (:class:`PaddingCollator`).
+        The masking strategy, on the CPU. A strategy that learns with a model masks on the model's device only: see
+        :class:`~corrmask_fast.PaddingCollator`.
     pad_to_multiple_of
-        Round the batch's width up to a multiple of this.
+        Round the batch's width up to a multiple of this, >= 1. None: the longest row.
     return_masked_positions
-        Also return ``masked_positions``.
+        Also return ``masked_positions``, (rows, floor(columns · p)) int64: the masked columns of each row, then −1.
     compat
-        ``"geneformer"``: mask as Geneformer's own pretraining does, to compare with: every token that is neither
-        ``<pad>`` nor ``<mask>`` with probability p (``<cls>`` and ``<eos>`` too), from torch's global generator; the
-        graph, the seed and the epoch have no part in it.
+        ``"geneformer"``: mask as Geneformer's own pretraining does, for comparisons. Every token that is neither
+        ``<pad>`` nor ``<mask>`` is masked with probability p (``<cls>`` and ``<eos>`` too), by torch's global
+        generator; graph, seed and epoch are not used. Needs transformers. None: the masker's masks.
     graph_column
-        For a masker with several graphs: the name of the feature that chooses each cell's graph, such as
-        ``"tissue"``; of a :class:`~corrmask_fast.CorpusDataset` made with ``columns=("tissue",)``, or in the features.
+        For a masker with several graphs: the name of the column that chooses each cell's graph, such as ``"tissue"``. A
+        :class:`~corrmask_fast.CorpusDataset` must be made with ``columns=("tissue",)``.
     graph_numbers
-        Value of that feature → number of the graph. None: the values are the numbers.
+        A mapping from values of that column to numbers of graphs. None: the values are the numbers.
     packing
         Put the cells one after the other in a single row, without padding. Their masks are those of the padded batch.
         Only flash attention keeps packed cells apart: it reads where they begin, and no attention mask is returned.
         Other attentions let cells attend to each other, without an error; :class:`~corrmask_fast.CorrMaskTrainer`
         refuses them. :class:`~corrmask_fast.PackedBatchSampler` fills batches to a number of tokens.
     position_ids_start
-        With ``packing``: the ``position_ids`` of each cell's first token. Models like RoBERTa, and ESM with absolute
-        positions, need ``pad_token_id + 1``.
+        With ``packing``: the ``position_ids`` of each cell's first token, >= 0. Models like RoBERTa, and ESM with
+        absolute positions, need ``pad_token_id + 1``.
+
+    Attributes
+    ----------
+    masker
+        The masking strategy.
+    hides_values
+        Whether values of genes are predicted, and not ids.
+
+    Raises
+    ------
+    InputError
+        If the masker needs a model or its vocabulary has no mask token, a parameter is out of range, parameters exclude
+        each other, or ``graph_column`` is missing for several graphs, or given for none.
 
     Notes
     -----
-    After :meth:`set_epoch` a cell's mask follows from the masker's seed, the epoch and the cell, for any number of
-    workers and any batch size. Without it every call draws afresh, from torch's seed of the process.
+    A batch is what :class:`~corrmask_fast.CorpusDataset` hands out (fastest), or a list of dicts with ``input_ids`` as
+    list, NumPy array or tensor, as ``datasets`` has them.
 
-    Other columns of the features come along as tensors: one number a cell as (rows,); one number a token
-    (``token_type_ids``) padded with 0 to (rows, columns), labels of another task (``…labels``) with −100, or packed to
-    (1, tokens); arrays of one shape as (rows, …). Integers are int64, the rest float32. ``length`` is left out, the
-    column of ``graph_column`` is used up, and what is no number is left out with a warning. A column ``values`` of one
-    floating-point number a token (of a gene panel that all cells share) is a part of the cell: cells that differ in it
-    have masks of their own.
+    After :meth:`set_epoch` a cell's mask follows from the masker's seed, the epoch and the cell, for any number of
+    workers and any batch size. Without it every call draws anew, from torch's seed of the process.
+
+    Other columns come along as tensors, integers as int64 and other numbers as float32:
+
+    - one number a cell: (rows,)
+    - one number a token, such as ``token_type_ids``: (rows, columns), padded with 0 (a column named ``…labels`` with
+      −100); packed (1, tokens)
+    - arrays of one shape: (rows, …)
+
+    ``length`` and the column of ``graph_column`` are left out. What is no number is left out with a warning. A column
+    ``values`` with one floating-point number a token counts as a part of the cell: cells with the same genes and other
+    values have masks of their own.
 
     Examples
     --------
-    >>> from corrmask_fast import CorrMasker, DependencyGraph, Vocabulary
+    >>> from corrmask_fast import CorrMasker, DataCollatorForCorrMask, DependencyGraph, Vocabulary
     >>> genes = Vocabulary(("<pad>", "<mask>", *(f"G{i}" for i in range(8))))
     >>> collator = DataCollatorForCorrMask(CorrMasker(DependencyGraph.from_edges([("G0", "G1")], genes)))
     >>> batch = collator([{"input_ids": [2, 3, 4]}, {"input_ids": [5]}])
@@ -139,11 +159,32 @@ class DataCollatorForCorrMask:
         """Set the training step of the masker's schedules, in running workers too.
 
         Workers prepare batches ahead: the step at which a batch is prepared decides its rates.
+
+        Parameters
+        ----------
+        step
+            The step, >= 0.
+
+        Raises
+        ------
+        InputError
+            If it is no integer in [0, 2**63).
         """
         self._step[0] = check_integer("step", step, 0, 2**63 - 1)
 
     def set_epoch(self, epoch: int) -> None:
-        """Make masks a function of (seed, epoch, cell) from the next batch on, in running workers too."""
+        """Make masks a function of (seed, epoch, cell) from the next batch on, in running workers too.
+
+        Parameters
+        ----------
+        epoch
+            The epoch, >= 0.
+
+        Raises
+        ------
+        InputError
+            If it is no integer in [0, 2**63).
+        """
         self._epoch[0] = check_integer("epoch", epoch, 0, 2**63 - 1)
 
     @property
@@ -154,7 +195,7 @@ class DataCollatorForCorrMask:
 
     @property
     def tokenizer(self) -> TokenIds:
-        """``pad_token_id`` and the like, for code that asks a collator's tokenizer."""
+        """An object with ``pad_token_id`` and the like, for code that asks a collator's tokenizer."""
         return TokenIds(self.masker.vocabulary)
 
     def __call__(self, features: Any, return_tensors: str | None = None) -> dict[str, Any]:
@@ -163,25 +204,27 @@ class DataCollatorForCorrMask:
         Parameters
         ----------
         features
-            The cells, in any form named above.
+            The cells, in any form that the class names.
         return_tensors
-            ``"pt"``, as the collators of Hugging Face have it; nothing else can be asked for.
+            ``"pt"`` or None, as the collators of Hugging Face have it: batches are always PyTorch tensors.
 
         Returns
         -------
-        ``input_ids``, ``attention_mask`` and ``labels``, each (rows, columns) int64, ``masked_positions``
-        (rows, floor(columns · p)) int64 where asked for, and the features' other columns (see the notes).
+        dict
+            ``input_ids``, ``attention_mask`` and ``labels``, (rows, columns) int64 each; ``masked_positions``,
+            (rows, floor(columns · p)) int64, where asked for; and the cells' other columns.
 
-        With ``packing`` (1, tokens) each: ``input_ids``, ``labels`` and ``position_ids``, which begin anew with each
-        cell; ``cu_seq_lens_q`` and ``cu_seq_lens_k``, (cells + 1,) int32: where cells begin, and the end; the integers
-        ``max_length_q`` and ``max_length_k``: the longest cell; ``masked_positions`` (1, floor(tokens · p)).
+            With ``packing``, (1, tokens) int64 each: ``input_ids``, ``labels`` and ``position_ids``, which begin anew
+            with each cell; ``cu_seq_lens_q`` and ``cu_seq_lens_k``, (cells + 1,) int32: where cells begin, then the
+            end; the integers ``max_length_q`` and ``max_length_k``: the longest cell; ``masked_positions`` (1,
+            floor(tokens · p)).
 
         Raises
         ------
         InputError
-            If the batch is empty, a feature has no ``input_ids``, a token lies outside the vocabulary, the cells
-            come from a corpus of another vocabulary, or another column has no shape that a tensor can have; with
-            ``packing`` also if a cell holds padding, or no cell holds a token.
+            If the batch is empty, a cell has no ``input_ids``, a token lies outside the vocabulary, the cells come from
+            a corpus of another vocabulary, or another column has no shape that a tensor can have; with ``packing`` also
+            if a cell holds padding, or no cell holds a token.
         """
         _check_return_tensors(return_tensors)
         cells = as_cells(features)
@@ -214,9 +257,24 @@ class DataCollatorForCorrMask:
         return batch | others
 
     def frozen(self, epoch: int = EVALUATION_EPOCH) -> DataCollatorForCorrMask:
-        """Return a copy for evaluation, so that its losses can be compared.
+        """Return a copy for evaluation, whose masks are the same every time, so that losses can be compared.
 
-        Its masks are always those of one epoch, by default one that no training reaches; schedules are at their ends.
+        Schedules are at their last step.
+
+        Parameters
+        ----------
+        epoch
+            The epoch whose masks are used, >= 0. The default is one that no training reaches.
+
+        Returns
+        -------
+        DataCollatorForCorrMask
+            A copy of the same class; the original does not change.
+
+        Raises
+        ------
+        InputError
+            If the epoch is no integer in [0, 2**63).
         """
         frozen = copy.deepcopy(self)
         frozen.set_epoch(epoch)
@@ -270,23 +328,34 @@ class DataCollatorForCorrMask:
 class PaddingCollator:
     """Pad cells on the right and mask nothing: for masking on the device, inside the training step.
 
-    ``CorrMaskTrainer(data_collator=PaddingCollator(…), masker=masker, masking="device")`` takes one, where the masker
-    has several graphs and learns with the model.
+    It returns a dict of tensors: ``input_ids`` and ``attention_mask``, (rows, columns) int64 each, and the cells' other
+    columns as :class:`~corrmask_fast.DataCollatorForCorrMask` has them. :class:`~corrmask_fast.CorrMaskTrainer` with
+    ``masking="device"`` makes one by itself. You need to make one only if the masker has several graphs and learns with
+    the model.
 
     Parameters
     ----------
     vocabulary
-        Names the padding token.
+        The :class:`~corrmask_fast.Vocabulary`, which names the padding token.
     pad_to_multiple_of
-        Round the batch's width up to a multiple of this.
-    graph_column, graph_numbers
-        As for :class:`DataCollatorForCorrMask`: the batch gets ``graph_ids``, (rows,) int64.
+        Round the batch's width up to a multiple of this, >= 1. None: the longest row.
+    graph_column
+        As for :class:`~corrmask_fast.DataCollatorForCorrMask`; the batch gets ``graph_ids``, (rows,) int64.
+    graph_numbers
+        As for :class:`~corrmask_fast.DataCollatorForCorrMask`.
     encoder
-        Where the features are raw counts: what encodes them.
+        For cells that are raw counts: the :class:`~corrmask_fast.RankEncoder` that encodes them. None: cells are
+        tokens.
+
+    Raises
+    ------
+    InputError
+        If ``pad_to_multiple_of`` is below 1. When called: if the batch is empty, a cell has no ``input_ids``, or a
+        column has no shape that a tensor can have.
 
     Examples
     --------
-    >>> from corrmask_fast import Vocabulary
+    >>> from corrmask_fast import PaddingCollator, Vocabulary
     >>> PaddingCollator(Vocabulary(("<pad>", "<mask>", "A", "B")))([[3, 2], [2]])["input_ids"].tolist()
     [[3, 2], [2, 0]]
     """
@@ -306,7 +375,23 @@ class PaddingCollator:
 
     @classmethod
     def like(cls, collator: DataCollatorForCorrMask) -> PaddingCollator:
-        """Return what pads as a collator does, and leaves the masking to its masker."""
+        """Return a collator that pads as another one does, and leaves masking to its masker on the device.
+
+        Parameters
+        ----------
+        collator
+            A :class:`~corrmask_fast.DataCollatorForCorrMask`, or :class:`~corrmask_fast.DataCollatorForCounts`.
+
+        Returns
+        -------
+        PaddingCollator
+            With the same vocabulary, width, graph column and encoder.
+
+        Raises
+        ------
+        InputError
+            If the collator packs cells, or hides values: that happens in the collator, not on the device.
+        """
         if collator.packing:
             raise InputError(
                 "packed cells are masked in the collator, not on the device; use masking='worker' with packing"
@@ -326,15 +411,26 @@ class PaddingCollator:
 
     @property
     def tokenizer(self) -> TokenIds:
-        """``pad_token_id`` and the like, for code that asks a collator's tokenizer."""
+        """An object with ``pad_token_id`` and the like, for code that asks a collator's tokenizer."""
         return TokenIds(self.vocabulary)
 
     def __call__(self, features: Any, return_tensors: str | None = None) -> dict[str, torch.Tensor]:
-        """Collate one batch: ``input_ids`` and ``attention_mask``, each (rows, columns) int64.
+        """Collate one batch.
 
-        ``special_tokens_mask`` comes along where the features have one, ``mask_epoch`` (rows,) where the cells are of
-        a :class:`~corrmask_fast.CorpusDataset` with an epoch of its own, other columns as with
-        :class:`DataCollatorForCorrMask`.
+        Parameters
+        ----------
+        features
+            The cells, in any form that :class:`~corrmask_fast.DataCollatorForCorrMask` takes; counts with ``encoder``.
+        return_tensors
+            ``"pt"`` or None: batches are always PyTorch tensors.
+
+        Returns
+        -------
+        dict
+            ``input_ids`` and ``attention_mask``, (rows, columns) int64 each. Where the cells have one,
+            ``special_tokens_mask``, likewise. With a :class:`~corrmask_fast.CorpusDataset` that has an epoch of its
+            own, ``mask_epoch``, (rows,) int64. With ``graph_column``, ``graph_ids``, (rows,) int64. And the cells'
+            other columns.
         """
         _check_return_tensors(return_tensors)
         cells = as_cells(features if self.encoder is None else self.encoder(features))

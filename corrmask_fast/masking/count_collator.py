@@ -21,20 +21,23 @@ class DataCollatorForCounts(DataCollatorForCorrMask):
     """Collate raw counts for masked language modelling: no tokenised copy of the cells is needed.
 
     Give it to a DataLoader over counts (``collate_fn=``), call it with the batches of a loader that hands out counts,
-    or give it to ``Trainer(data_collator=…)`` with a :class:`~corrmask_fast.CountsDataset`. Masks are those of the same
-    cells tokenised on disk, to the bit.
+    or give it to ``Trainer(data_collator=…)`` with a :class:`~corrmask_fast.CountsDataset`. Batches and masks are those
+    of :class:`~corrmask_fast.DataCollatorForCorrMask` for the same cells tokenised on disk, to the bit.
 
     Parameters
     ----------
     encoder
-        Encodes the counts: a :class:`~corrmask_fast.RankEncoder`.
-    masker, **options
-        As for :class:`~corrmask_fast.DataCollatorForCorrMask`.
+        The :class:`~corrmask_fast.RankEncoder` that encodes the counts; it says what a batch of counts may be.
+    masker
+        The masking strategy, on the CPU, with the encoder's vocabulary.
+    **options
+        The other parameters of :class:`~corrmask_fast.DataCollatorForCorrMask`, except ``graph_column``.
 
     Raises
     ------
     InputError
-        If encoder and masker have different vocabularies; when called, if a batch is no counts.
+        If encoder and masker have different vocabularies, or an option is not allowed. When called: if a batch is no
+        counts.
 
     Warns
     -----
@@ -43,6 +46,7 @@ class DataCollatorForCounts(DataCollatorForCorrMask):
 
     Examples
     --------
+    >>> import numpy as np
     >>> import scipy.sparse
     >>> from corrmask_fast import DataCollatorForCounts, RandomMasker, RankEncoder, Vocabulary
     >>> genes = Vocabulary(("<pad>", "<mask>", *(f"G{i}" for i in range(20))))
@@ -62,9 +66,19 @@ class DataCollatorForCounts(DataCollatorForCorrMask):
         self._warned = False
 
     def __call__(self, features: Any, return_tensors: str | None = None) -> dict[str, Any]:
-        """Collate one batch of counts: see :class:`~corrmask_fast.RankEncoder` for what it may be.
+        """Collate one batch of counts.
 
-        Returns what :class:`~corrmask_fast.DataCollatorForCorrMask` does: a padded batch, or with ``packing`` one row.
+        Parameters
+        ----------
+        features
+            Counts, in any form that :class:`~corrmask_fast.RankEncoder` takes.
+        return_tensors
+            ``"pt"`` or None: batches are always PyTorch tensors.
+
+        Returns
+        -------
+        dict
+            As :class:`~corrmask_fast.DataCollatorForCorrMask` returns it: a padded batch, or with ``packing`` one row.
         """
         cells = self.encoder(features)
         n_empty = int(np.count_nonzero(np.diff(cells.indptr) == self.masker.vocabulary.n_surrounding))

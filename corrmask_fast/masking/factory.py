@@ -32,27 +32,61 @@ def make_masker(
     sets: Mapping[str, Iterable[int | str]] | str | os.PathLike[str] | None = None,
     **parameters: Any,
 ) -> Masker:
-    """Return the masker of a strategy.
+    """Return the masker of a strategy by its name.
 
     Parameters
     ----------
     strategy
-        A name of ``STRATEGIES`` or ``LEARNED_STRATEGIES`` in :mod:`corrmask_fast.masking.strategies`. Or one of your
-        own, ``"package.module:Name"``: the module is imported, which runs its code, and ``Name(vocabulary,
-        **parameters)`` must return a masker, such as a :class:`~corrmask_fast.FunctionMasker`.
-    graph, pmi, vocabulary, corpus, sets
-        What strategies are made from; give what is there, each takes what it needs. A strategy that needs a
-        vocabulary takes the graph's or the table's where none is given. ``corpus`` is what ``random-matched`` is
-        fitted on, ``sets`` are those of :class:`~corrmask_fast.GeneSetMasker`.
+        One of the names in the notes. Or a strategy of your own, ``"package.module:Name"``: the module is imported,
+        which runs its code, and ``Name(vocabulary, **parameters)`` must return a masker, such as a
+        :class:`~corrmask_fast.FunctionMasker`.
+    graph
+        A :class:`~corrmask_fast.DependencyGraph`, or a list of them.
+    pmi
+        A :class:`~corrmask_fast.PMITable`.
+    vocabulary
+        A :class:`~corrmask_fast.Vocabulary`. None: that of the graph, table or corpus.
+    corpus
+        A :class:`~corrmask_fast.Corpus`, on which ``"random-matched"`` is fitted.
+    sets
+        Gene sets, as :class:`~corrmask_fast.GeneSetMasker` takes them.
     **parameters
         Those of the strategy's class, such as ``mlm_probability``, ``structural_ratio``, ``max_partners``,
-        ``npmi_min``, ``seed``. A strategy that learns needs ``dim``, the width of its model.
+        ``npmi_min``, ``seed``.
+
+    Returns
+    -------
+    Masker
+        A masker of the strategy's class.
 
     Raises
     ------
     InputError
         If there is no such strategy, what it needs is not given, the things given have different vocabularies, a
-        parameter has no meaning for it, or a strategy of your own cannot be imported or makes no masker.
+        parameter has no meaning for it or is out of range, or a strategy of your own cannot be imported, fails or makes
+        no masker.
+
+    Notes
+    -----
+    Give whatever is there: each strategy takes what it needs.
+
+    ======================  ==================================================  ================================
+    name                    class                                               needs
+    ======================  ==================================================  ================================
+    ``random``              :class:`~corrmask_fast.RandomMasker`                a vocabulary
+    ``weighted``            :class:`~corrmask_fast.WeightedMasker`              a vocabulary, ``weights``
+    ``span``                :class:`~corrmask_fast.SpanMasker`                  a vocabulary
+    ``pmi``                 :class:`~corrmask_fast.PMIMasker`, λ = 1            a PMI table
+    ``pmi-rand``            the same, λ = 0.5                                   a PMI table
+    ``corrmask``            :class:`~corrmask_fast.CorrMasker`, λ = 0.5         a graph
+    ``corrmask-100``        the same, λ = 1                                     a graph
+    ``corrmask-rewired``    :class:`~corrmask_fast.RewiredCorrMasker`           a graph
+    ``corrmask-balanced``   :class:`~corrmask_fast.BalancedCorrMasker`          a graph
+    ``random-matched``      :class:`~corrmask_fast.MatchedRandomMasker`         a graph, a corpus
+    ``gene-sets``           :class:`~corrmask_fast.GeneSetMasker`               gene sets, a vocabulary
+    ``mam``                 :class:`~corrmask_fast.MultinomialAttentionMasker`  a vocabulary, ``dim`` of the model
+    ``corrmask-mam``        the same, with a graph                              a graph, ``dim`` of the model
+    ======================  ==================================================  ================================
 
     Examples
     --------

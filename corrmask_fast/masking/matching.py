@@ -42,57 +42,101 @@ LEAST_CELLS = 50  # in which a gene must stand for its error to say something
 
 @dataclass(frozen=True, eq=False)
 class MatchedWeights:
-    """Weights for :class:`~corrmask_fast.WeightedMasker`, and how well they match; arrays have one entry a token.
+    """Weights for :class:`~corrmask_fast.WeightedMasker`, and how well they match another strategy's frequencies.
 
-    Coverages are measured with draws that the weights were not fitted on: 32 epochs of masks of the same cells.
+    :func:`~corrmask_fast.matched_weights` returns it. The coverage of a gene is times masked / times present. Coverages
+    are measured in 32 epochs of masks of the cells of the fit, by draws that the weights were not fitted on.
+
+    Attributes
+    ----------
+    weights
+        (V,) float64, > 0: the weight of each token. A gene that is in none of the cells has the median weight of the
+        others.
+    wanted
+        (V,) float64: coverage under the strategy that is matched; NaN for a gene in no cell.
+    reached
+        (V,) float64: coverage under random masks by these weights; NaN likewise.
+    present
+        (V,) int64: number of cells that hold the gene.
+    wanted_again
+        (V,) float64: like ``wanted``, measured a second time by other draws. The difference is noise alone.
+    n_cells
+        Number of cells of the fit.
+    label
+        Name of the strategy that is matched.
+    vocabulary
+        The :class:`~corrmask_fast.Vocabulary` of the V tokens.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from corrmask_fast import CorrMasker, DependencyGraph, Vocabulary, matched_weights, read_corpus
+    >>> genes = Vocabulary(("<pad>", "<mask>", *"ABCDEFGH"))
+    >>> rng = np.random.default_rng(0)
+    >>> cells = read_corpus([(2 + rng.permutation(8)).tolist() for _ in range(100)], genes)
+    >>> graph = DependencyGraph.from_edges([("A", "B"), ("A", "C"), ("A", "D")], genes)
+    >>> matched = matched_weights(CorrMasker(graph, mlm_probability=0.5), cells, progress=False)
+    >>> genes.name_of(matched.wanted[2:].argmax() + 2)  # the hub is masked most often
+    'A'
     """
 
     weights: np.ndarray
-    """(V,) float64, > 0. A gene that is in none of the cells has the median weight of the others."""
     wanted: np.ndarray
-    """(V,) float64: times masked / times present under the strategy that is matched; NaN for a gene in no cell."""
     reached: np.ndarray
-    """(V,) float64: the same under random masks by these weights."""
     present: np.ndarray
-    """(V,) int64: cells that hold the gene."""
     wanted_again: np.ndarray = field(repr=False)
-    """(V,) float64: like ``wanted``, measured a second time with other draws; the difference is noise alone."""
     n_cells: int
-    """Cells of the fit."""
     label: str
-    """Of the strategy that is matched."""
     vocabulary: Vocabulary = field(repr=False)
 
     @property
     def mean_error(self) -> float:
-        """Mean of abs(reached − wanted) over the genes of all cells: a gene counts as often as it occurs."""
+        """Mean of abs(reached − wanted) over the genes of all cells.
+
+        A gene counts as often as it occurs.
+        """
         return self._mean(self.reached)
 
     @property
     def mean_noise(self) -> float:
-        """The same of two measurements of ``wanted``: what ``mean_error`` would be if all weights were exact."""
+        """Mean of abs(wanted_again − wanted) over the genes of all cells.
+
+        It is what ``mean_error`` would be if all weights were exact.
+        """
         return self._mean(self.wanted_again)
 
     @property
     def random_error(self) -> float:
-        """The same of masks that cover all genes alike: what there was to match."""
+        """Mean of abs(mean rate − wanted) over the genes of all cells.
+
+        It is the error of masks that cover all genes alike.
+        """
         genes = self.present > 0
         rate = float(self.wanted[genes] @ self.present[genes] / max(int(self.present.sum()), 1))
         return self._mean(np.full_like(self.wanted, rate))
 
     @property
     def largest_error(self) -> float:
-        """Largest abs(reached − wanted) of a gene in 50 cells or more; in as many as any, if none is in so many."""
+        """Largest abs(reached − wanted) of a gene that is in 50 or more cells.
+
+        If no gene is in so many: of the genes in the largest number of cells.
+        """
         return abs(float(self.reached[self.worst] - self.wanted[self.worst]))
 
     @property
     def worst(self) -> int:
-        """Token of the gene with the largest error."""
+        """Token id of the gene with the largest error."""
         error = np.where(self.present >= min(LEAST_CELLS, int(self.present.max())), abs(self.reached - self.wanted), -1)
         return int(np.nanargmax(error))
 
     def summary(self) -> str:
-        """Return one line: how far the coverages are from those that were wanted."""
+        """Return how far the coverages are from those that were wanted, in words.
+
+        Returns
+        -------
+        str
+            One line, in percentage points.
+        """
         return (
             f"Random, matched: how often genes are masked differs from {self.label} by {100 * self.mean_error:.2f} "
             f"percentage points on average ({self.label} measured twice: {100 * self.mean_noise:.2f}; Random: "
@@ -119,11 +163,12 @@ def matched_weights(
         The strategy to match. Its rate and seed are those of the fit; a scheduled rate is taken at
         the masker's current step.
     corpus
-        Cells of the same vocabulary, in which coverages are counted.
+        A :class:`~corrmask_fast.Corpus` of the same vocabulary, in which coverages are counted.
     n_cells
-        A sample of so many (all if there are no more). 2 500 cells of 2 000 genes take about 10 seconds on two cores.
+        Fit on a sample of this many cells (all if there are no more). 2 500 cells of 2 000 genes take about 10 seconds
+        on two cores.
     rounds
-        Steps of the fit. The draws of a round double with every second one, and so does its time.
+        Steps of the fit, >= 1. The draws of a round double with every second one, and so does its time.
     seed
         Of the sample of cells.
     progress
@@ -132,8 +177,9 @@ def matched_weights(
     Returns
     -------
     MatchedWeights
-        The same to the bit for the same masker, cells and seed. A weight is at least 2^−20 of the largest. Weights of
-        genes in few cells, whose coverage is mostly noise, stay nearer to that of a gene masked at the mean rate.
+        The weights, and how well they match. Bit-identical for the same masker, cells and seed. A weight is at least
+        2^−20 of the largest. Genes in few cells, whose coverage is mostly noise, have weights nearer to that of a gene
+        masked at the mean rate.
 
     Raises
     ------
@@ -142,7 +188,8 @@ def matched_weights(
 
     Examples
     --------
-    >>> from corrmask_fast import CorrMasker, DependencyGraph, Vocabulary, WeightedMasker, read_corpus
+    >>> import numpy as np
+    >>> from corrmask_fast import CorrMasker, DependencyGraph, Vocabulary, WeightedMasker, matched_weights, read_corpus
     >>> genes = Vocabulary(("<pad>", "<mask>", *"ABCDEFGH"))
     >>> rng = np.random.default_rng(0)
     >>> cells = read_corpus([(2 + rng.permutation(8)).tolist() for _ in range(300)], genes)

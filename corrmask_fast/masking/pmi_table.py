@@ -23,25 +23,43 @@ __all__ = ["PMITable"]
 class PMITable:
     """Ordered pairs of genes that stand next to each other in cells, with their NPMI.
 
-    Of counts over a corpus, P(u, v) = count(u, v) / pairs and P(u) = count(u) / tokens,
+    NPMI is normalised pointwise mutual information (Bouma 2009; PMI masking: Levine et al. 2021). With
+    P(u, v) = count(u, v) / pairs and P(u) = count(u) / tokens, counted over a corpus, it is in float64::
 
-        NPMI = log(P(u, v) / (P(u) · P(v))) / −log P(u, v)        1 where P(u, v) = 1
+        NPMI = log(P(u, v) / (P(u) · P(v))) / −log P(u, v)
 
-    in float64, for pairs that were counted often enough (Bouma 2009; PMI masking: Levine et al. 2021).
+    and 1 where P(u, v) = 1 (docs/SPEC.md 5). A pair that was counted too seldom has none. NPMI can exceed 1 in short
+    cells, since there are fewer pairs than tokens. :meth:`from_corpus` makes a table, :meth:`load` reads one.
 
     Parameters
     ----------
-    indptr, indices
-        CSR over the vocabulary, (V + 1,) int64 and (n_pairs,) int32: u is followed by
-        ``indices[indptr[u]:indptr[u + 1]]``, ascending.
+    indptr
+        (V + 1,) integers: the token u is followed by the tokens ``indices[indptr[u]:indptr[u + 1]]``.
+    indices
+        (n_pairs,) integers: tokens, ascending for each u.
+    npmi
+        (n_pairs,) finite numbers: the NPMI of each pair.
+    counts
+        (n_pairs,) integers >= 1: how often each pair was seen.
+    vocabulary
+        The :class:`~corrmask_fast.Vocabulary`: which id is which gene.
+    params
+        How the table was made: a mapping of names to plain JSON values. None: nothing is known.
+
+    Attributes
+    ----------
+    indptr
+        (V + 1,) int64.
+    indices
+        (n_pairs,) int32.
     npmi
         (n_pairs,) float64.
     counts
-        (n_pairs,) int64: how often each pair was seen.
+        (n_pairs,) int64.
     vocabulary
-        Which id is which gene.
+        As given.
     params
-        How the table was made: names and plain JSON values.
+        dict of plain JSON values.
 
     Raises
     ------
@@ -93,20 +111,27 @@ class PMITable:
         Parameters
         ----------
         corpus
-            The cells, each cut to the corpus' ``max_length``.
+            A :class:`~corrmask_fast.Corpus`; each cell is cut to the corpus' ``max_length``.
         min_count
-            Pairs seen less often have no NPMI and are left out.
-        n_cells, seed
-            Count a sample of this many cells; None: all.
+            Pairs seen less often have no NPMI and are left out; >= 1.
+        n_cells
+            Count a sample of this many cells. None: all.
+        seed
+            Of the sample.
         memory
-            Bytes for the counts: with less, the corpus is read more often. Changes no result.
+            Bytes for the counts. With less, the corpus is read more often; the result is the same.
         progress
             Show a progress bar.
+
+        Returns
+        -------
+        PMITable
+            The table.
 
         Raises
         ------
         InputError
-            If the corpus is empty or holds a token outside its vocabulary.
+            If the corpus is empty or holds a token outside its vocabulary, or a number is out of range.
         """
         counted = count_pairs(corpus, min_count, n_cells=n_cells, seed=seed, memory=memory, progress=progress)
         size = corpus.vocabulary.size
@@ -129,14 +154,41 @@ class PMITable:
         return self.indices.size
 
     def npmi_of(self, first: str | int, second: str | int) -> float | None:
-        """Return the NPMI of a pair of genes (id, name or symbol) in this order; None if it was seen too seldom."""
+        """Return the NPMI of a pair of genes in this order.
+
+        Parameters
+        ----------
+        first, second
+            Genes by token id, name or symbol.
+
+        Returns
+        -------
+        float or None
+            NPMI; None if the pair was seen too seldom.
+
+        Raises
+        ------
+        InputError
+            If a gene is not in the vocabulary.
+        """
         u, v = self.vocabulary.id_of(first), self.vocabulary.id_of(second)
         row = self.indices[self.indptr[u] : self.indptr[u + 1]]
         k = int(np.searchsorted(row, v))
         return float(self.npmi[self.indptr[u] + k]) if k < row.size and row[k] == v else None
 
     def strongest(self, n: int | None = None) -> list[tuple[str, str, float]]:
-        """Return the pairs of largest NPMI, strongest first: (symbol, symbol, NPMI); ``n=None``: all."""
+        """Return the pairs of largest NPMI, strongest first.
+
+        Parameters
+        ----------
+        n
+            Number of pairs. None: all.
+
+        Returns
+        -------
+        list of tuple
+            (gene, gene, NPMI); genes by symbol where the vocabulary has one, else by name.
+        """
         order = np.argsort(-self.npmi, kind="stable")[:n]
         first = np.searchsorted(self.indptr, order, side="right") - 1
         name = self.vocabulary.name_of
@@ -146,12 +198,37 @@ class PMITable:
         ]
 
     def at_least(self, npmi_min: float) -> tuple[np.ndarray, np.ndarray]:
-        """Return (indptr, indices) of the pairs with NPMI >= npmi_min: what PMI masking masks together."""
+        """Return the pairs with NPMI >= ``npmi_min``: what PMI masking masks together.
+
+        Parameters
+        ----------
+        npmi_min
+            Least NPMI, a finite number.
+
+        Returns
+        -------
+        indptr : numpy.ndarray
+            (V + 1,) int64.
+        indices : numpy.ndarray
+            (pairs,) int32: u is followed by ``indices[indptr[u]:indptr[u + 1]]``.
+
+        Raises
+        ------
+        InputError
+            If ``npmi_min`` is not a finite number.
+        """
         keep = self.npmi >= check_number("npmi_min", npmi_min, -np.inf, np.inf, open_ends=True)
         return np.concatenate([[0], np.cumsum(keep)])[self.indptr], self.indices[keep]
 
     def summary(self) -> dict[str, Any]:
-        """Return what ``pmi info`` shows: sizes, quantiles of NPMI, parameters."""
+        """Return what ``pmi info`` shows.
+
+        Returns
+        -------
+        dict
+            ``genes`` (that begin a pair), ``pairs``, ``params``; and if there are pairs, ``npmi_quantiles`` (least,
+            quartiles, largest) and ``pairs_at_0.1_or_more``.
+        """
         facts: dict[str, Any] = {"genes": int(np.count_nonzero(np.diff(self.indptr))), "pairs": self.n_pairs}
         if self.n_pairs:
             facts["npmi_quantiles"] = [float(q) for q in np.quantile(self.npmi, [0, 0.25, 0.5, 0.75, 1])]
@@ -165,13 +242,34 @@ class PMITable:
     # ------------------------------------------------------------------------------------------------ saving, loading
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the table as one ``safetensors`` file; the same table always gives the same bytes."""
+        """Write the table as one ``safetensors`` file; the same table always gives the same bytes.
+
+        Parameters
+        ----------
+        path
+            The file; it appears whole or not at all, and replaces one of that name.
+
+        Raises
+        ------
+        InputError
+            If the file cannot be written.
+        """
         tensors = {"indptr": self.indptr, "indices": self.indices, "npmi": self.npmi, "counts": self.counts}
         write_graph(path, tensors, self.vocabulary, self.params, PMI_TABLE)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> PMITable:
         """Read a table that :meth:`save` wrote.
+
+        Parameters
+        ----------
+        path
+            The file.
+
+        Returns
+        -------
+        PMITable
+            The table.
 
         Raises
         ------

@@ -26,7 +26,11 @@ DECIMALS = 1e12
 
 
 class Schedule:
-    """A rate as a function of the training step, from 0 on; after its last step it stays as it is there."""
+    """A rate as a function of the training step, from 0 on; after its last step it stays as it is there.
+
+    Call it with a step for the value there. A schedule of your own is a subclass with :attr:`values` and
+    :meth:`formula`.
+    """
 
     @property
     def values(self) -> tuple[float, ...]:
@@ -34,16 +38,56 @@ class Schedule:
         raise NotImplementedError
 
     def formula(self, step: Any, math_of: Any) -> Any:
-        """Return the value at a step: a float, or a float64 tensor; ``math_of`` does for it what ``math`` does."""
+        """Compute the value at a step.
+
+        Parameters
+        ----------
+        step
+            The step: a float, or a float64 tensor.
+        math_of
+            The functions ``unit`` (cut to [0, 1]) and ``cos`` for it.
+
+        Returns
+        -------
+        float or torch.Tensor
+            The value, of the step's type.
+        """
         raise NotImplementedError
 
     def __call__(self, step: int) -> float:
-        """Return the value at a step."""
+        """Return the value at a step.
+
+        Parameters
+        ----------
+        step
+            The step, >= 0.
+
+        Returns
+        -------
+        float
+            The value, rounded to 12 decimals.
+
+        Raises
+        ------
+        InputError
+            If the step is no integer >= 0.
+        """
         value = self.formula(float(check_integer("step", step, 0)), _OfNumbers)
         return _rounded(value)
 
     def at(self, step: torch.Tensor) -> torch.Tensor:
-        """Return the value at a step kept in an integer tensor, as float64 on its device; nothing waits for it."""
+        """Return the value at a step that a tensor holds, without copying it to the host.
+
+        Parameters
+        ----------
+        step
+            Integer tensor, on any device.
+
+        Returns
+        -------
+        torch.Tensor
+            The value, float64, on the step's device, with the same bits as a call gives.
+        """
         value = self.formula(step.double(), _OfTensors)
         return (value * DECIMALS).round() / DECIMALS
 
@@ -93,46 +137,123 @@ class _Ramp(Schedule):
 
     @property
     def values(self) -> tuple[float, ...]:
+        """The start and the end."""
         return self.start, self.end
 
 
 class Linear(_Ramp):
-    """From ``start`` to ``end`` in ``steps`` equal steps.
+    """A rate that goes from ``start`` to ``end`` in equal steps, then stays.
+
+    Give it to a masker as ``mlm_probability`` or ``structural_ratio``. Call it with a step for the value there.
+
+    Parameters
+    ----------
+    start
+        Value at step 0.
+    end
+        Value at step ``steps`` and after.
+    steps
+        Number of training steps, >= 1.
+
+    Raises
+    ------
+    InputError
+        If start or end is not a finite number, or ``steps`` is no integer >= 1. The masker checks that the rate stays
+        in its range.
 
     Examples
     --------
+    >>> from corrmask_fast import Linear
     >>> rate = Linear(0.3, 0.15, 1000)
     >>> rate(0), rate(500), rate(5000)
     (0.3, 0.225, 0.15)
     """
 
     def formula(self, step: Any, math_of: Any) -> Any:
-        """Start + (end − start) · step / steps."""
+        """Compute start + (end − start) · step / steps.
+
+        Parameters
+        ----------
+        step
+            The step: a float, or a float64 tensor.
+        math_of
+            The functions ``unit`` (cut to [0, 1]) and ``cos`` for it.
+
+        Returns
+        -------
+        float or torch.Tensor
+            The value, of the step's type.
+        """
         return self.start + (self.end - self.start) * math_of.unit(step / self.steps)
 
 
 class Cosine(_Ramp):
-    """From ``start`` to ``end`` in ``steps`` steps along half a cosine: slow at both ends.
+    """A rate that goes from ``start`` to ``end`` along half a cosine, slow at both ends, then stays.
+
+    Give it to a masker as ``mlm_probability`` or ``structural_ratio``. Call it with a step for the value there.
+
+    Parameters
+    ----------
+    start
+        Value at step 0.
+    end
+        Value at step ``steps`` and after.
+    steps
+        Number of training steps, >= 1.
+
+    Raises
+    ------
+    InputError
+        If start or end is not a finite number, or ``steps`` is no integer >= 1. The masker checks that the rate stays
+        in its range.
 
     Examples
     --------
+    >>> from corrmask_fast import Cosine
     >>> rate = Cosine(0.0, 1.0, 100)
     >>> rate(0), rate(50), rate(100)
     (0.0, 0.5, 1.0)
     """
 
     def formula(self, step: Any, math_of: Any) -> Any:
-        """Start + (end − start) · (1 − cos(π · step / steps)) / 2."""
+        """Compute start + (end − start) · (1 − cos(π · step / steps)) / 2.
+
+        Parameters
+        ----------
+        step
+            The step: a float, or a float64 tensor.
+        math_of
+            The functions ``unit`` (cut to [0, 1]) and ``cos`` for it.
+
+        Returns
+        -------
+        float or torch.Tensor
+            The value, of the step's type.
+        """
         turn = math_of.cos(math_of.unit(step / self.steps) * math.pi)
         return self.start + (self.end - self.start) * (1.0 - turn) * 0.5
 
 
 @dataclass(frozen=True)
 class Piecewise(Schedule):
-    """Straight lines between (step, value) points; constant before the first and after the last.
+    """A rate that follows straight lines between points; constant before the first and after the last.
+
+    Give it to a masker as ``mlm_probability`` or ``structural_ratio``. Call it with a step for the value there.
+
+    Parameters
+    ----------
+    points
+        (step, value) pairs, at least one; the steps are integers >= 0 and rise.
+
+    Raises
+    ------
+    InputError
+        If there is no point, a point is no such pair, the steps do not rise, or a value is not a finite number. The
+        masker checks that the rate stays in its range.
 
     Examples
     --------
+    >>> from corrmask_fast import Piecewise
     >>> rate = Piecewise(((0, 0.0), (100, 0.5), (200, 0.25)))
     >>> rate(50), rate(100), rate(150), rate(999)
     (0.25, 0.5, 0.375, 0.25)
@@ -155,11 +276,24 @@ class Piecewise(Schedule):
 
     @property
     def values(self) -> tuple[float, ...]:
-        """Values between which all others lie."""
+        """The values of the points."""
         return tuple(value for _, value in self.points)
 
     def formula(self, step: Any, math_of: Any) -> Any:
-        """Return the first value, and of each line as much of its rise as lies before the step."""
+        """Compute the first value plus, of each line, as much of its rise as lies before the step.
+
+        Parameters
+        ----------
+        step
+            The step: a float, or a float64 tensor.
+        math_of
+            The functions ``unit`` (cut to [0, 1]) and ``cos`` for it.
+
+        Returns
+        -------
+        float or torch.Tensor
+            The value, of the step's type.
+        """
         rate = self.points[0][1] + 0.0 * step
         for (begin, low), (end, high) in zip(self.points[:-1], self.points[1:], strict=True):
             rate = rate + (high - low) * math_of.unit((step - begin) / (end - begin))

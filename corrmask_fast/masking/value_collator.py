@@ -47,9 +47,9 @@ class Pairs(NamedTuple):
 class DataCollatorForValues(DataCollatorForCorrMask):
     """Collate cells whose genes have values, for models that predict hidden values (scGPT, Tahoe-x1, GeneCompass …).
 
-    Values are transformed over the whole cell; of a cell with too many genes some are drawn; then values are hidden, as
-    ``hide`` says, and rows are padded on the right. ``<cls>`` is put before each cell where the vocabulary has one and
-    the cell does not begin with it. docs/SPEC.md 8 says what is computed.
+    In this order: ``<cls>`` is put before each cell, where the vocabulary has one and the cell does not begin with it;
+    values are transformed over the whole cell; of a cell with too many genes some are drawn; values are hidden, as
+    ``hide`` says; rows are padded on the right. docs/SPEC.md 8 defines each step.
 
     Cells are dicts with ids and values (lists, arrays or tensors), what :class:`~corrmask_fast.CorpusDataset` with
     ``values=True`` hands out, or, with ``encoder``, raw counts.
@@ -59,44 +59,57 @@ class DataCollatorForValues(DataCollatorForCorrMask):
     hide
         Which values are hidden, and by what: a :class:`~corrmask_fast.ValueReplacement`.
     max_length
-        Most columns of a row, ``<cls>`` included. None: as many as the longest cell has.
+        Most columns of a row, >= 2, ``<cls>`` included. None: as many as the longest cell has.
     sampling
-        Whether a longer cell keeps a draw of its genes, another one in each epoch. False: it keeps the first ones.
+        True: a cell that is too long keeps a random draw of its genes, another one in each epoch. False: it keeps the
+        first ones.
     transform
-        ``"log1p"``: log1p(value / total of the cell · ``target_sum``); ``"bins"``: the bin of each value above 0 among
-        the cell's quantiles, 1 to ``n_bins`` − 1 (with ``bin_ties="lower"`` 0 to ``n_bins`` − 2), and 0 for 0 (scGPT).
-        None: values are taken as they are. What ``hide`` takes for zeros is 0 after the transform.
+        ``"log1p"``: log1p(value / total of the cell · ``target_sum``). ``"bins"`` (scGPT): the bin of each value above
+        0 among the cell's quantiles, 1 to ``n_bins`` − 1 (with ``bin_ties="lower"`` 0 to ``n_bins`` − 2), and 0 for 0.
+        None: values are taken as they are. A value that becomes 0 counts as a zero in ``hide``.
     target_sum
-        For ``"log1p"``: what the cell's values are scaled to. None: they are not scaled.
-    n_bins, bin_ties
-        For ``"bins"``. A value that lies on several edges takes any of their bins at random (``"spread"``, scGPT), the
-        number of edges below it (``"lower"``, as ``torch.bucketize``), or up to it (``"upper"``).
+        For ``"log1p"``: what the cell's values are scaled to, > 0. None: they are not scaled.
+    n_bins
+        For ``"bins"``: number of bins, >= 3, with that of 0.
+    bin_ties
+        For ``"bins"``: the bin of a value that lies on several edges. ``"spread"``: any of their bins at random
+        (scGPT); ``"lower"``: the number of edges below it, as ``torch.bucketize``; ``"upper"``: the number of edges up
+        to it.
     pad_value
         The value of padding and of special tokens.
     integers
-        Give values as int64, for models that look bins up, instead of float32.
+        True: values are int64, for models that look bins up. False: float32.
     split
-        Split each row into the genes that are given and those that are to be generated, which the masker chose.
+        True: split each row into the genes that are given and those that are to be generated; the masker chooses them.
     fields
-        What the batch has, by what name: of ``input_ids``, ``attention_mask``, ``values``, ``targets``, ``masked`` and
-        ``labels``; with ``split`` of ``given_ids``, ``given_values``, ``given_raw``, ``generated_ids``,
-        ``generated_values`` and ``generated_raw`` (raw: before the transform). None: all but raw values, and ``labels``
-        only where ids are replaced too.
+        A mapping from what the batch has to its name there. Keys are ``input_ids``, ``attention_mask``, ``values``,
+        ``targets``, ``masked`` and ``labels``; with ``split`` they are ``given_ids``, ``given_values``, ``given_raw``,
+        ``generated_ids``, ``generated_values`` and ``generated_raw`` (raw: before the transform). None: all but raw
+        values, and ``labels`` only where ids are replaced too.
     columns
         The names of ids and values in the cells.
     encoder
-        Where cells are raw counts: a :class:`~corrmask_fast.RankEncoder`; each gene's value is its count.
+        For cells that are raw counts: a :class:`~corrmask_fast.RankEncoder`; each gene's value is its count.
     pad_to_multiple_of, graph_column, graph_numbers
         As for :class:`~corrmask_fast.DataCollatorForCorrMask`.
 
+    Raises
+    ------
+    InputError
+        If ``hide`` is no ValueReplacement, a parameter is out of range, parameters exclude each other, ``integers``
+        cannot hold the pad or mask value, or the encoder has another vocabulary.
+
     Notes
     -----
-    After ``set_epoch`` draws and masks follow from the masker's seed, the epoch and the cell: its ids and values before
-    the transform. Other columns with a number for each cell come along, such as batch labels.
+    ``values`` (hidden where masked) and ``targets`` are (rows, columns) float32 or int64, ``input_ids``,
+    ``attention_mask`` and ``labels`` int64, ``masked`` bool.
+
+    After :meth:`set_epoch` draws and masks follow from the masker's seed, the epoch and the cell: its ids and values
+    before the transform. Other columns with a number for each cell come along, such as batch labels.
 
     Examples
     --------
-    >>> from corrmask_fast import RandomMasker, Vocabulary
+    >>> from corrmask_fast import DataCollatorForValues, RandomMasker, Vocabulary
     >>> genes = Vocabulary(("<pad>", "<mask>", "<cls>", "<eos>", *(f"G{i}" for i in range(9))))
     >>> masker = RandomMasker(genes, mlm_probability=0.4, mask_replace_prob=1.0, random_replace_prob=0.0)
     >>> collator = DataCollatorForValues.scgpt(masker, max_length=6, n_bins=5)
@@ -180,12 +193,34 @@ class DataCollatorForValues(DataCollatorForCorrMask):
     def scgpt(
         cls, masker: Masker, *, split: bool = False, category: bool = False, n_bins: int = 51, **options: Any
     ) -> Self:
-        """Return a collator with the fields of scGPT's (Cui et al. 2024), and its bins.
+        """Return a collator with the bins and the field names of scGPT's own (Cui et al. 2024).
 
-        ``gene``, ``expr`` and ``masked_expr``; with ``split`` (scGPT's ``data_style="both"``) ``pcpt_gene``,
-        ``pcpt_expr``, ``gen_gene`` and ``gen_expr_target``: the masker chooses the genes to be generated. ``category``:
-        values are looked up (``input_emb_style="category"``): padding is ``n_bins``, the mask ``n_bins`` + 1, int64.
-        Cells have ``genes`` and ``expressions``.
+        Cells have the columns ``genes`` and ``expressions``; batches have ``gene``, ``expr`` and ``masked_expr``.
+
+        Parameters
+        ----------
+        masker
+            Chooses the genes; with ``mask_replace_prob=1, random_replace_prob=0``.
+        split
+            scGPT's ``data_style="both"``: batches have ``pcpt_gene``, ``pcpt_expr``, ``gen_gene`` and
+            ``gen_expr_target``. The masker chooses the genes to be generated.
+        category
+            scGPT's ``input_emb_style="category"``: values are int64, padding is ``n_bins``, the mask value is
+            ``n_bins`` + 1. False: values are float32, padding is −2, the mask value is −1.
+        n_bins
+            Number of bins, with that of 0.
+        **options
+            Any parameter of the class, in place of the above.
+
+        Returns
+        -------
+        DataCollatorForValues
+            The collator.
+
+        Raises
+        ------
+        InputError
+            As the class does; and if the masker replaces genes at random.
         """
         names = {"given_ids": "pcpt_gene", "given_values": "pcpt_expr"}
         names |= {"generated_ids": "gen_gene", "generated_values": "gen_expr_target"}
@@ -201,10 +236,27 @@ class DataCollatorForValues(DataCollatorForCorrMask):
 
     @classmethod
     def tahoe(cls, masker: Masker, **options: Any) -> Self:
-        """Return a collator with the fields of Tahoe-x1's: those of scGPT with ``split``, and raw values beside them.
+        """Return a collator with the field names of Tahoe-x1's own: those of scGPT with ``split``, and raw values too.
 
-        ``pcpt_expr_raw`` and ``gen_expr_raw`` are the values before the bins, whose ties go down
-        (``right_binning=False``). ``drug_ids`` and the like come along where cells have them.
+        ``pcpt_expr_raw`` and ``gen_expr_raw`` are the values before the bins. Ties of bins go down
+        (``right_binning=False``). Further columns such as ``drug_ids`` come along.
+
+        Parameters
+        ----------
+        masker
+            Chooses the genes to be generated; with ``mask_replace_prob=1, random_replace_prob=0``.
+        **options
+            ``category``, ``n_bins`` (see :meth:`scgpt`), or any parameter of the class.
+
+        Returns
+        -------
+        DataCollatorForValues
+            The collator.
+
+        Raises
+        ------
+        InputError
+            As :meth:`scgpt` does.
         """
         names = {"given_ids": "pcpt_gene", "given_values": "pcpt_expr", "given_raw": "pcpt_expr_raw"}
         names |= {"generated_ids": "gen_gene", "generated_values": "gen_expr_target", "generated_raw": "gen_expr_raw"}
@@ -212,10 +264,28 @@ class DataCollatorForValues(DataCollatorForCorrMask):
 
     @classmethod
     def genecompass(cls, masker: Masker, **options: Any) -> Self:
-        """Return a collator with the fields of GeneCompass's (Yang et al. 2024), which hides ids and values together.
+        """Return a collator with the field names of GeneCompass's own (Yang et al. 2024).
 
-        ``input_ids``, ``values``, ``attention_mask``, ``labels`` (ids) and ``labels_values``; ``species`` comes along.
-        Of the masked genes the masker replaces ids (80 % masked, 10 % random), and there the value becomes −1.
+        It hides ids and values together. Batches have ``input_ids``, ``values``, ``attention_mask``, ``labels`` (ids)
+        and ``labels_values``; a column ``species`` comes along. The masker replaces the ids of masked genes, and where
+        an id was replaced, the value becomes −1.
+
+        Parameters
+        ----------
+        masker
+            Chooses the genes and replaces their ids, by default 80 % with the mask token and 10 % with a random gene.
+        **options
+            Any parameter of the class, in place of the above.
+
+        Returns
+        -------
+        DataCollatorForValues
+            The collator.
+
+        Raises
+        ------
+        InputError
+            As the class does.
         """
         names = {name: name for name in ("input_ids", "values", "attention_mask", "labels")}
         hide = ValueReplacement(masker, -1, replace_ids=True)
@@ -223,10 +293,29 @@ class DataCollatorForValues(DataCollatorForCorrMask):
 
     @classmethod
     def scfoundation(cls, masker: Masker, *, zero_probability: float = 0.03, **options: Any) -> Self:
-        """Return a collator by scFoundation's rules (Hao et al. 2024): see :meth:`ValueReplacement.scfoundation`.
+        """Return a collator that masks by scFoundation's rules (Hao et al. 2024), with ``transform="log1p"``.
 
-        Its encoder takes the columns with a value that are not masked: ``(batch["targets"] > 0) & ~batch["masked"]``;
-        ``values > 0`` alone would take the mask value for a value.
+        scFoundation's encoder takes the columns ``(batch["targets"] > 0) & ~batch["masked"]``. Do not use ``values >
+        0``: the mask value is above 0 too.
+
+        Parameters
+        ----------
+        masker
+            Chooses the genes; see :meth:`corrmask_fast.ValueReplacement.scfoundation`.
+        zero_probability
+            Share of the zeros that is masked, in [0, 1).
+        **options
+            Any parameter of the class, in place of the above.
+
+        Returns
+        -------
+        DataCollatorForValues
+            The collator.
+
+        Raises
+        ------
+        InputError
+            As the class does; and if the masker replaces genes at random.
         """
         hide = ValueReplacement.scfoundation(masker, zero_probability=zero_probability)
         return cls(hide, **{"transform": "log1p", **options})
@@ -234,11 +323,19 @@ class DataCollatorForValues(DataCollatorForCorrMask):
     def __call__(self, features: Any, return_tensors: str | None = None) -> dict[str, torch.Tensor]:
         """Collate one batch.
 
+        Parameters
+        ----------
+        features
+            The cells, in any form that the class names.
+        return_tensors
+            ``"pt"`` or None: batches are always PyTorch tensors.
+
         Returns
         -------
-        The ``fields``. ``values`` (hidden where masked) and ``targets`` are (rows, columns) float32 or int64,
-        ``input_ids`` and ``attention_mask`` int64, ``masked`` bool; ``labels`` are the ids at masked columns, −100
-        elsewhere. The parts of a split are padded to the longest of their kind.
+        dict
+            The ``fields``. ``values`` (hidden where masked) and ``targets`` are (rows, columns) float32 or int64,
+            ``input_ids`` and ``attention_mask`` int64, ``masked`` bool; ``labels`` are the ids at masked columns, −100
+            elsewhere. The parts of a split are padded to the longest of their kind.
 
         Raises
         ------

@@ -34,16 +34,27 @@ MIN_VALUES_OF_RANGE = 65_536  # a thread takes half a millisecond for them
 
 
 class MaskedValues(NamedTuple):
-    """What :class:`ValueReplacement` returns.
+    """A batch of values, some of them hidden, as :class:`~corrmask_fast.ValueReplacement` returns it: a named tuple.
 
     Attributes
     ----------
     values
-        (rows, columns), the dtype given: hidden where masked (but for the share that stays as it was).
+        (rows, columns), the dtype given: the values after hiding. Of the masked ones, the masker's
+        ``mask_replace_prob`` is the share that is hidden; the others stay as they are.
     targets
         (rows, columns): the values as they were given.
     masked
-        (rows, columns) bool: what is to be predicted, ``loss(prediction[masked], targets[masked])``.
+        (rows, columns) bool: what is to be predicted, as in ``loss(prediction[masked], targets[masked])``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from corrmask_fast import RandomMasker, ValueReplacement, Vocabulary
+    >>> genes = Vocabulary(("<pad>", "<mask>", *"ABCD"))
+    >>> masker = RandomMasker(genes, mlm_probability=0.5, mask_replace_prob=1.0, random_replace_prob=0.0)
+    >>> out = ValueReplacement.scgpt(masker)(torch.arange(2, 6), torch.tensor([[1.0, 5.0, 0.0, 2.0]]), epoch=0)
+    >>> out.values, out.masked
+    (tensor([[-1.,  5., -1.,  2.]]), tensor([[ True, False,  True, False]]))
     """
 
     values: torch.Tensor
@@ -52,26 +63,46 @@ class MaskedValues(NamedTuple):
 
 
 class ValueReplacement(nn.Module):
-    """Hide the values of the genes that a masker chooses; their ids stay in view.
+    """Hide the values of the genes that a masker chooses; the genes' ids stay visible.
+
+    A module that takes padded batches of ids and values. For cells of other lengths, transforms and padding use
+    :class:`~corrmask_fast.DataCollatorForValues`.
 
     Parameters
     ----------
     masker
-        Chooses columns by their genes: any strategy. Its ``mask_replace_prob`` is the share of chosen values that are
-        hidden; the rest is predicted in plain sight. ``random_replace_prob`` must be 0: a random gene is no value.
+        Chooses columns by their genes: any strategy. Its ``mask_replace_prob`` is the share of the chosen values that
+        is hidden; the others are predicted too, and stay as they are. Its ``random_replace_prob`` must be 0 (unless
+        ``replace_ids``): a random gene is no value.
     mask_value
         What a hidden value becomes.
     nonzero_only
-        Choose among values other than 0 only: p is then the share of these.
+        True: choose only among values other than 0. Then p is the share of these.
     zero_probability
-        With ``nonzero_only``: the share of zeros that is masked beside them, at random.
+        With ``nonzero_only``: share of the zeros that is masked too, at random, in [0, 1).
     replace_ids
-        Hide ids and values together (GeneCompass): the masker replaces ids as for a masked language model, and where
-        the id is another one, the value is hidden. :class:`~corrmask_fast.DataCollatorForValues` alone does this.
+        True: hide ids and values together (GeneCompass). The masker replaces ids as for a masked language model, and
+        where an id was replaced, the value is hidden. Only :class:`~corrmask_fast.DataCollatorForValues` does this.
+
+    Attributes
+    ----------
+    masker
+        The masking strategy.
+    zero_masker
+        The masker of zeros; None without ``zero_probability``.
+    n_appended
+        Number of columns that values have after those of the genes: see :meth:`scbert`.
+
+    Raises
+    ------
+    InputError
+        If ``masker`` is none or replaces genes at random, a number is out of range, or ``zero_probability`` is given
+        without ``nonzero_only`` or with ``replace_ids``.
 
     Examples
     --------
-    >>> from corrmask_fast import RandomMasker, Vocabulary
+    >>> import torch
+    >>> from corrmask_fast import RandomMasker, ValueReplacement, Vocabulary
     >>> genes = Vocabulary(("<pad>", "<mask>", *(f"G{i}" for i in range(10))))
     >>> masker = RandomMasker(genes, mlm_probability=0.4, mask_replace_prob=1.0, random_replace_prob=0.0)
     >>> hide = ValueReplacement.scgpt(masker)
@@ -119,19 +150,53 @@ class ValueReplacement(nn.Module):
 
     @classmethod
     def scgpt(cls, masker: Masker) -> Self:
-        """Return scGPT's way (Cui et al. 2024): values of genes, zeros too, become −1; the loss is a squared error.
+        """Return what hides values as scGPT does (Cui et al. 2024): values of genes, zeros too, become −1.
 
-        Its masks take 15 to 40 % of the genes, and hide them all: ``mask_replace_prob=1``.
+        scGPT masks 15 to 40 % of the genes and hides them all; its loss is a squared error.
+
+        Parameters
+        ----------
+        masker
+            Chooses the genes, with ``mask_replace_prob=1, random_replace_prob=0``.
+
+        Returns
+        -------
+        ValueReplacement
+            With ``mask_value=-1``.
+
+        Raises
+        ------
+        InputError
+            If the masker replaces genes at random.
         """
         return cls(masker, -1)
 
     @classmethod
     def scbert(cls, masker: Masker, n_bins: int = 5, *, appended: bool = False) -> Self:
-        """Return scBERT's way (Yang et al. 2022): expression bins 0 … ``n_bins`` at fixed gene columns.
+        """Return what hides values as scBERT does (Yang et al. 2022).
 
-        Bins other than 0 become the mask token, ``n_bins + 1``: 15 % of them, nine in ten of these hidden
-        (``mlm_probability=0.15, mask_replace_prob=0.9``); the loss is a cross-entropy over bins. ``appended``: values
-        have one more column than there are genes, the 0 that scBERT appends to each cell; it is never masked.
+        Values are expression bins, 0 to ``n_bins``, at fixed gene columns. Bins other than 0 become the mask token,
+        ``n_bins + 1``. scBERT masks 15 % of them and hides nine in ten of these; its loss is a cross-entropy over bins.
+
+        Parameters
+        ----------
+        masker
+            Chooses the genes, with ``mlm_probability=0.15, mask_replace_prob=0.9, random_replace_prob=0``.
+        n_bins
+            The largest bin.
+        appended
+            Whether values have one more column than there are genes: the 0 that scBERT appends to each cell. It is
+            never masked.
+
+        Returns
+        -------
+        ValueReplacement
+            With ``mask_value=n_bins + 1, nonzero_only=True``.
+
+        Raises
+        ------
+        InputError
+            If the masker replaces genes at random.
         """
         hide = cls(masker, n_bins + 1, nonzero_only=True)
         hide.n_appended = int(appended)
@@ -139,10 +204,29 @@ class ValueReplacement(nn.Module):
 
     @classmethod
     def scfoundation(cls, masker: Masker, *, zero_probability: float = 0.03, mask_value: float = 102) -> Self:
-        """Return scFoundation's way (Hao et al. 2024): 30 % of the values and 3 % of the zeros, by its mask token.
+        """Return what hides values as scFoundation does (Hao et al. 2024).
 
-        The masker has ``mlm_probability=0.3``; the value 102 is what its embedding takes for the mask token. The
-        columns that its encoder takes are ``(out.targets > 0) & ~out.masked``: the mask value itself is above 0.
+        It masks 30 % of the values other than 0, and 3 % of the zeros. scFoundation's encoder takes the columns
+        ``(out.targets > 0) & ~out.masked``. Do not use ``out.values > 0``: the mask value is above 0 too.
+
+        Parameters
+        ----------
+        masker
+            Chooses the genes, with ``mlm_probability=0.3, random_replace_prob=0``.
+        zero_probability
+            Share of the zeros that is masked, in [0, 1).
+        mask_value
+            What a hidden value becomes; scFoundation's embedding takes 102 for its mask token.
+
+        Returns
+        -------
+        ValueReplacement
+            With ``nonzero_only=True``.
+
+        Raises
+        ------
+        InputError
+            If the masker replaces genes at random, or a number is out of range.
         """
         return cls(masker, mask_value, nonzero_only=True, zero_probability=zero_probability)
 
@@ -156,7 +240,7 @@ class ValueReplacement(nn.Module):
         epoch: int | torch.Tensor | None = None,
         **more: Any,
     ) -> MaskedValues:
-        """Choose columns and hide their values.
+        """Choose columns and hide their values. Call the module itself: ``hide(gene_ids, values, …)``.
 
         Parameters
         ----------
@@ -167,15 +251,22 @@ class ValueReplacement(nn.Module):
             (rows, columns): expression, or its bins; floating point or integers. Not changed.
         attention_mask
             (rows, columns): 0 at padding. None: padding is where gene ids are ``<pad>``.
-        draw_ids, epoch, **more
-            As for the masker; with ``epoch`` the draw follows from the cell's genes and their values, so that cells
-            of one gene panel have masks of their own.
+        draw_ids, epoch
+            As for every masker: see :meth:`corrmask_fast.Masker.forward`. With ``epoch`` the draw follows from the
+            cell's genes and their values, so that cells with the same genes have masks of their own.
+        **more
+            ``special_tokens_mask``, ``graph_ids`` and ``priorities``, as for the masker.
+
+        Returns
+        -------
+        MaskedValues
+            Values, targets and what is masked: see :class:`~corrmask_fast.MaskedValues`.
 
         Raises
         ------
         InputError
-            If shapes do not fit, the dtype of ``values`` cannot hold the mask value, or a value beside padding is NaN
-            (looked for as the masker looks for unknown tokens: on the CPU, elsewhere with ``validate=True``).
+            If shapes do not fit, the dtype of ``values`` cannot hold the mask value, a value that is not padding is NaN
+            (looked for on the CPU, and elsewhere with the masker's ``validate=True``), or ``replace_ids`` is set.
         """
         if self.replace_ids:
             raise InputError("a padded batch keeps its ids: replace_ids=True is for DataCollatorForValues")

@@ -95,58 +95,57 @@ def build_dependency_graph(
     checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> DependencyGraph:
-    """Find which genes depend on each other in a corpus.
+    """Find which genes of a corpus depend on each other.
 
     A gene at position pos (1-based) of a cell has the value ``max_length - pos``, an absent one 0. Genes whose values
-    correlate over all cells (Spearman's rho) become neighbours, and the edge carries their rho over the cells that
-    hold both. The result is a function of corpus and parameters alone, the same to the bit for any number of threads.
+    correlate over all cells (Spearman's rho) become neighbours, and the edge carries their rho over the cells that hold
+    both. The result depends on corpus and parameters alone: it has the same bits for any device and number of threads.
 
     Parameters
     ----------
-    corpus
-        Tokenised cells, in memory or on disk. A corpus on disk may be larger than the memory. Of a stream, the sampled
-        cells are held in memory after one pass: those of the same cells on disk, so the graph is the same. It may not
-        be shuffled, and needs ``n_cells``.
-    n_cells
+    corpus : Corpus or CorpusStream
+        Tokenised cells, in memory or on disk. A corpus on disk may be larger than the memory. A stream is read once,
+        and the sampled cells are held in memory; the graph is that of the same cells on disk. A stream may not be
+        shuffled, and needs ``n_cells``.
+    n_cells : int, optional
         Number of cells sampled without replacement (N_sub). None, or a smaller corpus: all cells.
-    max_length
+    max_length : int, optional
         Number of genes read of each cell, from its first on (L_max, at most 65 535). None: the corpus's ``max_length``.
-    n_neighbors
+    n_neighbors : int
         Number of partners that each gene proposes (N_neigh): those of largest absolute rho over all cells. A pair is
         kept if either gene proposes it, so a gene may have more neighbours.
-    rho_min
+    rho_min : float
         Smallest absolute rho over all cells, in [0, 1].
-    min_cooccurrence
-        Smallest number of cells that hold both genes (M_min). Applied after ``n_neighbors``. The default is for
-        20 000 cells and more; :func:`corrmask_fast.suggest_thresholds` has values for fewer.
-    min_presence
+    min_cooccurrence : int
+        Smallest number of cells that hold both genes (M_min). Applied after ``n_neighbors``. The default is for 20 000
+        cells and more; :func:`~corrmask_fast.suggest_thresholds` has values for fewer.
+    min_presence : int
         Smallest number of sampled cells that hold a gene.
-    max_genes
+    max_genes : int, optional
         Number of genes kept: those with the largest sum of values. None: all.
-    seed
+    seed : int
         Seed of the sample of cells, in [0, 2**64).
-    device
+    device : str
         ``"cpu"``; ``"cuda"``: torch's current CUDA device, which needs CuPy; ``"auto"``: ``"cuda"`` where a device and
-        CuPy are found, else ``"cpu"``. All give the same bits. The work is a float64 matrix product. Consumer GPUs are
-        slow at float64: a CPU with many cores may be faster.
-    memory_limit
+        CuPy are found, else ``"cpu"``. The work is a float64 matrix product. Consumer GPUs are slow at float64: a CPU
+        with many cores may be faster.
+    memory_limit : int or str, optional
         Memory that this process may take for the build, in bytes or as text such as ``"8GB"``. The program and its
         libraries take some 0.3 GB more. If the sampled cells do not fit, they are read in chunks, in several passes:
         this is slower, with the same bits. None: 80 % of the memory that is free now, divided by the number of ranks on
         this machine.
-    checkpoint
+    checkpoint : path, optional
         Folder in which the state of the build is saved: after each stage, and every minute of a long stage. Call with
         the same folder again to resume an interrupted build; the graph is the same. A folder belongs to one set of
         parameters and one corpus, which is checked by a hash of all sampled cells. Remove it when the graph is saved.
-    progress
+    progress : bool
         Show progress bars on standard error.
 
     Returns
     -------
     DependencyGraph
         ``rho`` is Spearman's rho over the cells that hold both genes (0 where one of them is constant there).
-        ``rho_global`` is Spearman's rho over all cells. If the graph has no edges, a warning names the step that
-        dropped them.
+        ``rho_global`` is Spearman's rho over all cells.
 
     Raises
     ------
@@ -156,27 +155,35 @@ def build_dependency_graph(
         ``memory_limit`` is too little (the message says what is needed); if ``device="cuda"`` finds no CUDA device, or
         too little memory on it; on all ranks, if they were called with different arguments.
     MissingExtraError
-        If ``device="cuda"`` lacks CuPy.
+        If ``device="cuda"`` finds no CuPy.
     ConnectionError
         On every other rank, if one rank stops or dies.
 
+    Warns
+    -----
+    UserWarning
+        If the graph has no edges; the warning names the step that dropped them.
+
     Notes
     -----
-    Hacohen et al. 2026, Algorithm 1. Time and memory grow with the number of tokens: no genes by genes matrix is held.
+    Hacohen et al. 2026, Algorithm 1; docs/SPEC.md, section 2, defines it to the bit. Time and memory grow with the
+    number of tokens: no genes by genes matrix is held.
 
     All sums are exact integers, and each is rounded to float64 once. So rho, before it is rounded to float32, has a
-    relative error of at most 5 · 2**-53. Up to 1.9 million cells the sums fit 64 bits. Beyond, cells pass in chunks and
-    sums take up to 128 bits. This is somewhat slower, with the same bound; the graph's params state it (``rho_error``).
+    relative error of at most 5 · 2**-53. Up to 1.9 million cells the sums fit 64 bits. Beyond, cells are read in chunks
+    and sums take up to 128 bits. This is somewhat slower, with the same bound; the graph's params state it
+    (``rho_error``).
 
     Inside an initialised ``torch.distributed`` process group all ranks must call this, with the same arguments. They
-    divide the pairs of genes among each other, and each returns the whole graph, with the bits of a single process.
-    Two environment variables limit how long ranks wait for each other, in seconds: ``CORRMASK_JOIN_SECONDS`` (300)
-    until all ranks have started and called, and ``CORRMASK_WAIT_SECONDS`` (21 600) while another rank still computes.
-    If a rank dies, the ranks that wait for it stop at once.
+    divide the pairs of genes among each other, and each returns the whole graph, with the bits of a single process. Two
+    environment variables limit how long ranks wait for each other, in seconds: ``CORRMASK_JOIN_SECONDS`` (300) until
+    all ranks have started and called, and ``CORRMASK_WAIT_SECONDS`` (21 600) while another rank still computes. If a
+    rank dies, the ranks that wait for it stop at once.
 
     Examples
     --------
-    >>> from corrmask_fast import Corpus, Vocabulary
+    >>> import numpy as np
+    >>> from corrmask_fast import Corpus, Vocabulary, build_dependency_graph
     >>> genes = Vocabulary(("<pad>", "<mask>", "A", "B", "C"))
     >>> corpus = Corpus(np.array([0, 3, 6, 9, 10]), np.array([2, 3, 4, 4, 2, 3, 2, 3, 4, 4]), genes)
     >>> graph = build_dependency_graph(corpus, rho_min=0.5, min_cooccurrence=3, min_presence=1, progress=False)

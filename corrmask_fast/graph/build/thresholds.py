@@ -19,17 +19,18 @@ HARDLY_FITS = 2  # times the suggestion: from here on a default is worth a warni
 def suggest_thresholds(n_cells: int) -> dict[str, Any]:
     """Return ``min_cooccurrence`` and ``min_presence`` for a graph of so many cells.
 
-    Each is 1 % of the cells, at most the default (200 and 50) and at least 20, or all cells where there are fewer.
+    Each is 1 % of the cells, but at most the default (200 and 50) and at least 20. With fewer than 20 cells it is their
+    number.
 
     Parameters
     ----------
-    n_cells
+    n_cells : int
         Number of cells that the graph is built from, at least 1.
 
     Returns
     -------
     dict
-        The two by name, as :func:`corrmask_fast.build_dependency_graph` takes them.
+        The two by name, as :func:`~corrmask_fast.build_dependency_graph` takes them.
 
     Raises
     ------
@@ -38,14 +39,17 @@ def suggest_thresholds(n_cells: int) -> dict[str, Any]:
 
     Notes
     -----
-    Between two independent genes, rho over n cells has a standard deviation of 1 / sqrt(n - 1): 0.07 over the 200 cells
-    of the default, 0.23 over 20. Below 20 it is larger than the default ``rho_min`` of 0.2, and a rho over the cells
-    that hold both genes says little. The default asks 200 cells of each pair. Of 2 700 cells these are 7 %, more than
-    most genes are found in: only pairs of common genes are left. 1 % keeps the others. Below 2 000 cells the limit of
-    20 applies: there rho of pairs near the limit is uncertain (:func:`corrmask_fast.edge_stability`).
+    The default wants 200 cells that hold both genes. Of 2 700 cells these are 7 %, and most genes are found in fewer:
+    only pairs of common genes would be left. 1 % keeps the others.
+
+    Between two independent genes, rho over n cells has a standard deviation of 1 / sqrt(n - 1): 0.07 over 200 cells,
+    0.23 over 20. Below 20 cells it is larger than the default ``rho_min`` of 0.2, so the suggestion is never lower.
+    With fewer than 2 000 cells, where 20 is more than 1 %, rho of pairs near the limit is uncertain;
+    :func:`~corrmask_fast.edge_stability` shows how much.
 
     Examples
     --------
+    >>> from corrmask_fast import suggest_thresholds
     >>> suggest_thresholds(2_700)
     {'min_cooccurrence': 27, 'min_presence': 27}
     >>> suggest_thresholds(100_000)

@@ -19,24 +19,28 @@ __all__ = ["BalancedCorrMasker"]
 class BalancedCorrMasker(Masker):
     """Mask correlated genes together, and every gene of a cell with the same probability.
 
-    CorrMask masks a gene with many partners far more often than others: each of them brings it. Here a row is divided
-    into modules: each gene goes with the first, in a random order, of itself and its partners. Modules, shuffled, form
-    a circle; masked is an arc of it that begins anywhere. Not from the paper (docs/SPEC.md 5).
+    CorrMask masks a gene with many partners far more often than others, since each partner brings it along. Here a row
+    is divided into modules: each gene joins the first, in a random order, of itself and its partners in the row. The
+    shuffled modules form a circle, and an arc of the circle, from a random start, is masked. This strategy is not from
+    the paper: docs/SPEC.md 5 defines it.
 
     Parameters
     ----------
     graph
-        Which genes depend on each other; or several graphs of one vocabulary, as for
-        :class:`~corrmask_fast.CorrMasker`.
+        A :class:`~corrmask_fast.DependencyGraph`, or a list of them, as for :class:`~corrmask_fast.CorrMasker`.
+    mlm_probability
+        p, in (0, 1): share of a row's n maskable tokens that is masked, exactly floor(n · p). A number, a range or a
+        schedule.
     structural_ratio
-        λ, in [0, 1]: share of the masked tokens that the graph chooses; the rest is random.
-    mlm_probability, mask_replace_prob, random_replace_prob, replace, seed, validate
-        See :class:`~corrmask_fast.CorrMasker`.
+        λ, in [0, 1]: share of the masked tokens that the graph chooses; the rest is random. A number, a range or a
+        schedule.
+    mask_replace_prob, random_replace_prob, replace, seed, validate
+        As for :class:`~corrmask_fast.CorrMasker`.
 
     Raises
     ------
     InputError
-        If ``graph`` is no graph, several graphs have different vocabularies, or a number is out of range.
+        If ``graph`` is no graph, several graphs have different vocabularies, or a parameter is out of range.
 
     Examples
     --------

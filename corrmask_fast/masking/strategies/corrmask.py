@@ -34,52 +34,68 @@ class CorrMasker(Masker):
     Parameters
     ----------
     graph
-        Which genes depend on each other. Or several graphs of one vocabulary, such as one for each tissue: then rows
-        name theirs by its number, ``graph_ids`` at the call, and each row is masked as by that graph alone.
+        A :class:`~corrmask_fast.DependencyGraph`: which genes are partners. Or a list of graphs of one vocabulary, such
+        as one for each tissue: then each row names its graph by number (``graph_ids`` at the call) and is masked by
+        that graph alone.
     mlm_probability
-        p, in (0, 1): share of a row's maskable tokens that is masked, exactly floor(n · p) of n. A number; or
-        ``(low, high)``, between which each row draws its own; or a schedule over steps (``schedules.py``),
-        whose step :meth:`set_step` sets.
+        p, in (0, 1): share of a row's n maskable tokens that is masked, exactly floor(n · p). A number; or
+        ``(low, high)``, from which each row draws its own; or a schedule over training steps
+        (:class:`~corrmask_fast.Linear`, :class:`~corrmask_fast.Cosine`, :class:`~corrmask_fast.Piecewise`), whose step
+        :meth:`set_step` sets.
     structural_ratio
-        λ, in [0, 1]: share of the masked tokens chosen through the graph; the rest is random. 0 is random masking. A
-        number, a range or a schedule.
+        λ, in [0, 1]: share of the masked tokens that are chosen through the graph; the rest is random. 0 is random
+        masking. A number, a range or a schedule.
     max_partners
-        K_max, >= 0: partners masked with a seed.
+        K_max, >= 0: most partners that are masked with a seed gene.
     partners
-        How they are drawn from a seed's neighbours in the cell: ``"uniform"``, as in the paper, all alike; or
-        ``"weighted"``, one after the other with a chance proportional to |rho|, as the graph stores it (of a graph
-        :meth:`~corrmask_fast.DependencyGraph.from_edges`: the scores given).
+        How partners are drawn from a seed's neighbours in the cell. ``"uniform"``, as in the paper: all alike.
+        ``"weighted"``: one after the other, with a chance proportional to the edge's |rho| as the graph stores it (for
+        a graph of :meth:`~corrmask_fast.DependencyGraph.from_edges`: the scores given).
     weights
-        Of genes, by which seeds and the random rest are drawn: see :class:`~corrmask_fast.WeightedMasker`. None: all
-        alike.
-    mask_replace_prob, random_replace_prob
-        Share of masked tokens that become ``<mask>``, and that become a random gene; the rest stays.
+        Weights of genes, by which seeds and the random rest are drawn, as :class:`~corrmask_fast.WeightedMasker` takes
+        them. None: all genes alike.
+    mask_replace_prob
+        Share of the masked tokens that become the mask token, in [0, 1].
+    random_replace_prob
+        Share of the masked tokens that become a random gene, in [0, 1]; with ``mask_replace_prob`` at most 1. The
+        others stay as they are.
     replace
-        ``"token"``: chance decides for each masked token which of the three it is. ``"group"``: for all that a seed
-        masks alike, as SpanBERT replaces spans, so that no partner stays readable beside its hidden module. The shares
-        are the same; which columns are masked is the same too.
+        ``"token"``: each masked token draws its own replacement. ``"group"``: a seed and the partners masked with it
+        share one draw, as SpanBERT replaces spans. Then no partner stays readable while the rest of its group is
+        hidden. Which columns are masked, and the shares of replacements, stay the same.
     seed
         Key of the random generator, in [0, 2**64).
     validate
-        Whether tokens outside the vocabulary raise. None: on the CPU yes, on a device no (there they count as genes
-        without neighbours).
+        True: a token outside the vocabulary raises. False: it counts as a gene without partners. None: True on the CPU,
+        False on a device.
+
+    Attributes
+    ----------
+    weights
+        (V,) float64, read-only: the weight of each token; None without weights.
+
+    Raises
+    ------
+    InputError
+        If ``graph`` is no graph, several graphs have different vocabularies, a parameter is out of range, or
+        ``weights`` break the rules of :class:`~corrmask_fast.WeightedMasker`.
 
     Notes
     -----
-    A row's mask is a pure function of (seed, draw_id, row): the same on CPU and GPU, for any batch, padding, thread,
-    worker or rank layout. The draw_id is given, or follows from the row's content and the ``epoch``, or counts up
-    with every row masked; the counter is the one thing that ``state_dict`` carries, beside the graph's fingerprint.
+    A row's mask is a function of the seed, the row's draw and the row: the same on CPU and GPU, for any batch, padding,
+    thread, worker or rank layout (docs/SPEC.md 3 and 4). The draw is given (``draw_ids``), or follows from the row's
+    genes and the ``epoch``, or counts up with every row masked. ``state_dict`` has this counter, the fingerprint of the
+    graph, and nothing else.
 
     Examples
     --------
+    >>> import torch
     >>> from corrmask_fast import CorrMasker, DependencyGraph, Vocabulary
     >>> genes = Vocabulary(("<pad>", "<mask>", *(f"G{i}" for i in range(8))))
     >>> graph = DependencyGraph.from_edges([("G0", "G1"), ("G2", "G3")], genes)
     >>> masker = CorrMasker(graph, mlm_probability=0.5, structural_ratio=1.0)
-    >>> import torch
-    >>> masked = masker(torch.arange(2, 10).repeat(2, 1), epoch=0)
-    >>> masked.masked_positions.shape
-    torch.Size([2, 4])
+    >>> masker(torch.arange(2, 10)[None], epoch=0).masked_positions  # the two pairs
+    tensor([[0, 1, 2, 3]])
     """
 
     label = "CorrMask"
@@ -135,14 +151,29 @@ class CorrMasker(Masker):
         seed_weights: torch.Tensor | None = None,
         **more: Any,
     ) -> MaskedBatch:
-        """Mask a padded batch: see :meth:`Masker.forward` for all but ``seed_weights``.
+        """Mask a padded batch. Call the masker itself: ``masker(input_ids, …)``.
 
         Parameters
         ----------
+        input_ids, attention_mask, special_tokens_mask, draw_ids, epoch
+            As for every masker: see :meth:`corrmask_fast.Masker.forward`.
         seed_weights
             (rows, columns) floating point, >= 0: a column's chance to be the next seed is proportional to its weight.
-            The weights choose seeds, the graph chooses their partners. None: all columns alike. To train such weights
-            with the model: :class:`~corrmask_fast.MultinomialAttentionMasker` with ``graph``.
+            The weights choose seeds; the graph chooses their partners. None: all columns alike. To train such weights
+            with the model, use :class:`~corrmask_fast.MultinomialAttentionMasker` with ``graph``.
+        **more
+            ``graph_ids``, ``priorities`` and ``marks_only``, likewise.
+
+        Returns
+        -------
+        MaskedBatch
+            Masked ids, labels and masked columns: see :class:`~corrmask_fast.MaskedBatch`.
+
+        Raises
+        ------
+        InputError
+            As for every masker; and if ``seed_weights`` do not fit the batch, are below 0 (looked for on the CPU only),
+            or are given beside ``priorities``.
         """
         if seed_weights is None:
             return super().forward(
@@ -169,20 +200,26 @@ class CorrMasker(Masker):
 
 
 class RewiredCorrMasker(CorrMasker):
-    """CorrMask by a graph of the same degrees and other partners: a control of CorrMask.
+    """Mask by a rewired graph, of the same degrees and other partners: a control of CorrMask.
 
-    It masks genes with many partners nearly as often as CorrMask does, and genes together that are no partners. What
-    CorrMask gains beside it comes from which genes are linked.
+    It masks genes with many partners nearly as often as CorrMask does, and it masks genes together that are no
+    partners. What CorrMask gains over this control comes from which genes are linked.
 
     Parameters
     ----------
     graph
-        The graph, or several: ``rewired(graph, seed)`` is what masks (see :func:`~corrmask_fast.rewired`). That takes
-        about 4 seconds for a million edges.
+        A :class:`~corrmask_fast.DependencyGraph`, or a list of them, as for :class:`~corrmask_fast.CorrMasker`. Masks
+        go by ``rewired(graph, seed)``: see :func:`~corrmask_fast.rewired`. Rewiring takes about 4 seconds for a million
+        edges.
     seed
-        Of the masks, and of the rewiring.
+        Of the masks and of the rewiring, in [0, 2**64).
     **parameters
-        See :class:`~corrmask_fast.CorrMasker`.
+        All others of :class:`~corrmask_fast.CorrMasker`.
+
+    Raises
+    ------
+    InputError
+        As :class:`~corrmask_fast.CorrMasker` does.
 
     Examples
     --------

@@ -39,42 +39,62 @@ class FunctionMasker(Masker):
     Parameters
     ----------
     vocabulary
-        Which id is which gene.
+        The :class:`~corrmask_fast.Vocabulary`: which id is which gene.
     propose
         ``propose(tokens, words)``, called for each row that has maskable tokens. It gets these n tokens, (n,) int64 in
         the order of the row, and their random words, (n, 4) uint32. It returns one of
 
-        - ``(indptr, columns)``, integers: groups in the order in which they are proposed, group g is
+        - ``(indptr, columns)``, integers: groups in the order in which they are proposed. Group g is
           ``columns[indptr[g]:indptr[g + 1]]``. Columns are places in ``tokens``. One that was proposed before does
           not count again; there may be any number of groups.
         - (n,) weights, finite and >= 0: single columns are drawn by them, without replacement. A weight of 0 is never
           drawn.
 
-        Its answer must depend on what it gets alone. All randomness comes from ``words``, which no other step uses;
-        then a cell's mask is the same in any batch, worker and rank. A function that Numba compiled (``@njit``) is
+        The answer must depend on these two arrays alone, with all randomness from ``words``, which no other step uses.
+        Then a cell's mask is the same in any batch, worker and rank. A function that Numba compiled (``@njit``) is
         called without Python in between, by several threads.
     name
-        What tables call it. None: the function's own name.
+        What tables call the strategy. None: the function's own name.
     version
-        A number or text; give another one when the function masks differently than before. A run resumes with the
-        same name and version only.
+        A number or text. Give another one when the function masks differently than before: a run resumes only with the
+        same name and version.
+    mlm_probability
+        p, in (0, 1): share of a row's n maskable tokens that is masked, exactly floor(n · p). A number, a range or a
+        schedule.
     structural_ratio
         λ, in [0, 1]: share of the masked tokens that the function chooses, if it proposes enough; the rest is random.
         A number, a range or a schedule.
-    mlm_probability, mask_replace_prob, random_replace_prob, replace, seed
-        See :class:`~corrmask_fast.CorrMasker`.
+    mask_replace_prob, random_replace_prob, replace, seed
+        As for :class:`~corrmask_fast.CorrMasker`.
+
+    Attributes
+    ----------
+    propose
+        The function.
+    name
+        What tables call the strategy.
+    version
+        As given.
+
+    Raises
+    ------
+    InputError
+        If a parameter is out of range. When rows are masked: if the function fails or returns anything else; the
+        message names the row.
 
     Notes
     -----
-    The function runs on the CPU. On a device the tokens are copied to the host and its answer back, and the device
-    waits: masking in the collator's workers is faster. ``torch.compile`` and CUDA graphs cannot hold it, and are
-    refused. Tokens outside the vocabulary always raise. For worker processes that are spawned, the function must be
-    one that pickles: of a module, not a lambda.
+    The function runs on the CPU. For a batch on a device, the tokens are copied to the host and the answer back, and
+    the device waits: masking in the collator's workers is faster. ``torch.compile`` and CUDA graphs cannot contain the
+    function, and are refused. Tokens outside the vocabulary always raise. For worker processes that are spawned, the
+    function must be picklable: a function of a module, not a lambda.
 
     Examples
     --------
     A gene at random, then the whole pathway that holds it, of a ``.gmt`` file such as Reactome's:
 
+    >>> import numpy as np
+    >>> import torch
     >>> from corrmask_fast import FunctionMasker, Vocabulary
     >>> genes = Vocabulary(("<pad>", "<mask>", *"ABCDEFGH"))
     >>> lines = ["repair\tlink\tA\tC\tE", "signalling\tlink\tB\tG\tH"]  # open("ReactomePathways.gmt")
@@ -89,12 +109,6 @@ class FunctionMasker(Masker):
     >>> masker = FunctionMasker(genes, propose, name="pathways", mlm_probability=0.4)
     >>> masker(torch.arange(2, 10)[None], epoch=0).masked_positions  # A, C and E
     tensor([[0, 2, 4]])
-
-    Raises
-    ------
-    InputError
-        If a parameter is out of range. When rows are masked: if the function fails or returns anything else, with the
-        number of the row.
     """
 
     mask_source = "function"
@@ -149,7 +163,26 @@ class FunctionMasker(Masker):
         epoch: int | torch.Tensor | None = None,
         **more: Any,
     ) -> MaskedBatch:
-        """Mask a padded batch: see :meth:`Masker.forward`; ``priorities`` are the function's, and cannot be given."""
+        """Mask a padded batch. Call the masker itself: ``masker(input_ids, …)``.
+
+        Parameters
+        ----------
+        input_ids, attention_mask, special_tokens_mask, draw_ids, epoch
+            As for every masker: see :meth:`corrmask_fast.Masker.forward`.
+        **more
+            ``marks_only``, likewise. ``priorities`` cannot be given: the function makes them.
+
+        Returns
+        -------
+        MaskedBatch
+            Masked ids, labels and masked columns: see :class:`~corrmask_fast.MaskedBatch`.
+
+        Raises
+        ------
+        InputError
+            As for every masker; and under ``torch.compile`` or in a CUDA graph, if ``priorities`` are given, or if the
+            function fails or returns what it must not.
+        """
         capturing = input_ids.is_cuda and torch.cuda.is_current_stream_capturing()
         if torch.compiler.is_compiling() or type(input_ids) is not torch.Tensor or capturing:
             raise InputError(

@@ -26,40 +26,48 @@ __all__ = ["GeneSetMasker"]
 class GeneSetMasker(Masker):
     """Mask whole gene sets, such as pathways or complexes: set after set in random order.
 
-    A set is masked in a cell that holds two of its genes or more, and of it the genes that the cell holds. Sets may
-    overlap. Not from the paper (docs/SPEC.md 5).
+    A set can be masked in a cell that has at least two of its genes; then those of its genes that the cell has are
+    masked. Sets may overlap. This strategy is not from the paper: docs/SPEC.md 5 defines it.
 
     Parameters
     ----------
     vocabulary
-        Which id is which gene.
+        The :class:`~corrmask_fast.Vocabulary`: which id is which gene.
     sets
-        Name → genes by token id, name or symbol; or the path of a ``.gmt`` file
-        (:func:`~corrmask_fast.read_gene_sets`), such as Reactome's or MSigDB's. A gene counts once in a set.
+        A mapping from a set's name to its genes, each by token id, name or symbol; or the path of a ``.gmt`` file, such
+        as Reactome's or MSigDB's (:func:`~corrmask_fast.read_gene_sets`). A gene counts once in a set.
     unknown
-        What to do with genes outside the vocabulary: ``"error"``, or ``"skip"`` them. None: an error in a mapping; of a
-        file they are left out, and a warning gives their number.
+        What to do with genes outside the vocabulary: ``"error"`` or ``"skip"``. None: an error in a mapping; in a file
+        they are left out, and a warning gives their number.
+    mlm_probability
+        p, in (0, 1): share of a row's n maskable tokens that is masked, exactly floor(n · p). A number, a range or a
+        schedule.
     structural_ratio
         λ, in [0, 1]: share of the masked tokens that sets choose, if there are enough; the rest is random. A number, a
         range or a schedule.
-    mlm_probability, mask_replace_prob, random_replace_prob, replace, seed, validate
-        See :class:`~corrmask_fast.CorrMasker`.
+    mask_replace_prob, random_replace_prob, replace, seed, validate
+        As for :class:`~corrmask_fast.CorrMasker`.
+
+    Attributes
+    ----------
+    n_sets
+        Number of sets with two or more genes of the vocabulary.
 
     Raises
     ------
     InputError
         If ``sets`` are none or the file cannot be read, a gene is unknown, no set has two genes of the vocabulary, or a
-        number is out of range.
+        parameter is out of range.
 
     Warns
     -----
     UserWarning
-        If a file has genes outside the vocabulary.
+        If a file has genes outside the vocabulary, and ``unknown`` is None.
 
     Notes
     -----
-    The order of the sets decides masks, and that of genes in a set does not. A run resumes with the same sets only;
-    what they are called does not matter.
+    The order of the sets decides masks; the order of genes in a set does not. A run resumes with the same sets only;
+    their names do not matter.
 
     Examples
     --------

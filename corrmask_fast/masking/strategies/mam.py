@@ -51,42 +51,67 @@ KIND = FileKind(
 
 
 class MultinomialAttentionMasker(Masker):
-    """Mask the genes that learned latents attend to (MAM).
+    """Mask the genes that learned latents attend to (Multinomial Attention Masking, MAM, Naziri et al. 2026).
+
+    The masker learns with a model. ``CorrMaskTrainer(model, masker=masker, masking="device")`` does everything. In a
+    training loop of your own, :meth:`masked_lm` is a forward pass of a Hugging Face model; give the parameters of both
+    to the optimiser. For another model, :meth:`draw` makes the mask, and :meth:`context` is what you add to the
+    embeddings of the masked ids.
 
     Parameters
     ----------
     vocabulary
-        Which id is which gene.
+        The :class:`~corrmask_fast.Vocabulary`: which id is which gene.
     dim
         Width of the model's embeddings.
     graph
-        A dependency graph of that vocabulary, or several as for :class:`~corrmask_fast.CorrMasker`: then attention
-        chooses CorrMask's seeds in place of the masked genes: learned where to start, the graph where to go.
+        A :class:`~corrmask_fast.DependencyGraph` of that vocabulary, or a list of them, as for
+        :class:`~corrmask_fast.CorrMasker`. Then attention chooses the seeds of CorrMask, and the graph chooses their
+        partners (CorrMask-MAM). None: attention chooses the masked genes.
     n_latents
-        Latents that are learned.
+        Number of learned latents.
     n_heads
-        Of the attention; divides ``dim``.
+        Number of attention heads; must divide ``dim``.
     latent_ratio
-        In (0, 1]: share of the latents, at least one, that attend for a row; which ones is drawn anew for each.
-    structural_ratio, max_partners
-        With ``graph``: CorrMask's, 0.5 and 5 unless given.
+        In (0, 1]: share of the latents, at least one, that attend to a row. Which ones is drawn anew for each row.
+    mlm_probability
+        p, in (0, 1): share of a row's n maskable tokens that is masked, exactly floor(n · p). A number, a range or a
+        schedule.
+    structural_ratio
+        With ``graph`` only: λ, as for :class:`~corrmask_fast.CorrMasker`. None: 0.5.
+    max_partners
+        With ``graph`` only: as for :class:`~corrmask_fast.CorrMasker`. None: 5.
+    mask_replace_prob, random_replace_prob, replace
+        As for :class:`~corrmask_fast.CorrMasker`.
     seed
-        Of the draws, and of the first weights; in [0, 2**64).
-    mlm_probability, mask_replace_prob, random_replace_prob, replace, validate
-        See :class:`~corrmask_fast.CorrMasker`.
+        Of the draws and of the initial weights, in [0, 2**64).
+    validate
+        As for :class:`~corrmask_fast.CorrMasker`.
+
+    Attributes
+    ----------
+    n_chosen
+        Number of latents that attend to a row: max(1, floor(n_latents · latent_ratio)).
+    latents
+        (n_latents, dim) parameter: the latents.
+
+    Raises
+    ------
+    InputError
+        If a parameter is out of range, ``structural_ratio`` or ``max_partners`` is given without a graph, or the
+        graph's vocabulary is another one.
 
     Notes
     -----
-    It learns with a model: ``CorrMaskTrainer(model, masker=masker, masking="device")`` does it all. In a loop of one's
-    own, ``masker.masked_lm(model, …)`` is a forward pass of a Hugging Face model; both sets of parameters go to the
-    optimiser. To build it into another model, take :meth:`draw` for the mask, and add :meth:`context` to the
-    embeddings of the masked ids.
+    No gradient passes through the sampling of a mask: the latents learn through the context alone, and the context sees
+    only what stays visible. The paper's code is not public; docs/SPEC.md 5 says what is computed.
 
     Examples
     --------
-    >>> from corrmask_fast import Vocabulary
+    >>> import torch
+    >>> from corrmask_fast import MultinomialAttentionMasker, Vocabulary
     >>> genes = Vocabulary(("<pad>", "<mask>", *(f"G{i}" for i in range(20))))
-    >>> embeddings = nn.Embedding(genes.size, 8)
+    >>> embeddings = torch.nn.Embedding(genes.size, 8)
     >>> masker = MultinomialAttentionMasker(genes, dim=8, n_latents=4, n_heads=2, mlm_probability=0.2)
     >>> masker(torch.arange(2, 22).repeat(3, 1), embeddings=embeddings, epoch=0).masked_positions.shape
     torch.Size([3, 4])
@@ -172,7 +197,27 @@ class MultinomialAttentionMasker(Masker):
         embeddings: nn.Module | None = None,
         **more: Any,
     ) -> MaskedBatch:
-        """Draw a mask for a padded batch; no gradient passes through it: see :meth:`draw`."""
+        """Mask a padded batch; no gradient passes through. Call the masker itself: ``masker(input_ids, …)``.
+
+        Parameters
+        ----------
+        input_ids, attention_mask, special_tokens_mask, draw_ids, epoch
+            As for every masker: see :meth:`corrmask_fast.Masker.forward`.
+        embeddings
+            The model's token embeddings: see :meth:`draw`.
+        **more
+            ``graph_ids``, ``marks_only``; and ``weighted``: see :meth:`draw`.
+
+        Returns
+        -------
+        MaskedBatch
+            Masked ids, labels and masked columns: see :class:`~corrmask_fast.MaskedBatch`.
+
+        Raises
+        ------
+        InputError
+            As :meth:`draw` does.
+        """
         more |= {"embeddings": embeddings, "draw_ids": draw_ids, "epoch": epoch}
         return self.draw(input_ids, attention_mask, special_tokens_mask, **more)[0]
 
@@ -189,27 +234,34 @@ class MultinomialAttentionMasker(Masker):
         weighted: bool = True,
         **more: Any,
     ) -> tuple[MaskedBatch, torch.Tensor]:
-        """Mask a padded batch, and say by which latents.
+        """Mask a padded batch, and tell which latents attended to each row.
 
         Parameters
         ----------
-        input_ids, attention_mask, special_tokens_mask, draw_ids, epoch, **more
-            As for every masker; ``graph_ids`` where it has several graphs.
+        input_ids, attention_mask, special_tokens_mask
+            As for every masker: see :meth:`corrmask_fast.Masker.forward`.
         embeddings
-            The model's token embeddings, ``model.get_input_embeddings()``: ids to (rows, columns, dim).
+            The model's token embeddings, ``model.get_input_embeddings()``: a module from ids to (rows, columns, dim).
+        draw_ids, epoch
+            As for every masker.
         weighted
-            False: all genes alike, without the learned weights. These are the masks of
-            :class:`~corrmask_fast.RandomMasker` (with a graph: :class:`~corrmask_fast.CorrMasker`) of the same seed,
-            so that losses can be compared.
+            False: mask without the learned weights. These are the masks of :class:`~corrmask_fast.RandomMasker` (with a
+            graph: :class:`~corrmask_fast.CorrMasker`) of the same seed, so that losses can be compared.
+        **more
+            ``graph_ids`` and ``marks_only``, as for every masker.
 
         Returns
         -------
-        The :class:`~corrmask_fast.MaskedBatch`, and (rows, n_chosen) int64: the latents that attended to each row.
+        masked : MaskedBatch
+            Masked ids, labels and masked columns: see :class:`~corrmask_fast.MaskedBatch`.
+        latents : torch.Tensor
+            (rows, n_chosen) int64: the latents that attended to each row.
 
         Raises
         ------
         InputError
-            As every masker; and if ``embeddings`` are not given, of another width or dtype, or ``priorities`` are.
+            As for every masker; and if ``embeddings`` are not given, or have another width or dtype than the masker, or
+            if ``priorities`` are given.
         """
         check_no_priorities(more, "the latents' attention is")
         rows = row_draws(self, input_ids, attention_mask, special_tokens_mask, draw_ids, epoch)
@@ -234,14 +286,25 @@ class MultinomialAttentionMasker(Masker):
         return check_embedded(embedded, (*input_ids.shape, self.dim), self.latents.dtype)
 
     def choose_latents(self, draw_ids: torch.Tensor) -> torch.Tensor:
-        """Return (rows, n_chosen) int64: the latents with the smallest (w0, latent) of block 2³² − 1."""
+        """Choose the latents that attend to each row: those with the smallest random words (docs/SPEC.md 5).
+
+        Parameters
+        ----------
+        draw_ids
+            (rows,) int64: the draw of each row.
+
+        Returns
+        -------
+        torch.Tensor
+            (rows, n_chosen) int64: numbers of latents.
+        """
         latents = torch.arange(self.n_latents, device=draw_ids.device)
         w0 = philox_words(self.seed_bits, draw_ids[:, None], latents, LATENT_BLOCK)[0]
         return w0.argsort(dim=1, stable=True)[:, : self.n_chosen]
 
     @torch.no_grad()
     def weights(self, embedded: torch.Tensor, visible: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
-        """Return (rows, columns): the attention of the chosen latents, summed over latents and heads.
+        """Compute the weights by which columns are drawn: the chosen latents' attention, summed over latents and heads.
 
         Parameters
         ----------
@@ -250,7 +313,12 @@ class MultinomialAttentionMasker(Masker):
         visible
             (rows, columns) bool: not padding.
         latents
-            (rows, n_chosen) int64: those that attend, of :meth:`choose_latents`.
+            (rows, n_chosen) int64: the latents that attend, of :meth:`choose_latents`.
+
+        Returns
+        -------
+        torch.Tensor
+            (rows, columns) float32, >= 0; 0 at padding. No gradient passes through.
         """
         queries = self._heads(self.query(self.latents)[latents]).float()
         keys = self._heads(self.key(self.norm(embedded))).float()
@@ -260,7 +328,18 @@ class MultinomialAttentionMasker(Masker):
         return torch.where(visible, attention, 0.0)  # a row of padding alone has none
 
     def mask_ragged(self, *_: Any, **__: Any) -> Any:
-        """Raise InputError: a collator has no model whose embeddings could be attended to."""
+        """Raise InputError: a collator has no model, whose embeddings this masker attends to.
+
+        Parameters
+        ----------
+        *_, **__
+            Whatever is given; it is not used.
+
+        Raises
+        ------
+        InputError
+            Always.
+        """
         raise InputError(
             f"{type(self).__name__} masks by the embeddings of the model that it learns with, and a collator or an "
             "audit has none; use CorrMaskTrainer with masking='device', or call the masker with embeddings="
@@ -269,16 +348,21 @@ class MultinomialAttentionMasker(Masker):
     # -------------------------------------------------------------------------------------------------------- learning
 
     def context(self, embedded: torch.Tensor, visible: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
-        """Return (rows, dim): the chosen latents' mean attention output over a masked batch, projected.
+        """Compute the context of a masked batch: the chosen latents' mean attention output, projected.
 
         Parameters
         ----------
         embedded
-            (rows, columns, dim): embeddings of the ids *after* masking: what is hidden does not leak.
+            (rows, columns, dim): embeddings of the ids *after* masking, so that nothing hidden leaks.
         visible
             (rows, columns) bool: not padding.
         latents
-            (rows, n_chosen) int64: those that attend, as :meth:`draw` returns them.
+            (rows, n_chosen) int64: the latents that attended, as :meth:`draw` returns them.
+
+        Returns
+        -------
+        torch.Tensor
+            (rows, dim): to be added to the embedding of every column of the row. The latents learn through it.
         """
         keys, some = self.norm(embedded), visible.any(dim=1, keepdim=True)
         mask = (visible | ~some)[:, None, None, :]  # a row of padding alone would attend to nothing: 0 / 0 spreads
@@ -297,7 +381,24 @@ class MultinomialAttentionMasker(Masker):
     def embed(
         self, model: nn.Module, masked_ids: torch.Tensor, attention_mask: torch.Tensor | None, latents: torch.Tensor
     ) -> torch.Tensor:
-        """Return (rows, columns, dim): a model's embeddings of a masked batch, each row's :meth:`context` added."""
+        """Embed a masked batch with a model's embeddings, and add each row's :meth:`context`.
+
+        Parameters
+        ----------
+        model
+            A model with ``get_input_embeddings()``.
+        masked_ids
+            (rows, columns) int64: ids after masking.
+        attention_mask
+            (rows, columns): 0 at padding. None: padding is where ``<pad>`` stands.
+        latents
+            (rows, n_chosen) int64: the latents that attended, as :meth:`draw` returns them.
+
+        Returns
+        -------
+        torch.Tensor
+            (rows, columns, dim): what the model takes as ``inputs_embeds``.
+        """
         visible = _visible(masked_ids, attention_mask, self.vocabulary.pad_token_id)
         embedded = model.get_input_embeddings()(masked_ids)  # type: ignore[operator]
         return embedded + self.context(embedded, visible, latents).unsqueeze(1)
@@ -318,15 +419,23 @@ class MultinomialAttentionMasker(Masker):
         Parameters
         ----------
         model
-            Takes ``inputs_embeds``, ``attention_mask`` and ``labels``, such as ``BertForMaskedLM``.
+            A model that takes ``inputs_embeds``, ``attention_mask`` and ``labels``, such as ``BertForMaskedLM``.
         input_ids, attention_mask, special_tokens_mask, draw_ids, epoch
-            As for every masker.
+            As for every masker: see :meth:`corrmask_fast.Masker.forward`.
         **inputs
             More inputs of the model.
 
         Returns
         -------
-        What the model returns (``.loss``, ``.logits``), and the :class:`~corrmask_fast.MaskedBatch`.
+        output
+            What the model returns, with ``.loss`` and ``.logits``.
+        masked : MaskedBatch
+            Masked ids, labels and masked columns: see :class:`~corrmask_fast.MaskedBatch`.
+
+        Raises
+        ------
+        InputError
+            As :meth:`draw` does.
         """
         embeddings: Any = model.get_input_embeddings()  # type: ignore[operator]
         masked, latents = self.draw(
@@ -339,7 +448,19 @@ class MultinomialAttentionMasker(Masker):
     # ------------------------------------------------------------------------------------------------- saving, loading
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write parameters and weights as one ``safetensors`` file, atomically; a graph is named, not stored."""
+        """Write parameters and weights as one ``safetensors`` file. A graph is not stored, only its fingerprint.
+
+        Parameters
+        ----------
+        path
+            The file; it appears whole or not at all, and replaces one of that name.
+
+        Raises
+        ------
+        InputError
+            If a rate is a schedule other than :class:`~corrmask_fast.Linear`, :class:`~corrmask_fast.Cosine` and
+            :class:`~corrmask_fast.Piecewise`, or the file cannot be written.
+        """
         params: dict[str, Any] = {name: getattr(self, name) for name in ("dim", *self.own_parameters, "seed")}
         params |= {name: getattr(self, name) for name in ("mask_replace_prob", "random_replace_prob", "replace")}
         params["mlm_probability"] = rate_text(self.mlm_probability)
@@ -353,19 +474,25 @@ class MultinomialAttentionMasker(Masker):
     def load(
         cls, path: str | os.PathLike[str], graph: DependencyGraph | Sequence[DependencyGraph] | None = None
     ) -> Self:
-        """Read a masker that :meth:`save`, or a run of ``CorrMaskTrainer``, wrote.
+        """Read a masker that :meth:`save`, or a run of :class:`~corrmask_fast.CorrMaskTrainer`, wrote.
 
         Parameters
         ----------
         path
-            The file, ``attention_masker.safetensors`` of a run's model.
+            The file; in the folder of a run's model it is ``attention_masker.safetensors``.
         graph
-            The graph that it was made with, if it was.
+            The graph, or graphs, that the masker was made with; None if it was made without.
+
+        Returns
+        -------
+        MultinomialAttentionMasker
+            The masker, on the CPU.
 
         Raises
         ------
         InputError
-            If there is no such file, it is damaged or another one, or ``graph`` is not the one it was made with.
+            If there is no such file, it is damaged or of another kind, or ``graph`` is not what the masker was made
+            with.
         """
         tensors, vocabulary, params = read_graph(path, KIND)
         with readable(path, "attention masker"):

@@ -19,19 +19,28 @@ __all__ = ["MatchedRandomMasker"]
 
 
 class MatchedRandomMasker(WeightedMasker):
-    """Mask single genes at random, each as often as CorrMask masks it in this corpus.
+    """Mask single genes at random, each as often as CorrMask masks it in this corpus: a control of CorrMask.
 
     CorrMask masks genes with many partners far more often than others. This control does too, and masks no partners
-    together: what CorrMask gains beside it does not come from how often each gene is masked over all cells.
+    together. What CorrMask gains over this control does not come from how often each gene is masked over all cells.
 
     Parameters
     ----------
-    graph, mlm_probability, structural_ratio, max_partners, partners, seed
-        Of the CorrMask that is matched: see :class:`~corrmask_fast.CorrMasker`. Rate and seed are this masker's too.
+    graph
+        The :class:`~corrmask_fast.DependencyGraph` of the CorrMask that is matched.
     corpus
-        The cells on which :func:`~corrmask_fast.matched_weights` fits the weights: a sample of 2 500.
+        A :class:`~corrmask_fast.Corpus` with the graph's vocabulary. :func:`~corrmask_fast.matched_weights` fits the
+        weights on a sample of 2 500 of its cells.
+    mlm_probability
+        p, in (0, 1), of the CorrMask that is matched and of this masker. A number or a range, no schedule.
+    structural_ratio
+        λ, in [0, 1], of the CorrMask that is matched. A number or a range, no schedule.
+    max_partners, partners
+        Of the CorrMask that is matched: see :class:`~corrmask_fast.CorrMasker`.
+    seed
+        Of both maskers' draws and of the sample, in [0, 2**64).
     **replacement
-        ``mask_replace_prob``, ``random_replace_prob``, ``replace``, ``validate``: see
+        ``mask_replace_prob``, ``random_replace_prob``, ``replace`` and ``validate``, as for
         :class:`~corrmask_fast.CorrMasker`.
 
     Attributes
@@ -39,13 +48,25 @@ class MatchedRandomMasker(WeightedMasker):
     matched
         :class:`~corrmask_fast.MatchedWeights`: the weights, and how far the coverages are from CorrMask's.
     matches
-        λ and ``max_partners`` of the CorrMask that is matched.
+        dict: ``structural_ratio`` and ``max_partners`` of the CorrMask that is matched.
 
     Raises
     ------
     InputError
-        As :class:`~corrmask_fast.CorrMasker` and :func:`~corrmask_fast.matched_weights`; and if a rate is a schedule:
-        coverages would change with the step, and the weights do not.
+        As :class:`~corrmask_fast.CorrMasker` and :func:`~corrmask_fast.matched_weights` do. If a rate is a schedule:
+        the coverages would change with the step, and the weights do not.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from corrmask_fast import DependencyGraph, MatchedRandomMasker, Vocabulary, read_corpus
+    >>> genes = Vocabulary(("<pad>", "<mask>", *"ABCDEFGH"))
+    >>> rng = np.random.default_rng(0)
+    >>> cells = read_corpus([(2 + rng.permutation(8)).tolist() for _ in range(100)], genes)
+    >>> graph = DependencyGraph.from_edges([("A", "B"), ("A", "C"), ("A", "D")], genes)  # A is a hub
+    >>> masker = MatchedRandomMasker(graph, cells, mlm_probability=0.5)
+    >>> bool(masker.weights[genes.id_of("A")] > 2 * masker.weights[genes.id_of("H")])
+    True
     """
 
     label = "Random, matched"

@@ -22,14 +22,35 @@ class PMIMasker(Masker):
     Parameters
     ----------
     table
-        Which ordered pairs of genes are associated; its vocabulary is the masker's.
+        The :class:`~corrmask_fast.PMITable`: which ordered pairs of genes are associated. Its vocabulary is the
+        masker's.
     npmi_min
-        Two neighbours belong together from this NPMI on.
+        Least NPMI of two neighbours in a run.
+    mlm_probability
+        p, in (0, 1): share of a row's n maskable tokens that is masked, exactly floor(n · p). A number, a range or a
+        schedule.
     structural_ratio
-        λ, in [0, 1]: share of the masked tokens that runs choose, if there are enough; the rest is random. The
-        paper's PMI is 1, its PMI-Rand 0.5.
-    mlm_probability, mask_replace_prob, random_replace_prob, replace, seed, validate
-        See :class:`~corrmask_fast.CorrMasker`.
+        λ, in [0, 1]: share of the masked tokens that runs choose, if there are enough; the rest is random. 1 is the
+        CorrMask paper's PMI, 0.5 its PMI-Rand. A number, a range or a schedule.
+    mask_replace_prob, random_replace_prob, replace, seed, validate
+        As for :class:`~corrmask_fast.CorrMasker`.
+
+    Attributes
+    ----------
+    npmi_min
+        As given.
+    n_pairs
+        Number of ordered pairs with this NPMI or more.
+
+    Raises
+    ------
+    InputError
+        If ``table`` is no PMI table, or a parameter is out of range.
+
+    Notes
+    -----
+    A run is a longest sequence of two or more neighbouring genes whose neighbouring pairs all have at least
+    ``npmi_min`` (docs/SPEC.md 5).
 
     Examples
     --------

@@ -17,12 +17,22 @@ __all__ = ["RandomMasker"]
 class RandomMasker(Masker):
     """Mask random genes: exactly floor(n · p) of a row's n maskable tokens, each set of them as likely as any other.
 
+    It is the control of the other strategies. :class:`~corrmask_fast.CorrMasker` with ``structural_ratio=0`` gives the
+    same masks.
+
     Parameters
     ----------
     vocabulary
-        Which id is which gene.
-    mlm_probability, mask_replace_prob, random_replace_prob, replace, seed, validate
-        See :class:`~corrmask_fast.CorrMasker`; with ``structural_ratio=0`` that gives the same masks.
+        The :class:`~corrmask_fast.Vocabulary`: which id is which gene.
+    mlm_probability
+        p, in (0, 1): share of a row's maskable tokens that is masked. A number, a range or a schedule.
+    mask_replace_prob, random_replace_prob, replace, seed, validate
+        As for :class:`~corrmask_fast.CorrMasker`.
+
+    Raises
+    ------
+    InputError
+        If a parameter is out of range.
 
     Examples
     --------

@@ -15,16 +15,26 @@ __all__ = ["SpanMasker"]
 
 
 class SpanMasker(Masker):
-    """Mask runs of neighbouring genes (SpanBERT, Joshi et al. 2020): lengths geometric with p = 0.2, up to 10.
+    """Mask runs of neighbouring genes (SpanBERT, Joshi et al. 2020).
+
+    The length of a run is geometric with p = 0.2, truncated to 1 to 10 genes (docs/SPEC.md 5).
 
     Parameters
     ----------
     vocabulary
-        Which id is which gene.
+        The :class:`~corrmask_fast.Vocabulary`: which id is which gene.
+    mlm_probability
+        p, in (0, 1): share of a row's n maskable tokens that is masked, exactly floor(n · p). A number, a range or a
+        schedule.
     structural_ratio
-        λ, in [0, 1]: share of the masked tokens that spans choose; the rest is random.
-    mlm_probability, mask_replace_prob, random_replace_prob, replace, seed, validate
-        See :class:`~corrmask_fast.CorrMasker`.
+        λ, in [0, 1]: share of the masked tokens that spans choose; the rest is random. A number, a range or a schedule.
+    mask_replace_prob, random_replace_prob, replace, seed, validate
+        As for :class:`~corrmask_fast.CorrMasker`.
+
+    Raises
+    ------
+    InputError
+        If a parameter is out of range.
 
     Examples
     --------
@@ -32,7 +42,7 @@ class SpanMasker(Masker):
     >>> from corrmask_fast import SpanMasker, Vocabulary
     >>> genes = Vocabulary(("<pad>", "<mask>", *(f"G{i}" for i in range(30))))
     >>> masker = SpanMasker(genes, mlm_probability=0.2)
-    >>> masker(torch.arange(2, 32).repeat(1, 1), epoch=1).masked_positions
+    >>> masker(torch.arange(2, 32)[None], epoch=1).masked_positions
     tensor([[ 8, 24, 26, 27, 28, 29]])
     """
 

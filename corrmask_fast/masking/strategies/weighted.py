@@ -25,24 +25,33 @@ class WeightedMasker(Masker):
     Parameters
     ----------
     vocabulary
-        Which id is which gene.
+        The :class:`~corrmask_fast.Vocabulary`: which id is which gene.
     weights
-        Gene (token id, name or symbol) → weight, > 0; genes that are not named have 1. Or (V,) numbers, one for each
-        token (those of special tokens are ignored). Or the path of a text file with a gene, a tab or comma, and its
-        weight in each line. The largest is at most 2^20 times the smallest.
-    mlm_probability, mask_replace_prob, random_replace_prob, replace, seed, validate
-        See :class:`~corrmask_fast.CorrMasker`, which takes weights too.
+        One of: a mapping from genes (token id, name or symbol) to weights, where other genes have 1; (V,) numbers, one
+        for each token, of which those of special tokens are ignored; the path of a text file with a gene, a tab or
+        comma, and its weight in each line. Weights are finite and > 0, the largest at most 2^20 times the smallest.
+    mlm_probability
+        p, in (0, 1): share of a row's maskable tokens that is masked. A number, a range or a schedule.
+    mask_replace_prob, random_replace_prob, replace, seed, validate
+        As for :class:`~corrmask_fast.CorrMasker`.
+
+    Attributes
+    ----------
+    weights
+        (V,) float64, read-only: the weight of each token; special tokens have 1.
 
     Raises
     ------
     InputError
-        If a weight is not finite, not above 0 or too far from the others, or a gene is not in the vocabulary. A gene
-        that must never be masked goes into ``special_tokens_mask``.
+        If a weight is not finite, not above 0 or too far from the others, a gene is not in the vocabulary or has two
+        weights, the file cannot be read, or a parameter is out of range. A gene that must never be masked goes into
+        ``special_tokens_mask``.
 
     Notes
     -----
-    Weights are compared with each other alone: twice all weights are the same masks. In a row, a heavy gene is masked
-    less often than its share of the weights says, for it can be masked only once.
+    Only ratios of weights matter: doubling all of them changes no mask. In a row, a gene of large weight is masked less
+    often than its share of the weights, since it can be masked only once. Draws by weight: Efraimidis & Spirakis 2006,
+    docs/SPEC.md 3.
 
     Examples
     --------
