@@ -31,14 +31,14 @@ class Comparison(Results):
     Attributes
     ----------
     facts
-        dict, the content of ``comparison.json``: strategies, numbers of cells and genes, settings, versions.
+        Content of ``comparison.json``: strategies, numbers of cells and genes, settings, versions.
     rows
         The rows of ``rows.csv``, one for each model that has ended, and for each baseline and seed. A row has ``kind``
         (``"model"``, ``"untrained"`` or ``"baseline"``), ``strategy``, ``fraction``, ``seed`` and ``values`` (name of a
         column → float).
     details
-        The rows of ``details.csv``: losses by cell type and gene frequency, and shortcuts by gene frequency and by the
-        strength of the partners.
+        The rows of ``details.csv``: F1 and losses by cell type, losses by gene frequency, and shortcuts by gene
+        frequency and by the partners' absolute rho.
 
     Raises
     ------

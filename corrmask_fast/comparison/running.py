@@ -112,14 +112,17 @@ def compare_strategies(
     scoring
         How models are scored (``corrmask_fast.comparison.plan.Scoring``). None: 1000 test cells, 1000 targets of the
         shortcut, 10 epochs of fine-tuning.
-    graph, pmi
-        Files of a graph and a PMI table for all models. None: they are made from the cells that each model is
-        pretrained on, and the shortcut is measured by the graph of all training cells.
+    graph
+        File of a graph for all models. None: it is built from the cells that each model is pretrained on, and the
+        shortcut is measured by the graph of all training cells.
+    pmi
+        File of a PMI table for all models. None: it is made from the cells that each model is pretrained on.
     options
         Options of the maskers, such as ``weights`` or ``gene_sets``. Each strategy takes those that it knows.
-    vocabulary, medians
-        For counts: the genes, and the medians that scale them. None: the genes of the inputs, the medians of ``train``.
-        If ``graph`` or ``pmi`` is given, its vocabulary is used.
+    vocabulary
+        Genes of the counts. None: the genes of the inputs. If ``graph`` or ``pmi`` is given, its vocabulary is used.
+    medians
+        Medians that scale the counts. None: those of ``train``.
     test_share
         Share of the cells of ``train`` that is scored if there is no ``test``.
     gene_share

@@ -51,7 +51,7 @@ class CellAnnotation:
     Attributes
     ----------
     types
-        list of n_types str: names of the types, the most abundant first.
+        n_types names, the most abundant type first.
     n_cells
         (n_types,) int64: number of labelled cells of each type.
     confusions
@@ -59,7 +59,7 @@ class CellAnnotation:
         number of held-out cells of the row's type that were given the column's type. The first method is
         ``"fine-tuned"``, the model; the others are baselines.
     n_rare
-        int: number of types, the last ones, that count as rare.
+        Number of types, the last ones, that count as rare.
 
     Examples
     --------

@@ -44,15 +44,15 @@ class GeneClassification:
     Attributes
     ----------
     classes
-        tuple of two str: names of class 0 and class 1.
+        Names of class 0 and class 1.
     auc
         (folds,) float64: area under the ROC curve over the held-out genes of each fold.
     folds
-        list, for each fold: ``genes`` (n,) int64, tokens of the held-out genes; ``truth`` (n,) int64, their class;
-        ``score`` (n,) float64, the mean probability of class 1 over cells.
+        For each fold ``genes``, (n,) int64 tokens of the held-out genes; ``truth``, (n,) int64, their class; and
+        ``score``, (n,) float64, the mean probability of class 1 over cells.
     n_absent
-        int: genes of the list that were left out, because the vocabulary lacks them, or because they are in no cell
-        once cells are cut to the model's length.
+        Number of genes of the list that were left out: the vocabulary lacks them, or they are in no cell once cells are
+        cut to the model's length.
 
     Examples
     --------

@@ -52,9 +52,9 @@ class MaskScores:
         Cell type → (n,) bool: whether the gene's cell is of this type. The most abundant type comes first. Empty
         without labels.
     n_cells
-        int: number of cells in the corpus.
+        Number of cells in the corpus.
     masks
-        str: how the cells were masked.
+        How the cells were masked, as text.
 
     Examples
     --------

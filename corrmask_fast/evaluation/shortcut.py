@@ -81,9 +81,9 @@ class Shortcut:
     refused
         Numbers of genes that could not be targets, by reason.
     mlm_probability
-        float: share of a cell's genes that is masked in each version.
+        Share of a cell's genes that is masked in each version.
     vocabulary
-        :class:`~corrmask_fast.Vocabulary`: which token is which gene.
+        Which token is which gene.
 
     Examples
     --------

@@ -49,8 +49,8 @@ class CorrMaskLightningCallback(lightning.Callback):
 
     Attributes
     ----------
-    epoch
-        int: epoch of the batches that are fetched now. ``trainer.current_epoch`` can be smaller after a resume with
+    epoch : int
+        Epoch of the batches that are fetched now. ``trainer.current_epoch`` can be smaller after a resume with
         ``max_steps``.
 
     Raises

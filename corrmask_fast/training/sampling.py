@@ -171,8 +171,10 @@ class PackedBatchSampler(Sampler[list[int]]):
         Seed of the order, in [0, 2**64).
     shuffle
         False: cells are packed in their own order, and batches come in the order in which they were begun.
-    num_replicas, rank
-        Number of processes, and the number of this one, from 0. A process gets every ``num_replicas``-th batch.
+    num_replicas
+        Number of processes. Each gets every ``num_replicas``-th batch.
+    rank
+        Number of this process, from 0.
     drop_last
         What happens if the number of batches is no multiple of ``num_replicas``. True: the last batches are left out.
         False: the first batches come again. In both cases all processes take the same number of steps.

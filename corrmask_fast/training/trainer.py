@@ -75,14 +75,18 @@ class CorrMaskTrainer(transformers.Trainer):
 
     Parameters
     ----------
-    model, args
+    model
         As for ``Trainer``. A model whose ``forward`` takes ``masked_positions`` gets them.
+    args
+        ``TrainingArguments``, as for ``Trainer``.
     data_collator
         A :class:`~corrmask_fast.DataCollatorForCorrMask`, which holds the masker. Or, with ``masker`` and
         ``masking="device"``, a :class:`~corrmask_fast.PaddingCollator`; it can have a ``graph_column``.
-    train_dataset, eval_dataset
+    train_dataset
         Cells: a :class:`~corrmask_fast.CorpusDataset`, a :class:`~corrmask_fast.CorpusStream`, or another dataset with
         ``input_ids``.
+    eval_dataset
+        Held-out cells, or several such datasets by name.
     masker
         The masking strategy, in place of ``data_collator``. A :class:`~corrmask_fast.MultinomialAttentionMasker` is
         trained as a part of the model, and saved in its checkpoints.
@@ -365,10 +369,12 @@ class CorrMaskTrainer(transformers.Trainer):
 
         Parameters
         ----------
-        *args, **kwargs
+        *args
             As for ``Trainer``.
         metric_key_prefix
             Prefix of the names in ``metrics``.
+        **kwargs
+            As for ``Trainer``.
 
         Returns
         -------
