@@ -187,9 +187,9 @@ def pretrain(
     ...     hidden_size=8, layers=1, heads=1, intermediate_size=8, max_length=20, max_steps=1, device="cpu"
     ... )
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     report = pretrain(corpus, masker, folder, settings, progress=False)
-    {'eval_loss': ...}
-    {'train_runtime': ...}
+    ...     report = pretrain(corpus, masker, folder, settings, progress=False)  # prints two lines of the log
+    {...}
+    {...}
     >>> report.last("step")
     1
     """
