@@ -109,7 +109,17 @@ def race_key(word: int, cost: int) -> int:
 
 
 class MaskedRow(NamedTuple):
-    """One masked row: tokens after replacement, labels (−100 where not masked), masked columns ascending."""
+    """One masked row, as :func:`mask_row` returns it.
+
+    Attributes
+    ----------
+    input_ids
+        Token of each column, after replacement.
+    labels
+        Original token of each masked column, −100 elsewhere.
+    masked_positions
+        Masked columns, ascending.
+    """
 
     input_ids: list[int]
     labels: list[int]
@@ -270,25 +280,39 @@ def mask_row(
     propose: Callable[..., Any] | None = None,
     validate: bool = True,
 ) -> MaskedRow:
-    """Mask one row: Algorithm 2 with every open detail closed, and the other strategies in the same shape.
+    """Mask one row: Algorithm 2 with every open detail closed, and the other strategies in the same form.
 
     Parameters
     ----------
     tokens
-        The row, padding included.
+        Tokens of the row, padding included.
     neighbors
         Gene → its neighbours in the dependency graph, ascending; for ``"pmi"`` gene → the genes that follow it in a
         pair of the table. Genes without any may be left out. For ``"gene-sets"`` number of a set → its genes.
+    vocab_size, gene_range
+        Size of the vocabulary; first token of a gene, and the token after the last gene.
+    pad_token_id, mask_token_id, special_token_ids
+        Special tokens. They are never masked.
+    seed
+        Seed of the random words, in [0, 2**64).
     draw_id, epoch
-        One of them: the draw itself, or the epoch from which it follows together with the row's content.
+        Give one of them: the draw itself, or the epoch, from which it follows together with the row's content.
     strategy
         ``"random"``, ``"span"``, ``"pmi"``, ``"corrmask"``, ``"corrmask-balanced"``, ``"gene-sets"``; ``"sampled"``:
         the columns of smallest priority; or ``"function"``: what ``propose`` returns.
     mlm_probability, structural_ratio
-        Numbers, or two ends between which the row draws its own.
+        Numbers in [0, 1], or two ends between which the row draws its own.
+    max_partners
+        Largest number of partners that are masked with a seed gene.
+    mask_replace_prob, random_replace_prob
+        Probability that a masked gene becomes ``<mask>``, and that it becomes a random gene; else it stays.
     replace
+        ``"token"``: each masked column is replaced by a draw of its own.
         ``"group"``: w2 of a group's first column decides for all columns that the group added; with
         ``"corrmask-balanced"`` w2 of its leader for each.
+    attention_mask, special_tokens_mask
+        A number for each column of the row: 0 in ``attention_mask`` is padding, 1 in ``special_tokens_mask`` is never
+        masked.
     priorities
         A number for each column of the row, in place of w0; with ``"sampled"`` in place of w1.
     costs
@@ -298,7 +322,32 @@ def mask_row(
     propose
         (tokens, words) of the maskable columns → (indptr, places) or weights, all as lists.
     validate
-        Raise ValueError for a token outside [0, vocab_size); else it counts as a gene without neighbours.
+        Raise ValueError for a token outside [0, vocab_size). False: it counts as a gene without neighbours.
+
+    Returns
+    -------
+    MaskedRow
+        Tokens after replacement, labels, and masked columns.
+
+    Raises
+    ------
+    ValueError
+        If ``validate`` and a token is outside the vocabulary.
+
+    Notes
+    -----
+    Hacohen et al. 2026, Algorithm 2; docs/SPEC.md, sections 3 to 5, says where w0, w1, w2 come from.
+
+    Examples
+    --------
+    >>> from corrmask_fast.reference import mask_row
+    >>> masked = mask_row(
+    ...     [2, 3, 4, 5, 6, 7, 8, 9, 0, 0], {2: [3], 3: [2]}, vocab_size=10, gene_range=(2, 10), pad_token_id=0,
+    ...     mask_token_id=1, special_token_ids=[0, 1], seed=0, epoch=0, mlm_probability=0.25, structural_ratio=1.0,
+    ...     mask_replace_prob=1.0, random_replace_prob=0.0,
+    ... )
+    >>> len(masked.masked_positions)  # floor(0.25 * 8 genes)
+    2
     """
     for column, token in enumerate(tokens):
         if validate and not 0 <= token < vocab_size:
@@ -412,6 +461,11 @@ def audit_rows(
         For each row its maskable tokens (column → token, columns ascending) and its masked columns.
     neighbors
         Gene → its neighbours in the dependency graph, with rho.
+
+    Returns
+    -------
+    AuditCounts
+        Sums over the rows; docs/SPEC.md, section 6, defines each.
     """
     maskable = masked = runs = judged = pairs = hits = all_pairs = hidden = 0
     shortcut_sum = 0.0
@@ -494,13 +548,41 @@ def build_dependency_graph(
     Parameters
     ----------
     cells
-        Every cell as its gene tokens by falling expression, without special tokens.
+        Gene tokens of each cell by falling expression, without special tokens.
+    n_cells
+        Largest number of cells that are sampled.
+    max_length
+        Number of first tokens of a cell that count.
+    n_neighbors
+        Largest number of neighbours that a gene chooses.
+    rho_min
+        Least absolute rho of an edge, over all cells.
+    min_cooccurrence
+        Least number of cells that hold both genes of an edge.
+    min_presence
+        Least number of cells that hold a gene.
+    max_genes
+        Largest number of genes. None: all.
+    seed
+        Seed of the sample of cells.
 
     Returns
     -------
     dict
         Gene → neighbour → (rho over the cells that hold both, rho over all cells); both ascending, both directions
         of every edge, genes without neighbours left out.
+
+    Notes
+    -----
+    Hacohen et al. 2026, Algorithm 1; docs/SPEC.md, section 2.
+
+    Examples
+    --------
+    >>> from corrmask_fast.reference import build_dependency_graph
+    >>> cells = [[2, 3, 4], [3, 2, 4], [4, 2, 3], [4, 3, 2]]  # genes 2 and 3 stand before 4, or behind it
+    >>> graph = build_dependency_graph(cells, rho_min=0.5, min_cooccurrence=2, min_presence=2)
+    >>> {gene: sorted(neighbors) for gene, neighbors in graph.items()}
+    {2: [4], 3: [4], 4: [2, 3]}
     """
     sample = [cells[i][:max_length] for i in sample_cells(len(cells), n_cells, seed)]
     N = len(sample)

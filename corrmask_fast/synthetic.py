@@ -40,21 +40,55 @@ CHUNK_CELLS = 1000  # held as dense arrays at a time; part of what a seed means
 
 @dataclass(frozen=True)
 class SyntheticCells:
-    """Counts, and the modules and types that were planted in them."""
+    """Made-up counts, with the modules and cell types that were planted in them.
 
-    counts: csr_matrix  # (n_cells, n_genes) int32
-    modules: np.ndarray  # (n_genes,) int32: the module of each gene, -1 for none
-    cell_types: np.ndarray  # (n_cells,) int32
-    vocabulary: Vocabulary  # V1; gene i is token 2 + i
+    Attributes
+    ----------
+    counts
+        scipy.sparse.csr_matrix, (n_cells, n_genes) int32: counts of molecules.
+    modules
+        (n_genes,) int32: module of each gene, −1 for none.
+    cell_types
+        (n_cells,) int32: type of each cell.
+    vocabulary
+        :class:`~corrmask_fast.Vocabulary` in the form of Geneformer's V1: gene i is token 2 + i.
+
+    See Also
+    --------
+    generate_cells : Makes them.
+
+    Examples
+    --------
+    >>> from corrmask_fast.synthetic import generate_cells
+    >>> cells = generate_cells(100, 50, n_modules=5, n_types=2)
+    >>> cells.modules.shape, cells.cell_types.shape, cells.vocabulary.size
+    ((50,), (100,), 52)
+    """
+
+    counts: csr_matrix
+    modules: np.ndarray
+    cell_types: np.ndarray
+    vocabulary: Vocabulary
 
     @property
     def gene_names(self) -> tuple[str, ...]:
-        """Names of the genes, in order of column."""
+        """Names of the genes, in the order of the columns of ``counts``."""
         lo, hi = self.vocabulary.gene_range
         return self.vocabulary.names[lo:hi]
 
     def write_h5ad(self, path: str | os.PathLike[str]) -> None:
-        """Write an AnnData file: counts in X, ``obs.cell_type``, ``var.module`` (needs the extra ``anndata``)."""
+        """Write an AnnData file with the counts in ``X``, and the columns ``obs.cell_type`` and ``var.module``.
+
+        Parameters
+        ----------
+        path
+            The file to write.
+
+        Raises
+        ------
+        MissingExtraError
+            Without anndata (extra ``anndata``).
+        """
         anndata: Any = import_extra("anndata", "anndata")
         pandas: Any = import_extra("pandas", "anndata")
         types = [f"type {i}" for i in range(self.cell_types.max() + 1)]
@@ -70,18 +104,26 @@ class SyntheticCells:
 def generate_cells(
     n_cells: int = 20_000, n_genes: int = 4_000, *, n_modules: int = 40, n_types: int = 8, seed: int = 0
 ) -> SyntheticCells:
-    """Make up cells with planted modules and types; about 4 seconds on one core for the defaults.
+    """Make up cells with planted modules and cell types.
+
+    With the defaults this takes about 4 seconds on one core. Genes range from very rare ones to housekeeping genes;
+    about a tenth of the counts are not zero.
 
     Parameters
     ----------
     n_cells, n_genes
-        How much. Genes reach from very rare ones to housekeeping genes; about a tenth of the counts are not zero.
+        Numbers of cells and genes.
     n_modules
-        Co-regulated modules of equal size; together 30 % of the genes.
+        Number of co-regulated modules. They have the same size, and 30 % of the genes together.
     n_types
-        Cell types, of unequal size.
+        Number of cell types. They differ in size.
     seed
-        Of a NumPy generator: equal seeds give equal cells on machines of one kind.
+        Seed of a NumPy generator. The same seed gives the same cells on machines of one kind.
+
+    Returns
+    -------
+    SyntheticCells
+        The counts, and what was planted in them.
 
     Raises
     ------
@@ -90,6 +132,8 @@ def generate_cells(
 
     Examples
     --------
+    >>> import numpy as np
+    >>> from corrmask_fast.synthetic import generate_cells
     >>> cells = generate_cells(100, 50, n_modules=5, n_types=2)
     >>> cells.counts.shape, cells.gene_names[:2], np.bincount(cells.modules[cells.modules >= 0]).tolist()
     ((100, 50), ('GENE0001', 'GENE0002'), [3, 3, 3, 3, 3])
@@ -138,31 +182,41 @@ def generate_cells(
 def module_recovery(
     graph: DependencyGraph, modules: np.ndarray, *, expressed: np.ndarray | None = None
 ) -> dict[str, float]:
-    """Compare a graph with planted modules.
+    """Compare a graph with the planted modules.
 
     Parameters
     ----------
     graph
-        Built from cells with planted modules.
+        :class:`~corrmask_fast.DependencyGraph` of cells with planted modules.
     modules
-        (n_genes,) integers in order of gene token: the module of each gene, -1 for none.
+        (n_genes,) integers in the order of the gene tokens: module of each gene, −1 for none.
     expressed
-        (n_genes,) bool: genes to judge recall by, for instance those present in enough cells. None: genes with an
-        edge.
+        (n_genes,) bool: genes that count for the recall, such as those in enough cells. None: genes with an edge.
 
     Returns
     -------
     dict
-        ``n_edges`` (undirected) and ``n_genes`` (expressed); ``precision``: the share of edges that lie within one
-        module; ``recall``: of all pairs of expressed genes of one module, the share that has an edge. Beside each what
-        is expected by chance: ``precision_by_chance`` for edges drawn between genes of the same degrees,
-        ``recall_by_chance`` for as many edges drawn between any two expressed genes. NaN where there is nothing to
-        count.
+        ``n_edges``: number of undirected edges. ``n_genes``: number of expressed genes. ``precision``: share of edges
+        within one module. ``recall``: of all pairs of expressed genes of one module, the share with an edge.
+        ``precision_by_chance``: what is expected of edges drawn between genes of the same degrees.
+        ``recall_by_chance``: what is expected of as many edges drawn between any two expressed genes. A share is NaN if
+        there is nothing to count.
 
     Raises
     ------
     InputError
         If ``modules`` or ``expressed`` does not have one value for each gene of the graph's vocabulary.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from corrmask_fast import DependencyGraph
+    >>> from corrmask_fast.synthetic import module_recovery
+    >>> from corrmask_fast.testing import make_vocabulary
+    >>> graph = DependencyGraph.from_edges([("G0", "G1"), ("G0", "G2")], make_vocabulary(4))
+    >>> found = module_recovery(graph, np.array([0, 0, -1, -1]))
+    >>> found["precision"], found["recall"]  # G0-G1 lies within the module, G0-G2 does not
+    (0.5, 1.0)
     """
     lo, hi = graph.vocabulary.gene_range
     modules = _per_gene("modules", modules, hi - lo)

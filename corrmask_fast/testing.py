@@ -264,7 +264,22 @@ class Case:
 
 
 def assert_same(expected: Any, got: Any, name: str) -> None:
-    """Assert that two results are equal to the bit; say where they first differ."""
+    """Assert that two results are equal to the bit; the message says where they first differ.
+
+    Parameters
+    ----------
+    expected
+        Of :meth:`Case.expected`.
+    got
+        Object with arrays of the same names, such as a :class:`~corrmask_fast.MaskedBatch` on the CPU.
+    name
+        Name of the case, for the message.
+
+    Raises
+    ------
+    AssertionError
+        If a shape or a value differs.
+    """
     for field in Expected._fields:
         want, have = np.asarray(getattr(expected, field)), np.asarray(getattr(got, field))
         assert want.shape == have.shape, f"{name}: {field} must have shape {want.shape}; got {have.shape}"
@@ -277,7 +292,20 @@ def assert_same(expected: Any, got: Any, name: str) -> None:
 
 
 def draw_ids(rows: int, seed: int = 0) -> np.ndarray:
-    """Return (rows,) int64 draws, the extreme ones first."""
+    """Return draws of rows, the extreme ones first.
+
+    Parameters
+    ----------
+    rows
+        Number of rows.
+    seed
+        Seed of the draws after the extreme ones.
+
+    Returns
+    -------
+    numpy.ndarray
+        (rows,) int64.
+    """
     extreme = np.array([0, -1, -(2**63), 2**63 - 1, 2**32, -(2**32)], np.int64)
     drawn = np.random.default_rng(seed).integers(-(2**63), 2**63, rows, np.int64)
     drawn[: extreme.size] = extreme[:rows]
@@ -285,16 +313,59 @@ def draw_ids(rows: int, seed: int = 0) -> np.ndarray:
 
 
 def make_vocabulary(n_genes: int, *, v2: bool = False, genes_first: bool = False) -> Vocabulary:
-    """Return a vocabulary of genes G0, G1, … and special tokens: before the genes as in Geneformer, or after them."""
+    """Return a vocabulary of genes G0, G1, … and special tokens.
+
+    Parameters
+    ----------
+    n_genes
+        Number of genes.
+    v2
+        Special tokens ``<pad>``, ``<mask>``, ``<cls>``, ``<eos>``, as in Geneformer's V2. False: the first two, as in
+        V1.
+    genes_first
+        The special tokens come after the genes. False: before them, as in Geneformer.
+
+    Returns
+    -------
+    Vocabulary
+        Without ``genes_first``, gene Gi is token 2 + i, or 4 + i with ``v2``.
+
+    Examples
+    --------
+    >>> from corrmask_fast.testing import make_vocabulary
+    >>> make_vocabulary(3).names
+    ('<pad>', '<mask>', 'G0', 'G1', 'G2')
+    """
     special = ("<pad>", "<mask>", "<cls>", "<eos>") if v2 else ("<pad>", "<mask>")
     genes = tuple(f"G{i}" for i in range(n_genes))
     return Vocabulary(genes + special[::-1] if genes_first else special + genes)
 
 
 def make_graph(vocabulary: Vocabulary, *, degree: float = 8.0, hub: bool = True, seed: int = 0) -> DependencyGraph:
-    """Return a random graph between genes of near ids, which the cells here hold together.
+    """Return a random graph whose edges link genes with near ids.
 
-    The first gene, a hub, has all but the last tenth of the genes for neighbours; that tenth has none.
+    Parameters
+    ----------
+    vocabulary
+        The genes. The last tenth of them has no neighbours.
+    degree
+        Mean number of neighbours of the other genes, before edges that are drawn twice are left out.
+    hub
+        Whether the first gene is a neighbour of all genes but the last tenth.
+    seed
+        Seed of the edges and their rho.
+
+    Returns
+    -------
+    DependencyGraph
+        With rho drawn from [−1, 1).
+
+    Examples
+    --------
+    >>> from corrmask_fast.testing import make_graph, make_vocabulary
+    >>> graph = make_graph(make_vocabulary(100))
+    >>> len(graph.neighbors("G0")[0])  # the hub
+    89
     """
     rng = np.random.default_rng(seed)
     lo, hi = vocabulary.gene_range
@@ -309,7 +380,18 @@ def make_graph(vocabulary: Vocabulary, *, degree: float = 8.0, hub: bool = True,
 
 
 def cases(seed: int = 0) -> list[Case]:
-    """Return short batches of every odd kind, int64 (see :meth:`Case.astype`)."""
+    """Return short batches of every odd kind, to try a masking backend on.
+
+    Parameters
+    ----------
+    seed
+        Seed of the cells and graphs.
+
+    Returns
+    -------
+    list of Case
+        With ``input_ids`` int64; :meth:`Case.astype` changes that.
+    """
     v1, v2 = make_graph(make_vocabulary(200), seed=seed), make_graph(make_vocabulary(150, v2=True), seed=seed + 1)
     after = make_graph(make_vocabulary(120, v2=True, genes_first=True), seed=seed + 2)
     dense = make_graph(make_vocabulary(60), degree=200, seed=seed + 3)
@@ -340,7 +422,18 @@ def cases(seed: int = 0) -> list[Case]:
 
 
 def long_cases(seed: int = 0) -> list[Case]:
-    """Return rows of 97 to 4 096 tokens, int64, with vocabularies of Geneformer's sizes (V1 and V2)."""
+    """Return batches with rows of 97 to 4 096 tokens, and vocabularies of Geneformer's sizes (V1 and V2).
+
+    Parameters
+    ----------
+    seed
+        Seed of the cells and graphs.
+
+    Returns
+    -------
+    list of Case
+        With ``input_ids`` int64.
+    """
     rng = np.random.default_rng(seed)
     batch = _batches(rng)
     v1 = make_graph(make_vocabulary(25_424), degree=20, seed=seed)

@@ -23,27 +23,68 @@ _HEAD = ("fraction", "measure", "strategy", "against", "n", "mean", "sd", "low",
 
 
 class Comparison(Results):
-    """Strategies pretrained under equal conditions, one model for each strategy, fraction of the cells, and seed.
+    """Result of :func:`~corrmask_fast.compare_strategies`: the scores of models that differ in their masks alone.
+
+    There is one model for each strategy, fraction of the training cells, and seed. :meth:`read` opens the folder of a
+    comparison, finished or not.
 
     Attributes
     ----------
     facts
-        What was compared: ``comparison.json``.
+        Content of ``comparison.json``: strategies, numbers of cells and genes, settings, versions.
     rows
-        A :class:`Row` for each model that has ended, and for each baseline and seed: ``rows.csv``.
+        The rows of ``rows.csv``, one for each model that has ended, and for each baseline and seed. A row has ``kind``
+        (``"model"``, ``"untrained"`` or ``"baseline"``), ``strategy``, ``fraction``, ``seed`` and ``values`` (name of a
+        column → float).
     details
-        Values by cell type, gene frequency, and strength of the partners: ``details.csv``.
+        The rows of ``details.csv``: F1 and losses by cell type, losses by gene frequency, and shortcuts by gene
+        frequency and by the partners' absolute rho.
+
+    Raises
+    ------
+    InputError
+        If facts and rows do not fit each other.
+
+    Examples
+    --------
+    >>> from corrmask_fast import Comparison
+    >>> from corrmask_fast.comparison.results import Row
+    >>> facts = {
+    ...     "strategies": {"random": "Random", "corrmask": "CorrMask"}, "reference": "random", "fractions": [1.0],
+    ...     "seeds": 2, "train_cells": 700, "test_cells": 300, "genes": 50,
+    ... }
+    >>> losses = {("random", 0): 3.1, ("random", 1): 3.3, ("corrmask", 0): 3.2, ("corrmask", 1): 3.5}
+    >>> rows = [Row("model", name, 1.0, seed, {"loss": loss}) for (name, seed), loss in losses.items()]
+    >>> comparison = Comparison(facts, rows)  # of a folder: Comparison.read("comparison")
+    >>> comparison.values("corrmask", "loss", 1.0)  # by seed
+    {0: 3.2, 1: 3.5}
+    >>> [round(difference.mean, 3) for difference in comparison.differences()]  # CorrMask minus Random
+    [0.15]
     """
 
     def differences(self) -> list[Difference]:
-        """Return each strategy minus the reference, and a few other pairs, for each fraction and measure.
+        """Return each strategy minus the reference, for each fraction and measure, paired by seed.
 
-        Differences are paired by seed; a pair of strategies without a common seed has none.
+        A few other pairs follow, such as CorrMask minus Random matched to its frequencies. A pair of strategies without
+        a common seed is left out.
+
+        Returns
+        -------
+        list
+            Of each difference: ``fraction``, ``measure``, ``strategy``, ``against``, ``n`` (number of seeds), ``mean``,
+            ``sd`` over seeds, ``low`` and ``high`` (Student's 95 % interval; NaN with one seed), ``verdict``, and
+            ``seeds_needed`` (for a power of 80 %). Units are those of the measure.
         """
         return all_differences(self)
 
     def table(self) -> str:
-        """Return the main measures of each strategy and baseline, and what is told apart, as text."""
+        """Return the main measures of each strategy and baseline, and the differences whose interval excludes 0.
+
+        Returns
+        -------
+        str
+            Tables in plain text.
+        """
         differences = self.differences()
         measures = [measure for measure in self.measures if measure.main]
         lines = [*self.remarks(), ""] if self.remarks() else []
@@ -83,11 +124,18 @@ class Comparison(Results):
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write ``differences.csv`` and ``report.html`` into a folder.
 
-        Measures stand in the CSV file as in ``rows.csv`` (accuracy as a share). The page needs no other file and no
+        The CSV file has measures as ``rows.csv`` has them (accuracy as a share). The page needs no other file and no
         network.
+
+        Parameters
+        ----------
+        folder
+            Folder to write to. It is made if it does not exist.
 
         Raises
         ------
+        InputError
+            If nothing can be written there.
         MissingExtraError
             Without matplotlib (extra ``plot``).
         """

@@ -59,20 +59,32 @@ def parse_compared(name: str) -> Compared:
 
 @dataclass(frozen=True)
 class Scoring:
-    """How each model is scored.
+    """How :func:`~corrmask_fast.compare_strategies` scores each model.
 
-    Attributes
+    Parameters
     ----------
     n_cells
-        Test cells for losses (all if there are no more).
+        Largest number of test cells for losses.
     n_targets
-        Of the paired shortcut; 0: none.
+        Largest number of targets for the shortcut. 0: the shortcut is not measured.
     fine_tuning_epochs
-        Passes over the labelled cells to fine-tune on; 0: cell types are told from frozen embeddings alone.
+        Passes over the labelled cells in fine-tuning. 0: no fine-tuning; cell types are told from frozen embeddings
+        only.
     min_cells
-        Types with fewer labelled test cells are left out.
+        Types with fewer labelled test cells are left out; at least 4.
     neighbors
-        Neighbours of a cell for kNN purity.
+        Number of a cell's neighbours for kNN purity.
+
+    Raises
+    ------
+    InputError
+        If a number is out of range.
+
+    Examples
+    --------
+    >>> from corrmask_fast.comparison.plan import Scoring
+    >>> Scoring(n_targets=0).n_cells  # without the shortcut
+    1000
     """
 
     n_cells: int = 1000

@@ -90,12 +90,17 @@ class Results:
 
     @classmethod
     def read(cls, folder: str | os.PathLike[str]) -> Self:
-        """Read a comparison's folder, finished or not.
+        """Read the folder of a comparison, finished or not.
 
         Parameters
         ----------
         folder
-            Holds ``comparison.json`` and ``rows.csv``; ``details.csv`` may be missing.
+            Folder with ``comparison.json`` and ``rows.csv``; ``details.csv`` may be missing.
+
+        Returns
+        -------
+        Comparison
+            The models that have ended.
 
         Raises
         ------
@@ -121,12 +126,12 @@ class Results:
 
     @property
     def strategies(self) -> dict[str, str]:
-        """Label of each strategy by its name, in the order given."""
+        """Name of each strategy → its label, in the order given."""
         return self.facts["strategies"]  # type: ignore[no-any-return]
 
     @property
     def reference(self) -> str:
-        """The strategy that the others are compared with."""
+        """Name of the strategy that the others are compared with."""
         return self.facts["reference"]  # type: ignore[no-any-return]
 
     @property
@@ -136,24 +141,24 @@ class Results:
 
     @property
     def started(self) -> list[float]:
-        """The fractions that have a model, the largest first; they are what is shown."""
+        """Fractions that have a model, the largest first; tables and pictures show these."""
         there = {row.fraction for row in self.rows if row.kind == "model"}
         return [fraction for fraction in self.fractions if fraction in there]
 
     @property
     def baselines(self) -> list[str]:
-        """Names of what was compared without pretraining, in the order of their rows."""
+        """Names of the baselines and of the untrained model, in the order of their rows."""
         return list(dict.fromkeys(row.strategy for row in self.rows if row.kind != "model"))
 
     @property
     def measures(self) -> list[Measure]:
-        """The measures of which some model has a value."""
+        """Measures of which some model has a value, each with ``name``, ``label``, ``unit`` and ``better``."""
         there = {name for row in self.rows if row.kind == "model" for name in row.values}
         return [measure for measure in MEASURES if measure.name in there]
 
     @property
     def planned(self) -> int:
-        """Number of models of the finished comparison."""
+        """Number of models that the finished comparison has."""
         return int(self.facts["models"])
 
     @property
@@ -162,15 +167,52 @@ class Results:
         return sum(row.kind == "model" for row in self.rows)
 
     def label(self, name: str) -> str:
-        """Return the name of a strategy or baseline as it is shown."""
+        """Return the label of a strategy or baseline, as tables and pictures show it.
+
+        Parameters
+        ----------
+        name
+            Name of a strategy or baseline.
+
+        Returns
+        -------
+        str
+            Its label, such as ``"Random"`` for ``"random"``.
+        """
         return self.strategies.get(name, BASELINES.get(name, name))
 
     def pair(self, strategy: str, against: str) -> str:
-        """Return what is subtracted from what, as it is shown."""
+        """Return the label of a difference, as tables and pictures show it.
+
+        Parameters
+        ----------
+        strategy, against
+            Names of strategies or baselines.
+
+        Returns
+        -------
+        str
+            Such as ``"CorrMask − Random"``.
+        """
         return f"{self.label(strategy)} − {self.label(against)}"
 
     def values(self, name: str, measure: str, fraction: float | None) -> dict[int, float]:
-        """Return a column of ``rows.csv`` by seed; of a baseline whatever the fraction is."""
+        """Return the values of one column of ``rows.csv`` by seed.
+
+        Parameters
+        ----------
+        name
+            Name of a strategy or baseline.
+        measure
+            Name of a column, such as ``"loss"``.
+        fraction
+            Share of the training cells, in (0, 1]. It does not matter for a baseline.
+
+        Returns
+        -------
+        dict
+            Seed → value. Seeds without a value are left out.
+        """
         seeds = self._rows_of(name, fraction)
         return {seed: values[measure] for seed, values in sorted(seeds.items()) if measure in values}
 
@@ -179,7 +221,20 @@ class Results:
         return values.get((name, fraction if name in self.strategies else None), {})
 
     def by_group(self, table: str, fraction: float) -> dict[str, dict[str, dict[int, float]]]:
-        """Return a table of ``details.csv`` at a fraction: by group and strategy, a value for each seed."""
+        """Return one table of ``details.csv``.
+
+        Parameters
+        ----------
+        table
+            Name of the table, such as ``"loss by frequency"``.
+        fraction
+            Share of the training cells, in (0, 1].
+
+        Returns
+        -------
+        dict
+            Group → strategy → seed → value.
+        """
         groups: dict[str, dict[str, dict[int, float]]] = {}
         for one in self.details:
             if one.table == table and one.fraction == fraction and one.strategy in self.strategies:
@@ -187,14 +242,31 @@ class Results:
         return groups
 
     def cells(self, fraction: float) -> int:
-        """Return the number of cells that the models of a fraction were pretrained on."""
+        """Return the number of cells that the models of a fraction were pretrained on.
+
+        Parameters
+        ----------
+        fraction
+            Share of the training cells, in (0, 1].
+
+        Returns
+        -------
+        int
+            Number of cells.
+        """
         for row in self.rows:
             if row.kind == "model" and row.fraction == fraction and "cells" in row.values:
                 return int(row.values["cells"])
         return round(fraction * int(self.facts["train_cells"]))
 
     def remarks(self) -> list[str]:
-        """Return what a reader has to know of these rows: models that are missing, numbers that are none."""
+        """Return remarks on the rows: models that are missing, and values that are not finite.
+
+        Returns
+        -------
+        list of str
+            Sentences; empty if nothing is missing.
+        """
         remarks = []
         if self.ended < self.planned:
             remarks.append(

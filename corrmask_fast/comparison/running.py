@@ -76,65 +76,94 @@ def compare_strategies(
     command: str = "",
     progress: bool = True,
 ) -> Comparison:
-    """Pretrain models that differ in their masks alone, score all alike, and report the differences.
+    """Pretrain models that differ in their masks alone, score all in the same way, and report the differences.
 
-    All models of a seed start from the same weights and see the same cells in the same order, in as many steps. None is
-    trained on the test cells. A row is written as each model ends; the same call goes on where it was broken off, and
-    with more strategies, seeds or fractions it adds to what is there.
+    All models of a seed start from the same weights and see the same cells in the same order, for the same number of
+    steps. No model is trained on the test cells. A row is written when a model ends. If the call is interrupted, the
+    same call goes on where it stopped. A call with more strategies, seeds or fractions adds to what is there.
 
     Parameters
     ----------
     train
-        Counts (``.h5ad`` and whatever :func:`~corrmask_fast.tokenize` reads), in one file or several; or one corpus of
-        tokenised cells.
+        Counts, in one file or several: ``.h5ad`` and the other formats of :func:`~corrmask_fast.tokenize`. Or one
+        corpus of tokenised cells.
     folder
-        Where rows, graphs, models and the report go.
+        Folder for rows, graphs, models and the report.
     test
-        The cells to score. None: ``test_share`` of the cells of ``train``.
+        The cells to score, in one file. None: ``test_share`` of the cells of ``train``.
     labels
-        Obs column of the test cells with their types: half of the labelled cells train a head, the others are scored.
-        None: losses and the shortcut alone.
+        Obs column of the test cells with their types. Half of the labelled cells train a head, the other half is
+        scored. None: only losses and the shortcut are measured.
     strategies
-        Names of strategies, each with a rate of its own where one follows: ``random@0.4``, ``random@0.1..0.9``.
+        Names of strategies, as :func:`~corrmask_fast.make_masker` takes them. A rate of its own follows ``@``:
+        ``"random@0.4"``, ``"random@0.1..0.9"``.
     reference
-        The strategy that the others are compared with.
+        The strategy that the others are compared with; one of ``strategies``.
     seeds
-        Models of each kind, with seeds 0, 1, …: of weights, order of cells, masks, the share of the cells, and the
-        split of the labelled cells.
+        Number of models of each strategy and fraction, with the seeds 0, 1, … A seed decides the first weights, the
+        order of the cells, the masks, the cells of a fraction, and the split of the labelled cells.
     fractions
-        Shares of the training cells to pretrain on.
+        Shares of the training cells to pretrain on, in (0, 1].
     mlm_probability
-        Rate of all strategies that have none of their own.
+        Share of a cell's genes that is masked, in (0, 1), for strategies without a rate of their own.
     settings
-        Of pretraining; None: the preset ``tiny``. ``max_steps`` must be set: all models take as many.
+        Settings of pretraining (``corrmask_fast.training.settings``). ``max_steps`` must be set. None: the preset
+        ``"tiny"``.
     scoring
-        How models are scored.
-    graph, pmi
-        A graph and a PMI table for all models. None: each is made from the cells that a model is pretrained on, cut as
-        for the model. The shortcut is measured by the graph of all training cells.
+        How models are scored (``corrmask_fast.comparison.plan.Scoring``). None: 1000 test cells, 1000 targets of the
+        shortcut, 10 epochs of fine-tuning.
+    graph
+        File of a graph for all models. None: it is built from the cells that each model is pretrained on, and the
+        shortcut is measured by the graph of all training cells.
+    pmi
+        File of a PMI table for all models. None: it is made from the cells that each model is pretrained on.
     options
-        Of the maskers, such as ``weights`` or ``gene_sets``: each strategy takes its own.
-    vocabulary, medians
-        Of counts; None: the inputs' genes, and the medians of ``train``. With a graph or a table, the genes are theirs.
-    test_share, gene_share
-        See ``test``; genes in a smaller share of the training cells are left out.
+        Options of the maskers, such as ``weights`` or ``gene_sets``. Each strategy takes those that it knows.
+    vocabulary
+        Genes of the counts. None: the genes of the inputs. If ``graph`` or ``pmi`` is given, its vocabulary is used.
+    medians
+        Medians that scale the counts. None: those of ``train``.
+    test_share
+        Share of the cells of ``train`` that is scored if there is no ``test``.
+    gene_share
+        Genes in a smaller share of the training cells are left out.
     jobs
-        Models trained at the same time, each with an equal share of the threads. None: one for each thread; on a GPU
-        one. With another number of threads a model's figures are the same but for float rounding.
+        Number of models that are trained at the same time, with an equal share of the threads each. It changes the
+        results by rounding errors only. None: one for each thread; on a GPU one.
     command
-        What the report says of how to make it again.
+        Text for the report: the command that makes it again.
     progress
-        Say how long it will take, and print a line as each model ends.
+        Print how long it will take, and a line when a model ends.
+
+    Returns
+    -------
+    Comparison
+        The results, as they are in ``folder``.
 
     Raises
     ------
     InputError
-        If the inputs do not fit each other, labels are missing, a strategy lacks what it needs, or ``folder`` holds a
-        comparison of other cells or settings.
+        If the inputs do not fit each other, labels are missing, a strategy lacks what it needs, an option is out of
+        range, another call works on ``folder``, or ``folder`` holds something else or a comparison of other cells or
+        settings.
+    MissingExtraError
+        Without transformers (extra ``hf``), matplotlib (extra ``plot``) or scikit-learn (extra ``eval``).
 
     Notes
     -----
-    With several jobs, a script needs ``if __name__ == "__main__":`` around the call, as processes are spawned.
+    With several jobs, processes are spawned: a script needs ``if __name__ == "__main__":`` around the call.
+
+    Examples
+    --------
+    This trains four models, and so takes longer than the other examples:
+
+    >>> from corrmask_fast import compare_strategies
+    >>> from corrmask_fast.synthetic import generate_cells
+    >>> generate_cells(1_000, 300, n_modules=10).write_h5ad("cells.h5ad")  # doctest: +SKIP
+    >>> comparison = compare_strategies(
+    ...     "cells.h5ad", "comparison", labels="cell_type", strategies=["random", "corrmask"], seeds=2
+    ... )  # doctest: +SKIP
+    >>> print(comparison.table())  # doctest: +SKIP
     """
     for module, extra in (("transformers", "hf"), ("matplotlib", "plot"), ("sklearn", "eval")):
         import_extra(module, extra)  # before the work

@@ -46,19 +46,29 @@ MAJORITY = "most common type"
 
 @dataclass(frozen=True)
 class CellAnnotation:
-    """How well cell types are named in cells that were not trained on.
+    """How well a model names the types of held-out cells, as :func:`~corrmask_fast.annotate_cells` returns it.
 
     Attributes
     ----------
     types
-        (n_types,) names, the most abundant first.
+        n_types names, the most abundant type first.
     n_cells
-        (n_types,) labelled cells of each.
+        (n_types,) int64: number of labelled cells of each type.
     confusions
-        Method → number of labelled cells that it learnt from → (repeats, n_types, n_types) cells held out of the row's
-        type that were given the column's. The first method is the model, fine-tuned; the others are baselines.
+        Method → number of labelled cells that it learnt from → (repeats, n_types, n_types) int64. An entry is the
+        number of held-out cells of the row's type that were given the column's type. The first method is
+        ``"fine-tuned"``, the model; the others are baselines.
     n_rare
-        So many of the last types count as rare.
+        Number of types, the last ones, that count as rare.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from corrmask_fast import CellAnnotation
+    >>> confusion = np.array([[[8, 0], [1, 1]]])  # one repeat: 8 T cells and 1 of 2 B cells are named correctly
+    >>> found = CellAnnotation(["T cell", "B cell"], np.array([40, 10]), {"fine-tuned": {40: confusion}}, n_rare=1)
+    >>> found.macro_f1.round(3), found.rare_f1.round(3)
+    (array([0.804]), array([0.667]))
     """
 
     types: list[str]
@@ -68,37 +78,53 @@ class CellAnnotation:
 
     @property
     def sizes(self) -> list[int]:
-        """Numbers of labelled cells that were learnt from, ascending: the last is all that are not held out."""
+        """Numbers of labelled cells that were learnt from, ascending; the last is all that are not held out."""
         return sorted(self.confusions[FINE_TUNED])
 
     @property
     def f1(self) -> np.ndarray:
-        """(repeats, n_types): F1 of each type in each repeat."""
+        """(repeats, n_types) float64: F1 of each type in each repeat, of the fine-tuned model."""
         return self.f1_of(FINE_TUNED)
 
     def f1_of(self, method: str, size: int | None = None) -> np.ndarray:
-        """(repeats, n_types): F1 of a method that learnt from ``size`` cells; None: from all."""
+        """Return F1 of each type in each repeat.
+
+        Parameters
+        ----------
+        method
+            A key of ``confusions``.
+        size
+            One of ``sizes``: the number of labelled cells that the method learnt from. None: the largest.
+
+        Returns
+        -------
+        numpy.ndarray
+            (repeats, n_types) float64.
+        """
         return f1_of(self.confusions[method][self.sizes[-1] if size is None else size])
 
     @property
     def confusion(self) -> np.ndarray:
-        """(n_types, n_types): cells held out of the row's type that the model gave the column's, over all repeats."""
+        """(n_types, n_types) int64: the model's confusion matrix, summed over repeats; rows are the true types."""
         return self.confusions[FINE_TUNED][self.sizes[-1]].sum(0)
 
     @property
     def macro_f1(self) -> np.ndarray:
-        """(repeats,): mean F1 over types."""
+        """(repeats,) float64: mean F1 over all types, of the fine-tuned model."""
         return self.f1.mean(axis=1)
 
     @property
     def rare_f1(self) -> np.ndarray:
-        """(repeats,): mean F1 over the rare types."""
+        """(repeats,) float64: mean F1 over the rare types, of the fine-tuned model."""
         return self.f1[:, -self.n_rare :].mean(axis=1)
 
     def table(self) -> str:
         """Return F1 of every type, the rarest last, and the means; ± is a standard error over repeats.
 
-        Where there are baselines, or several numbers of labelled cells, tables of these follow.
+        Returns
+        -------
+        str
+            A table in plain text. With baselines, or several numbers of labelled cells, more tables follow.
         """
         lines = [["cell type", "cells", "F1"]]
         for name, cells, f1 in zip(self.types, self.n_cells, self.f1.T, strict=True):
@@ -123,7 +149,13 @@ class CellAnnotation:
         return "\n\n".join("\n".join(align(lines)) for lines in tables)
 
     def save_csv(self, path: str | os.PathLike[str]) -> None:
-        """Write F1 of each type in each repeat, for every method and number of labelled cells."""
+        """Write F1 to a CSV file: a row for each method, number of labelled cells, repeat and type.
+
+        Parameters
+        ----------
+        path
+            The file to write.
+        """
         rows = [
             [repeat, name, cells, rank >= len(self.types) - self.n_rare, f1, method, size]
             for method, found in self.confusions.items()
@@ -134,7 +166,13 @@ class CellAnnotation:
         write_csv(path, ["repeat", "cell_type", "n_cells", "rare", "f1", "method", "labelled_cells"], rows)
 
     def save_confusion(self, path: str | os.PathLike[str]) -> None:
-        """Write the model's confusion matrix: a line for each type, a column for each that its cells were given."""
+        """Write the model's confusion matrix to a CSV file: a row for each true type, a column for each given type.
+
+        Parameters
+        ----------
+        path
+            The file to write.
+        """
         rows = [[name, *cells] for name, cells in zip(self.types, self.confusion.tolist(), strict=True)]
         write_csv(path, ["cell_type", *self.types], rows)
 
@@ -153,46 +191,71 @@ def annotate_cells(
     settings: FineTuning | None = None,
     progress: bool = True,
 ) -> CellAnnotation:
-    """Fine-tune a classification head on cell types, and score it on cells held out.
+    """Fine-tune a model on cell types, and score it on held-out cells.
 
     Parameters
     ----------
     model
-        Folder of a Hugging Face checkpoint, such as a pretrained ``BertForMaskedLM``; its weights stay as they are.
+        Folder of a Hugging Face checkpoint, such as a pretrained ``BertForMaskedLM``. It is not changed.
     corpus
         Tokenised cells of the model's vocabulary.
     labels
-        The obs column with the cell types. Cells without a label are left out.
+        Obs column with the cell types. Cells without a label are left out.
     test_share
-        Share of cells held out, of each type alike.
+        Share of cells to hold out, in (0, 1), the same of each type.
     repeats
-        Times to split, train and score, with seeds of their own.
+        Number of times to split, train and score, each time with another seed.
     min_cells
         Types with fewer cells are left out.
     n_rare
-        So many of the rarest types are averaged apart; None: a third of them.
+        Number of the rarest types whose mean is reported separately. None: a third of the types.
     baselines
-        Name the same cells by other means too: an encoder of the same configuration with new weights, fine-tuned
-        alike; the 10 nearest labelled cells among the model's embeddings, and among those of new weights, nothing
-        trained; logistic regression on counts where the corpus has values, else on ranks; the most common type.
+        Name the same cells by other methods too: an encoder of the same configuration with new weights, fine-tuned in
+        the same way; the 10 nearest labelled cells by the model's embeddings, and by those of new weights, without
+        training; logistic regression on counts if the corpus has values, else on ranks; the most common type.
     sizes
-        Numbers of labelled cells for a learning curve: each method also learns from so many, of each type alike, and
-        names the same cells. Fine-tuning takes as many steps as with all labelled cells.
+        Numbers of labelled cells for a learning curve. Each method also learns from this many cells, the same share of
+        each type, and names the same held-out cells. Fine-tuning takes as many steps as with all labelled cells.
     settings
-        Of fine-tuning; None: 5 epochs of :class:`~corrmask_fast.evaluation.fine_tuning.FineTuning`.
+        Settings of fine-tuning. None: the defaults of :class:`~corrmask_fast.FineTuning` (5 epochs).
     progress
-        Show a progress bar on standard error, and before it how long the work will take.
+        Print how long the work will take, and show a progress bar, on standard error.
+
+    Returns
+    -------
+    CellAnnotation
+        Confusion matrices, and F1 of each type.
 
     Raises
     ------
     InputError
-        If the corpus has no such column, fewer than two types are left, or the model does not fit the corpus.
+        If the corpus has no such column, fewer than two types are left, the model does not fit the corpus, or a number
+        is out of range.
     MissingExtraError
         Without transformers (extra ``hf``) or scikit-learn (extra ``eval``).
 
     Notes
     -----
     Hacohen et al. 2026, section 6.3 and appendix C.2, after Theodoris et al. 2023.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from transformers import BertConfig, BertForMaskedLM
+    >>> from corrmask_fast import Corpus, FineTuning, annotate_cells
+    >>> from corrmask_fast.testing import make_vocabulary
+    >>> genes, types = make_vocabulary(16), np.array(["T cell", "B cell"] * 15)
+    >>> tokens = np.tile(np.arange(2, 18), 15)  # G0 … G7 in T cells, G8 … G15 in B cells
+    >>> corpus = Corpus(np.arange(0, 241, 8), tokens, genes, obs={"cell_type": types})
+    >>> config = BertConfig(
+    ...     vocab_size=genes.size, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
+    ... )
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     BertForMaskedLM(config).save_pretrained(folder)
+    ...     found = annotate_cells(folder, corpus, settings=FineTuning(epochs=1), progress=False)
+    >>> found.types, found.f1.shape
+    (['B cell', 'T cell'], (1, 2))
     """
     from corrmask_fast.evaluation.fine_tuning import FineTuning
 

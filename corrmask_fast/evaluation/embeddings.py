@@ -29,14 +29,31 @@ POOLS, PRECISIONS = ("mean", "cls"), ("float32", "bfloat16")
 
 
 class GeneEmbeddings(NamedTuple):
-    """Vectors of the genes of a vocabulary, in order of their token ids."""
+    """Vectors of the genes of a vocabulary, as :func:`~corrmask_fast.embed_genes` returns them.
+
+    Row i of each array is the gene with the token ``vocabulary.gene_range[0] + i``.
+
+    Attributes
+    ----------
+    static
+        (genes, width) float32: the model's input embeddings, the same in every cell.
+    contextual
+        (genes, width) float32: the mean of a layer's vectors over the cells with the gene; NaN if there are none.
+    n_cells
+        (genes,) int64: number of cells in which the model saw the gene.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from corrmask_fast import GeneEmbeddings
+    >>> genes = GeneEmbeddings(np.zeros((3, 4), np.float32), np.ones((3, 4), np.float32), np.array([7, 0, 2]))
+    >>> genes.contextual[genes.n_cells > 0].shape  # of the genes that are in some cell
+    (2, 4)
+    """
 
     static: np.ndarray
-    """(genes, width) float32: the model's input embeddings, the same in every cell."""
     contextual: np.ndarray
-    """(genes, width) float32: the mean of a layer's vectors over the cells with the gene; NaN if there are none."""
     n_cells: np.ndarray
-    """(genes,) int64: in so many cells the model saw the gene."""
 
 
 def embed_cells(
@@ -51,42 +68,60 @@ def embed_cells(
     precision: str = "float32",
     progress: bool = True,
 ) -> np.ndarray:
-    """Return an embedding of every cell: the mean of a layer over the cell's genes, or the layer at ``<cls>``.
+    """Return a vector for every cell: a layer's mean over the cell's genes, or the layer at ``<cls>``.
 
     Cells are read batch by batch, so a corpus on disk may be larger than memory.
 
     Parameters
     ----------
     model
-        Folder of a Hugging Face checkpoint, or a module: an encoder that returns ``last_hidden_state``, or a model of
-        transformers over one. A module stays on its device.
+        Folder of a Hugging Face checkpoint, or a module. A module is an encoder that returns ``last_hidden_state``, or
+        a model of transformers that contains one; it stays on its device.
     corpus
         Cells of the model's vocabulary.
     pool
-        ``"mean"`` over genes: ``<cls>``, ``<eos>`` and padding do not count, and a cell without genes is 0. ``"cls"``:
-        the vector of ``<cls>``, which V2 vocabularies have.
+        ``"mean"``: the mean over the genes of a cell. ``<cls>``, ``<eos>`` and padding do not count; a cell without
+        genes gets zeros. ``"cls"``: the vector at ``<cls>``, which V2 vocabularies have.
     layer
-        −1: the last one; −2: the one before; 0: the embeddings before the first layer.
+        −1: the last layer; −2: the one before it; 0: the embeddings before the first layer.
     max_length
-        Cells are cut to so many tokens, ``<cls>`` and ``<eos>`` included; None: what the model can see.
+        Cells are cut to this many tokens, ``<cls>`` and ``<eos>`` included. None: as many as the model can take.
     batch_size
-        Cells at a time. It changes results by rounding errors alone.
+        Number of cells in a batch. It changes the result by rounding errors only.
     device
-        Of a checkpoint: ``"cpu"``, ``"cuda"``, or ``"auto"``: a GPU where there is one.
+        Where a checkpoint is loaded: ``"cpu"``, ``"cuda"``, or ``"auto"`` (a GPU if there is one).
     precision
-        ``"float32"``, or ``"bfloat16"``: quicker on a GPU, with about 3 digits.
+        ``"float32"``, or ``"bfloat16"``: faster on GPUs that support it, with 2 to 3 significant digits.
     progress
         Show a progress bar on standard error.
 
     Returns
     -------
-    (n_cells, width) float32, in order of the corpus.
+    numpy.ndarray
+        (n_cells, width) float32, in the order of the corpus.
 
     Raises
     ------
     InputError
-        If there is no such checkpoint, it has another vocabulary or no such layer, or the vocabulary has no ``<cls>``
-        to pool.
+        If the corpus has no cells; if the checkpoint cannot be loaded or has another vocabulary; if the model has no
+        such layer; if ``pool="cls"`` and the vocabulary has no ``<cls>``; or if an option is out of range.
+
+    See Also
+    --------
+    embed_genes : Vectors of genes.
+
+    Examples
+    --------
+    >>> from transformers import BertConfig, BertModel
+    >>> from corrmask_fast import embed_cells, read_corpus
+    >>> from corrmask_fast.testing import make_vocabulary
+    >>> genes = make_vocabulary(20)
+    >>> corpus = read_corpus([[2, 5, 9], [4, 3], [21, 7, 2]], genes)
+    >>> config = BertConfig(
+    ...     vocab_size=genes.size, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
+    ... )
+    >>> embed_cells(BertModel(config), corpus, progress=False).shape
+    (3, 8)
     """
     from corrmask_fast.evaluation.fine_tuning import mean_over_genes
 
@@ -119,14 +154,36 @@ def embed_genes(
     precision: str = "float32",
     progress: bool = True,
 ) -> GeneEmbeddings:
-    """Return embeddings of every gene: the model's input embeddings, and the mean of a layer over cells.
+    """Return two vectors for every gene: the model's input embedding, and a layer's mean over cells.
 
-    Parameters are those of :func:`embed_cells`.
+    Parameters
+    ----------
+    model, corpus, layer, max_length, batch_size, device, precision, progress
+        As for :func:`~corrmask_fast.embed_cells`.
+
+    Returns
+    -------
+    GeneEmbeddings
+        Vectors of all genes of the vocabulary, and the number of cells with each gene.
 
     Raises
     ------
     InputError
-        As :func:`embed_cells`, and if the model does not say which its input embeddings are.
+        As :func:`~corrmask_fast.embed_cells`; or if a module has no ``get_input_embeddings()``.
+
+    Examples
+    --------
+    >>> from transformers import BertConfig, BertModel
+    >>> from corrmask_fast import embed_genes, read_corpus
+    >>> from corrmask_fast.testing import make_vocabulary
+    >>> genes = make_vocabulary(20)
+    >>> corpus = read_corpus([[2, 5, 9], [4, 3], [21, 7, 2]], genes)
+    >>> config = BertConfig(
+    ...     vocab_size=genes.size, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
+    ... )
+    >>> embedded = embed_genes(BertModel(config), corpus, progress=False)
+    >>> embedded.contextual.shape, embedded.n_cells[:4]  # G0 is in two cells
+    ((20, 8), array([2, 1, 1, 1]))
     """
     import torch
 

@@ -27,25 +27,37 @@ UNLABELLED = -100  # what cross_entropy leaves out
 
 @dataclass(frozen=True)
 class FineTuning:
-    """How an encoder is fine-tuned; AdamW, the learning rate falling linearly to 0.
+    """Settings of fine-tuning an encoder: AdamW, with a learning rate that falls linearly to 0.
 
-    Attributes
+    Parameters
     ----------
     epochs
-        Passes over the training cells; 0 trains nothing.
+        Passes over the training cells. 0: no training.
     batch_size
-        Cells in a step.
+        Number of cells in a step.
     learning_rate
-        Of the first step. (Theodoris et al. 2023 tune it for each task; 5e-5 is BERT's.)
+        Learning rate of the first step. The default is BERT's. (Theodoris et al. 2023 tune it for each task.)
     frozen_layers
-        The first so many layers, and the embeddings with them, keep their weights; -1 freezes all of the encoder, and
-        only the head is trained (a linear probe).
+        The embeddings and this many first layers keep their weights. 0: all weights are trained. −1: the whole encoder
+        is frozen and only the head is trained (a linear probe).
     max_length
-        Cells are cut to so many tokens, ``<cls>`` and ``<eos>`` included; None: what the model and the corpus allow.
+        Cells are cut to this many tokens, ``<cls>`` and ``<eos>`` included. None: as many as the model can take.
     seed
-        Of the head's first weights, the order of cells and dropout, in [0, 2**64).
+        Seed of the head's first weights, of the order of the cells and of dropout, in [0, 2**64).
     device
-        ``"cpu"``, ``"cuda"``, or ``"auto"``: a GPU where there is one.
+        ``"cpu"``, ``"cuda"``, or ``"auto"`` (a GPU if there is one).
+
+    Raises
+    ------
+    InputError
+        If a value is out of range, or ``device="cuda"`` and there is no GPU.
+
+    Examples
+    --------
+    >>> from corrmask_fast import FineTuning
+    >>> settings = FineTuning(epochs=2, batch_size=12, frozen_layers=4)
+    >>> settings.steps(100)
+    18
     """
 
     epochs: int = 5
@@ -70,11 +82,28 @@ class FineTuning:
             raise InputError("device='cuda': PyTorch finds no GPU here; use device='auto' or 'cpu'")
 
     def steps(self, n_cells: int) -> int:
-        """Return how many steps the training on so many cells takes."""
+        """Return the number of training steps.
+
+        Parameters
+        ----------
+        n_cells
+            Number of cells to train on.
+
+        Returns
+        -------
+        int
+            Steps over all epochs; the last step of an epoch may have fewer cells.
+        """
         return self.epochs * -(-n_cells // self.batch_size)
 
     def torch_device(self) -> torch.device:
-        """Return the device to train on."""
+        """Return the device to train on.
+
+        Returns
+        -------
+        torch.device
+            The CPU, or the GPU if there is one and ``device`` is not ``"cpu"``.
+        """
         return torch.device("cuda" if self.device != "cpu" and torch.cuda.is_available() else "cpu")
 
 

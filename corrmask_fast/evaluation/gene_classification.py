@@ -39,18 +39,28 @@ class GeneFold(NamedTuple):
 
 @dataclass(frozen=True)
 class GeneClassification:
-    """How well two classes of genes are distinguished, genes held out.
+    """How well a model tells two classes of genes apart, as :func:`~corrmask_fast.classify_genes` returns it.
 
     Attributes
     ----------
     classes
         Names of class 0 and class 1.
     auc
-        (folds,) area under the ROC curve over a fold's held-out genes.
+        (folds,) float64: area under the ROC curve over the held-out genes of each fold.
     folds
-        What each fold's genes got.
+        For each fold ``genes``, (n,) int64 tokens of the held-out genes; ``truth``, (n,) int64, their class; and
+        ``score``, (n,) float64, the mean probability of class 1 over cells.
     n_absent
-        Genes of the list that were left out: unknown to the vocabulary, or in none of the cells as the model sees them.
+        Number of genes of the list that were left out: the vocabulary lacks them, or they are in no cell once cells are
+        cut to the model's length.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from corrmask_fast import GeneClassification
+    >>> found = GeneClassification(("insensitive", "sensitive"), np.array([0.8, 0.9]), folds=[], n_absent=0)
+    >>> float(found.auc.mean().round(2))
+    0.85
     """
 
     classes: tuple[str, str]
@@ -59,7 +69,13 @@ class GeneClassification:
     n_absent: int
 
     def table(self) -> str:
-        """Return the folds' AUC, their mean and standard deviation."""
+        """Return the AUC of each fold, their mean and standard deviation.
+
+        Returns
+        -------
+        str
+            A table in plain text.
+        """
         lines = [["fold", *self.classes, "AUC"]]
         for number, (fold, auc) in enumerate(zip(self.folds, self.auc, strict=True), 1):
             ones = int(fold.truth.sum())
@@ -75,7 +91,15 @@ class GeneClassification:
         return "\n".join(align(lines)) + absent
 
     def save_csv(self, path: str | os.PathLike[str], vocabulary: Vocabulary) -> None:
-        """Write each gene's fold, true class and score."""
+        """Write fold, true class and score of each gene to a CSV file.
+
+        Parameters
+        ----------
+        path
+            The file to write.
+        vocabulary
+            The corpus's vocabulary, which names the genes.
+        """
         rows = [
             [number, vocabulary.name_of(gene), self.classes[truth], score]
             for number, fold in enumerate(self.folds, 1)
@@ -94,26 +118,62 @@ def classify_genes(
     settings: FineTuning | None = None,
     progress: bool = True,
 ) -> GeneClassification:
-    """Fine-tune a head that tells two classes of genes apart in their cells, and score it on genes held out.
+    """Fine-tune a model to tell two classes of genes apart, and score it on held-out genes.
 
-    Dosage sensitivity is the paper's task (section 6.2): a gene's class is read from its contextual embedding.
+    A head reads a gene's class from the gene's contextual embedding in a cell. Cross-validation is over genes.
 
     Parameters
     ----------
-    model, settings, progress
-        As in :func:`~corrmask_fast.annotate_cells`; the settings default to one epoch, as in the paper.
+    model
+        Folder of a Hugging Face checkpoint. It is not changed.
     corpus
-        Tokenised cells; ``n_cells`` of them are used, a fifth of these for scoring alone.
+        Tokenised cells of the model's vocabulary.
     labels
-        Gene (id or symbol) → one of two classes; :func:`read_gene_labels` reads a file. Class 1 is the later one in
-        alphabetical order.
+        Gene (id or symbol) → name of its class. There must be two classes; class 1 is the later one in alphabetical
+        order. ``corrmask_fast.evaluation.gene_classification.read_gene_labels`` reads a file.
     folds
-        Genes are divided into so many parts, each held out once.
+        Number of parts into which the genes are divided. Each is held out once.
+    n_cells
+        Number of cells that are used. A fifth of them are for scoring alone.
+    settings
+        Settings of fine-tuning. None: ``FineTuning(epochs=1)``, as in the paper.
+    progress
+        Show a progress bar on standard error.
+
+    Returns
+    -------
+    GeneClassification
+        The AUC of each fold, and the score of each gene.
 
     Raises
     ------
     InputError
-        If there are not two classes with ``folds`` genes each in the cells, or the model does not fit the corpus.
+        If there are not two classes, or a class has fewer than ``folds`` genes in the cells; if a gene is listed with
+        two classes; or if the model does not fit the corpus.
+    MissingExtraError
+        Without transformers (extra ``hf``) or scikit-learn (extra ``eval``).
+
+    Notes
+    -----
+    Dosage sensitivity is the task of Hacohen et al. 2026, section 6.2, after Theodoris et al. 2023.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from transformers import BertConfig, BertForMaskedLM
+    >>> from corrmask_fast import FineTuning, classify_genes, read_corpus
+    >>> from corrmask_fast.testing import make_vocabulary
+    >>> genes = make_vocabulary(20)
+    >>> corpus = read_corpus([range(2, 22)] * 10, genes)
+    >>> labels = {f"G{i}": "sensitive" if i < 8 else "insensitive" for i in range(20)}
+    >>> config = BertConfig(
+    ...     vocab_size=genes.size, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
+    ... )
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     BertForMaskedLM(config).save_pretrained(folder)
+    ...     found = classify_genes(folder, corpus, labels, folds=2, settings=FineTuning(epochs=1), progress=False)
+    >>> found.classes, found.auc.shape
+    (('insensitive', 'sensitive'), (2,))
     """
     model_selection = import_extra("sklearn.model_selection", "eval")
     metrics = import_extra("sklearn.metrics", "eval")
@@ -228,10 +288,20 @@ def _token_of(vocabulary: Vocabulary, gene: str) -> int | None:
 
 
 def read_gene_labels(path: str | os.PathLike[str]) -> dict[str, str]:
-    """Read classes of genes from a CSV or TSV file with a header, the gene's id or symbol in its first column.
+    """Read classes of genes from a CSV or TSV file with a header.
 
-    Either a column ``label`` names the class, or each class has a column of its own that says Yes where it holds (as in
-    Geneformer's lists of dosage-sensitive transcription factors).
+    The first column has the gene's id or symbol. Either a column ``label`` names the class. Or each class has a column
+    of its own that says Yes for its genes, as in Geneformer's lists of dosage-sensitive transcription factors.
+
+    Parameters
+    ----------
+    path
+        The file.
+
+    Returns
+    -------
+    dict
+        Gene → name of its class.
 
     Raises
     ------

@@ -32,23 +32,41 @@ BASELINES = UNIGRAM, CELL_TYPE = "unigram", "cell type"
 
 @dataclass(frozen=True)
 class MaskScores:
-    """Losses of models and baselines at the same masked genes, whatever masking the models were trained with.
+    """Losses of models and baselines at the same masked genes, as :func:`~corrmask_fast.score_masks` returns them.
+
+    A line is a model or a baseline. n is the number of masked genes.
 
     Attributes
     ----------
-    cells, tokens
-        (n,) int64: the cell of each masked gene, by its place in the corpus, and the gene's token.
-    losses, right
-        Name of a line → (n,) float64 cross-entropy in nats, and (n,) bool: whether the gene was the most likely one.
-        Lines are the models in the order given, then the baselines.
+    cells
+        (n,) int64: the cell of each masked gene, by its place in the corpus.
+    tokens
+        (n,) int64: token of the masked gene.
+    losses
+        Line → (n,) float64: cross-entropy in nats. The models come in the order given, then the baselines.
+    right
+        Line → (n,) bool: whether the gene was the most likely one.
     frequency
-        (n,) float64: share of the corpus' cells that have the gene.
+        (n,) float64: share of the corpus's cells that have the gene, in [0, 1].
     types
-        Cell type → (n,) bool: whether the gene is of such a cell, the type of most cells first. Empty without labels.
+        Cell type → (n,) bool: whether the gene's cell is of this type. The most abundant type comes first. Empty
+        without labels.
     n_cells
-        Cells of the corpus.
+        Number of cells in the corpus.
     masks
-        How the cells were masked, in words.
+        How the cells were masked, as text.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from corrmask_fast import read_corpus, score_masks
+    >>> from corrmask_fast.testing import make_vocabulary
+    >>> corpus = read_corpus([range(2, 10)] * 2, make_vocabulary(8))
+    >>> def uniform(input_ids, attention_mask):  # gives all 10 tokens the same probability
+    ...     return torch.zeros(*input_ids.shape, 10)
+    >>> scores = score_masks({"uniform": uniform}, corpus, progress=False)
+    >>> scores.lines, scores.loss("uniform").text(), scores.perplexity("uniform").text(1)
+    (['uniform', 'unigram'], '2.303 ± 0.000', '10.0 ± 0.0')
     """
 
     cells: np.ndarray
@@ -66,31 +84,93 @@ class MaskScores:
         return list(self.losses)
 
     def loss(self, line: str, among: np.ndarray | None = None) -> Estimate:
-        """Return the mean loss of a line in nats, with its standard error over cells; ``among`` (n,) bool: of these."""
+        """Return the mean loss of a line, with its standard error over cells.
+
+        Parameters
+        ----------
+        line
+            Name of a model or baseline.
+        among
+            (n,) bool: the masked genes that count. None: all.
+
+        Returns
+        -------
+        Estimate
+            In nats: ``mean``, ``error``; ``n`` and ``n_cells``: the number of masked genes and of their cells.
+        """
         return estimate(self.losses[line], self.cells, among)
 
     def accuracy(self, line: str, among: np.ndarray | None = None) -> Estimate:
-        """Return the share of masked genes that a line names, with its standard error over cells."""
+        """Return the share of masked genes that a line names correctly, with its standard error over cells.
+
+        Parameters
+        ----------
+        line
+            Name of a model or baseline.
+        among
+            (n,) bool: the masked genes that count. None: all.
+
+        Returns
+        -------
+        Estimate
+            In [0, 1]: ``mean``, ``error``; ``n`` and ``n_cells`` as of :meth:`loss`.
+        """
         return estimate(self.right[line].astype(np.float64), self.cells, among)
 
     def perplexity(self, line: str) -> Estimate:
-        """Return e to the mean loss, with the standard error that follows from the loss's (delta method)."""
+        """Return exp(mean loss), with its standard error over cells.
+
+        Parameters
+        ----------
+        line
+            Name of a model or baseline.
+
+        Returns
+        -------
+        Estimate
+            ``mean``; ``error`` follows from that of the loss (delta method); ``n`` and ``n_cells`` as of :meth:`loss`.
+        """
         loss = self.loss(line)
         with np.errstate(over="ignore"):
             value = float(np.exp(loss.mean))
         return loss._replace(mean=value, error=value * loss.error)
 
     def difference(self, line: str, other: str, among: np.ndarray | None = None) -> Estimate:
-        """Return the mean of a line's loss less that of another at the same genes: a paired difference, in nats."""
+        """Return the mean of one line's loss minus another's at the same genes: a paired difference.
+
+        Parameters
+        ----------
+        line, other
+            Names of models or baselines: the loss of ``line`` minus that of ``other``.
+        among
+            (n,) bool: the masked genes that count. None: all.
+
+        Returns
+        -------
+        Estimate
+            In nats: ``mean``, ``error`` (standard error over cells); ``n`` and ``n_cells`` as of :meth:`loss`.
+        """
         return estimate(self.losses[line] - self.losses[other], self.cells, among)
 
     def groups(self) -> dict[str, dict[str, np.ndarray]]:
-        """Return table → group → (n,) bool: masked genes by frequency, and by cell type where there are labels."""
+        """Return the masked genes in groups, by frequency of the gene and by cell type.
+
+        Returns
+        -------
+        dict
+            ``"loss by frequency"``, and with labels ``"loss by type"`` → name of a group → (n,) bool.
+        """
         tables = {"loss by frequency": in_bins(self.frequency, FREQUENCIES, percent=True)}
         return tables | ({"loss by type": dict(self.types)} if self.types else {})
 
     def table(self) -> str:
-        """Return the scores of all lines, the differences from the first, and the losses by group."""
+        """Return the scores of all lines, their differences from the first line, and the losses by group.
+
+        Returns
+        -------
+        str
+            Tables in plain text.
+        """
         first = self.lines[0]
         rows = [["", "loss (nats)", "perplexity", "accuracy (%)", "loss less first", "masked genes"]]
         for line in self.lines:
@@ -123,7 +203,13 @@ class MaskScores:
         )
 
     def save_csv(self, path: str | os.PathLike[str]) -> None:
-        """Write the scores: a row for each line as a whole (table ``all``) and for each of its groups."""
+        """Write the scores to a CSV file: a row for each line (table ``all``), and for each line and group.
+
+        Parameters
+        ----------
+        path
+            The file to write.
+        """
         head = ["table", "group", "line", "masked_genes", "cells", "loss", "loss_se", "accuracy", "accuracy_se"]
         head += ["perplexity", "perplexity_se", "loss_less_first", "loss_less_first_se"]
         rows: list[list[Any]] = []
@@ -154,46 +240,59 @@ def score_masks(
     Parameters
     ----------
     models
-        Name → model; or folders of checkpoints, whose names are their paths. A model is the folder of a checkpoint of a
-        masked language model of transformers, or a module or function that returns logits for ``input_ids`` and
-        ``attention_mask``, both (rows, columns) int64.
+        Name → model, or folders of checkpoints (a folder's name is its path). A model is a folder, a module or a
+        function. A folder holds a checkpoint of a masked language model of transformers. A module or function takes
+        ``input_ids`` and ``attention_mask``, both (rows, columns) int64, and returns logits.
     corpus
         Cells that no model was trained on, of the models' vocabulary.
     masker
-        How the cells are masked, whatever the models were trained with. None:
-        ``RandomMasker(vocabulary, mlm_probability=0.15, seed=0)``. Masks are frozen: those of a trainer's evaluation.
+        How the cells are masked for all models, whatever masks they were trained with. The masks are frozen: those of
+        the evaluations of :class:`~corrmask_fast.CorrMaskTrainer`. None:
+        ``RandomMasker(vocabulary, mlm_probability=0.15, seed=0)``.
     labels
-        Obs column with the cell types, for the baseline that knows these alone, and for losses by type.
+        Obs column with the cell types. Adds losses by type, and a baseline that knows only the type.
     batch_size
-        Cells in a batch; the scores do not depend on it but for rounding.
+        Number of cells in a batch. It changes the scores by rounding errors only.
     max_length
-        Cells are cut to so many tokens, ``<cls>`` and ``<eos>`` included; None: what all models can see.
+        Cells are cut to this many tokens, ``<cls>`` and ``<eos>`` included. None: as many as all models can take.
     device
-        Of checkpoints: ``"cpu"``, ``"cuda"``, or ``"auto"``: a GPU where there is one. A module runs where it
-        is, a function on the CPU.
+        Where checkpoints are loaded: ``"cpu"``, ``"cuda"``, or ``"auto"`` (a GPU if there is one). A module runs on its
+        device, a function on the CPU.
     progress
         Show a progress bar on standard error.
+
+    Returns
+    -------
+    MaskScores
+        The loss of every model and baseline at every masked gene.
 
     Raises
     ------
     InputError
-        If a model cannot be loaded or has another vocabulary, the masker has several graphs or changes as it learns or
-        by the step, there is no such column, or no gene is masked.
+        If a model cannot be loaded or has another vocabulary; if the masker learns, has a schedule or has several
+        graphs; if the corpus has no such column; or if no gene is masked.
+
+    See Also
+    --------
+    measure_shortcut : What partners in view are worth to a model.
 
     Notes
     -----
-    Baselines, for a gene g of a cell c, which is left out itself: **unigram**: (cells with g but c, plus 1), divided by
-    the sum of this over all genes. **cell type**: (cells of c's type with g but c, plus G times the unigram's
-    probability), divided by its sum: a Dirichlet prior as strong as the number of genes, G. Of cells without a label it
-    is the unigram's. Baselines see the corpus that is scored, cut as for the models.
+    Baselines give each gene g of a cell c a probability, counted in the other cells of the corpus, cut as for the
+    models. G is the number of genes.
+
+    - **unigram**: 1 + the number of other cells with g, divided by the sum of this over all genes.
+    - **cell type**: the number of other cells of c's type with g + G · the unigram's probability, divided by the sum of
+      this over all genes (a Dirichlet prior of strength G). For cells without a label it is the unigram's.
 
     Examples
     --------
-    >>> from corrmask_fast import Corpus, Vocabulary
-    >>> genes = Vocabulary(("<pad>", "<mask>", *(f"G{i}" for i in range(8))))
-    >>> corpus = Corpus(np.array([0, 8, 16]), np.tile(np.arange(2, 10), 2), genes)
-    >>> def uniform(input_ids, attention_mask):
-    ...     return torch.zeros(*input_ids.shape, genes.size)
+    >>> import torch
+    >>> from corrmask_fast import read_corpus, score_masks
+    >>> from corrmask_fast.testing import make_vocabulary
+    >>> corpus = read_corpus([range(2, 10)] * 2, make_vocabulary(8))
+    >>> def uniform(input_ids, attention_mask):  # gives all 10 tokens the same probability
+    ...     return torch.zeros(*input_ids.shape, 10)
     >>> scores = score_masks({"uniform": uniform}, corpus, progress=False)
     >>> scores.lines, round(scores.loss("uniform").mean, 3), round(scores.loss("unigram").mean, 3)
     (['uniform', 'unigram'], 2.303, 2.079)

@@ -58,27 +58,45 @@ class Refused(NamedTuple):
 
 @dataclass(frozen=True)
 class Shortcut:
-    """Losses of models at the same targets, each target in three versions of its cell.
+    """Losses of models at the same target genes, as :func:`~corrmask_fast.measure_shortcut` returns them.
+
+    Each target is predicted in three versions of its cell: with random genes masked beside it (a), with its partners
+    masked (b), with placebo genes masked (c). n is the number of targets. A measure is the difference of two losses:
+    ``"shortcut"`` is (b) − (a), ``"placebo"`` is (c) − (a), ``"excess"`` is (b) − (c).
 
     Attributes
     ----------
-    cells, genes
-        (n,) int64: the cell of each target, by its place in the corpus, and its token.
+    cells
+        (n,) int64: the cell of each target, by its place in the corpus.
+    genes
+        (n,) int64: token of the target.
     partners
-        (n,) int64: k, how many neighbours in the graph the target has in the cell.
+        (n,) int64: number of the target's neighbours in the graph that are in its cell.
     rho
-        (n,) float64: the largest absolute rho among these.
+        (n,) float64: the largest absolute rho among these partners.
     frequency
-        (n,) float64: share of the corpus' cells that have the target.
+        (n,) float64: share of the corpus's cells that have the target, in [0, 1].
     losses
-        Name of a model → (n, 3) float64, in nats: with random genes hidden (a), with the partners hidden (b), with
-        placebo genes hidden (c).
+        Name of a model → (n, 3) float64: losses in the versions (a), (b), (c), in nats.
     refused
-        How many genes could not be targets.
+        Numbers of genes that could not be targets, by reason.
     mlm_probability
-        Share of a cell's genes masked in each version.
+        Share of a cell's genes that is masked in each version.
     vocabulary
         Which token is which gene.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from corrmask_fast import DependencyGraph, measure_shortcut, read_corpus
+    >>> from corrmask_fast.testing import make_vocabulary
+    >>> genes = make_vocabulary(8)
+    >>> graph, corpus = DependencyGraph.from_edges([("G0", "G1")], genes), read_corpus([range(2, 10)] * 2, genes)
+    >>> def uniform(input_ids, attention_mask):  # gives all 10 tokens the same probability
+    ...     return torch.zeros(*input_ids.shape, 10)
+    >>> found = measure_shortcut({"uniform": uniform}, corpus, graph, mlm_probability=0.5, progress=False)
+    >>> found.losses["uniform"].shape, found.mean("uniform", "placebo").mean
+    ((4, 3), 0.0)
     """
 
     cells: np.ndarray
@@ -97,27 +115,85 @@ class Shortcut:
         return list(self.losses)
 
     def values(self, model: str, measure: str = "shortcut") -> np.ndarray:
-        """Return (n,) a measure at each target, in nats: ``"shortcut"``, ``"placebo"`` or ``"excess"``."""
+        """Return a measure at each target.
+
+        Parameters
+        ----------
+        model
+            Name of a model.
+        measure
+            ``"shortcut"``, ``"placebo"`` or ``"excess"``.
+
+        Returns
+        -------
+        numpy.ndarray
+            (n,) float64, in nats.
+
+        Raises
+        ------
+        InputError
+            If there is no such measure.
+        """
         if measure not in MEASURES:
             raise InputError(f"measure must be one of {', '.join(MEASURES)}; got {measure!r}")
         hidden, shown = MEASURES[measure]
         return self.losses[model][:, hidden] - self.losses[model][:, shown]
 
     def mean(self, model: str, measure: str = "shortcut", among: np.ndarray | None = None) -> Estimate:
-        """Return the mean of a measure, with its standard error over cells; ``among`` (n,) bool: of these targets."""
+        """Return the mean of a measure, with its standard error over cells.
+
+        Parameters
+        ----------
+        model
+            Name of a model.
+        measure
+            ``"shortcut"``, ``"placebo"`` or ``"excess"``.
+        among
+            (n,) bool: the targets that count. None: all.
+
+        Returns
+        -------
+        Estimate
+            In nats: ``mean``, ``error``; ``n`` and ``n_cells``: the number of targets and of their cells.
+        """
         return estimate(self.values(model, measure), self.cells, among)
 
     def difference(self, model: str, other: str, measure: str = "shortcut") -> Estimate:
-        """Return the mean of a model's measure less that of another at the same targets, with its standard error."""
+        """Return the mean of one model's measure minus another's at the same targets: a paired difference.
+
+        Parameters
+        ----------
+        model, other
+            Names of models: the measure of ``model`` minus that of ``other``.
+        measure
+            ``"shortcut"``, ``"placebo"`` or ``"excess"``.
+
+        Returns
+        -------
+        Estimate
+            In nats: ``mean``, ``error`` (standard error over cells); ``n`` and ``n_cells`` as of :meth:`mean`.
+        """
         return estimate(self.values(model, measure) - self.values(other, measure), self.cells)
 
     def groups(self) -> dict[str, dict[str, np.ndarray]]:
-        """Return table → group → (n,) bool: targets by the largest |rho| of their partners, and by their frequency."""
+        """Return the targets in groups, by the largest absolute rho of their partners and by their frequency.
+
+        Returns
+        -------
+        dict
+            ``"shortcut by rho"`` and ``"shortcut by frequency"`` → name of a group → (n,) bool.
+        """
         by_frequency = in_bins(self.frequency, FREQUENCIES, percent=True)
         return {"shortcut by rho": in_bins(self.rho, RHOS), "shortcut by frequency": by_frequency}
 
     def table(self) -> str:
-        """Return the measures of all models, the differences from the first, and the measures by group."""
+        """Return the measures of all models, their differences from the first model, and the measures by group.
+
+        Returns
+        -------
+        str
+            Tables in plain text.
+        """
         first = self.models[0]
         several = len(self.models) > 1
         rows = [["", "loss, in view", *MEASURES, *(["shortcut less first", "excess less first"] if several else [])]]
@@ -152,7 +228,13 @@ class Shortcut:
         )
 
     def save_csv(self, path: str | os.PathLike[str]) -> None:
-        """Write every target: its cell, gene, partners and frequency, and the three losses of each model."""
+        """Write every target to a CSV file: its cell, gene, partners and frequency, and each model's three losses.
+
+        Parameters
+        ----------
+        path
+            The file to write.
+        """
         head = ["cell", "gene", "symbol", "partners", "rho", "frequency"]
         head += [f"{model} {version}" for model in self.models for version in ("(a)", "(b)", "(c)")]
         losses = np.concatenate([self.losses[model] for model in self.models], axis=1).tolist()
@@ -194,49 +276,79 @@ def measure_shortcut(
 ) -> Shortcut:
     """Measure how much a model's loss at a masked gene rises when the gene's partners are masked too.
 
-    The same gene of the same cell is predicted three times, each time with the same number of masked genes:
+    The same gene of the same cell, the target, is predicted three times. Each time the same number of genes is masked:
 
-    (a) beside it, random genes are masked that are not its partners;
-    (b) its partners are masked in place of some of these;
-    (c) in their place as many random genes of the partners' frequency are masked.
+    (a) the target, and random genes that are not its partners;
+    (b) the target and its partners, in place of some of the random genes;
+    (c) the target and the placebo genes, in place of the same random genes: for each partner a gene of similar
+        frequency.
 
     The shortcut is the loss in (b) minus that in (a). The placebo is the loss in (c) minus that in (a): what it costs
-    to hide as many genes that are not partners.
+    to mask as many genes that are not partners.
 
     Parameters
     ----------
     models
-        As for :func:`corrmask_fast.score_masks`.
+        As for :func:`~corrmask_fast.score_masks`.
     corpus
         Cells that no model was trained on, of the models' vocabulary.
     graph
-        Its neighbours are the partners. One graph for all cells: of cells with graphs of their own, measure each group
-        with its graph (``corpus.select``).
+        Graph whose neighbours are the partners. It is used for all cells. If groups of cells have graphs of their own,
+        call this for each group (``corpus.select``).
     mlm_probability
-        Share of a cell's genes that is masked in each version: B = floor(share · genes).
+        Share of a cell's genes that is masked in each version: B = floor(share · genes), the target among them.
     n_targets
-        How many targets; fewer if there are no more.
+        Largest number of targets.
     seed
-        Targets and masks follow from it alone, the same for all models.
+        Seed of the targets and masks, the same for all models, in [0, 2**64).
     batch_size
-        Targets in a batch, each with three cells; the losses do not depend on it but for rounding.
+        Number of targets in a batch, with three rows each. It changes the losses by rounding errors only.
     max_length, device, progress
-        As for :func:`corrmask_fast.score_masks`.
+        As for :func:`~corrmask_fast.score_masks`.
+
+    Returns
+    -------
+    Shortcut
+        The three losses of every model at every target.
 
     Raises
     ------
     InputError
-        If a model cannot be loaded or has another vocabulary, so has the graph, or no gene can be a target.
+        If a model cannot be loaded; if a model or the graph has another vocabulary than the corpus; or if no gene can
+        be a target.
+
+    See Also
+    --------
+    score_masks : Losses of models under the same masks.
 
     Notes
     -----
-    A target has k partners in its cell, 1 ≤ k ≤ (B - 1) / 2, and enough other genes. Targets come in rounds over the
-    cells in random order, in each round one more random gene of each cell. For each partner, that of the largest |rho|
-    first, the placebo gene is the one that stands in the most similar number of cells, among the genes of the cell that
-    are neither target, partner nor masked in (a). Masked genes become ``<mask>``; ``<cls>`` and ``<eos>`` stay.
+    A target has k partners in its cell, 1 ≤ k ≤ (B − 1) / 2, and the cell has enough other genes. Targets are chosen in
+    rounds over the cells in random order. Each round takes one more random gene of each cell.
 
-    A gene's partners also tell a cell's type, and a model can use that without copying. The placebo has the same
-    number of genes of the same frequency, but they may tell less of the type.
+    Placebo genes are chosen among the cell's genes that are neither target, nor partner, nor masked in (a). For each
+    partner, in order of falling absolute rho, it is the gene that is in the most similar number of cells. Masked genes
+    become ``<mask>``; ``<cls>`` and ``<eos>`` stay.
+
+    A gene's partners also tell a cell's type, and a model can use that without copying. The placebo genes may tell less
+    of the type.
+
+    Examples
+    --------
+    >>> from transformers import BertConfig, BertForMaskedLM
+    >>> from corrmask_fast import DependencyGraph, measure_shortcut, read_corpus
+    >>> from corrmask_fast.testing import make_vocabulary
+    >>> genes = make_vocabulary(20)
+    >>> graph = DependencyGraph.from_edges([("G0", "G1"), ("G2", "G3")], genes)
+    >>> corpus = read_corpus([range(2, 22)] * 10, genes)
+    >>> config = BertConfig(
+    ...     vocab_size=genes.size, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
+    ... )
+    >>> found = measure_shortcut(
+    ...     {"new weights": BertForMaskedLM(config)}, corpus, graph, mlm_probability=0.3, n_targets=20, progress=False
+    ... )
+    >>> found.mean("new weights").n, int(found.partners.max())
+    (20, 1)
     """
     share = check_number("mlm_probability", mlm_probability, 0, 1, open_ends=True)
     check_integer("n_targets", n_targets, 1)

@@ -25,43 +25,54 @@ __all__ = ["CorrMaskLightningCallback"]
 
 
 class CorrMaskLightningCallback(lightning.Callback):
-    """Make masks a function of (seed, epoch, cell) under Lightning's ``Trainer``, also after a resume.
+    """Callback of Lightning's ``Trainer`` that passes epoch and step to the collator, or masks on the device.
 
-    Lightning passes no epoch to a collator, and fetches the first batches of an epoch before its hooks of that epoch.
-    This callback sets the epoch earlier. It works with the packages ``lightning`` and ``pytorch_lightning``.
+    With it a cell's mask depends on seed, epoch and cell alone, also in a resumed run. Lightning does not pass the
+    epoch to the collator, and it fetches the first batches of an epoch before it calls its hooks of that epoch. This
+    callback sets the epoch before that. It works with the packages ``lightning`` and ``pytorch_lightning``.
 
     Parameters
     ----------
     collator
-        The ``collate_fn`` of the training DataLoader, which masks: a :class:`~corrmask_fast.DataCollatorForCorrMask`.
-        The DataLoaders of validation and test have ``collator.frozen()``.
+        The ``collate_fn`` of the training DataLoader: a :class:`~corrmask_fast.DataCollatorForCorrMask`. The
+        DataLoaders of validation and test must have ``collator.frozen()``.
     masker
-        Instead of ``collator``: the batches of a :class:`~corrmask_fast.PaddingCollator` are masked on the module's
-        device, before ``training_step``, ``validation_step`` and ``test_step``, which get ``input_ids``, ``labels`` and
-        ``masked_positions``. Masks of validation and test are frozen. Schedules follow ``trainer.global_step``.
+        In place of ``collator``, to mask on the module's device. The DataLoaders have a
+        :class:`~corrmask_fast.PaddingCollator`. The steps of training, validation and test get ``input_ids``,
+        ``labels`` and ``masked_positions``. Masks of validation and test are frozen. Schedules follow
+        ``trainer.global_step``.
     listeners
-        What else has ``set_epoch`` and chooses the cells of the training DataLoader: a ``ShuffledSampler``
-        (``training.sampling``), :class:`~corrmask_fast.PackedBatchSampler` or :class:`~corrmask_fast.CorpusStream`.
-        Lightning sets the epoch of samplers too late after a resume, and that of batch samplers and streams never.
+        Other objects with ``set_epoch`` that choose the cells of the training DataLoader: a ``ShuffledSampler`` (of
+        ``corrmask_fast.training.sampling``), a :class:`~corrmask_fast.PackedBatchSampler` or a
+        :class:`~corrmask_fast.CorpusStream`. Lightning sets the epoch of samplers too late after a resume, and never
+        sets that of batch samplers and streams.
 
-    Notes
-    -----
-    :attr:`epoch` is the number that Lightning gives to samplers; ``trainer.current_epoch`` can lag behind it in a
-    resumed run by ``max_steps``. A checkpoint keeps what decides the masks: a resume with another seed, strategy or
-    graph is refused.
+    Attributes
+    ----------
+    epoch : int
+        Epoch of the batches that are fetched now. ``trainer.current_epoch`` can be smaller after a resume with
+        ``max_steps``.
 
     Raises
     ------
     InputError
-        If not exactly one of ``collator`` and ``masker`` is given, or one does not fit; in the run, if the training
-        DataLoader has another collator, validation has that of training, or something else changes the epoch.
+        If both of ``collator`` and ``masker`` are given, or none, or one does not fit. In the run: if the training
+        DataLoader has another collator, if validation or test has that of training, if something else changes the
+        epoch, or if a checkpoint has another seed, strategy or graph.
+
+    See Also
+    --------
+    CorrMaskTrainer : Hugging Face's Trainer with masks that follow the epoch.
 
     Examples
     --------
-    >>> from corrmask_fast import CorrMasker, DataCollatorForCorrMask, DependencyGraph, Vocabulary
-    >>> genes = Vocabulary(("<pad>", "<mask>", *(f"G{i}" for i in range(8))))
-    >>> collator = DataCollatorForCorrMask(CorrMasker(DependencyGraph.from_edges([("G0", "G1")], genes)))
+    >>> from corrmask_fast import CorrMaskLightningCallback, CorrMasker, DataCollatorForCorrMask, DependencyGraph
+    >>> from corrmask_fast.testing import make_vocabulary
+    >>> graph = DependencyGraph.from_edges([("G0", "G1")], make_vocabulary(8))
+    >>> collator = DataCollatorForCorrMask(CorrMasker(graph))
     >>> callback = CorrMaskLightningCallback(collator)  # Trainer(callbacks=[callback], …)
+    >>> callback.epoch
+    0
     """
 
     def __init__(self, collator: Any = None, *, masker: Masker | None = None, listeners: Iterable[Any] = ()) -> None:
@@ -88,13 +99,30 @@ class CorrMaskLightningCallback(lightning.Callback):
         self._on_device: Any = None  # the masker there; no part of the module: DDP broadcasts buffers
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:  # noqa: ARG002
-        """Set the epoch in which the run starts, unless a checkpoint says otherwise."""
+        """Set the epoch in which the run starts, unless a checkpoint says otherwise.
+
+        Parameters
+        ----------
+        trainer, pl_module, stage
+            What Lightning passes to every callback.
+        """
         if stage == "fit":
             self._checked = None
             self._set(_epoch_of(trainer), trainer.global_step)
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
-        """Set the epoch in which a resumed run goes on: Lightning restores its own later."""
+        """Set the epoch in which a resumed run goes on; Lightning restores its own epoch later.
+
+        Parameters
+        ----------
+        trainer, pl_module, checkpoint
+            What Lightning passes to every callback.
+
+        Raises
+        ------
+        InputError
+            If the checkpoint has another seed, strategy or graph, or is damaged.
+        """
         if trainer.state.fn != "fit":
             return
         saved = checkpoint["callbacks"].get(self.state_key)
@@ -104,11 +132,23 @@ class CorrMaskLightningCallback(lightning.Callback):
             self._set(_epoch_to_go_on(checkpoint["loops"]["fit_loop"]), checkpoint["global_step"])
 
     def on_train_epoch_end(self, trainer: Any, *_: Any) -> None:
-        """Set the next epoch: its first batches are fetched before it starts."""
+        """Set the next epoch: its first batches are fetched before it starts.
+
+        Parameters
+        ----------
+        trainer, *_
+            What Lightning passes to every callback.
+        """
         self._set(_epoch_of(trainer), trainer.global_step)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what decides the masks, for the checkpoint."""
+        """Return what decides the masks, for the checkpoint.
+
+        Returns
+        -------
+        dict
+            The masker with its seed and settings, and digests of its vocabulary and graph.
+        """
         return masks_record(self.masker)
 
     def _set(self, epoch: int, step: int) -> None:
@@ -122,7 +162,18 @@ class CorrMaskLightningCallback(lightning.Callback):
             self.collator.set_step(step)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, *_: Any) -> None:  # noqa: ARG002
-        """Check that the batch has the masks of this epoch, or mask it."""
+        """Check that the batch has the masks of this epoch; with ``masker``, mask it.
+
+        Parameters
+        ----------
+        trainer, pl_module, batch, *_
+            What Lightning passes to every callback.
+
+        Raises
+        ------
+        InputError
+            If the DataLoader has another collator, or the epoch is not the one that this callback has set.
+        """
         if (loaders := trainer.train_dataloader) is not self._checked:
             self._check_training(loaders)
             self._checked = loaders
@@ -137,19 +188,58 @@ class CorrMaskLightningCallback(lightning.Callback):
             check_epoch(self.collator, self.epoch)
 
     def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
-        """Pass the step on, for schedules."""
+        """Pass the step to a collator whose masker has a schedule.
+
+        Parameters
+        ----------
+        trainer, *_
+            What Lightning passes to every callback.
+        """
         self._set_step(trainer.global_step)
 
     def on_validation_start(self, trainer: Any, *_: Any) -> None:
-        """Check that masks of validation are not those of training."""
+        """Check that the masks of validation are not those of training.
+
+        Parameters
+        ----------
+        trainer, *_
+            What Lightning passes to every callback.
+
+        Raises
+        ------
+        InputError
+            If the DataLoader of validation has the collator of training.
+        """
         self._check_held_out(trainer.val_dataloaders, "validation")
 
     def on_test_start(self, trainer: Any, *_: Any) -> None:
-        """Check that masks of a test are not those of training."""
+        """Check that the masks of a test are not those of training.
+
+        Parameters
+        ----------
+        trainer, *_
+            What Lightning passes to every callback.
+
+        Raises
+        ------
+        InputError
+            If the DataLoader of the test has the collator of training.
+        """
         self._check_held_out(trainer.test_dataloaders, "test")
 
     def on_validation_batch_start(self, trainer: Any, pl_module: Any, batch: Any, *_: Any) -> None:  # noqa: ARG002
-        """Mask a batch of validation, as in every epoch."""
+        """With ``masker``, mask a batch of validation or test: the same masks in every epoch.
+
+        Parameters
+        ----------
+        trainer, pl_module, batch, *_
+            What Lightning passes to every callback.
+
+        Raises
+        ------
+        InputError
+            If the batch is not one of a :class:`~corrmask_fast.PaddingCollator`.
+        """
         if self.collator is None:
             self._mask(batch, EVALUATION_EPOCH, LAST_STEP)
 

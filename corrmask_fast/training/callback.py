@@ -18,23 +18,36 @@ __all__ = ["CorrMaskCallback"]
 
 
 class CorrMaskCallback(transformers.TrainerCallback):
-    """Pass the epoch to a collator, and the step if its masker has a schedule; works with any ``Trainer``.
+    """Callback of Hugging Face's ``Trainer`` that passes epoch and step to the collator.
 
-    Trainer does not pass the epoch to the collator. With this callback a cell's mask depends on the masker's seed, the
-    epoch and the cell alone. The number of workers and ranks does not change it, nor does a resume. Each checkpoint
-    gets a file ``corrmask.json``; resuming with another corpus, graph or seed is refused. Each pass over a stream is
-    an epoch.
+    The stock Trainer does not pass the epoch to the collator. With this callback a cell's mask depends on the masker's
+    seed, the epoch and the cell alone. The number of workers and ranks does not change it, nor does a resume. Each pass
+    over a stream is an epoch. A masker with a schedule gets the step.
+
+    Each checkpoint gets a file ``corrmask.json``. A resume with another corpus, graph or seed is refused.
 
     Parameters
     ----------
     collator
-        The run's collator.
+        The run's ``data_collator``: a :class:`~corrmask_fast.DataCollatorForCorrMask`, or another collator of this
+        package that masks.
+
+    Raises
+    ------
+    InputError
+        If ``collator`` has no ``set_epoch``. When training begins: if model, corpus, masker and checkpoint do not fit
+        each other.
+
+    See Also
+    --------
+    CorrMaskTrainer : A Trainer that includes this callback.
 
     Examples
     --------
-    >>> from corrmask_fast import CorrMasker, DataCollatorForCorrMask, DependencyGraph, Vocabulary
-    >>> genes = Vocabulary(("<pad>", "<mask>", *(f"G{i}" for i in range(8))))
-    >>> collator = DataCollatorForCorrMask(CorrMasker(DependencyGraph.from_edges([("G0", "G1")], genes)))
+    >>> from corrmask_fast import CorrMaskCallback, CorrMasker, DataCollatorForCorrMask, DependencyGraph
+    >>> from corrmask_fast.testing import make_vocabulary
+    >>> graph = DependencyGraph.from_edges([("G0", "G1")], make_vocabulary(8))
+    >>> collator = DataCollatorForCorrMask(CorrMasker(graph))
     >>> callback = CorrMaskCallback(collator)  # Trainer(…, data_collator=collator, callbacks=[callback])
     """
 
@@ -51,7 +64,18 @@ class CorrMaskCallback(transformers.TrainerCallback):
         self._admitted = ExitStack()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        """Check that model, corpus, masker and checkpoint fit each other."""
+        """Check that model, corpus, masker and checkpoint fit each other.
+
+        Parameters
+        ----------
+        args, state, control, **kwargs
+            What ``Trainer`` passes to every callback.
+
+        Raises
+        ------
+        InputError
+            If they do not, or if this version of transformers cannot resume the stream.
+        """
         loader, self._epoch, self._pass = kwargs["train_dataloader"], None, 0
         leave_undivided(loader, args.world_size)
         if self.checked is None or self.checked is not loader.dataset:
@@ -77,7 +101,13 @@ class CorrMaskCallback(transformers.TrainerCallback):
                 self._admitted.enter_context(numpy_states())
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        """Pass the epoch on."""
+        """Pass the epoch to the collator.
+
+        Parameters
+        ----------
+        args, state, control, **kwargs
+            What ``Trainer`` passes to every callback.
+        """
         if self._epoch is None:
             updates = _updates_an_epoch(kwargs["train_dataloader"], args)
             self._epoch = self._pass if updates is None else state.global_step // updates
@@ -88,7 +118,18 @@ class CorrMaskCallback(transformers.TrainerCallback):
         self._pass_step_on(state.global_step)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        """Pass the step on."""
+        """Pass the step to a collator whose masker has a schedule.
+
+        Parameters
+        ----------
+        args, state, control, **kwargs
+            What ``Trainer`` passes to every callback.
+
+        Raises
+        ------
+        InputError
+            If something else has changed the collator's epoch.
+        """
         self._admitted.close()  # Trainer loads NumPy's state before its first step
         for listener in self.listeners:
             if isinstance(listener, DataCollatorForCorrMask):
@@ -96,7 +137,13 @@ class CorrMaskCallback(transformers.TrainerCallback):
         self._pass_step_on(state.global_step)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        """Write the run's record into the checkpoint."""
+        """Write ``corrmask.json`` into the checkpoint: what decides the masks.
+
+        Parameters
+        ----------
+        args, state, control, **kwargs
+            What ``Trainer`` passes to every callback.
+        """
         if state.is_world_process_zero and self._record is not None:
             self._record.write_to(f"{args.output_dir}/checkpoint-{state.global_step}", self._epoch or 0)
 

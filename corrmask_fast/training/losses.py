@@ -34,37 +34,44 @@ def masked_lm_loss(
     """Return the loss of masked language modelling, with logits at the masked genes alone.
 
     Loss and gradients are those of a head over all columns, to float tolerance. At a rate of 15 % there are 85 % fewer
-    logits, which are most of a small model's memory.
+    logits, which are most of a small model's memory. This function works with any model and any training loop.
 
     Parameters
     ----------
     hidden
-        (rows, columns, width): what the model's last layer returns for the masked ``input_ids``.
+        (rows, columns, width) float: output of the model's last layer for the masked ``input_ids``.
     head
-        Returns logits, (…, vocabulary), of (…, width): the model's module for that, or any function.
+        Function or module that maps (…, width) to logits (…, vocabulary).
     masked
-        What a masker returned, or a collator's batch: ``labels`` (rows, columns) int64, −100 where nothing is to be
-        predicted, and ``masked_positions`` (rows, K) int64, −1 after a row's own. A batch without ``masked_positions``
-        will do on the CPU; on a GPU finding them anew waits for the device.
+        Result of a masker, or a batch of a collator. It has ``labels`` (rows, columns) int64, −100 where nothing is to
+        be predicted, and ``masked_positions`` (rows, K) int64, −1 after a row's positions. Without
+        ``masked_positions``, the positions are found from the labels; on a GPU this waits for the device.
     num_items_in_batch
-        What the summed loss is divided by: the number of masked genes in all batches of a step, where gradients are
-        accumulated, or over all ranks. None: the number in this batch.
+        What the summed loss is divided by. None: the number of masked genes in this batch. With accumulated gradients
+        or several ranks, give the number over all batches and ranks of a step.
 
     Returns
     -------
-    A scalar, in nats a gene, float32. 0 where nothing is masked.
+    torch.Tensor
+        Scalar float32: the loss in nats a gene. It is 0 if nothing is masked.
 
     Raises
     ------
     InputError
         If labels are missing, or shapes do not fit each other.
 
+    See Also
+    --------
+    with_sparse_head : The same for a model of transformers, inside its ``forward``.
+
     Examples
     --------
-    >>> from corrmask_fast import RandomMasker, Vocabulary
-    >>> genes = Vocabulary(("<pad>", "<mask>", *(f"G{i}" for i in range(8))))
+    >>> import torch
+    >>> from corrmask_fast import RandomMasker, masked_lm_loss
+    >>> from corrmask_fast.testing import make_vocabulary
+    >>> masker = RandomMasker(make_vocabulary(8), mlm_probability=0.5)  # 8 genes, <pad> and <mask>
     >>> embed, head = torch.nn.Embedding(10, 4), torch.nn.Linear(4, 10)
-    >>> masked = RandomMasker(genes, mlm_probability=0.5)(torch.arange(2, 10).repeat(2, 1), epoch=0)
+    >>> masked = masker(torch.arange(2, 10).repeat(2, 1), epoch=0)
     >>> loss = masked_lm_loss(embed(masked.input_ids), head, masked)
     >>> loss.backward()
     """

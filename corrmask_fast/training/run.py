@@ -46,19 +46,19 @@ LASTING = ("model", "hidden_size", "layers", "heads", "intermediate_size", "max_
 
 @dataclass(frozen=True)
 class PretrainingReport:
-    """The result of a run.
+    """Result of :func:`pretrain`.
 
     Attributes
     ----------
     folder
-        Holds ``model/`` (an ordinary checkpoint of transformers), ``log.csv``, ``settings.toml``, ``loss.png``,
-        checkpoints.
+        Folder with ``model/`` (an ordinary checkpoint of transformers), ``log.csv``, ``settings.toml``, ``loss.png``
+        and checkpoints.
     history
-        The log, one dict per entry: ``step``, ``loss``, ``tokens_per_second``, ``eval_loss``, …
+        The log, a dict for each entry: ``step``, ``loss`` and ``eval_loss`` (nats a gene), ``tokens_per_second``, …
     masking
-        ``"worker"`` (the time of input includes masking) or ``"device"``.
+        ``"worker"`` (the time of the input includes masking) or ``"device"``.
     main_process
-        Whether this process writes the files of the run; of several processes one does.
+        Whether this process writes the files of the run. With several processes one does.
     """
 
     folder: Path
@@ -67,11 +67,28 @@ class PretrainingReport:
     main_process: bool = True
 
     def last(self, name: str) -> float:
-        """Return the last value in the log with this name; NaN if there is none."""
+        """Return the last value of a column of the log.
+
+        Parameters
+        ----------
+        name
+            Name of the column, such as ``"eval_loss"``.
+
+        Returns
+        -------
+        float
+            The value; NaN if there is none.
+        """
         return next((row[name] for row in reversed(self.history) if name in row), math.nan)
 
     def summary(self) -> str:
-        """Return the run in a few lines."""
+        """Return the results of the run in a few lines.
+
+        Returns
+        -------
+        str
+            Steps, losses, speed, and where the model is.
+        """
         lines = [f"{int(self.last('step')):,} steps; the model lies in {self.folder / MODEL}"]
         if not math.isnan(self.last("eval_loss")):
             lines.append(
@@ -116,7 +133,7 @@ def pretrain(
     progress: bool = True,
     masker_options: Mapping[str, Any] | None = None,
 ) -> PretrainingReport:
-    """Pretrain a masked language model on a corpus: a new ``BertForMaskedLM``, or a checkpoint's.
+    """Pretrain a masked language model on a corpus: a new ``BertForMaskedLM``, or the model of a checkpoint.
 
     Parameters
     ----------
@@ -125,27 +142,56 @@ def pretrain(
     masker
         The masking strategy, on the CPU. A masker that learns is trained with the model and saved in its folder.
     folder
-        Folder for checkpoints, log and model. Without ``resume`` it must hold no run.
+        Folder for checkpoints, log and model. Without ``resume`` it must not contain a run.
     settings
-        Model and training.
+        Model and training: a ``PretrainingSettings`` or one of ``PRESETS`` (``corrmask_fast.training.settings``).
     graph
-        Splits the loss on held-out cells by whether a partner of the masked gene is in view: a description. The groups
-        are different genes; what partners in view are worth measures :func:`corrmask_fast.measure_shortcut`.
+        Splits the loss on held-out cells by whether a partner of the masked gene is in view. This only describes: the
+        groups are different genes. :func:`~corrmask_fast.measure_shortcut` measures what partners in view are worth.
     eval_masker
         Masks the held-out cells. None: ``RandomMasker(vocabulary, mlm_probability=0.15, seed=0)``, whatever ``masker``
-        is, so that the losses of any two runs on the same held-out cells compare.
+        is, so that the losses of any two runs on the same held-out cells can be compared.
     resume
         Continue from the last complete checkpoint in ``folder``. The losses are those of an uninterrupted run.
     progress
         Show a progress bar.
     masker_options
-        Options of the command line that made the masker; written to ``settings.toml``.
+        Options of the command line that made the masker. They are written to ``settings.toml``.
+
+    Returns
+    -------
+    PretrainingReport
+        The folder of the run, and its log.
 
     Raises
     ------
     InputError
-        If corpus, masker and settings do not fit each other; if ``folder`` holds a run and ``resume`` is not set; or
-        if a file of the run to resume is damaged or unsafe.
+        If corpus, masker and settings do not fit each other; if ``folder`` contains a run and ``resume`` is not set; or
+        if a file of the run to resume is damaged or could run code.
+
+    Notes
+    -----
+    The defaults of the settings are Table 5 of Hacohen et al. 2026.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from corrmask_fast import CorrMasker, DependencyGraph, read_corpus
+    >>> from corrmask_fast.testing import make_vocabulary
+    >>> from corrmask_fast.training.run import pretrain
+    >>> from corrmask_fast.training.settings import PretrainingSettings
+    >>> genes = make_vocabulary(20)
+    >>> corpus = read_corpus([range(2, 22)] * 50, genes)
+    >>> masker = CorrMasker(DependencyGraph.from_edges([("G0", "G1")], genes))
+    >>> settings = PretrainingSettings(
+    ...     hidden_size=8, layers=1, heads=1, intermediate_size=8, max_length=20, max_steps=1, device="cpu"
+    ... )
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     report = pretrain(corpus, masker, folder, settings, progress=False)  # prints two lines of the log
+    {...}
+    {...}
+    >>> report.last("step")
+    1
     """
     folder = Path(folder)
     if folder.exists():

@@ -30,10 +30,11 @@ MOST_TOKENS = 2**26  # of a packed batch: no device holds more
 
 
 class ShuffledSampler(Sampler[int]):
-    """Every cell once per epoch, in an order that depends on (seed, epoch) alone.
+    """Sampler of every cell once per epoch, in an order that depends on (seed, epoch) alone.
 
-    Unlike ``RandomSampler`` it uses nothing of torch's global generator: a resumed run has the same order, and so has a
-    run with other numbers of workers and ranks. accelerate and our callback call :meth:`set_epoch`.
+    Unlike ``RandomSampler`` it does not use torch's global generator. The order is the same in a resumed run, and for
+    any number of workers and ranks. accelerate and the callbacks of this package call :meth:`set_epoch`; in a loop of
+    your own, call it before each epoch.
 
     All ranks must take the same number of steps, each with a full batch. So accelerate fills up the last step of an
     epoch with the first cells of that epoch: these are seen twice. With ``dataloader_drop_last=True`` the last,
@@ -44,10 +45,16 @@ class ShuffledSampler(Sampler[int]):
     n_cells
         Number of cells.
     seed
-        Key of the order, in [0, 2**64).
+        Seed of the order, in [0, 2**64).
+
+    Raises
+    ------
+    InputError
+        If ``n_cells`` is negative, or ``seed`` out of range.
 
     Examples
     --------
+    >>> from corrmask_fast.training.sampling import ShuffledSampler
     >>> sampler = ShuffledSampler(5, seed=3)
     >>> first = list(sampler)
     >>> sampler.set_epoch(1)
@@ -61,7 +68,13 @@ class ShuffledSampler(Sampler[int]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order of the next pass."""
+        """Choose the order of the next pass.
+
+        Parameters
+        ----------
+        epoch
+            Number of the epoch, from 0.
+        """
         self.epoch = check_integer("epoch", epoch, 0)
 
     def __len__(self) -> int:
@@ -71,7 +84,13 @@ class ShuffledSampler(Sampler[int]):
         return iter(self.order().tolist())
 
     def order(self) -> np.ndarray:
-        """(n_cells,) int64: the epoch's order."""
+        """Return the epoch's order.
+
+        Returns
+        -------
+        numpy.ndarray
+            (n_cells,) int64: numbers of the cells.
+        """
         return _shuffled(self.n_cells, self._bits())
 
     def _bits(self) -> np.random.Philox:
@@ -79,23 +98,29 @@ class ShuffledSampler(Sampler[int]):
 
 
 class LengthGroupedSampler(ShuffledSampler):
-    """Cells of similar length in one batch, for less padding; otherwise like :class:`ShuffledSampler`.
+    """Sampler that puts cells of similar length into one batch, for less padding.
 
-    The cells are shuffled, then sorted by length within groups of fifty batches, then the batches are shuffled. The
-    batch with the longest cell comes first: if memory does not suffice, the run fails in its first step. An incomplete
-    batch comes last.
+    Otherwise it is like :class:`ShuffledSampler`. The cells are shuffled, then sorted by length within groups of fifty
+    batches, then the batches are shuffled. The batch with the longest cell comes first: if memory does not suffice, the
+    run fails in its first step. An incomplete batch comes last.
 
     Parameters
     ----------
     lengths
-        (n_cells,) integers: see :func:`cell_lengths`.
+        (n_cells,) integers: length of each cell in tokens, such as ``CorpusDataset.lengths``.
     batch_size
         Number of cells of similar length: those of one step, over all ranks and accumulated batches.
     seed
-        Key of the order, in [0, 2**64).
+        Seed of the order, in [0, 2**64).
+
+    Raises
+    ------
+    InputError
+        If ``lengths`` is not one integer per cell, or a number is out of range.
 
     Examples
     --------
+    >>> from corrmask_fast.training.sampling import LengthGroupedSampler
     >>> sampler = LengthGroupedSampler([9, 2, 2, 3, 9, 2, 3, 2] * 2, batch_size=2)
     >>> order = list(sampler)
     >>> sampler.lengths[order[0]].item(), sorted(order) == list(range(16))
@@ -108,7 +133,13 @@ class LengthGroupedSampler(ShuffledSampler):
         self.batch_size = check_integer("batch_size", batch_size, 1)
 
     def order(self) -> np.ndarray:
-        """(n_cells,) int64: the epoch's order."""
+        """Return the epoch's order.
+
+        Returns
+        -------
+        numpy.ndarray
+            (n_cells,) int64: numbers of the cells, those of one batch side by side.
+        """
         bits, size = self._bits(), self.batch_size
         shuffled = _shuffled(self.n_cells, bits)
         stretch = np.arange(self.n_cells) // (size * min(BATCHES_TOGETHER, max(self.n_cells // (4 * size), 1)))
@@ -124,35 +155,39 @@ class LengthGroupedSampler(ShuffledSampler):
 
 
 class PackedBatchSampler(Sampler[list[int]]):
-    """Batches of cells with at most so many tokens together, for a collator with ``packing``.
+    """Batch sampler that fills each batch up to a number of tokens, for a collator with ``packing=True``.
 
-    Every cell once per epoch. In the shuffled order each cell goes to that batch whose remaining room fits it best, or
-    to a new one; then the batches are shuffled. So the cells of a batch have all lengths. Batches depend on (lengths,
-    max_tokens, seed, epoch) alone. The number of batches may change from epoch to epoch.
+    Every cell comes once per epoch. The cells are shuffled. Each then goes to the batch that it fills up best, or to a
+    new batch if it fits none. So a batch holds cells of all lengths. At last the batches are shuffled. They depend on
+    ``lengths``, ``max_tokens``, ``seed`` and the epoch alone. The number of batches may change from epoch to epoch.
 
     Parameters
     ----------
     lengths
-        (n_cells,) integers >= 0: tokens of each cell, such as :attr:`CorpusDataset.lengths`.
+        (n_cells,) integers >= 0: length of each cell in tokens, such as ``CorpusDataset.lengths``.
     max_tokens
-        Most tokens of a batch, at least those of the longest cell.
+        Largest number of tokens in a batch; at least the length of the longest cell.
     seed
-        Key of the order, in [0, 2**64).
+        Seed of the order, in [0, 2**64).
     shuffle
-        False: the cells are packed in their own order, and the batches come in the order in which they were begun.
-    num_replicas, rank
-        Number of processes, and which of them this is: each gets every ``num_replicas``-th batch.
+        False: cells are packed in their own order, and batches come in the order in which they were begun.
+    num_replicas
+        Number of processes. Each gets every ``num_replicas``-th batch.
+    rank
+        Number of this process, from 0.
     drop_last
-        All processes must take the same number of steps. True: the last batches, fewer than there are processes, are
-        left out. False: the first batches come again in their place.
+        What happens if the number of batches is no multiple of ``num_replicas``. True: the last batches are left out.
+        False: the first batches come again. In both cases all processes take the same number of steps.
 
     Raises
     ------
     InputError
-        If a cell has more tokens than ``max_tokens``, or another value breaks its rule.
+        If a cell has more than ``max_tokens`` tokens, ``lengths`` is not one integer per cell, or a number is out of
+        range.
 
     Examples
     --------
+    >>> from corrmask_fast import PackedBatchSampler
     >>> sampler = PackedBatchSampler([5, 3, 2, 8, 1, 1], max_tokens=10, shuffle=False)
     >>> list(sampler), sampler.fill_rate  # DataLoader(dataset, batch_sampler=sampler, collate_fn=collator)
     ([[0, 1, 2], [3, 4, 5]], 1.0)
@@ -185,7 +220,13 @@ class PackedBatchSampler(Sampler[list[int]]):
         self._packed: tuple[int, np.ndarray, np.ndarray] | None = None  # of an epoch: cells, and where batches begin
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the batches of the next pass."""
+        """Choose the batches of the next pass.
+
+        Parameters
+        ----------
+        epoch
+            Number of the epoch, from 0.
+        """
         self.epoch = check_integer("epoch", epoch, 0)
 
     def __len__(self) -> int:
@@ -197,12 +238,20 @@ class PackedBatchSampler(Sampler[list[int]]):
 
     @property
     def fill_rate(self) -> float:
-        """Mean share of ``max_tokens`` that the epoch's batches have, over all processes."""
+        """Mean share of ``max_tokens`` that the epoch's batches hold, over all processes."""
         _, indptr = self.batches()
         return float(self.lengths.sum() / max((indptr.size - 1) * self.max_tokens, 1))
 
     def batches(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the epoch's batches, over all processes: batch i is ``cells[indptr[i]:indptr[i + 1]]``."""
+        """Return the epoch's batches of all processes.
+
+        Returns
+        -------
+        cells : numpy.ndarray
+            (n_cells,) int64: numbers of the cells, batch after batch.
+        indptr : numpy.ndarray
+            (n_batches + 1,) int64: batch i is ``cells[indptr[i]:indptr[i + 1]]``.
+        """
         if self._packed is None or self._packed[0] != self.epoch:
             self._packed = self.epoch, *self._pack()
         return self._packed[1:]

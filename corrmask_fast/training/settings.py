@@ -67,9 +67,24 @@ def _switch(text: str) -> Any:
 
 @dataclass(frozen=True)
 class PretrainingSettings:
-    """Model and training; the defaults are Table 5 of Hacohen et al. 2026 (Geneformer's architecture).
+    """Settings of pretraining: the model, and how it is trained.
 
-    Every field is an option of ``corrmask-fast pretrain`` and a key of its configuration file.
+    The defaults are Table 5 of Hacohen et al. 2026 (Geneformer's architecture). Every field is an option of
+    ``corrmask-fast pretrain`` and a key of its configuration file; ``corrmask-fast pretrain --help`` explains each.
+    ``PRESETS`` has the settings ``"paper"``, ``"small"`` and ``"tiny"``.
+
+    Raises
+    ------
+    InputError
+        If a value breaks the rule of its setting, or the model would have more than 10**10 weights.
+
+    Examples
+    --------
+    >>> from dataclasses import replace
+    >>> from corrmask_fast.training.settings import PRESETS
+    >>> settings = replace(PRESETS["small"], max_steps=200)
+    >>> settings.hidden_size, settings.layers, settings.max_length, settings.max_steps
+    (128, 3, 512, 200)
     """
 
     model: str = field(
@@ -117,7 +132,18 @@ class PretrainingSettings:
 
     @classmethod
     def check_values(cls, values: Mapping[str, Any]) -> None:
-        """Raise InputError if one of the named values breaks the rule of its setting."""
+        """Raise InputError if one of the named values breaks the rule of its setting.
+
+        Parameters
+        ----------
+        values
+            Name of a setting → value; settings that are left out have their defaults.
+
+        Raises
+        ------
+        InputError
+            If a value breaks its rule.
+        """
         for one in fields(cls):
             name, value = one.name, values.get(one.name, one.default)
             if "rule" in one.metadata:
@@ -131,7 +157,18 @@ class PretrainingSettings:
                 raise InputError(f"{name} must be a text; got {shown(value)}")
 
     def of_checkpoint(self) -> PretrainingSettings:
-        """Return the settings with the sizes of the checkpoint that training starts from, if it starts from one."""
+        """Return the settings with the sizes of the checkpoint that training starts from, if it starts from one.
+
+        Returns
+        -------
+        PretrainingSettings
+            The same settings if ``model`` is empty.
+
+        Raises
+        ------
+        InputError
+            If the checkpoint cannot be read.
+        """
         if not self.model:
             return self
         from corrmask_fast.training.pretrained import load_config
@@ -143,7 +180,18 @@ class PretrainingSettings:
         return replace(self, **{name: size for name, size in sizes.items() if size is not None})
 
     def check_size(self, n_tokens: int) -> None:
-        """Raise InputError if the model has too many weights with a vocabulary of ``n_tokens``."""
+        """Raise InputError if the model would have more than 10**10 weights.
+
+        Parameters
+        ----------
+        n_tokens
+            Size of the vocabulary.
+
+        Raises
+        ------
+        InputError
+            If the model would have more.
+        """
         width = self.hidden_size
         layer = 4 * width**2 + 2 * width * self.intermediate_size
         weights = self.layers * layer + (n_tokens + self.max_length) * width
@@ -157,6 +205,20 @@ class PretrainingSettings:
     @classmethod
     def read(cls, path: str | os.PathLike[str] | None, preset: str = "paper", **given: Any) -> PretrainingSettings:
         """Return a preset's settings, changed by a TOML file, then by the given values that are not None.
+
+        Parameters
+        ----------
+        path
+            The TOML file, with lines such as ``learning_rate = 1e-3``. None: no file.
+        preset
+            ``"paper"``, ``"small"`` or ``"tiny"``.
+        **given
+            Values of settings, by name.
+
+        Returns
+        -------
+        PretrainingSettings
+            The settings.
 
         Raises
         ------
@@ -174,7 +236,13 @@ class PretrainingSettings:
             return replace(PRESETS[preset], **(found | given))
 
     def to_toml(self) -> str:
-        """Return the settings as a configuration file."""
+        """Return the settings as the text of a configuration file.
+
+        Returns
+        -------
+        str
+            Lines of TOML.
+        """
         return to_toml(asdict(self))
 
 

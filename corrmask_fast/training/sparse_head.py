@@ -27,28 +27,37 @@ __all__ = ["BertForSparseMaskedLM", "with_sparse_head"]
 
 
 def with_sparse_head(model: Any) -> Any:
-    """Return ``model``, which from now on computes logits at ``masked_positions`` alone, if these are given.
+    """Make a model of transformers compute logits at the masked genes alone.
+
+    The model is changed in place: its class becomes a subclass whose ``forward`` also takes ``masked_positions`` and
+    ``num_items_in_batch``, as that of :class:`~corrmask_fast.BertForSparseMaskedLM` does. Without ``masked_positions``
+    it computes all logits, as before. Weights, configuration and checkpoints stay those of the stock class. Loss and
+    gradients are those of the full head, to float tolerance.
 
     Parameters
     ----------
     model
-        Any masked language model of transformers with one encoder: BERT, RoBERTa, ESM, ELECTRA, DistilBERT, ModernBERT
-        … It is changed in place: its class becomes a subclass that takes ``masked_positions`` and
-        ``num_items_in_batch`` as :meth:`BertForSparseMaskedLM.forward` does. Weights, configuration and checkpoints
-        stay those of the stock class.
+        Masked language model of transformers with one encoder, such as BERT, RoBERTa, ESM, ELECTRA, DistilBERT or
+        ModernBERT.
 
-    Notes
-    -----
-    Loss and gradients are those of the full head to float tolerance. For a model that is not of transformers there is
-    :func:`~corrmask_fast.masked_lm_loss`.
+    Returns
+    -------
+    transformers.PreTrainedModel
+        The same object.
 
     Raises
     ------
     InputError
-        If it is no such model.
+        If ``model`` is not of transformers, has a decoder, or has no output embeddings.
+
+    See Also
+    --------
+    masked_lm_loss : The same for a model that is not of transformers.
 
     Examples
     --------
+    >>> import torch, transformers
+    >>> from corrmask_fast import with_sparse_head
     >>> config = transformers.EsmConfig(
     ...     vocab_size=40, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8,
     ...     pad_token_id=0, mask_token_id=1
@@ -114,29 +123,39 @@ class _SparseHead:
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Return a ``MaskedLMOutput``.
+        """Return logits at the masked positions, and the loss if there are labels.
 
         Parameters
         ----------
-        input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, **kwargs
-            As for the stock model; those that it does not take must be left out.
+        input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds
+            As for the stock model. Leave out those that it does not take.
         labels
             (rows, columns) int64: the token to predict, −100 where there is none.
         masked_positions
-            (rows, K) int64: columns to predict, −1 after the row's positions; all that have a label must be among them.
-            ``logits`` is (rows, K, vocabulary) then. None: all columns, as in the stock model.
+            (rows, K) int64: columns to predict, −1 after the row's positions. Every column that has a label must be
+            among them. None: all columns, as in the stock model.
         num_items_in_batch
-            The number of labels in all accumulated batches. The summed loss is divided by it; None: by the number of
+            What the summed loss is divided by: the number of labels in all accumulated batches. None: the number of
             labels in this batch.
+        **kwargs
+            As for the stock model.
 
-        Notes
-        -----
-        The loss is 0 if there is no label (that of the stock models is NaN).
+        Returns
+        -------
+        transformers.modeling_outputs.MaskedLMOutput
+            ``logits`` is (rows, K, vocabulary), or (rows, columns, vocabulary) without ``masked_positions``. ``loss``
+            is a scalar float32 in nats a gene; it is 0 if there is no label, where the stock models return NaN. With
+            ``return_dict=False`` a tuple.
 
         Raises
         ------
         InputError
             If ``masked_positions`` is not (rows, K) int64.
+
+        Warns
+        -----
+        UserWarning
+            In training, if there are labels and no ``masked_positions``: then all logits are computed.
         """
         model: Any = self
         as_dict = kwargs.pop("return_dict", None)
@@ -165,7 +184,22 @@ class _SparseHead:
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], is_main_process: bool = True, **kwargs: Any
     ) -> Any:
-        """Save an ordinary checkpoint of the stock class."""
+        """Save an ordinary checkpoint of the stock class, such as ``BertForMaskedLM``.
+
+        Parameters
+        ----------
+        save_directory
+            Folder to write to.
+        is_main_process
+            Whether this process writes the configuration.
+        **kwargs
+            As for ``PreTrainedModel.save_pretrained``.
+
+        Returns
+        -------
+        object
+            What ``PreTrainedModel.save_pretrained`` returns.
+        """
         result = super().save_pretrained(  # type: ignore[misc]
             save_directory, is_main_process=is_main_process, **kwargs
         )
@@ -195,15 +229,26 @@ def __getattr__(name: str) -> Any:
 
 
 class BertForSparseMaskedLM(_SparseHead, transformers.BertForMaskedLM):
-    """Geneformer's architecture: a ``BertForMaskedLM`` that computes logits at ``masked_positions`` alone, if given.
+    """``BertForMaskedLM``, Geneformer's architecture, with logits at the masked genes alone.
 
-    Loss and gradients are those of the full head to float tolerance. At a rate of 15 % there are 85 % fewer logits.
-    The logits are most of a small model's memory, and a large part of its step. Weights, configuration and checkpoints
-    are those of ``BertForMaskedLM``: each class loads what the other saved. For other models:
-    :func:`with_sparse_head`.
+    Loss and gradients are those of the full head, to float tolerance. At a rate of 15 % there are 85 % fewer logits,
+    which are most of a small model's memory and a large part of its step. Without ``masked_positions`` all logits are
+    computed. Weights, configuration and checkpoints are those of ``BertForMaskedLM``: each class loads what the other
+    saved.
+
+    Parameters
+    ----------
+    *args, **kwargs
+        As for ``BertForMaskedLM``: the configuration.
+
+    See Also
+    --------
+    with_sparse_head : The same for other models of transformers.
 
     Examples
     --------
+    >>> import torch, transformers
+    >>> from corrmask_fast import BertForSparseMaskedLM
     >>> config = transformers.BertConfig(
     ...     vocab_size=40, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
     ... )

@@ -64,51 +64,88 @@ OURS = frozenset(
 class CorrMaskTrainer(transformers.Trainer):
     """Hugging Face's Trainer for masked language modelling of cells.
 
-    It differs from the stock Trainer in five points. Masks follow the epoch (:class:`CorrMaskCallback`). Masking runs
-    on the device or in the workers, with the same result. Masks of evaluation are frozen. The order of the cells
-    depends on a seed and the epoch alone. The loss is the mean over all masked tokens of a step: accumulated batches
-    and ranks together give the gradient of one large batch (stock 4.46 and 5 sum the means of accumulated batches for
-    BERT).
+    It differs from the stock Trainer in five points:
+
+    - Masks follow the epoch, as with :class:`~corrmask_fast.CorrMaskCallback`.
+    - Masking runs in the workers or on the device, with the same result.
+    - Masks of evaluations are frozen: the same in every evaluation.
+    - The order of the cells depends on a seed and the epoch alone.
+    - The loss is the mean over all masked genes of a step. So accumulated batches and ranks give the gradient of one
+      large batch. (For BERT, the stock Trainer of transformers 4.46 and 5 adds up the means of accumulated batches.)
 
     Parameters
     ----------
-    model, args, data_collator, train_dataset, eval_dataset, **kwargs
-        As for ``Trainer``. ``data_collator`` is a :class:`~corrmask_fast.DataCollatorForCorrMask`. With ``masker``
-        and ``masking="device"`` it may be a :class:`~corrmask_fast.PaddingCollator`, which can have a ``graph_column``.
+    model
+        As for ``Trainer``. A model whose ``forward`` takes ``masked_positions`` gets them.
+    args
+        ``TrainingArguments``, as for ``Trainer``.
+    data_collator
+        A :class:`~corrmask_fast.DataCollatorForCorrMask`, which holds the masker. Or, with ``masker`` and
+        ``masking="device"``, a :class:`~corrmask_fast.PaddingCollator`; it can have a ``graph_column``.
+    train_dataset
+        Cells: a :class:`~corrmask_fast.CorpusDataset`, a :class:`~corrmask_fast.CorpusStream`, or another dataset with
+        ``input_ids``.
+    eval_dataset
+        Held-out cells, or several such datasets by name.
     masker
-        The masking strategy, instead of ``data_collator``. A :class:`~corrmask_fast.MultinomialAttentionMasker` is
-        trained as a part of the model, and saved in its checkpoints (``training.mam_model``).
+        The masking strategy, in place of ``data_collator``. A :class:`~corrmask_fast.MultinomialAttentionMasker` is
+        trained as a part of the model, and saved in its checkpoints.
     masking
-        ``"worker"``: the collator masks, in worker processes if there are any. ``"device"``: the collator pads, and
-        the step masks on the model's device.
+        ``"worker"``: the collator masks, in worker processes if there are any. ``"device"``: the collator pads, and the
+        step masks on the model's device.
     eval_masker
-        Masks the cells of evaluations and predictions, in place of the training's masker: another strategy, or another
-        rate. Its rates must not go by a step, and it must not learn. None: the training's masker does, and losses of
-        runs with other masks do not compare.
+        Masks the cells of evaluations and predictions. It must not have a schedule, and must not learn. None: the
+        masker of the training; then the losses of runs with different maskers cannot be compared.
     pad_to_multiple_of
-        With ``masker``: a batch's width is rounded up to a multiple of this.
-
-    Notes
-    -----
-    Cells are grouped by length with ``group_by_length`` (transformers 4) or ``train_sampling_strategy`` (5). A model
-    whose ``forward`` takes ``masked_positions`` gets them. A model that projects at the labels alone (ModernBERT with
-    ``sparse_prediction``) gets the labels. Each pass over a stream has its own masks.
-
-    A collator with ``packing`` needs a model with flash attention: any other attention is refused, because packed cells
-    would attend to each other without an error. The cells of a packed batch are ``per_device_train_batch_size``.
-
-    The loss of an evaluation is the mean over its masked genes; the batch size does not change it. ``compute_metrics``
-    gets labels of the shape of the logits. If the masker learns, the model that :meth:`save_model` writes is
-    evaluated, without the context of the latents. Then all genes are masked with the same weight: learned weights
-    change, and the losses of two evaluations could not be compared.
-
-    With several processes the last step of an epoch is filled up with the first cells of that epoch. With
-    ``dataloader_drop_last`` the last, incomplete step is left out instead.
+        With ``masker``: a batch's width is rounded up to a multiple of this number.
+    **kwargs
+        Other arguments of ``Trainer``.
 
     Raises
     ------
     InputError
         If collator, masker, model, corpus and arguments do not fit each other.
+
+    See Also
+    --------
+    CorrMaskCallback : For the stock Trainer.
+    CorrMaskLightningCallback : For Lightning's Trainer.
+
+    Notes
+    -----
+    To group cells by length, set ``group_by_length`` (transformers 4) or ``train_sampling_strategy`` (transformers 5).
+
+    A collator with ``packing=True`` needs a model with flash attention. With any other attention the cells of a batch
+    would attend to each other without an error, so it is refused. ``per_device_train_batch_size`` is the number of
+    cells in a packed batch.
+
+    The loss of an evaluation is the mean over its masked genes, for any batch size. ``compute_metrics`` gets labels of
+    the shape of the logits. If the masker learns, the model is evaluated as it is saved, without the masker, and all
+    genes are masked with the same weight: learned weights change from one evaluation to the next.
+
+    With several processes the last step of an epoch is filled up with the first cells of that epoch. With
+    ``dataloader_drop_last`` the last, incomplete step is left out instead.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from transformers import BertConfig, TrainingArguments
+    >>> from corrmask_fast import (
+    ...     BertForSparseMaskedLM, CorpusDataset, CorrMasker, CorrMaskTrainer, DependencyGraph, read_corpus
+    ... )
+    >>> from corrmask_fast.testing import make_vocabulary
+    >>> genes = make_vocabulary(20)
+    >>> cells = CorpusDataset(read_corpus([range(2, 22)] * 16, genes))
+    >>> masker = CorrMasker(DependencyGraph.from_edges([("G0", "G1")], genes))
+    >>> config = BertConfig(
+    ...     vocab_size=genes.size, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
+    ... )
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     args = TrainingArguments(folder, max_steps=1, use_cpu=True, report_to=[], disable_tqdm=True)
+    ...     trainer = CorrMaskTrainer(BertForSparseMaskedLM(config), args, train_dataset=cells, masker=masker)
+    ...     trainer.train().global_step
+    {'train_runtime': ...}
+    1
     """
 
     resumes_whole = False  # whether a checkpoint must have an optimizer's state: see check_checkpoint
@@ -199,7 +236,13 @@ class CorrMaskTrainer(transformers.Trainer):
                 self._eval_collator.graph_column = None
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch (called by the callback)."""
+        """Set the epoch of the masks; the Trainer itself calls this when an epoch begins.
+
+        Parameters
+        ----------
+        epoch
+            Number of the epoch, from 0.
+        """
         self._epoch, self._steps_of_pass = epoch, 0
 
     # ---------------------------------------------------------------------------------------------------------- data
@@ -229,14 +272,36 @@ class CorrMaskTrainer(transformers.Trainer):
         return SequentialSampler(eval_dataset)
 
     def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the loader of an evaluation, with frozen masks."""
+        """Return the loader of an evaluation, with frozen masks.
+
+        Parameters
+        ----------
+        *args, **kwargs
+            As for ``Trainer``.
+
+        Returns
+        -------
+        torch.utils.data.DataLoader
+            Batches of the cells, in their order.
+        """
         with self._held_out_masks():
             loader = super().get_eval_dataloader(*args, **kwargs)
         leave_undivided(loader, self.args.world_size)
         return loader
 
     def get_test_dataloader(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the loader of a prediction, with the masks of an evaluation."""
+        """Return the loader of a prediction, with the masks of an evaluation.
+
+        Parameters
+        ----------
+        *args, **kwargs
+            As for ``Trainer``.
+
+        Returns
+        -------
+        torch.utils.data.DataLoader
+            Batches of the cells, in their order.
+        """
         with self._held_out_masks():
             loader = super().get_test_dataloader(*args, **kwargs)
         leave_undivided(loader, self.args.world_size)
@@ -261,9 +326,26 @@ class CorrMaskTrainer(transformers.Trainer):
     # ------------------------------------------------------------------------------------------------------ the step
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, *args: Any) -> tuple[list[Any], Any]:
-        """Return a step's masked batches, and the number of masked tokens in them, over all ranks.
+        """Return a step's masked batches, and the number of masked genes in them, over all ranks.
 
         An incomplete step at the end of a stream is left out: Trainer would add its gradients to the next step.
+
+        Parameters
+        ----------
+        epoch_iterator, num_batches, *args
+            As for ``Trainer``.
+
+        Returns
+        -------
+        batches : list of dict
+            Masked batches on the device.
+        count : torch.Tensor or None
+            Number of masked genes, int64; None without batches.
+
+        Raises
+        ------
+        InputError
+            If a stream has fewer batches than a step takes, or a batch comes without labels.
         """
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, *args)
         if 0 < len(batches) < num_batches and batches_of(self.callback_handler.train_dataloader) is None:
@@ -283,7 +365,22 @@ class CorrMaskTrainer(transformers.Trainer):
         return batches, count
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
-        """Evaluate or predict; the loss is the mean over all masked genes, for any batch size."""
+        """Evaluate or predict; the loss is the mean over all masked genes, for any batch size.
+
+        Parameters
+        ----------
+        *args
+            As for ``Trainer``.
+        metric_key_prefix
+            Prefix of the names in ``metrics``.
+        **kwargs
+            As for ``Trainer``.
+
+        Returns
+        -------
+        transformers.trainer_utils.EvalLoopOutput
+            As of ``Trainer``; ``metrics["eval_loss"]`` is in nats a gene, NaN if no gene was masked.
+        """
         self._held_out = torch.zeros(2, dtype=torch.float64)
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         if f"{metric_key_prefix}_loss" in output.metrics:
@@ -294,9 +391,18 @@ class CorrMaskTrainer(transformers.Trainer):
     def prediction_step(
         self, model: Any, inputs: Any, prediction_loss_only: bool, *args: Any, **kwargs: Any
     ) -> tuple[Any, Any, Any]:
-        """Evaluate a batch, masked as in :data:`EVALUATION_EPOCH`, at the last rates of schedules.
+        """Evaluate a batch under the frozen masks, at the last rates of schedules.
 
-        The labels have the shape of the logits: all columns, or the ``masked_positions``.
+        Parameters
+        ----------
+        model, inputs, prediction_loss_only, *args, **kwargs
+            As for ``Trainer``.
+
+        Returns
+        -------
+        loss, logits, labels
+            As of ``Trainer``. Labels have the shape of the logits without the vocabulary: all columns, or the
+            ``masked_positions``.
         """
         inputs, self._whole_logits = self._prepare_input(inputs), not prediction_loss_only
         inputs = self._masked(inputs, EVALUATION_EPOCH, LAST_STEP)
@@ -314,10 +420,23 @@ class CorrMaskTrainer(transformers.Trainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Return the summed cross-entropy of the batch's masked tokens, divided by ``num_items_in_batch``.
+        """Return the loss of a batch: the summed cross-entropy of its masked genes, divided by their number.
 
-        Without that count, and in evaluation, it is divided by the number of the batch's masked tokens. The loss is 0
-        if there are none.
+        Parameters
+        ----------
+        model, inputs
+            As for ``Trainer``.
+        return_outputs
+            Return the model's outputs too.
+        num_items_in_batch
+            What the sum is divided by in training: the number of masked genes in all batches of a step. None, and in
+            evaluation: the number in this batch.
+
+        Returns
+        -------
+        torch.Tensor or tuple
+            Scalar: the loss in nats a gene, 0 if no gene is masked; with ``return_outputs`` (loss, outputs). In
+            training it is multiplied by the number of ranks, because DDP takes the mean over ranks.
         """
         labels, training = inputs["labels"], model.training
         count = num_items_in_batch if training and num_items_in_batch is not None else (labels != -100).sum()
@@ -382,7 +501,16 @@ class CorrMaskTrainer(transformers.Trainer):
         return batch
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the model. A masker that is a part of it goes to ``attention_masker.safetensors`` in the same folder."""
+        """Save the model, and beside it the masker if that has learnt with the model.
+
+        Parameters
+        ----------
+        output_dir
+            Folder. None: ``output_dir`` of the training arguments. A masker that learns is written to the file
+            ``attention_masker.safetensors`` in it.
+        _internal_call
+            Whether ``Trainer`` calls this itself.
+        """
         from corrmask_fast.training.mam_model import FILE, attached, detached
 
         masker = attached(self.model)
@@ -398,7 +526,25 @@ class CorrMaskTrainer(transformers.Trainer):
             self.push_to_hub(commit_message="Model save")
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """Train; a checkpoint of another corpus, graph or seed is refused, and one with damaged or unsafe files."""
+        """Train the model, from the start or from a checkpoint.
+
+        Parameters
+        ----------
+        resume_from_checkpoint
+            Folder of a checkpoint, or True for the last one in the run's folder. None: train from the start.
+        *args, **kwargs
+            As for ``Trainer``.
+
+        Returns
+        -------
+        transformers.trainer_utils.TrainOutput
+            As of ``Trainer``.
+
+        Raises
+        ------
+        InputError
+            If the checkpoint is of another corpus, graph or seed, or one of its files is damaged or could run code.
+        """
         folder = resume_from_checkpoint
         if folder is True:
             folder = transformers.trainer_utils.get_last_checkpoint(self.args.output_dir)
