@@ -22,8 +22,9 @@ help:
 	@echo "make gpu-report   on a machine with a GPU: its tests, sanitizers, benches and a report (STEPS=tests,masking …)"
 	@echo "make clean        remove the environment and everything built"
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt corrmask_fast/__init__.py # which has the version
 	@test -n "$(PYTHON)" || { echo "needs Python 3.11, 3.12 or 3.13; name one: make test PYTHON=python3.12" >&2; exit 1; }
+	test -e corrmask_fast/kernels || ln -s ../kernels corrmask_fast/kernels  # an sdist holds no symlinks
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
