@@ -77,11 +77,14 @@ if "Repository" in urls:
     ]
 
 
+HIDDEN = ("extra_repr", "fixed_arguments")  # for torch, and for other files of the package
+
+
 def _is_foreign(_app: object, _what: str, _name: str, member: object, skip: bool, _options: object) -> bool:
     """Leave out what a class inherits from torch, transformers and the like."""
     function = getattr(member, "fget", None) or getattr(member, "func", None) or getattr(member, "__func__", member)
     module = getattr(function, "__module__", None) or ""
-    return skip or not module.startswith("corrmask_fast") or _name == "extra_repr"
+    return skip or not module.startswith("corrmask_fast") or _name in HIDDEN
 
 
 def setup(app: object) -> None:

@@ -50,18 +50,30 @@ def plot_audit(report: AuditReport, path: str | os.PathLike[str] | None = None) 
     Parameters
     ----------
     report
-        Of :func:`corrmask_fast.audit_masking`.
+        Of :func:`~corrmask_fast.audit_masking`, :func:`~corrmask_fast.audit_all_strategies` or
+        :func:`~corrmask_fast.audit_collator`.
     path
         Where to save it (``.png``, ``.pdf``, ``.svg``); None: only return it.
 
     Returns
     -------
     matplotlib.figure.Figure
+        The picture.
 
     Raises
     ------
     MissingExtraError
         Without matplotlib (extra ``plot``).
+
+    Examples
+    --------
+    >>> from corrmask_fast import CorrMasker, DependencyGraph, audit_masking, plot_audit, read_corpus
+    >>> from corrmask_fast.testing import make_vocabulary
+    >>> genes = make_vocabulary(20)
+    >>> graph = DependencyGraph.from_edges([("G0", "G1"), ("G2", "G3")], genes)
+    >>> report = audit_masking(CorrMasker(graph), read_corpus([range(2, 22)] * 50, genes), graph, progress=False)
+    >>> figure = plot_audit(report)
+    >>> figure.savefig("audit.png")  # doctest: +SKIP
     """
     strategies = list(report)
     looks = [*strategy_looks(strategy.name for strategy in strategies).values()]

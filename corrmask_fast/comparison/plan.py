@@ -82,7 +82,7 @@ class Scoring:
 
     Examples
     --------
-    >>> from corrmask_fast.comparison.plan import Scoring
+    >>> from corrmask_fast import Scoring
     >>> Scoring(n_targets=0).n_cells  # without the shortcut
     1000
     """

@@ -307,6 +307,16 @@ def read_gene_labels(path: str | os.PathLike[str]) -> dict[str, str]:
     ------
     InputError
         If the file is no such table, or a gene has two classes.
+
+    Examples
+    --------
+    >>> import tempfile, pathlib
+    >>> from corrmask_fast import read_gene_labels
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder, "genes.csv")
+    ...     _ = path.write_text("gene,label\\nCD3D,T cell\\nMS4A1,B cell\\n")
+    ...     read_gene_labels(path)
+    {'CD3D': 'T cell', 'MS4A1': 'B cell'}
     """
     path = Path(path)
     try:

@@ -55,6 +55,7 @@ def plot_graph(graph: DependencyGraph, path: str | os.PathLike[str] | None = Non
     Returns
     -------
     matplotlib.figure.Figure
+        The picture.
 
     Raises
     ------
@@ -62,6 +63,14 @@ def plot_graph(graph: DependencyGraph, path: str | os.PathLike[str] | None = Non
         If the graph has no edges, or ``kind`` is none of these.
     MissingExtraError
         Without matplotlib (extra ``plot``).
+
+    Examples
+    --------
+    >>> from corrmask_fast import DependencyGraph, plot_graph
+    >>> from corrmask_fast.testing import make_vocabulary
+    >>> graph = DependencyGraph.from_edges([("G0", "G1"), ("G1", "G2")], make_vocabulary(20))
+    >>> figure = plot_graph(graph, kind="degree")
+    >>> figure.savefig("graph.png")  # doctest: +SKIP
     """
     if kind not in KINDS:
         raise InputError(f"kind must be one of {', '.join(map(repr, KINDS))}; got {kind!r}")

@@ -144,7 +144,7 @@ def pretrain(
     folder
         Folder for checkpoints, log and model. Without ``resume`` it must not contain a run.
     settings
-        Model and training: a ``PretrainingSettings`` or one of ``PRESETS`` (``corrmask_fast.training.settings``).
+        Model and training: :class:`~corrmask_fast.PretrainingSettings`.
     graph
         Splits the loss on held-out cells by whether a partner of the masked gene is in view. This only describes: the
         groups are different genes. :func:`~corrmask_fast.measure_shortcut` measures what partners in view are worth.
@@ -176,10 +176,8 @@ def pretrain(
     Examples
     --------
     >>> import tempfile
-    >>> from corrmask_fast import CorrMasker, DependencyGraph, read_corpus
+    >>> from corrmask_fast import CorrMasker, DependencyGraph, PretrainingSettings, pretrain, read_corpus
     >>> from corrmask_fast.testing import make_vocabulary
-    >>> from corrmask_fast.training.run import pretrain
-    >>> from corrmask_fast.training.settings import PretrainingSettings
     >>> genes = make_vocabulary(20)
     >>> corpus = read_corpus([range(2, 22)] * 50, genes)
     >>> masker = CorrMasker(DependencyGraph.from_edges([("G0", "G1")], genes))

@@ -54,7 +54,7 @@ class ShuffledSampler(Sampler[int]):
 
     Examples
     --------
-    >>> from corrmask_fast.training.sampling import ShuffledSampler
+    >>> from corrmask_fast import ShuffledSampler
     >>> sampler = ShuffledSampler(5, seed=3)
     >>> first = list(sampler)
     >>> sampler.set_epoch(1)

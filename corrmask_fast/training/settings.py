@@ -70,8 +70,12 @@ class PretrainingSettings:
     """Settings of pretraining: the model, and how it is trained.
 
     The defaults are Table 5 of Hacohen et al. 2026 (Geneformer's architecture). Every field is an option of
-    ``corrmask-fast pretrain`` and a key of its configuration file; ``corrmask-fast pretrain --help`` explains each.
-    ``PRESETS`` has the settings ``"paper"``, ``"small"`` and ``"tiny"``.
+    ``corrmask-fast pretrain`` and a key of its configuration file. ``PretrainingSettings.read(None, "small")`` returns
+    the settings of a preset: ``"paper"``, ``"small"`` or ``"tiny"``.
+
+    Parameters
+    ----------
+    FIELDS
 
     Raises
     ------
@@ -80,9 +84,8 @@ class PretrainingSettings:
 
     Examples
     --------
-    >>> from dataclasses import replace
-    >>> from corrmask_fast.training.settings import PRESETS
-    >>> settings = replace(PRESETS["small"], max_steps=200)
+    >>> from corrmask_fast import PretrainingSettings
+    >>> settings = PretrainingSettings.read(None, "small", max_steps=200)
     >>> settings.hidden_size, settings.layers, settings.max_length, settings.max_steps
     (128, 3, 512, 200)
     """
@@ -244,6 +247,22 @@ class PretrainingSettings:
             Lines of TOML.
         """
         return to_toml(asdict(self))
+
+
+def _with_fields(text: str) -> str:
+    """Return the docstring with the fields in it: their texts are those of the command line."""
+    lines = []
+    for one in fields(PretrainingSettings):
+        rule, choices = one.metadata.get("rule"), CHOICES.get(one.name)
+        values = f" One of {', '.join(choices)}." if choices else ""
+        if rule:
+            values = f" From {rule['low']:g} to {rule['high']:g}{', ends excluded' if 'open_ends' in rule else ''}."
+        help_text = one.metadata["help"]
+        lines += [f"    {one.name}", f"        {help_text[0].upper()}{help_text[1:]}.{values} Default: {one.default!r}."]
+    return text.replace("    FIELDS", "\n".join(lines))
+
+
+PretrainingSettings.__doc__ = _with_fields(str(PretrainingSettings.__doc__)) if PretrainingSettings.__doc__ else None
 
 
 def read_config(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
