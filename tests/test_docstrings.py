@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import re
 from functools import cached_property
+from pathlib import Path
 
 import pytest
 
@@ -86,3 +87,8 @@ def test_the_docstring_is_complete(name):
         errors = validate(f"corrmask_fast.{one}")["errors"]
         faults += [f"{one}: {code} {what}" for code, what in errors if code in wanted]
     assert not faults, "\n".join(["", *faults])
+
+
+def test_every_public_name_is_in_the_reference():
+    page = (Path(__file__).resolve().parents[1] / "docs" / "reference" / "api.md").read_text()
+    assert sorted(re.findall(r"^   (\w+)$", page, re.MULTILINE)) == sorted(dir(corrmask_fast))
