@@ -45,10 +45,10 @@ suppress_warnings = ["mystnb.unknown_mime_type", "myst.domains"]  # sphinx-argpa
 
 autosummary_generate = True
 autosummary_imported_members = False
-smartquotes_action = "qe"  # no dashes: they would eat those of options
 maximum_signature_line_length = 80
 autodoc_mock_imports = ["lightning", "pytorch_lightning"]
-autodoc_typehints = "none"  # docstrings name types and shapes
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented_params"
 autodoc_member_order = "groupwise"
 napoleon_google_docstring = False
 napoleon_use_rtype = False

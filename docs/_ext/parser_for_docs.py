@@ -17,7 +17,14 @@ def escaped(parser: argparse.ArgumentParser | None = None) -> argparse.ArgumentP
             for child in action.choices.values():
                 escaped(child)
         elif action.help:
-            action.help = re.sub(r"([|*`\\])", r"\\\1", action.help)
+            action.help = _as_text(action.help)
+    parser.description = _as_text(parser.description or "")
     if parser.epilog:  # tables and examples, aligned for a terminal: a literal block
         parser.epilog = "::\n\n" + textwrap.indent(parser.epilog, "  ")
     return parser
+
+
+def _as_text(text: str) -> str:
+    """Escape markup, and put options in literals: dashes of plain text become typographic ones."""
+    text = re.sub(r"([|*`\\])", r"\\\1", text)
+    return re.sub(r"(?<![\w-])(--[a-z][a-z-]*)", r"``\1``", text)
