@@ -315,7 +315,9 @@ def _masking(settings: PretrainingSettings, masker: Masker) -> str:
         return "device"
     if masker.on_host:
         return "worker"
-    return "device" if settings.device != "cpu" and torch.cuda.is_available() else "worker"
+    from corrmask_fast.graph.build.cuda_device import can_use_cuda
+
+    return "device" if settings.device != "cpu" and can_use_cuda() else "worker"
 
 
 def _checkpoint(folder: Path, resume: bool) -> Path | None:

@@ -151,12 +151,12 @@ def memory_errors_named() -> Iterator[None]:
 
 
 def can_use_cuda() -> bool:
-    """Whether graphs can be built on a GPU here: CuPy is installed, and torch sees a device."""
+    """Whether the kernels can run on a GPU here: CuPy is installed, and torch, built for CUDA, sees a device."""
     if importlib.util.find_spec("cupy") is None:
         return False
     import torch
 
-    return torch.cuda.is_available()
+    return torch.version.cuda is not None and torch.cuda.is_available()  # for AMD's GPUs torch has no CUDA version
 
 
 def check_cuda() -> None:
