@@ -15,7 +15,7 @@ import pytest
 import torch
 from graph_cases import BASE, A, B, C, assert_equal_stages, corpus_of, every_stage
 
-from corrmask_fast import InputError, MissingExtraError, build_dependency_graph
+from corrmask_fast import InputError, MissingExtraError, build_dependency_graph, cuda
 from corrmask_fast.graph.build import building, memory, overlaps, stages_cuda
 from corrmask_fast.graph.build import cuda_device as graph_device
 from corrmask_fast.graph.build import work as graph_work
@@ -28,7 +28,7 @@ def pretend_fixture(cuda_host, monkeypatch):
     """An emulated device that ``device="cuda"`` and ``"auto"`` find."""
     device = cuda_host.graph.EmulatedDevice(threads=32)
     monkeypatch.setattr(graph_device, "check_cuda", lambda: None)
-    monkeypatch.setattr(graph_device, "can_use_cuda", lambda: True)
+    monkeypatch.setattr(cuda, "can_use_cuda", lambda: True)
     with cuda_host.graph.in_place(device):
         yield device
 

@@ -17,11 +17,11 @@ from corrmask_fast import (
     MultinomialAttentionMasker,
     RandomMasker,
     Vocabulary,
+    cuda,
     score_masks,
 )
 from corrmask_fast.cells.corpus_io import write_corpus
 from corrmask_fast.cli.main import main
-from corrmask_fast.graph.build import cuda_device
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
@@ -145,12 +145,14 @@ def test_precision_compilation_and_activations_computed_twice(corpus, graph, tmp
             run(corpus, masker, tmp_path / "half", settings=replace(TINY, precision="float16"))
 
 
-@pytest.mark.parametrize(("cupy", "cuda", "where"), [(1, "13.0", "device"), (0, "13.0", "worker"), (1, None, "worker")])
-def test_kernels_are_left_out_where_they_cannot_run(monkeypatch, corpus, cupy, cuda, where):  # noqa: F811
+@pytest.mark.parametrize(
+    ("cupy", "version", "where"), [(1, "13.0", "device"), (0, "13.0", "worker"), (1, None, "worker")]
+)
+def test_kernels_are_left_out_where_they_cannot_run(monkeypatch, corpus, cupy, version, where):  # noqa: F811
     """On a GPU without CuPy, and on AMD's, whose PyTorch has no CUDA version, the collator masks."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.version, "cuda", cuda)
-    monkeypatch.setattr(cuda_device.importlib.util, "find_spec", lambda name: cupy or None)
+    monkeypatch.setattr(torch.version, "cuda", version)
+    monkeypatch.setattr(cuda.importlib.util, "find_spec", lambda _: cupy or None)
     assert _masking(TINY, RandomMasker(corpus.vocabulary)) == "worker"  # TINY asks for the CPU
     assert _masking(replace(TINY, device="auto"), RandomMasker(corpus.vocabulary)) == where
 

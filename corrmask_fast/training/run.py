@@ -315,7 +315,7 @@ def _masking(settings: PretrainingSettings, masker: Masker) -> str:
         return "device"
     if masker.on_host:
         return "worker"
-    from corrmask_fast.graph.build.cuda_device import can_use_cuda
+    from corrmask_fast.cuda import can_use_cuda
 
     return "device" if settings.device != "cpu" and can_use_cuda() else "worker"
 

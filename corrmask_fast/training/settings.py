@@ -99,7 +99,9 @@ class PretrainingSettings:
     compile: bool = _switch("compile the model (torch.compile)")
     gradient_checkpointing: bool = _switch("compute activations twice instead of keeping them: slower, less memory")
     device: str = _choice("auto", "where to train")
-    masking: str = _choice("auto", "in the collator's workers, or on the device inside the step (auto: there on a GPU with CuPy)")
+    masking: str = _choice(
+        "auto", "in the collator's workers, or on the device inside the step (auto: there on a GPU with CuPy)"
+    )
     head: str = _choice("masked", "logits at masked genes alone, or at all genes (the same loss)")
     workers: int = _number(0, 0, 1_024, "N", "worker processes that collate")
     held_out: float = _number(0.02, 0, 0.5, "SHARE", "of the cells, kept for evaluation (at most 2 000 cells)")
