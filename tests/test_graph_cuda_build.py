@@ -97,10 +97,12 @@ def test_an_explicit_request_is_obeyed_or_refused(make_corpus, monkeypatch):
 
 @pytest.mark.parametrize("has_cupy", [False, True])
 @pytest.mark.parametrize("has_device", [False, True])
-def test_auto_takes_a_device_where_cupy_and_torch_see_one(monkeypatch, has_cupy, has_device):
-    monkeypatch.setattr(graph_device.importlib.util, "find_spec", lambda _: object() if has_cupy else None)
+@pytest.mark.parametrize("version", [None, "13.0"])  # None: PyTorch for AMD's GPUs, which it calls "cuda" too
+def test_auto_takes_a_device_where_cupy_and_torch_see_one(monkeypatch, has_cupy, has_device, version):
+    monkeypatch.setattr(cuda.importlib.util, "find_spec", lambda _: object() if has_cupy else None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_device)
-    assert building._kind_of_device("auto") == ("cuda" if has_cupy and has_device else "cpu")
+    monkeypatch.setattr(torch.version, "cuda", version)
+    assert building._kind_of_device("auto") == ("cuda" if has_cupy and has_device and version else "cpu")
     assert building._kind_of_device("cpu") == "cpu"
 
 
