@@ -6,6 +6,7 @@ A new kernel is one ``.cu`` file and one function that allocates its outputs and
 from __future__ import annotations
 
 import functools
+import importlib.util
 import re
 from importlib import resources
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     import torch
 
-__all__ = ["Buffer", "CudaDevice", "kernel_source", "open_device"]
+__all__ = ["Buffer", "CudaDevice", "can_use_cuda", "kernel_source", "open_device"]
 
 THREADS = 256  # of a block
 OPTIONS = ("-std=c++17", "-lineinfo")
@@ -138,6 +139,15 @@ def open_device(device: torch.device) -> CudaDevice:
     import torch
 
     return _device_at(torch.cuda.current_device() if device.index is None else device.index)
+
+
+def can_use_cuda() -> bool:
+    """Whether the kernels can run on a GPU here: CuPy is installed, and torch, built for CUDA, sees a device."""
+    if importlib.util.find_spec("cupy") is None:
+        return False
+    import torch
+
+    return torch.version.cuda is not None and torch.cuda.is_available()  # for AMD's GPUs torch has no CUDA version
 
 
 class Buffer(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import re
@@ -23,7 +24,7 @@ from corrmask_fast import (
     set_num_threads,
     write_corpus,
 )
-from corrmask_fast.cli.main import main
+from corrmask_fast.cli.main import build_parser, main
 from corrmask_fast.graph.reports import cells_with_both
 
 # ------------------------------------------------------------------------------------------------------- what it does
@@ -74,6 +75,21 @@ def test_help_is_instant_and_has_an_example_for_each_command(run):
         result = run(sys.executable, "-m", "corrmask_fast", *command, "--help")
         assert result.returncode == 0
         assert f"example:\n  corrmask-fast {' '.join(command)}" in result.stdout
+
+
+def test_every_command_prints_its_help():
+    waiting, usages = [build_parser()], set()
+    while waiting:
+        parser = waiting.pop()
+        usages.add(parser.format_help().split(" [")[0])  # raises where a help text has a lone %
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                waiting += action.choices.values()
+    assert {
+        "usage: corrmask-fast pretrain",
+        "usage: corrmask-fast compare",
+        "usage: corrmask-fast graph build",
+    } < usages
 
 
 def test_version(capsys):

@@ -15,7 +15,7 @@ import pytest
 import torch
 from graph_cases import BASE, A, B, C, assert_equal_stages, corpus_of, every_stage
 
-from corrmask_fast import InputError, MissingExtraError, build_dependency_graph
+from corrmask_fast import InputError, MissingExtraError, build_dependency_graph, cuda
 from corrmask_fast.graph.build import building, memory, overlaps, stages_cuda
 from corrmask_fast.graph.build import cuda_device as graph_device
 from corrmask_fast.graph.build import work as graph_work
@@ -28,7 +28,7 @@ def pretend_fixture(cuda_host, monkeypatch):
     """An emulated device that ``device="cuda"`` and ``"auto"`` find."""
     device = cuda_host.graph.EmulatedDevice(threads=32)
     monkeypatch.setattr(graph_device, "check_cuda", lambda: None)
-    monkeypatch.setattr(graph_device, "can_use_cuda", lambda: True)
+    monkeypatch.setattr(cuda, "can_use_cuda", lambda: True)
     with cuda_host.graph.in_place(device):
         yield device
 
@@ -97,10 +97,12 @@ def test_an_explicit_request_is_obeyed_or_refused(make_corpus, monkeypatch):
 
 @pytest.mark.parametrize("has_cupy", [False, True])
 @pytest.mark.parametrize("has_device", [False, True])
-def test_auto_takes_a_device_where_cupy_and_torch_see_one(monkeypatch, has_cupy, has_device):
-    monkeypatch.setattr(graph_device.importlib.util, "find_spec", lambda _: object() if has_cupy else None)
+@pytest.mark.parametrize("version", [None, "13.0"])  # None: PyTorch for AMD's GPUs, which it calls "cuda" too
+def test_auto_takes_a_device_where_cupy_and_torch_see_one(monkeypatch, has_cupy, has_device, version):
+    monkeypatch.setattr(cuda.importlib.util, "find_spec", lambda _: object() if has_cupy else None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_device)
-    assert building._kind_of_device("auto") == ("cuda" if has_cupy and has_device else "cpu")
+    monkeypatch.setattr(torch.version, "cuda", version)
+    assert building._kind_of_device("auto") == ("cuda" if has_cupy and has_device and version else "cpu")
     assert building._kind_of_device("cpu") == "cpu"
 
 

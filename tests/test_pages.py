@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from corrmask_fast import read_corpus
 from corrmask_fast.cells.tokenizer import corpus_medians
 from corrmask_fast.cli.main import main
 from corrmask_fast.synthetic import generate_cells
@@ -34,6 +35,7 @@ NEEDS = {"docs/how-to/lightning.md": "lightning"}  # .ci/lightning runs these pa
 @pytest.fixture(scope="module")
 def brought(tmp_path_factory):
     """A folder with what a reader brings: cells, a corpus and a graph of them, dictionaries in Geneformer's form."""
+    datasets = pytest.importorskip("datasets")
     folder = tmp_path_factory.mktemp("brought")
     cells = generate_cells(600, 150, n_modules=5, n_types=2)
     cells.write_h5ad(folder / "cells.h5ad")
@@ -49,6 +51,9 @@ def brought(tmp_path_factory):
         patch.chdir(folder)
         for block in blocks(FIRST):  # the corpus and the graph that all other pages begin with
             run(block["text"], FIRST.name)
+    assert list(read_corpus(folder / "cells.dataset").vocabulary.names) == list(tokens)
+    tokenised = datasets.load_from_disk(str(folder / "cells.dataset")).select_columns(["input_ids", "length"])
+    tokenised.save_to_disk(folder / "genecorpus.dataset")  # as Geneformer's tokenizer writes one: no vocabulary in it
     return folder
 
 

@@ -17,6 +17,7 @@ from corrmask_fast import (
     MultinomialAttentionMasker,
     RandomMasker,
     Vocabulary,
+    cuda,
     score_masks,
 )
 from corrmask_fast.cells.corpus_io import write_corpus
@@ -27,7 +28,7 @@ pytest.importorskip("accelerate")
 
 from trainers import FIT, NO_DROPOUT, make_kind, our_trainer
 
-from corrmask_fast.training.run import pretrain, split_cells
+from corrmask_fast.training.run import _masking, pretrain, split_cells
 
 
 def run(corpus, masker, folder, *, settings=TINY, **options):  # noqa: F811
@@ -142,6 +143,18 @@ def test_precision_compilation_and_activations_computed_twice(corpus, graph, tmp
     if not torch.cuda.is_available():
         with pytest.raises(InputError, match="precision='float16' needs a GPU"):
             run(corpus, masker, tmp_path / "half", settings=replace(TINY, precision="float16"))
+
+
+@pytest.mark.parametrize(
+    ("cupy", "version", "where"), [(1, "13.0", "device"), (0, "13.0", "worker"), (1, None, "worker")]
+)
+def test_kernels_are_left_out_where_they_cannot_run(monkeypatch, corpus, cupy, version, where):  # noqa: F811
+    """On a GPU without CuPy, and on AMD's, whose PyTorch has no CUDA version, the collator masks."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.version, "cuda", version)
+    monkeypatch.setattr(cuda.importlib.util, "find_spec", lambda _: cupy or None)
+    assert _masking(TINY, RandomMasker(corpus.vocabulary)) == "worker"  # TINY asks for the CPU
+    assert _masking(replace(TINY, device="auto"), RandomMasker(corpus.vocabulary)) == where
 
 
 def test_tensorboard(corpus, tmp_path):  # noqa: F811

@@ -359,7 +359,9 @@ def _masking(settings: PretrainingSettings, masker: Masker) -> str:
         return "device"
     if masker.on_host:
         return "worker"
-    return "device" if settings.device != "cpu" and torch.cuda.is_available() else "worker"
+    from corrmask_fast.cuda import can_use_cuda
+
+    return "device" if settings.device != "cpu" and can_use_cuda() else "worker"
 
 
 def _checkpoint(folder: Path, resume: bool) -> Path | None:

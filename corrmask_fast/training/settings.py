@@ -117,7 +117,9 @@ class PretrainingSettings:
     compile: bool = _switch("compile the model (torch.compile)")
     gradient_checkpointing: bool = _switch("compute activations twice instead of keeping them: slower, less memory")
     device: str = _choice("auto", "where to train")
-    masking: str = _choice("auto", "in the collator's workers, or on the device inside the step (auto: there on a GPU)")
+    masking: str = _choice(
+        "auto", "in the collator's workers, or on the device inside the step (auto: there on a GPU with CuPy)"
+    )
     head: str = _choice("masked", "logits at masked genes alone, or at all genes (the same loss)")
     workers: int = _number(0, 0, 1_024, "N", "worker processes that collate")
     held_out: float = _number(0.02, 0, 0.5, "SHARE", "of the cells, kept for evaluation (at most 2 000 cells)")
@@ -329,7 +331,7 @@ def add_setting_options(
         if one.name in leave_out:
             continue
         default = getattr(PRESETS[preset], one.name)
-        flag, text = f"--{one.name.replace('_', '-')}", one.metadata["help"]
+        flag, text = f"--{one.name.replace('_', '-')}", one.metadata["help"].replace("%", "%%")
         if isinstance(one.default, bool):
             parser.add_argument(flag, action="store_const", const=True, help=text)
         elif one.name in CHOICES:

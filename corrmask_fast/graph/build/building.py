@@ -241,7 +241,8 @@ def build_dependency_graph(
 
 def _kind_of_device(device: str) -> str:
     """Return "cpu" or "cuda" for a device as it was given."""
-    from corrmask_fast.graph.build.cuda_device import can_use_cuda, check_cuda
+    from corrmask_fast.cuda import can_use_cuda
+    from corrmask_fast.graph.build.cuda_device import check_cuda
 
     if device not in {"auto", "cpu", "cuda"}:
         raise InputError(f"device must be 'auto', 'cpu' or 'cuda'; got {device!r}")

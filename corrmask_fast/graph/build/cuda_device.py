@@ -6,7 +6,6 @@ tensors in host memory.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import socket
 import warnings
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
     from corrmask_fast.graph.build.distributed import Team
 
-__all__ = ["GraphDevice", "can_use_cuda", "check_cuda", "warn_of_idle_devices"]
+__all__ = ["GraphDevice", "check_cuda", "warn_of_idle_devices"]
 
 THREADS = 256  # of a block
 SIGNED = {np.dtype(np.uint16): np.int16, np.dtype(np.uint32): np.int32}  # the same bits, as torch takes them
@@ -148,15 +147,6 @@ def memory_errors_named() -> Iterator[None]:
             f"device='cuda': the graph does not fit the GPU's memory ({first}); free what else lies there, lower "
             "n_cells, max_genes or n_neighbors, or use device='cpu'"
         ) from error
-
-
-def can_use_cuda() -> bool:
-    """Whether graphs can be built on a GPU here: CuPy is installed, and torch sees a device."""
-    if importlib.util.find_spec("cupy") is None:
-        return False
-    import torch
-
-    return torch.cuda.is_available()
 
 
 def check_cuda() -> None:
