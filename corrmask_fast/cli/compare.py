@@ -159,7 +159,6 @@ def _compare(arguments: argparse.Namespace) -> None:
         gene_share=arguments.gene_share,
         jobs=arguments.jobs,
         command=shlex.join([PROGRAM, *sys.argv[1:]]),
-        progress=arguments.progress,
     )
     print(comparison.table())
     print(f"\nreport: {arguments.out}/report.html")

@@ -211,7 +211,6 @@ def _cells(arguments: argparse.Namespace) -> None:
         baselines=arguments.baselines,
         sizes=arguments.sizes,
         settings=_settings(arguments),
-        progress=arguments.progress,
     )
     print(report.table())
     if arguments.csv is not None:

@@ -14,7 +14,8 @@ from corrmask_fast.cli.options import (
     open_corpus,
     setting,
 )
-from corrmask_fast.errors import InputError, check_integer
+from corrmask_fast.errors import InputError, check_integer, listed
+from corrmask_fast.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     import argparse
@@ -298,7 +299,8 @@ def _part(corpus: Corpus, where: str | None) -> Corpus:
         raise InputError(f"--where must be COLUMN=VALUE, as tissue=lung; got {where!r}")
     groups = rows_by_group(corpus, column)
     if value not in groups:
-        raise InputError(f"no cell has {value!r} in obs column {column!r}; there are {', '.join(list(groups)[:20])}")
+        meant = did_you_mean(value, groups)
+        raise InputError(f"no cell has {value!r} in obs column {column!r}{meant}; there are {listed(groups)}")
     return corpus.select(groups[value])
 
 

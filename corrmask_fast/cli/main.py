@@ -6,11 +6,12 @@ Each command is a function that adds its parser, and one that runs it; heavy imp
 
 from __future__ import annotations
 
-import argparse
+import logging
 import os
 import re
 import sys
 import warnings
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,11 +19,14 @@ from typing import TYPE_CHECKING, Any
 from corrmask_fast import __version__
 from corrmask_fast.cli.audit import add_audit
 from corrmask_fast.cli.compare import add_compare
+from corrmask_fast.cli.completion import add_completion
+from corrmask_fast.cli.doctor import add_doctor
 from corrmask_fast.cli.embed import add_embed
 from corrmask_fast.cli.evaluate import add_evaluate
 from corrmask_fast.cli.graph import add_graph
 from corrmask_fast.cli.options import (
     PROGRAM,
+    Parser,
     add_dictionary_options,
     check_dictionary,
     command,
@@ -33,9 +37,11 @@ from corrmask_fast.cli.pmi import add_pmi
 from corrmask_fast.cli.pretrain import add_pretrain
 from corrmask_fast.cli.tokenize import add_medians, add_tokenize
 from corrmask_fast.errors import InputError, MissingExtraError, reason
+from corrmask_fast.progress import bars, shows_progress, write_line
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    import argparse
+    from collections.abc import Iterable, Iterator, Sequence
 
 __all__ = ["main"]
 
@@ -47,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     with warnings.catch_warnings():
         warnings.showwarning = partial(_warn, vars(arguments))
-        return _run(arguments)
+        with bars(shown=getattr(arguments, "progress", True)), _messages_shown():
+            return _run(arguments)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -92,6 +99,29 @@ def _out_of_memory(error: Exception, arguments: argparse.Namespace) -> str | Non
     return f"{what}; give {' or '.join(filter(None, [*fixes, 'the process more memory']))}"
 
 
+class _Messages(logging.Handler):
+    """Shows what the library says while it works, such as that kernels are being compiled."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if shows_progress():
+            write_line(f"{PROGRAM}: {record.getMessage()}")
+
+
+@contextmanager
+def _messages_shown() -> Iterator[None]:
+    log, handler = logging.getLogger("corrmask_fast"), _Messages()
+    level, propagates = log.level, log.propagate
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+        log.propagate = propagates
+
+
 def _warn(options: Iterable[str], message: Warning | str, *_: object, **__: object) -> None:
     """Show a warning as a line of our own, not with the place in the code that it came from."""
     print(f"{PROGRAM}: warning: {' '.join(in_options(str(message), options).split())}", file=sys.stderr)
@@ -104,7 +134,7 @@ def _fail(message: str) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=PROGRAM,
         description="Dependency-aware gene masking for single-cell foundation models (CorrMask): from counts to "
         "tokenised cells, a gene dependency graph, and an audit of what masking hides.",
@@ -122,6 +152,8 @@ def build_parser() -> argparse.ArgumentParser:
     add_evaluate(commands)
     add_compare(commands)
     _add_demo(commands)
+    add_doctor(commands)
+    add_completion(commands, build_parser)
     return parser
 
 

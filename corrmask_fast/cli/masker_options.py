@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from corrmask_fast.errors import InputError
 from corrmask_fast.masking.schedules import parse_rate
 from corrmask_fast.masking.strategies import DEFAULT, LEARNED_STRATEGIES, OF_MODEL, OPTIONS, SOURCES, STRATEGIES
+from corrmask_fast.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -84,7 +85,8 @@ def _strategy_of(strategies: Collection[str]) -> Callable[[str], str]:
     def parsed(text: str) -> str:
         if text not in strategies and not is_own(text):
             raise argparse.ArgumentTypeError(
-                f"must be one of {', '.join(strategies)}, or package.module:Name; got {text!r}"
+                f"must be one of {', '.join(strategies)}, or package.module:Name; "
+                f"got {text!r}{did_you_mean(text, strategies)}"
             )
         return text
 

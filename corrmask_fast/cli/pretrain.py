@@ -14,6 +14,7 @@ from corrmask_fast.cli.options import add_corpus, command, load_graph, open_corp
 from corrmask_fast.errors import InputError, naming, shown
 from corrmask_fast.masking.schedules import parse_rate, rate_text
 from corrmask_fast.masking.strategies import CONTROL, LEARNED_STRATEGIES, OPTIONS, SOURCES, STRATEGIES
+from corrmask_fast.suggestions import did_you_mean
 from corrmask_fast.training.settings import (
     MASKER_OPTIONS,
     OF_CHECKPOINT,
@@ -170,7 +171,8 @@ def _fill_in_masker(arguments: argparse.Namespace, found: dict[str, Any], config
     for name, known in (("strategy", strategies), ("eval_strategy", STRATEGIES)):
         chosen = getattr(arguments, name)
         if chosen is not None and chosen not in known and not (name == "strategy" and is_own(chosen)):
-            raise InputError(f"{config}: {name} must be one of {', '.join(known)}; got {shown(chosen)}")
+            meant = did_you_mean(chosen, known)
+            raise InputError(f"{config}: {name} must be one of {', '.join(known)}; got {shown(chosen)}{meant}")
 
 
 def _masker_options(arguments: argparse.Namespace) -> dict[str, Any]:

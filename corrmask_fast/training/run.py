@@ -19,6 +19,7 @@ from corrmask_fast.cells.vocabulary import DICTIONARY_FILE
 from corrmask_fast.errors import InputError
 from corrmask_fast.files import atomic_file, check_output, check_output_folder
 from corrmask_fast.masking.strategies.random import RandomMasker
+from corrmask_fast.progress import is_live, progress_bar, shows_progress
 from corrmask_fast.tables import write_csv
 from corrmask_fast.training.partner_loss import GROUPS, PartnerLoss
 from corrmask_fast.training.run_record import FILE as RECORD
@@ -181,6 +182,8 @@ def pretrain(
     )
     if settings.report_to == "tensorboard":
         trainer.add_callback(_tensorboard(folder))
+    if progress and not is_live():
+        trainer.add_callback(_Lines())
     trainer.add_callback(_RunFiles(folder, settings.to_toml() + to_toml(masker_options or {})))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     evaluated = [row["step"] for row in trainer.state.log_history if "eval_loss" in row]
@@ -285,7 +288,7 @@ def training_arguments(
         save_steps=settings.save_every,
         save_total_limit=2,
         logging_steps=settings.log_every,
-        disable_tqdm=not progress,
+        disable_tqdm=not (progress and shows_progress() and is_live()),
         report_to=[],
         **grouping,
         **checkpointing,
@@ -410,6 +413,20 @@ class RunTrainer(CorrMaskTrainer):
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.device.type == "cuda",
         )
+
+
+class _Lines(transformers.TrainerCallback):
+    """The progress of a run as lines, where no bar can be drawn."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        self.bar = progress_bar("pretrain", state.max_steps, "step", shown=state.is_world_process_zero)
+        self.bar.update(state.global_step)  # of the run that goes on
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        self.bar.update(state.global_step - self.bar.n)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        self.bar.close()
 
 
 class _RunFiles(transformers.TrainerCallback):

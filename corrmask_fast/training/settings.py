@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from corrmask_fast.errors import InputError, check_integer, check_number, naming, readable, shown
 from corrmask_fast.masking.strategies import DEFAULT, OPTIONS, SOURCES
+from corrmask_fast.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     import argparse
@@ -90,7 +91,7 @@ class PretrainingSettings:
     gradient_accumulation: int = _number(1, 1, 1_000_000, "N", "batches in a step")
     learning_rate: float = _number(1e-3, 0, 10, "RATE", "highest learning rate (AdamW)", open_ends=True)
     lr_schedule: str = _choice("linear", "shape of the learning rate after the warm-up")
-    warmup_steps: int = _number(10_000, 0, LONG, "N", "warm-up steps; at most 10 % of all steps")
+    warmup_steps: int = _number(10_000, 0, LONG, "N", "warm-up steps; at most a tenth of all steps")
     weight_decay: float = _number(0.001, 0, 10, "X", "of AdamW")
     epochs: float = _number(3.0, 0, 100_000, "N", "passes over the cells", open_ends=True)
     max_steps: int = _number(0, 0, LONG, "N", "stop after so many steps; 0: by epochs")
@@ -124,7 +125,10 @@ class PretrainingSettings:
                 check: Any = check_integer if isinstance(one.default, int) else check_number
                 check(name, value, **one.metadata["rule"])
             elif name in CHOICES and value not in CHOICES[name]:
-                raise InputError(f"{name} must be one of {', '.join(CHOICES[name])}; got {shown(value)}")
+                raise InputError(
+                    f"{name} must be one of {', '.join(CHOICES[name])}; "
+                    f"got {shown(value)}{did_you_mean(value, CHOICES[name])}"
+                )
             elif isinstance(one.default, bool) and not isinstance(value, bool):
                 raise InputError(f"{name} must be true or false; got {shown(value)}")
             elif isinstance(one.default, str) and not isinstance(value, str):
@@ -164,7 +168,9 @@ class PretrainingSettings:
             If the preset, the file or one of its keys is unknown, or a value breaks its rule.
         """
         if preset not in PRESETS:
-            raise InputError(f"preset must be one of {', '.join(PRESETS)}; got {shown(preset)}")
+            raise InputError(
+                f"preset must be one of {', '.join(PRESETS)}; got {shown(preset)}{did_you_mean(preset, PRESETS)}"
+            )
         given = {name: value for name, value in given.items() if value is not None}
         if path is None:
             return replace(PRESETS[preset], **given)
@@ -191,8 +197,9 @@ def read_config(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str,
     names = {one.name for one in fields(PretrainingSettings)}
     for name in found:
         if name not in names and name not in MASKER_OPTIONS:
+            known = sorted(names.union(MASKER_OPTIONS))
             raise InputError(
-                f"{path}: there is no setting {shown(name)}; there are {', '.join(sorted(names.union(MASKER_OPTIONS)))}"
+                f"{path}: there is no setting {shown(name)}{did_you_mean(name, known)}; there are {', '.join(known)}"
             )
     settings = {name: value for name, value in found.items() if name in names}
     with naming(path):
