@@ -14,14 +14,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from corrmask_fast import __version__
-from corrmask_fast.cli.options import PROGRAM, command
+from corrmask_fast.cli.options import PROGRAM
 from corrmask_fast.errors import InputError, MissingExtraError, reason
 
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Callable, Iterator
 
     from packaging.requirements import Requirement
@@ -48,23 +47,8 @@ FOR_DEVELOPERS = {"dev", "docs"}
 BROUGHT_ALONG = {"anndata": ("zarr",)}  # by packages of an extra
 
 
-def add_doctor(commands: Any) -> None:
-    """Add ``doctor``."""
-    command(
-        commands,
-        "doctor",
-        _doctor,
-        summary="what is installed, what works, and how to install what is missing",
-        text="Print versions, processor, memory, GPU and the cache of compiled kernels, for yourself or for a bug "
-        "report; then mask a small batch and compare it with the pure-Python reference. For each package that is "
-        "missing: what it is for, and the line that installs it. The text holds no name of yours and none of the "
-        "machine. Exit code 1 if masking, or something else that is installed, does not work.",
-        example="doctor > doctor.txt",
-        computes=False,
-    )
-
-
-def _doctor(_: argparse.Namespace) -> int:
+def examine() -> int:
+    """Print the report; return 1 if something that is installed does not work, else 0."""
     report = _Report()
     report.part("", _system)
     report.part("packages", report.packages)

@@ -6,7 +6,6 @@ Each command is a function that adds its parser, and one that runs it; heavy imp
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import sys
@@ -20,7 +19,6 @@ from corrmask_fast import __version__
 from corrmask_fast.cli.audit import add_audit
 from corrmask_fast.cli.compare import add_compare
 from corrmask_fast.cli.completion import add_completion
-from corrmask_fast.cli.doctor import add_doctor
 from corrmask_fast.cli.embed import add_embed
 from corrmask_fast.cli.evaluate import add_evaluate
 from corrmask_fast.cli.graph import add_graph
@@ -99,17 +97,17 @@ def _out_of_memory(error: Exception, arguments: argparse.Namespace) -> str | Non
     return f"{what}; give {' or '.join(filter(None, [*fixes, 'the process more memory']))}"
 
 
-class _Messages(logging.Handler):
-    """Shows what the library says while it works, such as that kernels are being compiled."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if shows_progress():
-            write_line(f"{PROGRAM}: {record.getMessage()}")
-
-
 @contextmanager
 def _messages_shown() -> Iterator[None]:
-    log, handler = logging.getLogger("corrmask_fast"), _Messages()
+    """Show what the library says while it works, such as that kernels are being compiled."""
+    import logging
+
+    class Shown(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if shows_progress():
+                write_line(f"{PROGRAM}: {record.getMessage()}")
+
+    log, handler = logging.getLogger("corrmask_fast"), Shown()
     level, propagates = log.level, log.propagate
     log.addHandler(handler)
     log.setLevel(logging.INFO)
@@ -136,9 +134,10 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
     parser = Parser(
         prog=PROGRAM,
-        description="Dependency-aware gene masking for single-cell foundation models (CorrMask): from counts to "
-        "tokenised cells, a gene dependency graph, and an audit of what masking hides.",
-        epilog=f"See '{PROGRAM} COMMAND --help' for one command. Start with '{PROGRAM} demo'.",
+        description="Mask correlated genes together when you pretrain single-cell foundation models (CorrMask): from "
+        "counts to tokenised cells, a gene dependency graph, masks, models, and audits of what masks hide.",
+        epilog=f"'{PROGRAM} COMMAND --help' says more of a command. Start with '{PROGRAM} demo'; if something fails, "
+        f"'{PROGRAM} doctor'.",
     )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -152,7 +151,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_evaluate(commands)
     add_compare(commands)
     _add_demo(commands)
-    add_doctor(commands)
+    _add_doctor(commands)
     add_completion(commands, build_parser)
     return parser
 
@@ -166,8 +165,8 @@ def _add_demo(commands: Any) -> None:
         "demo",
         _demo,
         summary="everything once, on made-up or on your own cells",
-        text="Tokenise, build the graph, mask an epoch, audit, compare speeds with Hugging Face's collator, train a "
-        "tiny BERT; leaves the graph, pictures and a report. "
+        text="Tokenise cells, build the graph, mask an epoch, audit the masks, compare speeds with Hugging Face's "
+        "collator, and train a tiny BERT. The folder then has the graph, pictures and a report. "
         "Without --input: 20 000 made-up cells with planted modules.",
         example="demo --input cells.h5ad --out demo-output",
     )
@@ -194,3 +193,27 @@ def _demo(arguments: argparse.Namespace) -> None:
         roles=roles_of(arguments),
         progress=arguments.progress,
     )
+
+
+# --------------------------------------------------------------------------------------------------------------- doctor
+
+
+def _add_doctor(commands: Any) -> None:
+    command(
+        commands,
+        "doctor",
+        _doctor,
+        summary="what is installed, what works, and how to install what is missing",
+        text="Print versions, processor, memory, GPU and the cache of compiled kernels, for yourself or for a bug "
+        "report; then mask a small batch and compare it with the pure-Python reference. For each package that is "
+        "missing: what it is for, and the line that installs it. The text holds no name of yours and none of the "
+        "machine. Exit code 1 if masking, or something else that is installed, does not work.",
+        example="doctor > doctor.txt",
+        computes=False,
+    )
+
+
+def _doctor(_: argparse.Namespace) -> int:
+    from corrmask_fast.cli.doctor import examine
+
+    return examine()

@@ -124,24 +124,26 @@ def add_corpus(parser: argparse.ArgumentParser, text: str = "datasets folder or 
     parser.add_argument(
         "--vocabulary",
         metavar="DICT",
-        help="token dictionary (.pkl or .json) of a corpus that stores none, as Geneformer's do",
+        help="token dictionary (.pkl or .json), for a corpus that stores none, as those that Geneformer tokenised",
     )
     add_dictionary_options(parser, "--vocabulary")
 
 
 def add_dictionary_options(parser: argparse.ArgumentParser, dictionary: str) -> None:
     """Add what goes with a token dictionary, which the option ``dictionary`` names: symbols, and roles of tokens."""
-    parser.add_argument("--symbols", metavar="FILE", help=f"symbol to gene id (.pkl or .json), for {dictionary}")
-    for flag, usual in (("--pad-token", "<pad>"), ("--mask-token", "<mask>, if there is one")):
-        parser.add_argument(
-            flag, type=_token, metavar="TOKEN", help=f"its name or id in {dictionary} (default: {usual})"
-        )
+    parser.add_argument(
+        "--symbols", metavar="FILE", help=f"dictionary from gene symbol to gene id (.pkl or .json), with {dictionary}"
+    )
+    for role, usual in (("pad", "<pad>"), ("mask", "<mask>, if there is one")):
+        text = f"name or id in {dictionary} of the token that {role}s (default: {usual})"
+        parser.add_argument(f"--{role}-token", type=_token, metavar="TOKEN", help=text)
     parser.add_argument(
         "--special-tokens",
         type=_token,
         nargs="+",
         metavar="TOKEN",
-        help=f"special tokens of {dictionary} without angle brackets, such as [CLS]: never masked",
+        help=f"special tokens of {dictionary} that have no angle brackets, such as [CLS]; special tokens are never "
+        "masked",
     )
 
 

@@ -77,37 +77,43 @@ class PretrainingSettings:
         default="",
         metadata={
             "metavar": "FOLDER",
-            "help": "a checkpoint to start from, of any masked language model of transformers; its size is the "
-            "model's (default: a new BERT)",
+            "help": "start from this checkpoint of a masked language model of transformers, and keep its size "
+            "(default: a new BERT)",
         },
     )
     hidden_size: int = _number(256, 1, 65_536, "N", "width of the model")
-    layers: int = _number(6, 1, 1_000, "N", "layers")
-    heads: int = _number(4, 1, 65_536, "N", "attention heads; divides the width")
+    layers: int = _number(6, 1, 1_000, "N", "number of layers")
+    heads: int = _number(4, 1, 65_536, "N", "number of attention heads; must divide the width")
     intermediate_size: int = _number(512, 1, 1_000_000, "N", "width of the feed-forward layers")
-    dropout: float = _number(0.02, 0, 1, "P", "dropout, of attention too")
-    max_length: int = _number(2048, 1, 1_000_000, "N", "cells are cut to so many genes")
+    dropout: float = _number(0.02, 0, 1, "P", "dropout, in attention too")
+    max_length: int = _number(2048, 1, 1_000_000, "N", "cut cells to so many tokens")
     batch_size: int = _number(12, 1, 1_000_000, "N", "cells in a batch, on each process")
     gradient_accumulation: int = _number(1, 1, 1_000_000, "N", "batches in a step")
     learning_rate: float = _number(1e-3, 0, 10, "RATE", "highest learning rate (AdamW)", open_ends=True)
     lr_schedule: str = _choice("linear", "shape of the learning rate after the warm-up")
     warmup_steps: int = _number(10_000, 0, LONG, "N", "warm-up steps; at most a tenth of all steps")
-    weight_decay: float = _number(0.001, 0, 10, "X", "of AdamW")
+    weight_decay: float = _number(0.001, 0, 10, "X", "weight decay (AdamW)")
     epochs: float = _number(3.0, 0, 100_000, "N", "passes over the cells", open_ends=True)
-    max_steps: int = _number(0, 0, LONG, "N", "stop after so many steps; 0: by epochs")
-    run_seed: int = _number(0, 0, 2**64 - 1, "N", "of weights, order of cells and dropout")
-    precision: str = _choice("auto", "auto: bfloat16 on a GPU that has it; float16 needs a GPU")
+    max_steps: int = _number(0, 0, LONG, "N", "stop after so many steps; 0: after --epochs")
+    run_seed: int = _number(0, 0, 2**64 - 1, "N", "seed of weights, order of cells and dropout")
+    precision: str = _choice(
+        "auto", "number format of the training. auto: bfloat16 on a GPU that has it; float16 needs a GPU"
+    )
     compile: bool = _switch("compile the model (torch.compile)")
     gradient_checkpointing: bool = _switch("compute activations twice instead of keeping them: slower, less memory")
     device: str = _choice("auto", "where to train")
-    masking: str = _choice("auto", "in the collator's workers, or on the device inside the step (auto: there on a GPU)")
-    head: str = _choice("masked", "logits at masked genes alone, or at all genes (the same loss)")
-    workers: int = _number(0, 0, 1_024, "N", "worker processes that collate")
-    held_out: float = _number(0.02, 0, 0.5, "SHARE", "of the cells, kept for evaluation (at most 2 000 cells)")
+    masking: str = _choice(
+        "auto", "mask in the collator's workers, or on the device inside the step; auto: on the device, if it is a GPU"
+    )
+    head: str = _choice("masked", "compute logits at masked genes alone, or at all genes; the loss is the same")
+    workers: int = _number(0, 0, 1_024, "N", "number of worker processes that collate")
+    held_out: float = _number(
+        0.02, 0, 0.5, "SHARE", "share of the cells that is kept for evaluation, at most 2 000 cells"
+    )
     eval_every: int = _number(500, 1, LONG, "STEPS", "steps between evaluations; there is one at the end too")
     save_every: int = _number(500, 1, LONG, "STEPS", "steps between checkpoints; the last two are kept")
     log_every: int = _number(50, 1, LONG, "STEPS", "steps between lines of the log")
-    group_by_length: bool = _switch("batch cells of like length: less padding")
+    group_by_length: bool = _switch("put cells of similar length into a batch: less padding")
     report_to: str = _choice("none", "also write the log for TensorBoard, into the folder's `tensorboard`")
 
     def __post_init__(self) -> None:
