@@ -157,3 +157,13 @@ def test_the_command_line_says_that_kernels_are_compiled(made_up_cells, tmp_path
     assert "\r" not in first
     assert LINE not in medians("one")
     assert medians("two", "--no-progress") == ""
+
+
+@pytest.mark.parametrize("options", [[], ["--no-progress"]])
+def test_pretraining_writes_lines_to_a_file(cli_folder, tmp_path, options):
+    pytest.importorskip("transformers")
+    command = [sys.executable, "-m", "corrmask_fast", "pretrain", cli_folder / "cells.npz", "--preset", "tiny"]
+    command += ["--strategy", "random", "--max-steps", "3", "--out", tmp_path / "run", "--max-length", "32"]
+    err = subprocess.run([*command, *options], capture_output=True, text=True, check=True).stderr
+    assert "\r" not in err
+    assert (re.search(r"^pretrain: 100% 3.00/3.00 ", err, re.MULTILINE) is None) == bool(options)

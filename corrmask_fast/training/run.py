@@ -6,6 +6,7 @@ import math
 import os
 import re
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from corrmask_fast.masking.strategies.random import RandomMasker
 from corrmask_fast.progress import is_live, progress_bar, shows_progress
 from corrmask_fast.tables import write_csv
 from corrmask_fast.training.partner_loss import GROUPS, PartnerLoss
+from corrmask_fast.training.pretrained import no_bars
 from corrmask_fast.training.run_record import FILE as RECORD
 from corrmask_fast.training.settings import SETTINGS, PretrainingSettings, to_toml
 from corrmask_fast.training.step_clock import StepClock
@@ -170,9 +172,10 @@ def pretrain(
             f"a rate of {masker.max_probability} masks none of {longest} genes, the longest cell's, and nothing would "
             f"be learnt; mlm_probability must be {1 / longest:.2g} at least"
         )
+    live = progress and shows_progress() and is_live()
     trainer = RunTrainer(
         start_model(masker.vocabulary, settings),
-        training_arguments(folder, settings, train.n_cells, held_out.n_cells, progress=progress),
+        training_arguments(folder, settings, train.n_cells, held_out.n_cells, progress=live),
         train_dataset=CorpusDataset(train),
         eval_dataset=CorpusDataset(held_out) if held_out.n_cells else None,
         masker=masker,
@@ -182,16 +185,18 @@ def pretrain(
     )
     if settings.report_to == "tensorboard":
         trainer.add_callback(_tensorboard(folder))
-    if progress and not is_live():
+    if progress and not live:
         trainer.add_callback(_Lines())
     trainer.add_callback(_RunFiles(folder, settings.to_toml() + to_toml(masker_options or {})))
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    evaluated = [row["step"] for row in trainer.state.log_history if "eval_loss" in row]
-    if held_out.n_cells and trainer.state.global_step not in evaluated[-1:]:
-        trainer.evaluate()
-    history = [dict(row) for row in trainer.state.log_history]
+    with nullcontext() if live else no_bars():
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        evaluated = [row["step"] for row in trainer.state.log_history if "eval_loss" in row]
+        if held_out.n_cells and trainer.state.global_step not in evaluated[-1:]:
+            trainer.evaluate()
+        history = [dict(row) for row in trainer.state.log_history]
+        if trainer.is_world_process_zero():
+            trainer.save_model(str(folder / MODEL))
     if trainer.is_world_process_zero():
-        trainer.save_model(str(folder / MODEL))
         masker.vocabulary.save(folder / MODEL / DICTIONARY_FILE)
         _write_log(folder / LOG, history)
     return PretrainingReport(folder, history, trainer.masking, trainer.is_world_process_zero())
@@ -288,7 +293,7 @@ def training_arguments(
         save_steps=settings.save_every,
         save_total_limit=2,
         logging_steps=settings.log_every,
-        disable_tqdm=not (progress and shows_progress() and is_live()),
+        disable_tqdm=not progress,
         report_to=[],
         **grouping,
         **checkpointing,
