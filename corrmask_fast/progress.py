@@ -1,16 +1,52 @@
-"""The progress bar of everything that takes long."""
+"""Progress of everything that takes long: a bar on a terminal, a line now and then in a file."""
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 from collections.abc import Callable
-from typing import Any
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 Bar = Callable[[str, int, str], Any]  # (what, total, unit) -> a progress bar as tqdm makes it
 
+SECONDS = 10.0  # between two lines of a file
+_state = {"shown": True}
+
+
+@contextmanager
+def bars(*, shown: bool) -> Iterator[None]:
+    """Show no progress inside the block where ``shown`` is False, whatever a function is asked for."""
+    before = _state["shown"]
+    _state["shown"] = shown
+    try:
+        yield
+    finally:
+        _state["shown"] = before
+
+
+def shows_progress() -> bool:
+    """Whether this process shows progress: of several ranks the first does, and none inside ``bars(shown=False)``."""
+    return _state["shown"] and os.environ.get("RANK", "0") == "0"
+
+
+def is_live() -> bool:
+    """Whether a line of standard error can be overwritten: on a terminal, and in a notebook."""
+    return sys.stderr.isatty() or hasattr(sys, "ps1")
+
 
 def progress_bar(what: str, total: int | None, unit: str, *, shown: bool) -> Any:
-    """Return a tqdm bar on standard error: ``update(n)`` moves it; a context manager."""
+    """Return a bar on standard error: ``update(n)`` moves it; a context manager.
+
+    Without a terminal it is a line each ten seconds, and one at the end: a log file stays short.
+    """
+    shown = shown and shows_progress()
+    if shown and not is_live():
+        return LineBar(what, total, unit)
     from tqdm import tqdm
 
     return tqdm(desc=what, total=total, unit=unit, unit_scale=True, disable=not shown, file=sys.stderr, mininterval=0.5)
@@ -19,6 +55,48 @@ def progress_bar(what: str, total: int | None, unit: str, *, shown: bool) -> Any
 def silent_bar(what: str, total: int | None, unit: str) -> Any:
     """Return a :func:`progress_bar` that shows nothing."""
     return progress_bar(what, total, unit, shown=False)
+
+
+class LineBar:
+    """A progress bar that writes whole lines."""
+
+    def __init__(self, what: str, total: int | None, unit: str) -> None:
+        self.what, self.total, self.unit, self.n = what, total, unit, 0
+        self._began = self._told = time.monotonic()
+
+    def update(self, n: int = 1) -> None:
+        """Move the bar; write a line if the last one is old enough."""
+        self.n += n
+        if time.monotonic() - self._told >= SECONDS:
+            self._write()
+
+    def close(self) -> None:
+        """Write the last line."""
+        self._write()
+
+    def _write(self) -> None:
+        from tqdm import tqdm
+
+        self._told = time.monotonic()
+        text = tqdm.format_meter(
+            self.n, self.total, self._told - self._began, 0, unit=self.unit, unit_scale=True, prefix=self.what
+        )
+        print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def write_line(text: str) -> None:
+    """Write a line to standard error, above the bars that are there."""
+    tqdm = sys.modules.get("tqdm")
+    if tqdm is None or not is_live():
+        print(text, file=sys.stderr, flush=True)  # noqa: T201
+    else:
+        tqdm.tqdm.write(text, file=sys.stderr)
 
 
 def duration(seconds: float) -> str:

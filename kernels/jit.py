@@ -1,13 +1,20 @@
 """How every Numba function here is compiled: without the GIL, with strict floating point, kernels cached on disk."""
 
 import hashlib
+import logging
+import math
+import multiprocessing
+import os
 import pickle
+import sys
+import time
 import warnings
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 from numba import njit
+from numba.core import event
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 
 # No parallel=True (unsafe in forked workers) and no fastmath (results are promised to the bit).
@@ -17,6 +24,8 @@ inline = njit(nogil=True, error_model="numpy", forceinline=True)  # must dissolv
 
 _SOURCES = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))).digest()
 _told = set()  # cache folders that this process has warned of
+_log = logging.getLogger("corrmask_fast")
+BURST = 10.0  # seconds without a compilation, after which the next one is told again
 
 
 def kernel(function=None, *, makes_arrays=True):
@@ -31,6 +40,14 @@ def kernel(function=None, *, makes_arrays=True):
     with suppress(RuntimeError, OSError):  # no folder to write to: compile in every process
         dispatcher._cache = _Cache(function)  # noqa: SLF001 (what cache=True sets; Numba offers no public way)
     return dispatcher
+
+
+def cache_state(dispatcher):
+    """Return the folder of a kernel's cache, None where there is none, and whether it holds the kernel of today."""
+    cache = dispatcher._cache  # noqa: SLF001
+    if not isinstance(cache, _Cache):
+        return None, False
+    return cache.cache_path, cache.is_saved(dispatcher.targetctx.codegen().magic_tuple())
 
 
 class _CacheFile(IndexDataCacheFile):
@@ -73,6 +90,10 @@ class _Cache(FunctionCache):
         except Exception as error:  # noqa: BLE001
             self._warn(error)
 
+    def is_saved(self, processor):
+        """Return whether machine code of this version is there, for a processor as Numba describes it."""
+        return any(of == processor for _, of, _ in self._cache_file._load_index())  # noqa: SLF001
+
     def _warn(self, error):
         if self.cache_path not in _told:
             _told.add(self.cache_path)
@@ -83,3 +104,40 @@ class _Cache(FunctionCache):
                 UserWarning,
                 stacklevel=2,
             )
+
+
+class _Announcement(event.Listener):
+    """Says that kernels are compiled, before the first of a burst: the user waits, and sees nothing else.
+
+    It is a message of the logger ``corrmask_fast`` at INFO, which the command line shows. In an interactive Python that
+    shows no such messages it goes to standard error. Workers of a DataLoader and ranks other than 0 say nothing.
+    """
+
+    def __init__(self):
+        self._last = -math.inf
+
+    def on_start(self, event):
+        if not _is_ours(event):
+            return
+        begins, self._last = time.monotonic() - self._last >= BURST, time.monotonic()
+        if not begins or multiprocessing.parent_process() is not None or os.environ.get("RANK", "0") != "0":
+            return
+        often = "once for this machine and version"
+        if not isinstance(event.data["dispatcher"]._cache, _Cache):  # noqa: SLF001
+            often = "in every process, for they cannot be saved: set NUMBA_CACHE_DIR to a folder that can be written to"
+        text = f"compiling kernels, up to half a minute ({often})"
+        if _log.isEnabledFor(logging.INFO):
+            _log.info(text)
+        elif hasattr(sys, "ps1"):
+            print(f"corrmask-fast: {text}", file=sys.stderr)  # noqa: T201
+
+    def on_end(self, event):
+        if _is_ours(event):
+            self._last = time.monotonic()
+
+
+def _is_ours(event):
+    return str(getattr(event.data["dispatcher"].py_func, "__module__", "")).startswith(f"{__package__}.")
+
+
+event.register("numba:compile", _Announcement())

@@ -42,6 +42,7 @@ SHARED = {
     "reference_pmi": set(),
     "reference_values": {"reference"},
     "reference_windows": set(),
+    "suggestions": {"errors"},
     "synthetic": {"errors", "files", "cells", "graph"},
     "tables": {"files"},
     "tensor_files": {"errors", "files", "cells"},

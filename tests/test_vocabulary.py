@@ -128,7 +128,7 @@ def test_upper_and_lower_case():
 
 def test_many_unknown_genes_are_skipped_without_a_search(monkeypatch):
     """Similar names are looked for when a message is read, and messages of genes that are left out never are."""
-    monkeypatch.setattr("corrmask_fast.cells.gene_names.similar_names", None)
+    monkeypatch.setattr("corrmask_fast.cells.gene_names.did_you_mean", None)
     genes = Vocabulary(tuple(V1))
     pairs = [("ENSG01", f"ENSG0{i}x") for i in range(9)]
     assert DependencyGraph.from_edges(pairs, genes, unknown="skip").n_edges == 0

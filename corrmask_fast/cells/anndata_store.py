@@ -29,6 +29,7 @@ from corrmask_fast.cells.other_formats import (
     what_folder,
 )
 from corrmask_fast.errors import InputError, MissingExtraError, import_extra, listed, readable, reason, shown
+from corrmask_fast.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -184,7 +185,8 @@ class _Frame:
                 return obs_column(name, self._read(name))
         if name == "index":
             return obs_column(name, self.index())
-        raise InputError(f"{self._store.name} has no {self._name} column {name!r}; it has {listed(names)}")
+        meant = did_you_mean(name, names)
+        raise InputError(f"{self._store.name} has no {self._name} column {name!r}{meant}; it has {listed(names)}")
 
     def _read_index(self) -> Any:
         raise NotImplementedError

@@ -12,6 +12,7 @@ from corrmask_fast.cells.corpus import Corpus
 from corrmask_fast.cells.obs_columns import obs_column
 from corrmask_fast.cells.segments import Segment, float32_of
 from corrmask_fast.errors import InputError, listed, reason
+from corrmask_fast.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -121,7 +122,7 @@ def blocks_of_cells(
         obs, own = {}, {"input_ids", "length", *(["values"] if valued else [])}
         for name in sorted(set(names) - own if columns is None else set(columns)):
             if name not in names:
-                raise InputError(f"cells have no column {name!r}; they have {listed(names)}")
+                raise InputError(f"cells have no column {name!r}{did_you_mean(name, names)}; they have {listed(names)}")
             obs[name] = obs_column(name, [row[name] for row in rows]).to_numpy()
         indptr, tokens = flatten([row["input_ids"] for row in rows], first)
         numbers = flatten_values([row["values"] for row in rows], indptr, first) if valued and values else None

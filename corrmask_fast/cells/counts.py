@@ -13,6 +13,7 @@ import numpy as np
 from corrmask_fast.cells.anndata_store import check_stored, lacks_chunks, open_anndata
 from corrmask_fast.cells.count_batches import dense_entries
 from corrmask_fast.errors import InputError, check_integer, listed
+from corrmask_fast.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -143,7 +144,8 @@ class Counts:
             choices = ["X (layer=None)"] if store.matrix("X") is not None else []
             choices += [repr(name) for name in self.layers]
             raise InputError(
-                f"{store.name} has no {place}; it has {listed(choices) if choices else 'no counts at all'}"
+                f"{store.name} has no {place}{did_you_mean(layer, self.layers)}; it has "
+                f"{listed(choices) if choices else 'no counts at all'}"
             )
         return matrix, place, "raw/var" if raw else "var"
 

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from corrmask_fast.buffers import empty
 from corrmask_fast.cells.row_numbers import rows_of
 from corrmask_fast.errors import InputError, check_integer
+from corrmask_fast.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -243,7 +244,8 @@ class CorpusDataset(Dataset[dict[str, np.ndarray]]):
             if name not in corpus.obs:
                 there = ", ".join(map(repr, corpus.obs)) or "none"
                 fix = "; values of tokens come with values=True" if name == "values" and corpus.has_values else ""
-                raise InputError(f"the corpus has no obs column {name!r}; it has {there}{fix}")
+                meant = did_you_mean(name, corpus.obs)
+                raise InputError(f"the corpus has no obs column {name!r}{meant}; it has {there}{fix}")
         self.columns = {name: np.asarray(corpus.obs[name]) for name in columns}
         self.epoch = None if epoch is None else check_integer("epoch", epoch, 0, 2**63 - 1)
 

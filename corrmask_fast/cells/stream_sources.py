@@ -16,6 +16,7 @@ from corrmask_fast.cells.corpus_io import read_corpus
 from corrmask_fast.cells.dataset_corpus import VALUES, corpus_of_dataset, has_values, segment_of, with_values
 from corrmask_fast.cells.segments import Segment
 from corrmask_fast.errors import InputError, import_extra, listed, readable, shown
+from corrmask_fast.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -293,7 +294,8 @@ def _parquet_files(path: Path) -> list[Path]:
 def _check_there(columns: Sequence[str], names: Sequence[str], source: Path | str) -> None:
     for name in columns:
         if name not in names:
-            raise InputError(f"{source} must have a column {name!r}; it has {listed(names)}")
+            meant = did_you_mean(name, names)
+            raise InputError(f"{source} must have a column {name!r}; it has {listed(names)}{meant}")
 
 
 def _check_values(wanted: bool, there: bool, source: Path | str) -> None:

@@ -25,6 +25,7 @@ from corrmask_fast.cells.sources import KindOfColumn, Source, Sources, as_kind, 
 from corrmask_fast.cells.tokenize_report import TokenizeReport, united
 from corrmask_fast.errors import InputError, listed
 from corrmask_fast.progress import progress_bar
+from corrmask_fast.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from corrmask_fast.cells.counts import Rows
@@ -68,9 +69,12 @@ class Task:
                     found[name].append(KindOfColumn.of(column))
         for name in obs:
             if not found[name]:
+                meant = did_you_mean(name, there)
                 if len(sources) == 1:
-                    raise InputError(f"{sources[0].name} has no obs column {name!r}; it has {listed(there)}")
-                raise InputError(f"no obs column {name!r} in any of {len(sources)} inputs; they have {listed(there)}")
+                    raise InputError(f"{sources[0].name} has no obs column {name!r}{meant}; it has {listed(there)}")
+                raise InputError(
+                    f"no obs column {name!r} in any of {len(sources)} inputs{meant}; they have {listed(there)}"
+                )
         several = len(sources) > 1
         self.kinds = {name: united_kind(name, kinds) for name, kinds in found.items()} if several else {}
         self.stored = vocabulary.with_symbols(symbols)

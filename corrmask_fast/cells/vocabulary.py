@@ -25,10 +25,11 @@ from corrmask_fast.cells.dictionaries import (
     read_dictionary,
     symbols_by_gene,
 )
-from corrmask_fast.cells.gene_names import UnknownGeneError, other_cases
+from corrmask_fast.cells.gene_names import UnknownGeneError
 from corrmask_fast.cells.special_tokens import in_angles, looks_special, no_padding, roles_of
 from corrmask_fast.errors import InputError, as_integer, naming, reason, shown
 from corrmask_fast.files import atomic_file
+from corrmask_fast.suggestions import other_cases
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -30,15 +30,15 @@ if TYPE_CHECKING:
 BROKEN = 1  # exit code
 SEVERAL = ("structural_ratio", "max_partners")  # options that may have several values: a line for each combination
 
-COLUMNS = f"""columns (over the masked genes that have a partner in their cell, where partners are spoken of):
+COLUMNS = f"""columns (those about partners are over the masked genes that have a partner in their cell):
   lambda, K, p, seed    of the masks, where they differ between lines; --csv has them always
   hit rate              of the partners in the cell, the share that is masked too
   all-partner hit rate  the same over all partners, in the cell or not
   hidden rate           share of masked genes all of whose partners in the cell are masked
   shortcut, same genes  mean over masked genes of the largest |rho| among their visible partners (0 if none), each
                         gene weighted as the control masks it: compare lines by this one
-  residual shortcut     the same over each line's own masked genes: CorrMask masks hubs more often, so that this figure,
-                        like hit rates and hidden rate, is over another mix of genes in each line
+  residual shortcut     the same over each line's own masked genes. CorrMask masks hubs more often, so this figure,
+                        like hit rates and hidden rate, is over other genes in each line
   mean span             mean length of runs of masked genes, in genes
   rate                  masked genes of all genes
   genes reached         of the genes that stood in a cell, the share that was masked at least once
@@ -57,8 +57,8 @@ def add_audit(commands: Any) -> None:
         "audit",
         _audit,
         summary="what masking hides, beside a random control",
-        text="Mask a corpus and count how often the partners of a masked gene are masked with it; the control line is "
-        "the same draws with lambda = 0 (random masking). --all: every strategy in one table.",
+        text="Mask a corpus and count how often the partners of a masked gene are masked with it. The control line is "
+        "random masking: the same draws with lambda = 0. With --all the table has every strategy.",
         notes=COLUMNS,
         example="audit cells.dataset --graph graph.safetensors --all --plot audit.png --csv audit.csv",
     )
@@ -66,15 +66,15 @@ def add_audit(commands: Any) -> None:
     parser.add_argument(
         "--all",
         action="store_true",
-        help="audit all strategies; without --pmi the PMI table is counted from CORPUS; "
-        "--strategy package.module:Name adds a line for a strategy of your own, --weights one for weighted masking",
+        help="audit all strategies. Without --pmi the PMI table is counted from CORPUS. --strategy package.module:Name "
+        "adds a line for a strategy of your own, --weights one for weighted masking",
     )
     parser.add_argument(
         "--collator",
         metavar="NAME",
-        help="audit a collator of your own or of another library, package.module:Name: the module is imported from "
-        "PYTHONPATH, which runs its code, and Name(vocabulary) must return the collator. The control masks as many "
-        "genes of each cell at random",
+        help="audit a collator of your own or of another library, package.module:Name. The module is imported from "
+        "PYTHONPATH, which runs its code; Name(vocabulary) must return the collator. The control masks as many genes "
+        "of each cell at random",
     )
     parser.add_argument(
         "--conformance",

@@ -34,7 +34,7 @@ CONTROLS = """what a difference to Random may come from, and the strategy that t
   random@0.4          Random at a high rate
 
 the folder has report.html (open it in a browser), rows.csv (a row for each model, written as it ends), differences.csv,
-details.csv, the graphs and the models. The same command goes on where it was broken off; with more strategies, seeds or
+details.csv, the graphs and the models. After an interruption, the same command goes on; with more strategies, seeds or
 fractions it adds to what is there."""
 
 
@@ -59,11 +59,11 @@ def add_compare(commands: Any) -> None:
     parser.add_argument(
         "--test", metavar="CELLS", help="cells to score, such as another donor's (default: a random share of CELLS)"
     )
-    parser.add_argument("--out", required=True, metavar="FOLDER", help="folder of the comparison")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="folder to write the comparison to")
     parser.add_argument(
         "--labels",
         metavar="COLUMN",
-        help="obs column with cell types, needed in the test cells alone (default: no cell types)",
+        help="obs column with cell types; only the test cells need it (default: do not score cell types)",
     )
     names = ", ".join((*STRATEGIES, *LEARNED_STRATEGIES))
     parser.add_argument(
@@ -71,7 +71,7 @@ def add_compare(commands: Any) -> None:
         nargs="+",
         default=USUAL,
         metavar="NAME",
-        help=f"of {names}, or your own package.module:Name; with a rate of its own: random@0.4 "
+        help=f"strategies to compare: {names}, or your own package.module:Name. A mask rate may follow: random@0.4 "
         f"(default: {' '.join(USUAL)})",
     )
     parser.add_argument(
@@ -80,7 +80,7 @@ def add_compare(commands: Any) -> None:
         metavar="NAME",
         help="strategy that the others are compared with (default: %(default)s)",
     )
-    setting(parser, "--seeds", 5, "N", "models of each kind")
+    setting(parser, "--seeds", 5, "N", "number of models of each kind")
     parser.add_argument(
         "--fractions",
         nargs="+",
@@ -91,21 +91,21 @@ def add_compare(commands: Any) -> None:
     )
     setting(parser, "--mlm-probability", RATE, "P", "share of genes masked")
     parser.add_argument(
-        "--graph", metavar="GRAPH", help="for all models (default: built from the training cells of each)"
+        "--graph", metavar="GRAPH", help="graph file for all models (default: each builds one from its training cells)"
     )
     parser.add_argument(
-        "--pmi", metavar="TABLE", help="for all models (default: built from the training cells of each)"
+        "--pmi", metavar="TABLE", help="PMI table for all models (default: each counts one in its training cells)"
     )
-    parser.add_argument("--gene-sets", metavar="FILE.gmt", help="for gene-sets")
-    parser.add_argument("--weights", metavar="FILE", help="for weighted")
+    parser.add_argument("--gene-sets", metavar="FILE.gmt", help="gene sets, for the strategy gene-sets")
+    parser.add_argument("--weights", metavar="FILE", help="weights of genes, for the strategy weighted")
     parser.add_argument("--tokens", metavar="DICT", help="token dictionary (default: the genes of the files)")
     parser.add_argument("--medians", metavar="FILE", help="gene medians (default: of the training cells)")
     add_dictionary_options(parser, "--tokens")
-    setting(parser, "--test-share", 0.3, "SHARE", "of CELLS to score, where --test names none")
+    setting(parser, "--test-share", 0.3, "SHARE", "share of CELLS to score, without --test")
     setting(parser, "--gene-share", 0.01, "SHARE", "leave out genes in a smaller share of the training cells")
     for name, metavar, text in (
-        ("n_cells", "N", "test cells for losses"),
-        ("n_targets", "N", "targets of the paired shortcut; 0: none"),
+        ("n_cells", "N", "number of test cells for losses"),
+        ("n_targets", "N", "number of masked genes for the shortcut; 0: do not measure it"),
         ("fine_tuning_epochs", "N", "epochs of fine-tuning on cell types; 0: frozen embeddings alone"),
         ("min_cells", "N", "leave out types with fewer labelled test cells"),
     ):
@@ -120,7 +120,7 @@ def add_compare(commands: Any) -> None:
         help="settings to begin with (default: tiny; the others need --max-steps)",
     )
     parser.add_argument(
-        "--config", metavar="FILE.toml", help="settings, as in a run's settings.toml; what it says of masks is not used"
+        "--config", metavar="FILE.toml", help="settings, as in a run's settings.toml; its options of masks are not used"
     )
     add_setting_options(parser, leave_out=NOT_COMPARED, preset="tiny")
 
@@ -159,7 +159,6 @@ def _compare(arguments: argparse.Namespace) -> None:
         gene_share=arguments.gene_share,
         jobs=arguments.jobs,
         command=shlex.join([PROGRAM, *sys.argv[1:]]),
-        progress=arguments.progress,
     )
     print(comparison.table())
     print(f"\nreport: {arguments.out}/report.html")

@@ -28,11 +28,15 @@ def add_embed(commands: Any) -> None:
     parser.add_argument("model", metavar="MODEL", help="folder of a checkpoint (config.json, model.safetensors)")
     add_corpus(parser)
     parser.add_argument("-o", "--output", required=True, metavar="FILE.h5ad", help="file to write")
-    parser.add_argument("--genes", dest="of_genes", action="store_true", help="embed genes")
+    parser.add_argument("--genes", dest="of_genes", action="store_true", help="embed genes in place of cells")
     parser.add_argument(
-        "--pool", choices=["mean", "cls"], help="of a cell: mean over genes, or the vector of <cls> (default: mean)"
+        "--pool",
+        choices=["mean", "cls"],
+        help="vector of a cell: the mean over its genes, or that of <cls> (default: mean)",
     )
-    setting(parser, "--layer", -1, "N", "-1: the last one, -2: the one before, 0: the embeddings before the first")
+    setting(
+        parser, "--layer", -1, "N", "layer: -1 the last one, -2 the one before it, 0 the embeddings before the first"
+    )
     parser.add_argument("--name", default="embedding", help="obsm['X_NAME'] holds the vectors (default: %(default)s)")
     parser.add_argument(
         "--obs-names",
@@ -46,7 +50,9 @@ def add_embed(commands: Any) -> None:
         help="cut cells to N tokens, <cls> and <eos> included (default: all the model sees)",
     )
     setting(parser, "--batch-size", 64, "N", "cells at a time")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="default: %(default)s")
+    parser.add_argument(
+        "--device", default="auto", choices=["auto", "cpu", "cuda"], help="where to compute (default: %(default)s)"
+    )
     parser.add_argument(
         "--precision",
         default="float32",

@@ -33,10 +33,10 @@ def _add_masks(commands: Any) -> None:
         "masks",
         _masks,
         summary="score models at the same masked genes, beside baselines without a model",
-        text="Score one or several models on cells that none was trained on, all under the same masks, whatever they "
-        "were trained with: loss in nats, perplexity, accuracy, with standard errors over cells, and paired "
-        "differences from the first model. Beside them a baseline that knows how often each gene occurs, and with "
-        "--labels one that knows the cell type alone.",
+        text="Score one or several models on cells that none was trained on, all under the same masks: loss in nats, "
+        "perplexity, accuracy, with standard errors over cells, and paired differences from the first model. Beside "
+        "them stands a baseline that knows how often each gene occurs, and with --labels one that knows the cell type "
+        "alone.",
         example="evaluate masks random/model corrmask/model held_out.dataset --labels cell_type --csv scores.csv",
     )
     _add_models_and_corpus(parser)
@@ -51,17 +51,20 @@ def _add_shortcut(commands: Any) -> None:
         "shortcut",
         _shortcut,
         summary="what partners in view are worth to a model, at the same genes",
-        text="Predict the same masked genes of the same cells three times, with the same number of masked genes: with "
-        "random genes masked beside the target, with its partners in the graph masked in place of some of them, and "
-        "with as many random genes of the partners' frequency (placebo). What the loss rises by when the partners are "
-        "hidden is the shortcut. Standard errors are over cells; differences between models are paired.",
+        text="Predict the same masked genes (targets) of the same cells three times, with the same number of masked "
+        "genes each time. First, random genes are masked beside the target. Then its partners in the graph are masked "
+        "in place of some of these; and last, in place of the partners, random genes of the same frequency (placebo). "
+        "The shortcut is how much the loss rises when the partners are hidden. Standard errors are over cells; "
+        "differences between models are paired.",
         example="evaluate shortcut random/model corrmask/model held_out.dataset --graph graph.safetensors --plot s.png",
     )
     _add_models_and_corpus(parser)
-    parser.add_argument("--graph", required=True, metavar="GRAPH", help="whose neighbours are the partners")
+    parser.add_argument(
+        "--graph", required=True, metavar="GRAPH", help="graph file; a gene's neighbours in it are its partners"
+    )
     setting(parser, "--mlm-probability", 0.15, "P", "share of a cell's genes masked")
-    setting(parser, "--n-targets", 1_000, "N", "masked genes that are looked at; fewer if there are no more")
-    setting(parser, "--seed", 0, "N", "of targets and masks")
+    setting(parser, "--n-targets", 1_000, "N", "number of masked genes to score; fewer if there are no more")
+    setting(parser, "--seed", 0, "N", "seed of targets and masks")
     _add_scoring(parser, 8, "targets in a batch, each with three cells")
     parser.add_argument("--plot", metavar="FILE", help="save a picture (.png, .pdf or .svg)")
 
@@ -72,15 +75,15 @@ def _add_cells(commands: Any) -> None:
         "cells",
         _cells,
         summary="name cell types: F1 of each, the rarest apart",
-        text="Fine-tune a classification head on labelled cells and score it on cells held out. The model on disk "
-        "stays as it is. Beside it: the same encoder with new weights, fine-tuned alike; the nearest labelled cells "
-        "among the embeddings of both, nothing trained; logistic regression on counts (tokenize --values) or ranks; "
-        "the most common type. How long it takes is said first.",
+        text="Fine-tune a classification head on labelled cells and score it on cells held out. The model on disk is "
+        "not changed. Four baselines stand beside it: the same encoder with new weights, fine-tuned in the same way; "
+        "the nearest labelled cells among the embeddings of both, without training; logistic regression on counts "
+        "(tokenize --values) or ranks; the most common type. The command first prints how long it will take.",
         example="evaluate cells model cells.dataset --labels cell_type --sizes 50 100 200 --plot types.png",
     )
     _add_model_and_corpus(parser)
     parser.add_argument("--labels", default="cell_type", metavar="COLUMN", help="obs column (default: %(default)s)")
-    setting(parser, "--test-share", 0.2, "SHARE", "of the cells, held out")
+    setting(parser, "--test-share", 0.2, "SHARE", "share of the cells that is held out")
     setting(parser, "--repeats", 1, "N", "splits, each trained and scored")
     setting(parser, "--min-cells", 10, "N", "leave out types with fewer cells")
     parser.add_argument("--n-rare", type=int, metavar="N", help="average the N rarest types apart (default: a third)")
@@ -113,7 +116,7 @@ def _add_genes(commands: Any) -> None:
     _add_model_and_corpus(parser)
     parser.add_argument("--genes", required=True, metavar="GENES.csv", help="genes and their class")
     setting(parser, "--folds", 5, "N", "parts of the genes, each held out once")
-    setting(parser, "--n-cells", 10_000, "N", "cells sampled")
+    setting(parser, "--n-cells", 10_000, "N", "number of cells to sample")
     _add_training(parser, epochs=1)
 
 
@@ -142,16 +145,18 @@ def _add_length_and_device(parser: argparse.ArgumentParser, default: str) -> Non
         metavar="N",
         help=f"cut cells to N tokens, <cls> and <eos> included (default: {default})",
     )
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="default: %(default)s")
+    parser.add_argument(
+        "--device", default="auto", choices=["auto", "cpu", "cuda"], help="where to compute (default: %(default)s)"
+    )
 
 
 def _add_training(parser: argparse.ArgumentParser, *, epochs: int) -> None:
-    setting(parser, "--epochs", epochs, "N", "of fine-tuning")
+    setting(parser, "--epochs", epochs, "N", "epochs of fine-tuning")
     setting(parser, "--batch-size", 12, "N", "cells in a step")
-    setting(parser, "--learning-rate", 5e-5, "RATE", "of the first step; it falls linearly to 0")
-    setting(parser, "--frozen-layers", 0, "N", "layers that keep their weights; -1: train the head alone")
+    setting(parser, "--learning-rate", 5e-5, "RATE", "learning rate of the first step; it falls linearly to 0")
+    setting(parser, "--frozen-layers", 0, "N", "number of layers that keep their weights; -1: train the head alone")
     _add_length_and_device(parser, "all the model sees")
-    setting(parser, "--seed", 0, "N", "of splits, head and order")
+    setting(parser, "--seed", 0, "N", "seed of splits, head and order")
     parser.add_argument("--csv", metavar="FILE", help="save every score")
     parser.add_argument("--plot", metavar="FILE", help="save a picture (.png, .pdf or .svg)")
 
@@ -211,7 +216,6 @@ def _cells(arguments: argparse.Namespace) -> None:
         baselines=arguments.baselines,
         sizes=arguments.sizes,
         settings=_settings(arguments),
-        progress=arguments.progress,
     )
     print(report.table())
     if arguments.csv is not None:

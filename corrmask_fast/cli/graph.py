@@ -40,8 +40,8 @@ def add_graph(commands: Any) -> None:
         "show",
         _graph_show,
         summary="a gene's partners",
-        text="List the partners of a gene, strongest first, with rho over the cells that hold both genes and over all. "
-        "A graph file stores no number of cells that hold both: it is counted in --corpus.",
+        text="List the partners of a gene, strongest first, with rho over the cells that hold both genes and rho over "
+        "all cells. With --corpus also the number of cells that hold both, which a graph file does not store.",
         example="graph show graph.safetensors RPL3 -n 10 --sort global",
         computes=False,
     )
@@ -58,7 +58,7 @@ def add_graph(commands: Any) -> None:
         "that hold both, with --corpus (default: %(default)s)",
     )
     show.add_argument(
-        "--corpus", metavar="CORPUS", help="the cells that the graph was built from: shows in how many both genes are"
+        "--corpus", metavar="CORPUS", help="cells that the graph was built from, to count those that hold both genes"
     )
     info = command(
         group,
@@ -79,8 +79,9 @@ def _add_graph_build(commands: Any) -> None:
         "build",
         _graph_build,
         summary="build a graph from a corpus (Algorithm 1)",
-        text="Find the genes of largest absolute Spearman correlation to each gene, keep the pairs that occur together "
-        "in enough cells, and correlate these over those cells. The graph is bit-identical on every machine.",
+        text="For each gene, find the genes of largest absolute Spearman correlation (rho). Keep the pairs that occur "
+        "together in enough cells, and compute their rho again over those cells. The graph is the same, to the bit, on "
+        "every machine.",
         notes="Under torchrun, the processes build one graph together, with the same bits. Where there are GPUs, each\n"
         "process takes its own:\n"
         "  torchrun --nproc-per-node 2 -m corrmask_fast graph build cells.dataset -o graph.safetensors",
@@ -89,7 +90,7 @@ def _add_graph_build(commands: Any) -> None:
     )
     add_corpus(parser)
     parser.add_argument(
-        "-o", "--output", required=True, metavar="GRAPH", help="file to write (.safetensors); with --by, folder"
+        "-o", "--output", required=True, metavar="GRAPH", help="file to write (.safetensors); with --by a folder"
     )
     parser.add_argument(
         "--by",
@@ -101,24 +102,24 @@ def _add_graph_build(commands: Any) -> None:
         type=_cells,
         default=100_000,
         metavar="N",
-        help="cells sampled, or 'all' (default: %(default)s)",
+        help="number of cells to sample, or 'all' (default: %(default)s)",
     )
     setting(parser, "--max-length", 2048, "N", "number of genes read of each cell")
     setting(parser, "--n-neighbors", 50, "N", "number of partners that each gene proposes")
-    setting(parser, "--rho-min", 0.2, "X", "smallest |rho| of a pair over all sampled cells (absent genes rank last)")
+    setting(parser, "--rho-min", 0.2, "X", "smallest |rho| of a pair over all sampled cells; absent genes rank last")
     for flag, usual, text in (("cooccurrence", 200, "both genes"), ("presence", 50, "a gene")):
         parser.add_argument(
             f"--min-{flag}",
             type=int,
             metavar="N",
-            help=f"smallest number of cells that hold {text} (default: {usual}; where this hardly fits the cells, a "
-            "warning suggests another)",
+            help=f"smallest number of cells that hold {text} (default: {usual}; a warning "
+            "suggests another if there are few cells)",
         )
     parser.add_argument(
         "--max-genes",
         type=int,
         metavar="N",
-        help="number of genes kept, those with the largest sum of values (default: all)",
+        help="keep only the N genes with the largest sum of values (default: all)",
     )
     setting(parser, "--seed", 0, "N", "seed of the sample of cells")
     parser.add_argument(
@@ -129,13 +130,13 @@ def _add_graph_build(commands: Any) -> None:
         "--memory-limit",
         dest="memory_limit",
         metavar="SIZE",
-        help="memory that each process may take, such as 8GB; cells that do not fit are read in several passes, with "
-        "the same result (default: 80%% of the free memory, divided by the processes on a machine)",
+        help="memory for each process, such as 8GB. Cells that do not fit are read in several passes, with the same "
+        "result (default: 80%% of the free memory, divided by the processes on a machine)",
     )
     parser.add_argument(
         "--checkpoint",
         metavar="FOLDER",
-        help="save the state of the build here; the same command resumes it (remove the folder afterwards)",
+        help="save the state of the build here: the same command resumes it. Remove the folder afterwards",
     )
 
 

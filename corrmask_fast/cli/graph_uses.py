@@ -14,7 +14,8 @@ from corrmask_fast.cli.options import (
     open_corpus,
     setting,
 )
-from corrmask_fast.errors import InputError, check_integer
+from corrmask_fast.errors import InputError, check_integer, listed
+from corrmask_fast.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     import argparse
@@ -43,8 +44,8 @@ def _add_plot(group: Any) -> None:
         "plot",
         _plot,
         summary="pictures of a graph: partners, rho, modules",
-        text="Draw how many partners genes have, rho over all cells against rho over the cells that hold both genes, "
-        "and the modules: a clustered heat map of the strongest genes of the largest.",
+        text="Draw three pictures: how many partners genes have; rho over all cells against rho over the cells that "
+        "hold both genes; modules, as a clustered heat map of the strongest genes of the largest modules.",
         example="graph plot graph.safetensors graph.png --kind modules",
         computes=False,
     )
@@ -78,8 +79,9 @@ def _add_enrich(group: Any) -> None:
         _enrich,
         summary="which gene sets have more edges within than by chance",
         text="Count the edges between the genes of each set, and compare with random graphs in which each gene has as "
-        "many partners as here. p-values are of at least so many edges; q-values are corrected for the number of sets "
-        "(Benjamini and Hochberg). Genes that are not in the vocabulary are counted and left out.",
+        "many partners as here. A p-value is the probability of at least so many edges in such a graph; q-values "
+        "are corrected for the number of sets (Benjamini and Hochberg). Genes that are not in the vocabulary are "
+        "counted and left out.",
         example="graph enrich graph.safetensors hallmark.gmt --csv enriched.csv",
         computes=False,
     )
@@ -104,7 +106,8 @@ def _add_modules(group: Any) -> None:
         summary="groups of strongly linked genes, named by gene sets",
         text="Find modules, groups of four genes or more with many strong edges between them: by the Leiden algorithm "
         "where igraph is installed (pip install 'corrmask-fast[leiden]'), else by average linkage, as 'graph plot' "
-        "does. With --sets, the set that shares most genes beyond chance (hypergeometric test, q <= 0.05) names each.",
+        "does. With --sets, each module has the name of the gene set with the smallest p-value "
+        "(hypergeometric test, q <= 0.05).",
         example="graph modules graph.safetensors --sets hallmark.gmt --csv modules.csv",
         computes=False,
     )
@@ -147,8 +150,8 @@ def _add_merge(group: Any) -> None:
         "merge",
         _merge,
         summary="merge graphs into one",
-        text="Merge graphs over one vocabulary: keep the edges of any graph, of all, or of at least N graphs. rho is "
-        "the mean over the graphs that have the edge, or the strongest.",
+        text="Merge graphs that have the same vocabulary. Keep the edges that are in any of the graphs, in all of "
+        "them, or in at least N. The rho of an edge is the mean over the graphs that have it, or the strongest.",
         example="graph merge lung.safetensors skin.safetensors liver.safetensors -o common.safetensors --keep 2",
         computes=False,
     )
@@ -157,7 +160,9 @@ def _add_merge(group: Any) -> None:
     parser.add_argument(
         "--keep", default="union", metavar="RULE", help="union, intersection, or a number of graphs (default: union)"
     )
-    parser.add_argument("--combine", default="mean", metavar="RULE", help="rho: mean or strongest (default: mean)")
+    parser.add_argument(
+        "--combine", default="mean", metavar="RULE", help="rho of an edge: mean or strongest (default: mean)"
+    )
 
 
 def _merge(arguments: argparse.Namespace) -> None:
@@ -190,7 +195,7 @@ def _add_compare(group: Any) -> None:
         "compare",
         _compare,
         summary="which edges graphs share, and how many by chance",
-        text="Compare graphs over one vocabulary, each pair of them: shared edges, Jaccard index, rho.",
+        text="Compare graphs that have the same vocabulary, each pair of them: shared edges, Jaccard index, rho.",
         notes=COMPARE_COLUMNS,
         example="graph compare lung.safetensors skin.safetensors --genes-csv genes.csv --plot compare.png",
         computes=False,
@@ -248,7 +253,7 @@ def _add_stability(group: Any) -> None:
     add_corpus(parser, "the cells that the graph was built from")
     parser.add_argument("graph", metavar="GRAPH", help="graph file, of 'graph build'")
     parser.add_argument(
-        "--where", metavar="COLUMN=VALUE", help="group of a graph that was built with --by, as tissue=lung"
+        "--where", metavar="COLUMN=VALUE", help="cells of one group, for a graph that was built with --by: tissue=lung"
     )
     setting(parser, "--n-repeats", 10, "N", "number of graphs to build")
     setting(parser, "--fraction", 0.5, "X", "share of the cells in each")
@@ -298,7 +303,8 @@ def _part(corpus: Corpus, where: str | None) -> Corpus:
         raise InputError(f"--where must be COLUMN=VALUE, as tissue=lung; got {where!r}")
     groups = rows_by_group(corpus, column)
     if value not in groups:
-        raise InputError(f"no cell has {value!r} in obs column {column!r}; there are {', '.join(list(groups)[:20])}")
+        meant = did_you_mean(value, groups)
+        raise InputError(f"no cell has {value!r} in obs column {column!r}{meant}; there are {listed(groups)}")
     return corpus.select(groups[value])
 
 
@@ -318,9 +324,11 @@ def _add_export(group: Any) -> None:
     )
     parser.add_argument("graph", metavar="GRAPH", help="graph file")
     parser.add_argument("output", metavar="OUT", help="file to write: .csv, .graphml or .h5ad")
-    parser.add_argument("--into", metavar="FILE.h5ad", help="AnnData file, to a copy of which the graph is added")
+    parser.add_argument("--into", metavar="FILE.h5ad", help="AnnData file: the graph is added to a copy of it")
     parser.add_argument(
-        "--gene-column", metavar="COLUMN", help="its var column with gene ids or symbols (default: the best match)"
+        "--gene-column",
+        metavar="COLUMN",
+        help="var column of that file with gene ids or symbols (default: the best match)",
     )
 
 

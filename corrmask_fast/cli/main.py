@@ -6,11 +6,11 @@ Each command is a function that adds its parser, and one that runs it; heavy imp
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import sys
 import warnings
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING, Any
 from corrmask_fast import __version__
 from corrmask_fast.cli.audit import add_audit
 from corrmask_fast.cli.compare import add_compare
+from corrmask_fast.cli.completion import add_completion
 from corrmask_fast.cli.embed import add_embed
 from corrmask_fast.cli.evaluate import add_evaluate
 from corrmask_fast.cli.graph import add_graph
 from corrmask_fast.cli.options import (
     PROGRAM,
+    Parser,
     add_dictionary_options,
     check_dictionary,
     command,
@@ -33,9 +35,11 @@ from corrmask_fast.cli.pmi import add_pmi
 from corrmask_fast.cli.pretrain import add_pretrain
 from corrmask_fast.cli.tokenize import add_medians, add_tokenize
 from corrmask_fast.errors import InputError, MissingExtraError, reason
+from corrmask_fast.progress import bars, shows_progress, write_line
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    import argparse
+    from collections.abc import Iterable, Iterator, Sequence
 
 __all__ = ["main"]
 
@@ -47,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     with warnings.catch_warnings():
         warnings.showwarning = partial(_warn, vars(arguments))
-        return _run(arguments)
+        with bars(shown=getattr(arguments, "progress", True)), _messages_shown():
+            return _run(arguments)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -92,6 +97,29 @@ def _out_of_memory(error: Exception, arguments: argparse.Namespace) -> str | Non
     return f"{what}; give {' or '.join(filter(None, [*fixes, 'the process more memory']))}"
 
 
+@contextmanager
+def _messages_shown() -> Iterator[None]:
+    """Show what the library says while it works, such as that kernels are being compiled."""
+    import logging
+
+    class Shown(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if shows_progress():
+                write_line(f"{PROGRAM}: {record.getMessage()}")
+
+    log, handler = logging.getLogger("corrmask_fast"), Shown()
+    level, propagates = log.level, log.propagate
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+        log.propagate = propagates
+
+
 def _warn(options: Iterable[str], message: Warning | str, *_: object, **__: object) -> None:
     """Show a warning as a line of our own, not with the place in the code that it came from."""
     print(f"{PROGRAM}: warning: {' '.join(in_options(str(message), options).split())}", file=sys.stderr)
@@ -104,11 +132,12 @@ def _fail(message: str) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=PROGRAM,
-        description="Dependency-aware gene masking for single-cell foundation models (CorrMask): from counts to "
-        "tokenised cells, a gene dependency graph, and an audit of what masking hides.",
-        epilog=f"See '{PROGRAM} COMMAND --help' for one command. Start with '{PROGRAM} demo'.",
+        description="Mask correlated genes together when you pretrain single-cell foundation models (CorrMask): from "
+        "counts to tokenised cells, a gene dependency graph, masks, models, and audits of what masks hide.",
+        epilog=f"'{PROGRAM} COMMAND --help' says more of a command. Start with '{PROGRAM} demo'; if something fails, "
+        f"'{PROGRAM} doctor'.",
     )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -122,6 +151,8 @@ def build_parser() -> argparse.ArgumentParser:
     add_evaluate(commands)
     add_compare(commands)
     _add_demo(commands)
+    _add_doctor(commands)
+    add_completion(commands, build_parser)
     return parser
 
 
@@ -134,8 +165,8 @@ def _add_demo(commands: Any) -> None:
         "demo",
         _demo,
         summary="everything once, on made-up or on your own cells",
-        text="Tokenise, build the graph, mask an epoch, audit, compare speeds with Hugging Face's collator, train a "
-        "tiny BERT; leaves the graph, pictures and a report. "
+        text="Tokenise cells, build the graph, mask an epoch, audit the masks, compare speeds with Hugging Face's "
+        "collator, and train a tiny BERT. The folder then has the graph, pictures and a report. "
         "Without --input: 20 000 made-up cells with planted modules.",
         example="demo --input cells.h5ad --out demo-output",
     )
@@ -162,3 +193,27 @@ def _demo(arguments: argparse.Namespace) -> None:
         roles=roles_of(arguments),
         progress=arguments.progress,
     )
+
+
+# --------------------------------------------------------------------------------------------------------------- doctor
+
+
+def _add_doctor(commands: Any) -> None:
+    command(
+        commands,
+        "doctor",
+        _doctor,
+        summary="what is installed, what works, and how to install what is missing",
+        text="Print versions, processor, memory, GPU and the cache of compiled kernels, for yourself or for a bug "
+        "report; then mask a small batch and compare it with the pure-Python reference. For each package that is "
+        "missing: what it is for, and the line that installs it. The text holds no name of yours and none of the "
+        "machine. Exit code 1 if masking, or something else that is installed, does not work.",
+        example="doctor > doctor.txt",
+        computes=False,
+    )
+
+
+def _doctor(_: argparse.Namespace) -> int:
+    from corrmask_fast.cli.doctor import examine
+
+    return examine()

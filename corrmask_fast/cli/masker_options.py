@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from corrmask_fast.errors import InputError
 from corrmask_fast.masking.schedules import parse_rate
 from corrmask_fast.masking.strategies import DEFAULT, LEARNED_STRATEGIES, OF_MODEL, OPTIONS, SOURCES, STRATEGIES
+from corrmask_fast.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -42,9 +43,9 @@ def add_masker_options(
         type=_strategy_of(strategies),
         default=default,
         metavar="NAME",
-        help=f"what is masked together: {names} (default: {default}). Or a strategy of your own, package.module:Name: "
-        "the module is imported from PYTHONPATH, which runs its code, and Name(vocabulary, **options) must return a "
-        "masker, such as a FunctionMasker; options are mlm_probability, seed and those below that are given",
+        help=f"what is masked together: {names} (default: {default}). Or a strategy of your own, package.module:Name. "
+        "The module is imported from PYTHONPATH, which runs its code; Name(vocabulary, **options) must return a "
+        "masker, such as a FunctionMasker. The options are mlm_probability, seed and those below that are given",
     )
     for name, source in SOURCES.items():
         if source.metavar:
@@ -57,8 +58,8 @@ def add_masker_options(
         type=_parser(parse_rate),
         default=RATE,
         metavar="P",
-        help="share of genes masked: a number; LOW..HIGH, from which each cell draws its own; or a schedule over "
-        f"training steps, linear:START:END:STEPS, cosine:START:END:STEPS, piecewise:STEP=P,… (default: {RATE})",
+        help="share of genes masked: a number; a range LOW..HIGH, from which each cell draws its own; or a schedule "
+        f"over training steps, linear:START:END:STEPS, cosine:START:END:STEPS, piecewise:STEP=P,… (default: {RATE})",
     )
     for name, option in OPTIONS.items():
         if any(name in strategy.takes for strategy in strategies.values()):
@@ -69,10 +70,10 @@ def add_masker_options(
     parser.add_argument(
         "--replace",
         choices=("token", "group"),
-        help="whether <mask>, a random gene or nothing takes a masked gene's place is drawn for each (token), or once "
-        "for all that the strategy masks together (group; default: token)",
+        help="a masked gene becomes <mask>, a random gene, or stays as it is. token: each gene draws which of these; "
+        "group: genes that are masked together draw once (default: token)",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the masks (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the masks (default: 0)")
 
 
 def is_own(strategy: str) -> bool:
@@ -84,7 +85,8 @@ def _strategy_of(strategies: Collection[str]) -> Callable[[str], str]:
     def parsed(text: str) -> str:
         if text not in strategies and not is_own(text):
             raise argparse.ArgumentTypeError(
-                f"must be one of {', '.join(strategies)}, or package.module:Name; got {text!r}"
+                f"must be one of {', '.join(strategies)}, or package.module:Name; "
+                f"got {text!r}{did_you_mean(text, strategies)}"
             )
         return text
 
@@ -101,7 +103,7 @@ def _ratios(strategies: Mapping[str, Strategy]) -> str:
     for name, strategy in strategies.items():
         if strategy.ratio is not None and not strategy.fixed:
             names.setdefault(strategy.ratio, []).append(name)
-    return ", ".join(f"{ratio:g} for {' and '.join(names[ratio])}" for ratio in sorted(names))
+    return "; ".join(f"{ratio:g} for {', '.join(names[ratio])}" for ratio in sorted(names))
 
 
 def _parser(parse: Callable[[str], Any]) -> Callable[[str], Any]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 import textwrap
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from corrmask_fast.errors import InputError
+from corrmask_fast.suggestions import did_you_mean, similar_names
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from corrmask_fast.cells.corpus import Corpus
@@ -24,6 +26,60 @@ INPUTS = (
     *("corpus", "graph", "graphs", "pmi", "table", "genes", "model", "models", "config", "input", "into", "sets"),
     *("vocabulary", "tokens", "medians", "symbols", "gene_mapping"),
 )
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose messages suggest what a misspelt option, command or choice may be.
+
+    Parsers of commands are of this class too: argparse makes them of their parent's.
+    """
+
+    _given: Sequence[str] = ()
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """Parse, and refuse what is not known here: the parser of a command knows its options, its parent does not."""
+        self._given = sys.argv[1:] if args is None else list(args)
+        found, left = super().parse_known_args(args, namespace)
+        if left:
+            self.error(f"unrecognized arguments: {' '.join(left)}")
+        return found, left
+
+    def error(self, message: str) -> NoReturn:
+        """Print usage, the message and what may help, and exit with 2."""
+        super().error("; ".join([message, *self._misspelt(), *self._swallowed(message)]))
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            raise argparse.ArgumentError(
+                action, f"{error.message}{did_you_mean(value, action.choices or ())}"
+            ) from None
+
+    def _misspelt(self) -> Iterator[str]:
+        """Yield a suggestion for each option that was given and does not exist."""
+        known = [flag for action in self._actions for flag in action.option_strings]
+        for word in dict.fromkeys(self._given):
+            flag = word.partition("=")[0]
+            if word == "--":
+                return
+            if not flag.startswith("--") or any(option.startswith(flag) for option in known):
+                continue
+            if similar := similar_names(flag, known):
+                yield f"{flag}: did you mean {' or '.join(similar)}?"
+
+    def _swallowed(self, message: str) -> Iterator[str]:
+        """Yield what to do where an option with several values took an argument that stands behind them."""
+        names = [str(action.metavar) for action in self._actions if not action.option_strings]
+        missing = message.removeprefix("the following arguments are required: ").split(", ")
+        if not names or not self._given or not self._given[0].startswith("-"):
+            return
+        for action in self._actions:
+            flags = action.option_strings
+            if action.nargs not in {"+", "*"} or not set(flags) & set(self._given):
+                continue
+            if set(names) & set(missing) or message.startswith(f"argument {'/'.join(flags)}:"):
+                yield f"{flags[0]} takes all that follows it: put {' '.join(names)} first, or after --"
 
 
 def command(
@@ -48,7 +104,12 @@ def command(
     parser.set_defaults(run=run)
     if computes:
         parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores of this process)")
-        parser.add_argument("--no-progress", dest="progress", action="store_false", help="show no progress bar")
+        parser.add_argument(
+            "--no-progress",
+            dest="progress",
+            action="store_false",
+            help="show no progress; results and estimates are printed all the same",
+        )
     return parser
 
 
@@ -63,24 +124,26 @@ def add_corpus(parser: argparse.ArgumentParser, text: str = "datasets folder or 
     parser.add_argument(
         "--vocabulary",
         metavar="DICT",
-        help="token dictionary (.pkl or .json) of a corpus that stores none, as Geneformer's do",
+        help="token dictionary (.pkl or .json), for a corpus that stores none, as those that Geneformer tokenised",
     )
     add_dictionary_options(parser, "--vocabulary")
 
 
 def add_dictionary_options(parser: argparse.ArgumentParser, dictionary: str) -> None:
     """Add what goes with a token dictionary, which the option ``dictionary`` names: symbols, and roles of tokens."""
-    parser.add_argument("--symbols", metavar="FILE", help=f"symbol to gene id (.pkl or .json), for {dictionary}")
-    for flag, usual in (("--pad-token", "<pad>"), ("--mask-token", "<mask>, if there is one")):
-        parser.add_argument(
-            flag, type=_token, metavar="TOKEN", help=f"its name or id in {dictionary} (default: {usual})"
-        )
+    parser.add_argument(
+        "--symbols", metavar="FILE", help=f"dictionary from gene symbol to gene id (.pkl or .json), with {dictionary}"
+    )
+    for role, usual in (("pad", "<pad>"), ("mask", "<mask>, if there is one")):
+        text = f"name or id in {dictionary} of the token that {role}s (default: {usual})"
+        parser.add_argument(f"--{role}-token", type=_token, metavar="TOKEN", help=text)
     parser.add_argument(
         "--special-tokens",
         type=_token,
         nargs="+",
         metavar="TOKEN",
-        help=f"special tokens of {dictionary} without angle brackets, such as [CLS]: never masked",
+        help=f"special tokens of {dictionary} that have no angle brackets, such as [CLS]; special tokens are never "
+        "masked",
     )
 
 

@@ -27,9 +27,9 @@ def add_pmi(commands: Any) -> None:
     )
     add_corpus(build)
     build.add_argument("-o", "--output", required=True, metavar="TABLE", help="file to write (.safetensors)")
-    setting(build, "--min-count", 50, "N", "times that a pair must be seen")
+    setting(build, "--min-count", 50, "N", "smallest number of times that a pair is seen")
     build.add_argument("--n-cells", type=int, metavar="N", help="count a sample of so many cells (default: all)")
-    setting(build, "--seed", 0, "N", "of the sample of cells")
+    setting(build, "--seed", 0, "N", "seed of the sample of cells")
     info = command(
         group,
         "info",

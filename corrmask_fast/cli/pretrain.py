@@ -14,6 +14,7 @@ from corrmask_fast.cli.options import add_corpus, command, load_graph, open_corp
 from corrmask_fast.errors import InputError, naming, shown
 from corrmask_fast.masking.schedules import parse_rate, rate_text
 from corrmask_fast.masking.strategies import CONTROL, LEARNED_STRATEGIES, OPTIONS, SOURCES, STRATEGIES
+from corrmask_fast.suggestions import did_you_mean
 from corrmask_fast.training.settings import (
     MASKER_OPTIONS,
     OF_CHECKPOINT,
@@ -44,18 +45,18 @@ def add_pretrain(commands: Any) -> None:
         _pretrain,
         summary="pretrain a BERT on masked genes (Geneformer's architecture), or go on with any checkpoint",
         text="Pretrain a new BertForMaskedLM, or with --model go on with a checkpoint of any masked language model of "
-        "transformers. The defaults are those of the paper (Table 5); a TOML file or options change them, the options "
-        "win. --resume takes the run's own, as its settings.toml has them. Writes checkpoints, log.csv, loss.png, "
-        "settings.toml, and the model as transformers saves it. Held-out cells are masked alike whatever "
-        "the training masks with, so that the losses of any two runs on the same cells compare; at the end they are "
-        "printed beside baselines without a model. With a graph, their loss is split by where the partners of the "
-        "masked genes are, as a description: `evaluate shortcut` measures what partners in view are worth. "
-        f"{LEARNED} learn with the model what to mask; what they learned lies beside it.",
+        "transformers. The defaults are those of the paper (Table 5). A TOML file (--config) changes them, and options "
+        "change both. --resume takes the settings of the run, from its settings.toml. Writes checkpoints, log.csv, "
+        "loss.png, settings.toml, and the model as transformers saves it. Held-out cells are masked in the same "
+        "way whatever strategy the training has: the losses of two runs on the same cells can be compared. At the end "
+        "they are printed beside baselines without a model. With a graph, the loss is also given by whether a partner "
+        "of the masked gene is in view. This describes different genes; `evaluate shortcut` measures what partners in "
+        f"view are worth. {LEARNED} learn with the model what to mask; what they learned is saved in its folder.",
         example="pretrain cells.dataset --graph graph.safetensors --out run --preset small --max-steps 1000",
     )
     add_corpus(parser)
-    parser.add_argument("--out", required=True, metavar="FOLDER", help="folder of the run")
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in the folder")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="folder to write the run to")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
     parser.add_argument("--preset", choices=PRESETS, default="paper", help="settings to begin with (default: paper)")
     parser.add_argument(
         "--config", metavar="FILE.toml", help="settings and options of the masker, as in a run's settings.toml"
@@ -65,7 +66,10 @@ def add_pretrain(commands: Any) -> None:
         "--eval-strategy", choices=STRATEGIES, help="how held-out cells are masked, with seed 0 (default: random)"
     )
     parser.add_argument(
-        "--eval-mlm-probability", type=float, metavar="P", help=f"share of their genes (default: {RATE})"
+        "--eval-mlm-probability",
+        type=float,
+        metavar="P",
+        help=f"share of the genes of held-out cells that is masked (default: {RATE})",
     )
     parser.set_defaults(**dict.fromkeys(MASKER_OPTIONS))  # not given: the configuration file decides
     add_setting_options(parser)
@@ -170,7 +174,8 @@ def _fill_in_masker(arguments: argparse.Namespace, found: dict[str, Any], config
     for name, known in (("strategy", strategies), ("eval_strategy", STRATEGIES)):
         chosen = getattr(arguments, name)
         if chosen is not None and chosen not in known and not (name == "strategy" and is_own(chosen)):
-            raise InputError(f"{config}: {name} must be one of {', '.join(known)}; got {shown(chosen)}")
+            meant = did_you_mean(chosen, known)
+            raise InputError(f"{config}: {name} must be one of {', '.join(known)}; got {shown(chosen)}{meant}")
 
 
 def _masker_options(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -31,12 +31,12 @@ def add_tokenize(commands: Any) -> None:
         "tokenize",
         _tokenize,
         summary="counts (AnnData) to rank-value encoded cells",
-        text="Turn raw counts into Geneformer's rank-value encoding: counts per cell scaled to 10 000, divided by "
-        "each gene's median, genes sorted by falling value. Writes a Hugging Face datasets folder (or an .npz file). "
-        "Several inputs become one corpus, with a column that tells the file; an interrupted run goes on with the "
-        "inputs that are missing.",
-        notes="Where var has feature_types, columns other than Gene Expression are left out, of cells' totals too.\n"
-        "Under torchrun each rank writes its share of the inputs (--shard).",
+        text="Turn raw counts into Geneformer's rank-value encoding: the counts of a cell are scaled to a sum of "
+        "10 000 and divided by each gene's median; then the genes are sorted by falling value. Writes a Hugging Face "
+        "datasets folder, or an .npz file. Several inputs become one corpus, with a column that names each cell's "
+        "file. After an interruption, the same command goes on with the inputs that are missing.",
+        notes="If var has a column feature_types, only its Gene Expression features are read, for the totals of cells "
+        "too.\nUnder torchrun each rank writes its share of the inputs, as with --shard.",
         example="tokenize cells.h5ad more/ -o cells.dataset --tokens token_dictionary.pkl --medians "
         "gene_median_dictionary.pkl --symbols gene_name_id_dict.pkl --obs cell_type",
     )
@@ -44,26 +44,30 @@ def add_tokenize(commands: Any) -> None:
     parser.add_argument("-o", "--output", metavar="OUT", help="folder to write, or a file ending in .npz")
     parser.add_argument("--medians", metavar="FILE", help="gene medians (.pkl or .json; default: of these cells)")
     _add_reading(parser)
-    parser.add_argument("--max-length", type=int, metavar="N", help="most genes of a cell (default: the vocabulary's)")
     parser.add_argument(
-        "--values", action="store_true", help="write each gene's count beside it, and all genes (scGPT and the like)"
+        "--max-length", type=int, metavar="N", help="most tokens of a cell (default: 2048; 4096 with <cls> and <eos>)"
     )
-    parser.add_argument("--obs", nargs="+", default=[], metavar="COLUMN", help="obs columns that travel along")
+    parser.add_argument(
+        "--values",
+        action="store_true",
+        help="write each gene's count too, and all genes of a cell: for models such as scGPT",
+    )
+    parser.add_argument("--obs", nargs="+", default=[], metavar="COLUMN", help="obs columns to keep")
     parser.add_argument(
         "--obs-names",
         nargs="?",
         const="obs_names",
         metavar="COLUMN",
-        help="the cells' names travel along too, under this name (default: obs_names)",
+        help="keep the names of the cells too, in this column (default: obs_names)",
     )
     parser.add_argument(
         "--file-column",
         default="file",
         metavar="COLUMN",
-        help="of several inputs: the column that tells the file (default: file; 'none': no such column)",
+        help="with several inputs: column that names each cell's file, or 'none' (default: file)",
     )
     parser.add_argument(
-        "--shard", type=_shard, metavar="K/N", help="write the K-th of N shares of the inputs alone; needs --medians"
+        "--shard", type=_shard, metavar="K/N", help="write only the K-th of N shares of the inputs; needs --medians"
     )
 
 
@@ -74,12 +78,12 @@ def add_medians(commands: Any) -> None:
         "medians",
         _medians,
         summary="each gene's non-zero median over all cells of many files",
-        text="Find the exact non-zero median of each gene's counts per 10 000, over all cells of all inputs, in "
-        "bounded memory: what tokenize --medians and RankEncoder take.",
+        text="Find the median of each gene's counts per 10 000, over all cells of all inputs in which it is not 0. The "
+        "median is exact, and memory is bounded. tokenize --medians and RankEncoder take the file.",
         example="medians cells.h5ad more/ -o medians.json --tokens token_dictionary.pkl",
     )
     parser.add_argument("inputs", metavar="IN", nargs="+", help=INPUTS)
-    parser.add_argument("-o", "--output", required=True, metavar="FILE.json", help="file to write: gene to median")
+    parser.add_argument("-o", "--output", required=True, metavar="FILE.json", help="file to write, from gene to median")
     _add_reading(parser)
 
 
@@ -87,18 +91,27 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
     """Add how counts are read: what both commands share."""
     parser.add_argument("--tokens", metavar="DICT", help="token dictionary (.pkl or .json; default: the inputs' genes)")
     add_dictionary_options(parser, "--tokens")
-    parser.add_argument("--layer", help="layer with the counts, or 'raw' for .raw (default: X)")
-    parser.add_argument("--gene-column", metavar="COLUMN", help="var column with the gene ids (default: found)")
-    parser.add_argument("--gene-mapping", metavar="FILE", help="retired gene id to current id (.pkl or .json)")
+    parser.add_argument("--layer", help="layer with the raw counts, or 'raw' for .raw (default: X)")
+    parser.add_argument(
+        "--gene-column", metavar="COLUMN", help="var column with the gene ids (default: the one that matches best)"
+    )
+    parser.add_argument(
+        "--gene-mapping", metavar="FILE", help="dictionary from retired to current gene ids (.pkl or .json)"
+    )
     parser.add_argument(
         "--filter-pass",
         default="auto",
         metavar="COLUMN",
-        help="obs column that is 1 for the cells to take; 'none': all cells (default: filter_pass where there is one)",
+        help="obs column that is 1 for the cells to read, or 'none' for all cells (default: filter_pass, if there is "
+        "one)",
     )
-    parser.add_argument("--total", metavar="COLUMN", help="obs column with cells' totals (default: sums of the counts)")
     parser.add_argument(
-        "--allow-fractional", action="store_true", help="take fractions: corrected (SoupX) or estimated (RSEM) counts"
+        "--total", metavar="COLUMN", help="obs column with the total count of each cell (default: the sum)"
+    )
+    parser.add_argument(
+        "--allow-fractional",
+        action="store_true",
+        help="accept counts that are not integers: corrected (SoupX) or estimated (RSEM)",
     )
 
 

@@ -17,6 +17,7 @@ from corrmask_fast.cells.tokenizer import corpus_medians, tokenize, vocabulary_o
 from corrmask_fast.cells.vocabulary import Vocabulary
 from corrmask_fast.errors import InputError, check_number
 from corrmask_fast.evaluation.frozen_features import gene_features
+from corrmask_fast.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     import os
@@ -175,9 +176,10 @@ def _shown(path: str | os.PathLike[str]) -> str:
 def _check_labels(corpus: Corpus, labels: str | None, path: Any) -> None:
     if labels is not None and labels not in corpus.obs:
         has = ", ".join(map(repr, corpus.obs)) or "none"
+        meant = did_you_mean(labels, corpus.obs)
         raise InputError(
-            f"{path}: the cells to score have no obs column {labels!r} with their types (they have {has}); name the "
-            "column with labels, or leave labels out: then cell types are not scored"
+            f"{path}: the cells to score have no obs column {labels!r} with their types{meant} (they have {has}); "
+            "name the column with labels, or leave labels out: then cell types are not scored"
         )
 
 

@@ -359,11 +359,7 @@ def _baselines(task: Task, cells: Cells) -> list[Row]:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Leave out what transformers prints: each model has one line of the comparison's own."""
-    from transformers.utils import logging
+    from corrmask_fast.training.pretrained import no_bars
 
-    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
-        logging.disable_progress_bar()
-        try:
-            yield
-        finally:
-            logging.enable_progress_bar()
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere), no_bars():
+        yield

@@ -29,7 +29,8 @@ from corrmask_fast.errors import InputError, check_integer, import_extra, readab
 from corrmask_fast.evaluation.cell_annotation import cell_labels
 from corrmask_fast.files import atomic_file, check_output_folder
 from corrmask_fast.masking.strategies import CONTROL, LEARNED_STRATEGIES, STRATEGIES
-from corrmask_fast.progress import duration
+from corrmask_fast.progress import duration, shows_progress
+from corrmask_fast.suggestions import did_you_mean
 from corrmask_fast.tables import write_csv
 from corrmask_fast.threads import get_num_threads
 from corrmask_fast.training.settings import PRESETS
@@ -197,7 +198,7 @@ def compare_strategies(
     plan.settings.check_size(cells.train.vocabulary.size)
     facts = _prepare(out, plan, cells, command)
     with _alone(out):
-        _train_all(out, plan, facts, jobs, print if progress else lambda *_, **__: None)
+        _train_all(out, plan, facts, jobs, progress=progress)
         comparison = Comparison.read(out)
         comparison.save(out)
     return comparison
@@ -217,7 +218,7 @@ def _alone(out: Path) -> Iterator[None]:
         yield
 
 
-def _train_all(out: Path, plan: Plan, facts: dict[str, Any], jobs: int, say: Any) -> None:
+def _train_all(out: Path, plan: Plan, facts: dict[str, Any], jobs: int, *, progress: bool) -> None:
     """Train and score the models that have no row yet; write each row as its model ends."""
     from corrmask_fast.comparison.models import TEMPORARY, Cells, check_maskers
 
@@ -235,19 +236,21 @@ def _train_all(out: Path, plan: Plan, facts: dict[str, Any], jobs: int, say: Any
     training, scoring = _estimate(shared, plan, threads)
     trained = sum(task.strategy is not None for task in tasks)
     seconds = trained * training + len(tasks) * scoring
-    say(
-        f"{facts['train_cells']:,} cells to pretrain on, {facts['test_cells']:,} to score; {facts['genes']:,} genes\n"
-        f"{trained} models of {plan.settings.max_steps} steps, about {training + scoring:.0f} s each, and "
-        f"{len(tasks) - trained} untrained: about {duration(seconds / jobs)} with {jobs} at a time. Rows so far: "
-        f"{len(rows)}; interrupted, the same command goes on",
-        flush=True,
-    )
+    if progress:
+        print(  # noqa: T201
+            f"{facts['train_cells']:,} cells to pretrain on, {facts['test_cells']:,} to score; {facts['genes']:,} genes"
+            f"\n{trained} models of {plan.settings.max_steps} steps, about {training + scoring:.0f} s each, and "
+            f"{len(tasks) - trained} untrained: about {duration(seconds / jobs)} with {jobs} at a time.\n"
+            f"Rows so far: {len(rows)}, in {out / ROWS}; interrupted, the same command goes on",
+            flush=True,
+        )
     began = time.perf_counter()
     for done, (task, (more, parts)) in enumerate(_run(tasks, out, plan, jobs, threads), 1):
         rows, details = rows + more, details + parts
         _write(out, rows, details, facts["strategies"])
-        left = (time.perf_counter() - began) / done * (len(tasks) - done)
-        say(f"{done}/{len(tasks)}  {_line(task, more[0])}; {duration(left)} left", flush=True)
+        if progress and shows_progress():
+            left = (time.perf_counter() - began) / done * (len(tasks) - done)
+            print(f"{done}/{len(tasks)}  {_line(task, more[0])}; {duration(left)} left", flush=True)  # noqa: T201
 
 
 def _check_sources(plan: Plan) -> None:
@@ -303,8 +306,9 @@ def _prepare(out: Path, plan: Plan, cells: ComparedCells, command: str) -> dict[
         command = "\n".join(united(filter(None, commands.split("\n")), filter(None, [command])))
     names = united([str(task.strategy) for task in models], [])
     if plan.reference not in names:
+        meant = did_you_mean(plan.reference, names)
         raise InputError(
-            f"reference must be one of the strategies {', '.join(names)}; got {plan.reference}; add it to the "
+            f"reference must be one of the strategies {', '.join(names)}; got {plan.reference}{meant}; add it to the "
             "strategies (models that have ended are not trained again), or choose another"
         )
     labelled = None

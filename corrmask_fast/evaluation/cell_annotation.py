@@ -19,6 +19,7 @@ from corrmask_fast.evaluation.frozen_features import (
     probe_types,
 )
 from corrmask_fast.progress import duration, progress_bar
+from corrmask_fast.suggestions import did_you_mean
 from corrmask_fast.tables import align, write_csv
 
 if TYPE_CHECKING:
@@ -413,7 +414,7 @@ def cell_labels(corpus: Corpus, column: str) -> tuple[np.ndarray, np.ndarray]:
     if column not in corpus.obs:
         has = ", ".join(map(repr, corpus.obs)) or "none"
         raise InputError(
-            f"the corpus has no obs column {column!r} with labels; it has {has} "
+            f"the corpus has no obs column {column!r} with labels{did_you_mean(column, corpus.obs)}; it has {has} "
             f"(corrmask-fast tokenize --obs {column} brings one along)"
         )
     text = np.array([str(value).strip() for value in corpus.obs[column]], object)

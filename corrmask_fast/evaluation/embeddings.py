@@ -11,6 +11,7 @@ import numpy as np
 from corrmask_fast.cells.obs_columns import obs_column
 from corrmask_fast.errors import InputError, as_integer, check_integer, import_extra, shown
 from corrmask_fast.progress import progress_bar
+from corrmask_fast.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     import os
@@ -334,7 +335,10 @@ def cells_to_anndata(
     anndata, pandas = import_extra("anndata", "anndata"), import_extra("pandas", "anndata")
     if obs_names is not None and obs_names not in corpus.obs:
         has = ", ".join(map(repr, corpus.obs)) or "none"
-        raise InputError(f"obs_names must be one of the corpus's obs columns ({has}); got {shown(obs_names)}")
+        raise InputError(
+            f"obs_names must be one of the corpus's obs columns ({has}); "
+            f"got {shown(obs_names)}{did_you_mean(obs_names, corpus.obs)}"
+        )
     columns = {}
     for column in corpus.obs:
         try:

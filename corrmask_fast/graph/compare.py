@@ -12,6 +12,7 @@ import numpy as np
 from corrmask_fast.errors import InputError, as_integer
 from corrmask_fast.graph.chance import expected_neighbors
 from corrmask_fast.graph.dependency_graph import DependencyGraph, graph_of_pairs
+from corrmask_fast.suggestions import did_you_mean
 from corrmask_fast.tables import align, write_csv
 
 if TYPE_CHECKING:
@@ -78,9 +79,14 @@ def merge_graphs(
     named = {"union": 1, "intersection": len(graphs)}
     least = named.get(keep) if isinstance(keep, str) else as_integer(keep)
     if least is None or not 1 <= least <= len(graphs):
-        raise InputError(f"keep must be 'union', 'intersection' or a number from 1 to {len(graphs)}; got {keep!r}")
+        meant = did_you_mean(keep, named)
+        raise InputError(
+            f"keep must be 'union', 'intersection' or a number from 1 to {len(graphs)}; got {keep!r}{meant}"
+        )
     if combine not in {"mean", "strongest"}:
-        raise InputError(f"combine must be 'mean' or 'strongest'; got {combine!r}")
+        raise InputError(
+            f"combine must be 'mean' or 'strongest'; got {combine!r}{did_you_mean(combine, ('mean', 'strongest'))}"
+        )
     size = graphs[0].vocabulary.size
     edges = [graph.edges() for graph in graphs]
     keys = np.concatenate([e.u * size + e.v for e in edges])

@@ -11,6 +11,7 @@ import numpy as np
 from corrmask_fast.errors import InputError, check_integer
 from corrmask_fast.files import check_output_folder
 from corrmask_fast.graph.build.building import build_dependency_graph
+from corrmask_fast.suggestions import did_you_mean
 from corrmask_fast.tables import write_csv
 
 if TYPE_CHECKING:
@@ -138,8 +139,8 @@ def rows_by_group(corpus: Corpus, column: str) -> dict[str, np.ndarray]:
     if column not in corpus.obs:
         known = ", ".join(map(repr, corpus.obs)) or "none at all"
         raise InputError(
-            f"the corpus has no obs column {column!r}; it has {known}. Columns travel with the cells if they are "
-            "named when tokenising (obs=, or --obs at the command line)"
+            f"the corpus has no obs column {column!r}{did_you_mean(column, corpus.obs)}; it has {known}. Columns "
+            "travel with the cells if they are named when tokenising (obs=, or --obs at the command line)"
         )
     # Millions of cells have few different values, so only these become text.
     number: dict[Any, int] = {}

@@ -11,6 +11,7 @@ import numpy as np
 from corrmask_fast.cells.gene_sets import open_gene_sets, tokens_of_set
 from corrmask_fast.errors import InputError, MissingExtraError, check_number, import_extra
 from corrmask_fast.graph.genesets import p_text
+from corrmask_fast.suggestions import did_you_mean
 from corrmask_fast.tables import align, write_csv
 
 if TYPE_CHECKING:
@@ -188,7 +189,9 @@ def find_modules(
     [['E', 'F', 'G', 'H', 'I'], ['A', 'B', 'C', 'D']]
     """
     if method not in {"leiden", "linkage", None}:
-        raise InputError(f"method must be 'leiden', 'linkage' or None; got {method!r}")
+        raise InputError(
+            f"method must be 'leiden', 'linkage' or None; got {method!r}{did_you_mean(method, ('leiden', 'linkage'))}"
+        )
     check_number("resolution", resolution, 0, 1e6, open_ends=True)
     if graph.n_edges == 0:
         raise InputError("the graph has no edges, so it has no modules; build it with lower thresholds")

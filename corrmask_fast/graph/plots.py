@@ -23,6 +23,7 @@ from corrmask_fast.plots import (
     save_figure,
     style_axis,
 )
+from corrmask_fast.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     import os
@@ -73,7 +74,7 @@ def plot_graph(graph: DependencyGraph, path: str | os.PathLike[str] | None = Non
     >>> figure.savefig("graph.png")  # doctest: +SKIP
     """
     if kind not in KINDS:
-        raise InputError(f"kind must be one of {', '.join(map(repr, KINDS))}; got {kind!r}")
+        raise InputError(f"kind must be one of {', '.join(map(repr, KINDS))}; got {kind!r}{did_you_mean(kind, KINDS)}")
     _check_edges(graph)
     if kind == "modules":
         return plot_modules(graph, path)

@@ -9,6 +9,7 @@ import numpy as np
 from corrmask_fast.errors import InputError
 from corrmask_fast.graph.build.building import GraphParameters
 from corrmask_fast.graph.stability import check_corpus, parameters_of
+from corrmask_fast.suggestions import did_you_mean
 from corrmask_fast.tables import align
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def partner_table(
         return name if name == symbol else f"{symbol} ({name})"
 
     if sort not in SORTS:
-        raise InputError(f"sort must be one of {', '.join(map(repr, SORTS))}; got {sort!r}")
+        raise InputError(f"sort must be one of {', '.join(map(repr, SORTS))}; got {sort!r}{did_you_mean(sort, SORTS)}")
     vocabulary = graph.vocabulary
     token = vocabulary.id_of(gene)
     row = slice(graph.indptr[token], graph.indptr[token + 1])

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from corrmask_fast.errors import InputError, shown
 from corrmask_fast.masking.strategies import LEARNED_STRATEGIES, OF_MODEL, OPTIONS, SOURCES, STRATEGIES
+from corrmask_fast.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     import os
@@ -152,7 +153,8 @@ def _imported(strategy: Any, names: Iterable[str]) -> Callable[..., Any]:
     """Return what ``"package.module:Name"`` names."""
     if not isinstance(strategy, str) or not all(strategy.partition(":")):
         raise InputError(
-            f"strategy must be one of {', '.join(names)}, or your own as package.module:Name; got {shown(strategy)}"
+            f"strategy must be one of {', '.join(names)}, or your own as package.module:Name; "
+            f"got {shown(strategy)}{did_you_mean(strategy, names)}"
         )
     return imported(strategy, "strategy", "(vocabulary, **parameters)")
 

@@ -17,6 +17,7 @@ from corrmask_fast.masking.collator import DataCollatorForCorrMask
 from corrmask_fast.masking.engine.checks import check_ragged, raise_unknown_token, row_at
 from corrmask_fast.masking.features import as_cells, concatenate, graph_ids_of, other_inputs, ragged
 from corrmask_fast.masking.value_masking import ValueReplacement, holds
+from corrmask_fast.suggestions import did_you_mean
 from corrmask_fast.threads import run_ranges
 
 if TYPE_CHECKING:
@@ -159,7 +160,8 @@ class DataCollatorForValues(DataCollatorForCorrMask):
         self.sampling = sampling
         for name, value, among in (("transform", transform, TRANSFORMS), ("bin_ties", bin_ties, TIES)):
             if value not in among:
-                raise InputError(f"{name} must be one of {', '.join(map(repr, among))}; got {shown(value)}")
+                meant = did_you_mean(value, among)
+                raise InputError(f"{name} must be one of {', '.join(map(repr, among))}; got {shown(value)}{meant}")
         self.transform, self.bin_ties = transform, bin_ties
         self.target_sum = (
             None if target_sum is None else check_number("target_sum", target_sum, 0, LARGEST, open_ends=True)

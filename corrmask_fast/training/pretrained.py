@@ -112,7 +112,7 @@ def _load_weights(kind: Any, path: str, options: dict[str, bool]) -> tuple[Any, 
     # Safetensors alone: other formats of weights are pickles, and a pickle can run code.
     options |= {"local_files_only": True, "use_safetensors": True, "output_loading_info": True}
     try:
-        with _quiet(transformers.logging):
+        with _quiet():
             return kind.from_pretrained(path, **options)
     except OSError as error:
         raise InputError(
@@ -131,13 +131,26 @@ def _load_weights(kind: Any, path: str, options: dict[str, bool]) -> tuple[Any, 
 
 
 @contextmanager
-def _quiet(logging: Any) -> Iterator[None]:
+def _quiet() -> Iterator[None]:
     """Leave out the report on weights that a checkpoint has and the model has not: mostly of another head."""
+    logging = transformers.logging
     level = logging.get_verbosity()
     logging.set_verbosity_error()
+    try:
+        with no_bars():
+            yield
+    finally:
+        logging.set_verbosity(level)
+
+
+@contextmanager
+def no_bars() -> Iterator[None]:
+    """Leave out the bars of transformers itself, such as of each file that it reads or writes."""
+    logging = transformers.logging
+    enabled = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         yield
     finally:
-        logging.set_verbosity(level)
-        logging.enable_progress_bar()
+        if enabled:
+            logging.enable_progress_bar()

@@ -6,6 +6,7 @@ import math
 import os
 import re
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +20,10 @@ from corrmask_fast.cells.vocabulary import DICTIONARY_FILE
 from corrmask_fast.errors import InputError
 from corrmask_fast.files import atomic_file, check_output, check_output_folder
 from corrmask_fast.masking.strategies.random import RandomMasker
+from corrmask_fast.progress import is_live, progress_bar, shows_progress
 from corrmask_fast.tables import write_csv
 from corrmask_fast.training.partner_loss import GROUPS, PartnerLoss
+from corrmask_fast.training.pretrained import no_bars
 from corrmask_fast.training.run_record import FILE as RECORD
 from corrmask_fast.training.settings import SETTINGS, PretrainingSettings, to_toml
 from corrmask_fast.training.step_clock import StepClock
@@ -213,9 +216,10 @@ def pretrain(
             f"a rate of {masker.max_probability} masks none of {longest} genes, the longest cell's, and nothing would "
             f"be learnt; mlm_probability must be {1 / longest:.2g} at least"
         )
+    live = progress and shows_progress() and is_live()
     trainer = RunTrainer(
         start_model(masker.vocabulary, settings),
-        training_arguments(folder, settings, train.n_cells, held_out.n_cells, progress=progress),
+        training_arguments(folder, settings, train.n_cells, held_out.n_cells, progress=live),
         train_dataset=CorpusDataset(train),
         eval_dataset=CorpusDataset(held_out) if held_out.n_cells else None,
         masker=masker,
@@ -225,14 +229,18 @@ def pretrain(
     )
     if settings.report_to == "tensorboard":
         trainer.add_callback(_tensorboard(folder))
+    if progress and not live:
+        trainer.add_callback(_Lines())
     trainer.add_callback(_RunFiles(folder, settings.to_toml() + to_toml(masker_options or {})))
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    evaluated = [row["step"] for row in trainer.state.log_history if "eval_loss" in row]
-    if held_out.n_cells and trainer.state.global_step not in evaluated[-1:]:
-        trainer.evaluate()
-    history = [dict(row) for row in trainer.state.log_history]
+    with nullcontext() if live else no_bars():
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        evaluated = [row["step"] for row in trainer.state.log_history if "eval_loss" in row]
+        if held_out.n_cells and trainer.state.global_step not in evaluated[-1:]:
+            trainer.evaluate()
+        history = [dict(row) for row in trainer.state.log_history]
+        if trainer.is_world_process_zero():
+            trainer.save_model(str(folder / MODEL))
     if trainer.is_world_process_zero():
-        trainer.save_model(str(folder / MODEL))
         masker.vocabulary.save(folder / MODEL / DICTIONARY_FILE)
         _write_log(folder / LOG, history)
     return PretrainingReport(folder, history, trainer.masking, trainer.is_world_process_zero())
@@ -456,6 +464,20 @@ class RunTrainer(CorrMaskTrainer):
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.device.type == "cuda",
         )
+
+
+class _Lines(transformers.TrainerCallback):
+    """The progress of a run as lines, where no bar can be drawn."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        self.bar = progress_bar("pretrain", state.max_steps, "step", shown=state.is_world_process_zero)
+        self.bar.update(state.global_step)  # of the run that goes on
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        self.bar.update(state.global_step - self.bar.n)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        self.bar.close()
 
 
 class _RunFiles(transformers.TrainerCallback):

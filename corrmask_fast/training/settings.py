@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from corrmask_fast.errors import InputError, check_integer, check_number, naming, readable, shown
 from corrmask_fast.masking.strategies import DEFAULT, OPTIONS, SOURCES
+from corrmask_fast.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     import argparse
@@ -94,39 +95,43 @@ class PretrainingSettings:
         default="",
         metadata={
             "metavar": "FOLDER",
-            "help": "a checkpoint to start from, of any masked language model of transformers; its size is the "
-            "model's (default: a new BERT)",
+            "help": "start from this checkpoint of a masked language model of transformers, and keep its size "
+            "(default: a new BERT)",
         },
     )
     hidden_size: int = _number(256, 1, 65_536, "N", "width of the model")
-    layers: int = _number(6, 1, 1_000, "N", "layers")
-    heads: int = _number(4, 1, 65_536, "N", "attention heads; divides the width")
+    layers: int = _number(6, 1, 1_000, "N", "number of layers")
+    heads: int = _number(4, 1, 65_536, "N", "number of attention heads; must divide the width")
     intermediate_size: int = _number(512, 1, 1_000_000, "N", "width of the feed-forward layers")
-    dropout: float = _number(0.02, 0, 1, "P", "dropout, of attention too")
-    max_length: int = _number(2048, 1, 1_000_000, "N", "cells are cut to so many genes")
+    dropout: float = _number(0.02, 0, 1, "P", "dropout, in attention too")
+    max_length: int = _number(2048, 1, 1_000_000, "N", "cut cells to so many tokens")
     batch_size: int = _number(12, 1, 1_000_000, "N", "cells in a batch, on each process")
     gradient_accumulation: int = _number(1, 1, 1_000_000, "N", "batches in a step")
     learning_rate: float = _number(1e-3, 0, 10, "RATE", "highest learning rate (AdamW)", open_ends=True)
     lr_schedule: str = _choice("linear", "shape of the learning rate after the warm-up")
-    warmup_steps: int = _number(10_000, 0, LONG, "N", "warm-up steps; at most 10 % of all steps")
-    weight_decay: float = _number(0.001, 0, 10, "X", "of AdamW")
+    warmup_steps: int = _number(10_000, 0, LONG, "N", "warm-up steps; at most a tenth of all steps")
+    weight_decay: float = _number(0.001, 0, 10, "X", "weight decay (AdamW)")
     epochs: float = _number(3.0, 0, 100_000, "N", "passes over the cells", open_ends=True)
-    max_steps: int = _number(0, 0, LONG, "N", "stop after so many steps; 0: by epochs")
-    run_seed: int = _number(0, 0, 2**64 - 1, "N", "of weights, order of cells and dropout")
-    precision: str = _choice("auto", "auto: bfloat16 on a GPU that has it; float16 needs a GPU")
+    max_steps: int = _number(0, 0, LONG, "N", "stop after so many steps; 0: after --epochs")
+    run_seed: int = _number(0, 0, 2**64 - 1, "N", "seed of weights, order of cells and dropout")
+    precision: str = _choice(
+        "auto", "number format of the training. auto: bfloat16 on a GPU that has it; float16 needs a GPU"
+    )
     compile: bool = _switch("compile the model (torch.compile)")
     gradient_checkpointing: bool = _switch("compute activations twice instead of keeping them: slower, less memory")
     device: str = _choice("auto", "where to train")
     masking: str = _choice(
-        "auto", "in the collator's workers, or on the device inside the step (auto: there on a GPU with CuPy)"
+        "auto", "mask in the collator's workers, or on the device inside the step; auto: there on a GPU with CuPy"
     )
-    head: str = _choice("masked", "logits at masked genes alone, or at all genes (the same loss)")
-    workers: int = _number(0, 0, 1_024, "N", "worker processes that collate")
-    held_out: float = _number(0.02, 0, 0.5, "SHARE", "of the cells, kept for evaluation (at most 2 000 cells)")
+    head: str = _choice("masked", "compute logits at masked genes alone, or at all genes; the loss is the same")
+    workers: int = _number(0, 0, 1_024, "N", "number of worker processes that collate")
+    held_out: float = _number(
+        0.02, 0, 0.5, "SHARE", "share of the cells that is kept for evaluation, at most 2 000 cells"
+    )
     eval_every: int = _number(500, 1, LONG, "STEPS", "steps between evaluations; there is one at the end too")
     save_every: int = _number(500, 1, LONG, "STEPS", "steps between checkpoints; the last two are kept")
     log_every: int = _number(50, 1, LONG, "STEPS", "steps between lines of the log")
-    group_by_length: bool = _switch("batch cells of like length: less padding")
+    group_by_length: bool = _switch("put cells of similar length into a batch: less padding")
     report_to: str = _choice("none", "also write the log for TensorBoard, into the folder's `tensorboard`")
 
     def __post_init__(self) -> None:
@@ -155,7 +160,10 @@ class PretrainingSettings:
                 check: Any = check_integer if isinstance(one.default, int) else check_number
                 check(name, value, **one.metadata["rule"])
             elif name in CHOICES and value not in CHOICES[name]:
-                raise InputError(f"{name} must be one of {', '.join(CHOICES[name])}; got {shown(value)}")
+                raise InputError(
+                    f"{name} must be one of {', '.join(CHOICES[name])}; "
+                    f"got {shown(value)}{did_you_mean(value, CHOICES[name])}"
+                )
             elif isinstance(one.default, bool) and not isinstance(value, bool):
                 raise InputError(f"{name} must be true or false; got {shown(value)}")
             elif isinstance(one.default, str) and not isinstance(value, str):
@@ -231,7 +239,9 @@ class PretrainingSettings:
             If the preset, the file or one of its keys is unknown, or a value breaks its rule.
         """
         if preset not in PRESETS:
-            raise InputError(f"preset must be one of {', '.join(PRESETS)}; got {shown(preset)}")
+            raise InputError(
+                f"preset must be one of {', '.join(PRESETS)}; got {shown(preset)}{did_you_mean(preset, PRESETS)}"
+            )
         given = {name: value for name, value in given.items() if value is not None}
         if path is None:
             return replace(PRESETS[preset], **given)
@@ -260,7 +270,10 @@ def _with_fields(text: str) -> str:
         if rule:
             values = f" From {rule['low']:g} to {rule['high']:g}{', ends excluded' if 'open_ends' in rule else ''}."
         help_text = one.metadata["help"]
-        lines += [f"    {one.name}", f"        {help_text[0].upper()}{help_text[1:]}.{values} Default: {one.default!r}."]
+        lines += [
+            f"    {one.name}",
+            f"        {help_text[0].upper()}{help_text[1:]}.{values} Default: {one.default!r}.",
+        ]
     return text.replace("    FIELDS", "\n".join(lines))
 
 
@@ -280,8 +293,9 @@ def read_config(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str,
     names = {one.name for one in fields(PretrainingSettings)}
     for name in found:
         if name not in names and name not in MASKER_OPTIONS:
+            known = sorted(names.union(MASKER_OPTIONS))
             raise InputError(
-                f"{path}: there is no setting {shown(name)}; there are {', '.join(sorted(names.union(MASKER_OPTIONS)))}"
+                f"{path}: there is no setting {shown(name)}{did_you_mean(name, known)}; there are {', '.join(known)}"
             )
     settings = {name: value for name, value in found.items() if name in names}
     with naming(path):

@@ -79,20 +79,20 @@ OPTIONS = {
     "structural_ratio": Option(
         parse_rate,
         "L",
-        "lambda: share of masked genes that the strategy chooses, the rest is random; given like --mlm-probability",
+        "lambda: share of the masked genes that the strategy chooses; the rest is random. A number, "
+        "a range or a schedule, as --mlm-probability",
     ),
-    "max_partners": Option(int, "K", "partners masked with a gene (default: 5)"),
-    "partners": Option(str, "HOW", "how these are drawn: uniform, or weighted by |rho| (default: uniform)"),
+    "max_partners": Option(int, "K", "most partners masked with a gene (default: 5)"),
+    "partners": Option(str, "HOW", "how partners are drawn: uniform, or weighted by |rho| (default: uniform)"),
     "weights": Option(
-        *(
-            str,
-            "FILE",
-            "by which genes are masked: a gene, a tab or comma, and its weight in each line (others weigh 1)",
-        )
+        str,
+        "FILE",
+        "file of weights: in each line a gene, a tab or comma, and its weight (other genes: 1). Genes of larger weight "
+        "are masked more often",
     ),
-    "npmi_min": Option(float, "X", "least NPMI of neighbours in a run (default: 0.1)"),
-    "n_latents": Option(int, "N", "latents that learn, for mam (default: 64)"),
-    "latent_ratio": Option(float, "X", "share of them that attend to a cell (default: 0.5)"),
+    "npmi_min": Option(float, "X", "smallest NPMI of neighbours in a run (default: 0.1)"),
+    "n_latents": Option(int, "N", "number of learned latents, for mam (default: 64)"),
+    "latent_ratio": Option(float, "X", "share of the latents that attend to a cell (default: 0.5)"),
 }
 OF_MODEL = ("dim", "n_heads")  # parameters that a strategy which learns has in common with its model
 
