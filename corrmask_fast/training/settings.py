@@ -90,7 +90,7 @@ class PretrainingSettings:
     gradient_accumulation: int = _number(1, 1, 1_000_000, "N", "batches in a step")
     learning_rate: float = _number(1e-3, 0, 10, "RATE", "highest learning rate (AdamW)", open_ends=True)
     lr_schedule: str = _choice("linear", "shape of the learning rate after the warm-up")
-    warmup_steps: int = _number(10_000, 0, LONG, "N", "warm-up steps; at most 10 % of all steps")
+    warmup_steps: int = _number(10_000, 0, LONG, "N", "warm-up steps; at most 10 %% of all steps")
     weight_decay: float = _number(0.001, 0, 10, "X", "of AdamW")
     epochs: float = _number(3.0, 0, 100_000, "N", "passes over the cells", open_ends=True)
     max_steps: int = _number(0, 0, LONG, "N", "stop after so many steps; 0: by epochs")
