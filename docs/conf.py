@@ -37,6 +37,7 @@ nitpick_ignore_regex = [("py:.*", r"(?!corrmask_fast\.[A-Za-z_]+$).*")]
 # Tutorials are MyST text notebooks; they run at every build, on made-up cells.
 nb_execution_mode = "auto"
 nb_execution_timeout = 300
+nb_execution_in_temp = True  # they write files
 nb_execution_raise_on_error = True
 nb_merge_streams = True
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
