@@ -288,7 +288,7 @@ def _token_of(vocabulary: Vocabulary, gene: str) -> int | None:
 
 
 def read_gene_labels(path: str | os.PathLike[str]) -> dict[str, str]:
-    """Read classes of genes from a CSV or TSV file with a header.
+    r"""Read classes of genes from a CSV or TSV file with a header.
 
     The first column has the gene's id or symbol. Either a column ``label`` names the class. Or each class has a column
     of its own that says Yes for its genes, as in Geneformer's lists of dosage-sensitive transcription factors.
@@ -314,7 +314,7 @@ def read_gene_labels(path: str | os.PathLike[str]) -> dict[str, str]:
     >>> from corrmask_fast import read_gene_labels
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = pathlib.Path(folder, "genes.csv")
-    ...     _ = path.write_text("gene,label\\nCD3D,T cell\\nMS4A1,B cell\\n")
+    ...     _ = path.write_text("gene,label\nCD3D,T cell\nMS4A1,B cell\n")
     ...     read_gene_labels(path)
     {'CD3D': 'T cell', 'MS4A1': 'B cell'}
     """
