@@ -69,6 +69,8 @@ def test_help_is_instant_and_has_an_example_for_each_command(run):
         ["graph", "enrich"],
         ["graph", "modules"],
         ["audit"],
+        ["pretrain"],
+        ["compare"],
         ["demo"],
     ):
         result = run(sys.executable, "-m", "corrmask_fast", *command, "--help")

@@ -242,7 +242,7 @@ def add_setting_options(
         if one.name in leave_out:
             continue
         default = getattr(PRESETS[preset], one.name)
-        flag, text = f"--{one.name.replace('_', '-')}", one.metadata["help"]
+        flag, text = f"--{one.name.replace('_', '-')}", one.metadata["help"].replace("%", "%%")
         if isinstance(one.default, bool):
             parser.add_argument(flag, action="store_const", const=True, help=text)
         elif one.name in CHOICES:
