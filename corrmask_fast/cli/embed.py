@@ -22,7 +22,8 @@ def add_embed(commands: Any) -> None:
         text="Embed every cell of a corpus: the mean of the model's last layer over the cell's genes. The file has "
         "obsm['X_embedding'] and the corpus's obs columns, and no counts. With --genes its observations are genes: "
         "obsm['X_embedding'] is the mean of a gene's vectors over the cells that hold it, "
-        "obsm['X_embedding_static'] the model's input embedding. docs/how-to/embeddings.md goes on to a UMAP in scanpy.",
+        "obsm['X_embedding_static'] the model's input embedding. docs/how-to/embeddings.md goes on to a UMAP "
+        "in scanpy.",
         example="embed run/model cells.dataset -o embedded.h5ad",
     )
     parser.add_argument("model", metavar="MODEL", help="folder of a checkpoint (config.json, model.safetensors)")
