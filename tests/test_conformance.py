@@ -32,7 +32,6 @@ from corrmask_fast import (
     RandomMasker,
     SpanMasker,
     check_collator,
-    write_corpus,
 )
 from corrmask_fast.audit.conformance import _sigmas
 
@@ -77,19 +76,6 @@ def test_the_page_s_table(column):
 
 def test_the_page_names_all_collators():
     assert {tuple(row) for row in rows_of_page().values()} == {tuple(collators())}
-
-
-def test_the_page_s_example_runs(tmp_path, monkeypatch, capsys):
-    for module in ("transformers", "datasets"):
-        pytest.importorskip(module)
-    monkeypatch.chdir(tmp_path)
-    write_corpus(cells_of(40), "cells.dataset")
-    GRAPH.save("graph.safetensors")
-    (example,) = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-    exec(example, {"tokenizer": hugging_face().tokenizer})
-    out = capsys.readouterr().out
-    assert out.startswith("Masking audit: 40 cells")
-    assert "Conformance of DataCollatorForLanguageModeling: 40 cells" in out
 
 
 @pytest.mark.parametrize("fault", FAULTS)

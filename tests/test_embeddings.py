@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -214,7 +213,7 @@ def test_obs_columns_of_every_kind_are_written(corpus, tmp_path):
         cells_to_anndata(vectors, corpus, obs_names="barcode")
 
 
-def test_the_command_and_the_page_about_it(corpus, folder, tmp_path, monkeypatch, capsys, fails):
+def test_the_command(corpus, folder, tmp_path, monkeypatch, capsys, fails):
     anndata = pytest.importorskip("anndata")
     monkeypatch.chdir(tmp_path)
     write_corpus(corpus, "cells.dataset")
@@ -246,19 +245,3 @@ def test_the_command_and_the_page_about_it(corpus, folder, tmp_path, monkeypatch
     ):
         assert message in fails(*given, *options)
         assert not Path("a.h5ad").exists()
-
-    obs = anndata.AnnData(np.zeros((11, 1)))
-    obs.obs_names = [f"cell{i}" for i in reversed(range(11))]
-    obs.write_h5ad("cells.h5ad")
-    blocks = re.findall(
-        r"^```python\n(.*?)^```$", (ROOT / "docs" / "how-to" / "embeddings.md").read_text(), re.MULTILINE | re.DOTALL
-    )
-    assert len(blocks) == 2
-    names = {}
-    for block in blocks:  # without scanpy's lines: it is no dependency
-        kept = [line for line in block.splitlines() if not re.match(r"sc\.|import scanpy", line)]
-        exec("\n".join(kept), names)
-    np.testing.assert_array_equal(names["counts"].obsm["X_embedding"], cells.obsm["X_embedding"])
-    assert names["counts"].obs_names.tolist() == cells.obs_names.tolist()
-    assert names["cells"].shape == (11, 16)
-    assert names["genes"].contextual.shape == (50, 16)

@@ -46,7 +46,11 @@ def brought(tmp_path_factory):
     tokens = {name: token for token, name in enumerate(cells.vocabulary.names)}
     (folder / "token_dictionary.pkl").write_bytes(pickle.dumps(tokens))
     (folder / "gene_name_id_dict.pkl").write_bytes(pickle.dumps({"RPL3": "GENE0020"}))  # a gene of a planted module
-    (folder / "sets.gmt").write_text("planted\tlink\tGENE0020\tRPL3\tGENE0021\n")
+    sets = [("planted", "link", "GENE0020", "RPL3", "GENE0021")]
+    for module in range(5):
+        genes = [name for name, its in zip(cells.gene_names, cells.modules, strict=True) if its == module]
+        sets.append((f"module {module + 1}", "planted", *genes))
+    (folder / "sets.gmt").write_text("".join("\t".join(line) + "\n" for line in sets))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for block in blocks(FIRST):  # the corpus and the graph that all other pages begin with
