@@ -211,6 +211,9 @@ def annotate_cells(
     steps = tuned * settings.steps(n_train)
     found: dict[str, dict[int, list[np.ndarray]]] = {}
     if progress and (steps or baselines):
+        from corrmask_fast.training.pretrained import load_encoder
+
+        load_encoder(model, corpus.vocabulary)  # damaged weights are refused before an estimate is made
         a_step, a_batch = _seconds(model, corpus, rows, len(types), settings)
         batches = tuned * -(-splits[0][1].size // settings.batch_size)
         batches += 2 * -(-rows.size // settings.batch_size) if baselines else 0
