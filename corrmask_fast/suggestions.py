@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from corrmask_fast.errors import shown
+from corrmask_fast.errors import InputError, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
-__all__ = ["did_you_mean", "other_cases", "similar_names"]
+__all__ = ["did_you_mean", "entry", "other_cases", "similar_names"]
 
 MOST, SIMILAR = 3, 0.75  # number of suggestions; share of letters in common
 ACCESSION = re.compile(r"\d{5}")
@@ -52,3 +52,15 @@ def did_you_mean(given: Any, names: Iterable[Any]) -> str:
     """
     *others, last = [shown(name) for name in similar_names(given, names)] or [""]
     return f" (did you mean {', '.join(others)}{' or ' if others else ''}{last}?)" if last else ""
+
+
+def entry(table: Mapping[Any, Any], name: Any, what: str) -> Any:
+    """Return an entry of a result; raise InputError with the names that there are.
+
+    >>> entry({"CorrMask": 1.0}, "corrmask", "model")
+    Traceback (most recent call last):
+    corrmask_fast.errors.InputError: no model 'corrmask' (did you mean 'CorrMask'?); there is CorrMask
+    """
+    if name not in table:
+        raise InputError(f"no {what} {shown(name)}{did_you_mean(name, table)}; there is {', '.join(map(str, table))}")
+    return table[name]

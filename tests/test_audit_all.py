@@ -68,9 +68,7 @@ def test_every_line_is_what_its_strategy_gives_alone(report, corpus, graph, pmi)
         row = report[ALL_CONTROL if name == "random" else each.label]
         for field in ("masked", "runs", "hits", "pairs", "hidden", "shortcut_sum"):
             assert getattr(row, field) == getattr(alone[masker.label], field), (name, field)
-        if each.fitted:
-            continue
-        # One line speaks for the controls of all without weights.
+        # One line speaks for the controls of all, with weights or without.
         assert np.array_equal(alone[CONTROL].times_masked, report[ALL_CONTROL].times_masked)
         assert (alone[CONTROL].hits, alone[CONTROL].runs) == (report[ALL_CONTROL].hits, report[ALL_CONTROL].runs)
     assert report["Span"].mean_span > report["PMI"].mean_span > 1.05 * report[ALL_CONTROL].mean_span

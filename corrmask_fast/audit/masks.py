@@ -64,8 +64,8 @@ def audit_masking(
     Returns
     -------
     AuditReport
-        A row for each masker, and one for the control, ``"control (lambda = 0)"``: the first masker with
-        ``structural_ratio=0``, at its rate and with its draws (seed, cell, epoch).
+        A row for each masker, and one for the control, ``"control (lambda = 0)"``: random masks at the rate of the
+        first masker, with its draws (seed, cell, epoch).
 
     Raises
     ------
@@ -90,7 +90,7 @@ def audit_masking(
     first = next(iter(named.values()))
     report = audit_strategies(
         {name: masks_of(each, label=each.label if several else "") for name, each in named.items()}
-        | {CONTROL: masks_of(first, structural_ratio=0.0)},
+        | {CONTROL: masks_of(_control(first), structural_ratio=0.0)},
         graph,
         corpus,
         controls=[CONTROL],
@@ -102,6 +102,16 @@ def audit_masking(
     steps = [int(each.schedule_step) for each in named.values() if each.has_schedule]
     notes = dict.fromkeys(each.note for each in named.values() if each.note)
     return replace(report, step=steps[0] if steps else None, notes=tuple(notes))
+
+
+def _control(masker: Masker) -> Masker:
+    """Return random masks with a masker's rate and draws; not the masker itself with λ = 0, which may have weights."""
+    from corrmask_fast.masking.strategies.random import RandomMasker
+
+    control = RandomMasker(masker.vocabulary, mlm_probability=masker.mlm_probability, seed=masker.seed)
+    if masker.has_schedule:
+        control.set_step(int(masker.schedule_step))
+    return control
 
 
 def _named(masker: Masker | Sequence[Masker] | Mapping[str, Masker]) -> dict[str, Masker]:

@@ -19,7 +19,7 @@ from corrmask_fast.evaluation.frozen_features import (
     probe_types,
 )
 from corrmask_fast.progress import duration, progress_bar
-from corrmask_fast.suggestions import did_you_mean
+from corrmask_fast.suggestions import did_you_mean, entry
 from corrmask_fast.tables import align, write_csv
 
 if TYPE_CHECKING:
@@ -101,8 +101,14 @@ class CellAnnotation:
         -------
         numpy.ndarray
             (repeats, n_types) float64.
+
+        Raises
+        ------
+        InputError
+            If there is no such method or size.
         """
-        return f1_of(self.confusions[method][self.sizes[-1] if size is None else size])
+        by_size = entry(self.confusions, method, "method")
+        return f1_of(entry(by_size, self.sizes[-1] if size is None else size, "number of labelled cells"))
 
     @property
     def confusion(self) -> np.ndarray:
@@ -274,6 +280,9 @@ def annotate_cells(
     steps = tuned * settings.steps(n_train)
     found: dict[str, dict[int, list[np.ndarray]]] = {}
     if progress and (steps or baselines):
+        from corrmask_fast.training.pretrained import load_encoder
+
+        load_encoder(model, corpus.vocabulary)  # damaged weights are refused before an estimate is made
         a_step, a_batch = _seconds(model, corpus, rows, len(types), settings)
         batches = tuned * -(-splits[0][1].size // settings.batch_size)
         batches += 2 * -(-rows.size // settings.batch_size) if baselines else 0

@@ -16,6 +16,7 @@ from corrmask_fast.masking.padded_batch import EVALUATION_EPOCH
 from corrmask_fast.masking.schedules import rate_text
 from corrmask_fast.masking.strategies.random import RandomMasker
 from corrmask_fast.progress import progress_bar
+from corrmask_fast.suggestions import entry
 from corrmask_fast.tables import align, write_csv
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ class MaskScores:
         Parameters
         ----------
         line
-            Name of a model or baseline.
+            Name of a model or baseline: one of ``lines``.
         among
             (n,) bool: the masked genes that count. None: all.
 
@@ -97,8 +98,13 @@ class MaskScores:
         -------
         Estimate
             In nats: ``mean``, ``error``; ``n`` and ``n_cells``: the number of masked genes and of their cells.
+
+        Raises
+        ------
+        InputError
+            If there is no such line.
         """
-        return estimate(self.losses[line], self.cells, among)
+        return estimate(entry(self.losses, line, "line"), self.cells, among)
 
     def accuracy(self, line: str, among: np.ndarray | None = None) -> Estimate:
         """Return the share of masked genes that a line names correctly, with its standard error over cells.
@@ -106,7 +112,7 @@ class MaskScores:
         Parameters
         ----------
         line
-            Name of a model or baseline.
+            Name of a model or baseline: one of ``lines``.
         among
             (n,) bool: the masked genes that count. None: all.
 
@@ -114,8 +120,13 @@ class MaskScores:
         -------
         Estimate
             In [0, 1]: ``mean``, ``error``; ``n`` and ``n_cells`` as of :meth:`loss`.
+
+        Raises
+        ------
+        InputError
+            If there is no such line.
         """
-        return estimate(self.right[line].astype(np.float64), self.cells, among)
+        return estimate(entry(self.right, line, "line").astype(np.float64), self.cells, among)
 
     def perplexity(self, line: str) -> Estimate:
         """Return exp(mean loss), with its standard error over cells.
@@ -123,7 +134,7 @@ class MaskScores:
         Parameters
         ----------
         line
-            Name of a model or baseline.
+            Name of a model or baseline: one of ``lines``.
 
         Returns
         -------

@@ -14,6 +14,7 @@ from corrmask_fast.errors import InputError, check_integer, check_number, check_
 from corrmask_fast.evaluation.scored_models import FREQUENCIES, Models, gene_counts, opened, scored_length
 from corrmask_fast.evaluation.standard_errors import Estimate, estimate, in_bins
 from corrmask_fast.progress import progress_bar
+from corrmask_fast.suggestions import entry
 from corrmask_fast.tables import align, write_csv
 
 if TYPE_CHECKING:
@@ -132,12 +133,13 @@ class Shortcut:
         Raises
         ------
         InputError
-            If there is no such measure.
+            If there is no such model or measure.
         """
         if measure not in MEASURES:
             raise InputError(f"measure must be one of {', '.join(MEASURES)}; got {measure!r}")
         hidden, shown = MEASURES[measure]
-        return self.losses[model][:, hidden] - self.losses[model][:, shown]
+        losses = entry(self.losses, model, "model")
+        return losses[:, hidden] - losses[:, shown]
 
     def mean(self, model: str, measure: str = "shortcut", among: np.ndarray | None = None) -> Estimate:
         """Return the mean of a measure, with its standard error over cells.
