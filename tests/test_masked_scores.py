@@ -254,6 +254,12 @@ def test_a_type_with_genes_of_its_own_is_worth_knowing():
 # ---------------------------------------------------------------------------------------------- groups, files, messages
 
 
+def test_an_unknown_line_is_refused_by_name(corpus):
+    scores = scores_of({"flat": flat(N_GENES + 2)}, corpus)
+    with pytest.raises(InputError, match=r"no line 'Flat' \(did you mean 'flat'\?\); there is flat, unigram"):
+        scores.loss("Flat")
+
+
 def test_groups_divide_the_masked_genes_and_are_saved(corpus, tmp_path):
     scores = scores_of({"bert": tiny_bert()}, corpus, labels="cell_type")
     groups = scores.groups()
