@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
@@ -30,13 +30,17 @@ def bars(*, shown: bool) -> Iterator[None]:
 
 
 def shows_progress() -> bool:
-    """Whether this process shows progress: of several ranks the first does, and none inside ``bars(shown=False)``."""
-    return _state["shown"] and os.environ.get("RANK", "0") == "0"
+    """Whether this process shows progress: of several ranks the first does, and none inside ``bars(shown=False)``.
+
+    Without standard error (``2>&-``, a service, ``pythonw``) none does.
+    """
+    return _state["shown"] and sys.stderr is not None and os.environ.get("RANK", "0") == "0"
 
 
 def is_live() -> bool:
     """Whether a line of standard error can be overwritten: on a terminal, and in a notebook."""
-    return sys.stderr.isatty() or hasattr(sys, "ps1")
+    isatty = getattr(sys.stderr, "isatty", None)  # what takes the place of standard error may have none
+    return isatty is not None and (isatty() or hasattr(sys, "ps1"))
 
 
 def progress_bar(what: str, total: int | None, unit: str, *, shown: bool) -> Any:
@@ -81,7 +85,7 @@ class LineBar:
         text = tqdm.format_meter(
             self.n, self.total, self._told - self._began, 0, unit=self.unit, unit_scale=True, prefix=self.what
         )
-        print(text, file=sys.stderr, flush=True)  # noqa: T201
+        write_line(text)
 
     def __enter__(self) -> Self:
         return self
@@ -91,12 +95,15 @@ class LineBar:
 
 
 def write_line(text: str) -> None:
-    """Write a line to standard error, above the bars that are there."""
+    """Write a line to standard error, above the bars that are there; where nobody can read it, nothing happens."""
+    if sys.stderr is None:  # print would take standard output
+        return
     tqdm = sys.modules.get("tqdm")
-    if tqdm is None or not is_live():
-        print(text, file=sys.stderr, flush=True)  # noqa: T201
-    else:
-        tqdm.tqdm.write(text, file=sys.stderr)
+    with suppress(OSError):  # a pipe that its reader left, a full disk: the work goes on
+        if tqdm is None or not is_live():
+            print(text, file=sys.stderr, flush=True)  # noqa: T201
+        else:
+            tqdm.tqdm.write(text, file=sys.stderr)
 
 
 def duration(seconds: float) -> str:
