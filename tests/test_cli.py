@@ -85,6 +85,14 @@ def test_every_command_has_help_with_an_example():
             assert action.help, (parser.prog, action.dest)
 
 
+@pytest.mark.parametrize("arguments", [["audit", "--help"], ["doctor"]])
+def test_letters_that_the_locale_lacks(run, monkeypatch, arguments):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    result = run(sys.executable, "-m", "corrmask_fast", *arguments)
+    assert result.returncode == 0
+    assert "\\u2026" in result.stdout or "\\xb5s a cell" in result.stdout  # … and µs
+
+
 def test_version(capsys):
     with pytest.raises(SystemExit) as exit_:
         main(["--version"])
