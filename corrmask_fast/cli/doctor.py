@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -123,6 +124,8 @@ class _Report:
         if version is None:
             if extra.startswith("cuda") and extra != f"cuda{self.cuda}":
                 return one.name, "not installed; not needed by this PyTorch"
+            if extra.startswith("cuda") and _version("cupy"):  # built from source, or by conda
+                return one.name, "not installed; the package cupy is"
             self.missing.append((f"{one.name} ({purpose})", install))
             return one.name, "not installed"
         if not one.specifier.contains(version, prereleases=True):
@@ -312,7 +315,10 @@ def _why(error: BaseException) -> str:
 
 def _without_names(text: str) -> str:
     """Return text without the user's home folder and name, and the machine's name."""
-    text = text.replace(str(Path.home()), "~")
+    with suppress(RuntimeError):  # no home folder; and "/" is the home of nobody
+        home = Path.home()
+        if len(home.parts) > 1:
+            text = re.sub(rf"{re.escape(str(home))}(?![\w-])", "~", text)
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # a user without a name, as in containers
