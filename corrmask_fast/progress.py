@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 Bar = Callable[[str, int, str], Any]  # (what, total, unit) -> a progress bar as tqdm makes it
 
-SECONDS = 10.0  # between two lines of a file
+SECONDS, SHARE = 10.0, 0.01  # between two lines of a file, at least: seconds, and a share of the time that has passed
 _state = {"shown": True}
 
 
@@ -46,7 +46,8 @@ def is_live() -> bool:
 def progress_bar(what: str, total: int | None, unit: str, *, shown: bool) -> Any:
     """Return a bar on standard error: ``update(n)`` moves it; a context manager.
 
-    Without a terminal it is a line each ten seconds, and one at the end: a log file stays short.
+    Without a terminal it is a line each ten seconds, later fewer, and one at the end: a log file stays short. What was
+    done before, in a run that goes on, is set as ``bar.initial`` and ``bar.n``: the time left is then right.
     """
     shown = shown and shows_progress()
     if shown and not is_live():
@@ -65,13 +66,15 @@ class LineBar:
     """A progress bar that writes whole lines."""
 
     def __init__(self, what: str, total: int | None, unit: str) -> None:
-        self.what, self.total, self.unit, self.n = what, total, unit, 0
+        self.what, self.total, self.unit = what, total, unit
+        self.n = self.initial = 0
         self._began = self._told = time.monotonic()
 
     def update(self, n: int = 1) -> None:
         """Move the bar; write a line if the last one is old enough."""
         self.n += n
-        if time.monotonic() - self._told >= SECONDS:
+        now = time.monotonic()
+        if now - self._told >= max(SECONDS, SHARE * (now - self._began)):
             self._write()
 
     def close(self) -> None:
@@ -82,9 +85,8 @@ class LineBar:
         from tqdm import tqdm
 
         self._told = time.monotonic()
-        text = tqdm.format_meter(
-            self.n, self.total, self._told - self._began, 0, unit=self.unit, unit_scale=True, prefix=self.what
-        )
+        elapsed, look = self._told - self._began, {"unit": self.unit, "unit_scale": True, "prefix": self.what}
+        text = tqdm.format_meter(self.n, self.total, elapsed, 0, initial=self.initial, **look)
         write_line(text)
 
     def __enter__(self) -> Self:

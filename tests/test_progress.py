@@ -42,6 +42,22 @@ def test_lines_where_there_is_no_terminal(clock, capsys):
     assert lines[0] == "audit:  20% 20.0/100 [00:10<00:40, 2.00cell/s]"
 
 
+def test_a_long_task_has_fewer_lines(clock, capsys):
+    with progress_bar("pretrain", None, "step", shown=True) as bar:
+        for _ in range(7200):  # two days
+            clock[0] += 24
+            bar.update(1)
+    assert 400 < len(capsys.readouterr().err.splitlines()) < 700
+
+
+def test_the_time_left_of_a_run_that_goes_on(clock, capsys):
+    with progress_bar("pretrain", 100, "step", shown=True) as bar:
+        bar.initial = bar.n = 50
+        clock[0] += 10
+        bar.update(10)
+    assert capsys.readouterr().err.startswith("pretrain:  60% 60.0/100 [00:10<00:40, 1.00step/s]\n")
+
+
 def test_a_short_task_is_one_line(clock, capsys):
     with progress_bar("medians", None, "cell", shown=True) as bar:
         clock[0] += 2
