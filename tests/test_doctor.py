@@ -132,12 +132,24 @@ def test_broken_installations_end_in_lines(installed, monkeypatch, capsys):
     assert "Traceback" not in text
 
 
+def test_a_pytorch_that_does_not_load(installed, monkeypatch, capsys):
+    def broken():
+        raise OSError("libcudart.so.13: cannot open shared object file")
+
+    monkeypatch.setattr(doctor, "_build_of_torch", broken)
+    text = "\n".join(lines_of(capsys, 1))
+    assert re.search(r"\n  torch +does not work: OSError: libcudart.so.13: cannot open", text)
+    assert re.search(r"\n  transformers +", text)  # what follows is listed all the same
+
+
 def test_a_folder_that_is_not_installed(monkeypatch, capsys):
     def distribution():
         raise importlib.metadata.PackageNotFoundError
 
     replace_distribution(monkeypatch, distribution)
-    assert "corrmask-fast  is not installed (it runs from a folder)" in "\n".join(lines_of(capsys, 0))
+    text = "\n".join(lines_of(capsys, 0))
+    assert re.search(r"\n  corrmask-fast +is not installed \(it runs from a folder\)", text)
+    assert re.search(rf"\n  numba +{importlib.metadata.version('numba')}\n", text)
 
 
 def test_no_names_of_the_user_and_the_machine(monkeypatch):

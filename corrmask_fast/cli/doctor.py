@@ -45,6 +45,15 @@ PURPOSES = {
 }
 CUDA_ASKED = "device='cuda': "  # how messages about it begin
 FOR_DEVELOPERS = {"dev", "docs"}
+ALWAYS_TOLD = (
+    "numpy",
+    "numba",
+    "scipy",
+    "torch",
+    "transformers",
+    "datasets",
+    "anndata",
+)  # in a folder without metadata
 BROUGHT_ALONG = {"anndata": ("zarr",)}  # by packages of an extra
 
 
@@ -109,6 +118,7 @@ class _Report:
             groups = _requirements()
         except importlib.metadata.PackageNotFoundError:
             yield PROGRAM, "is not installed (it runs from a folder): which packages it needs is not known"
+            yield from ((name, version) for name in ALWAYS_TOLD if (version := _version(name)))
             return
         for extra, requirements in groups.items():
             for one in requirements:
@@ -132,7 +142,9 @@ class _Report:
             install = f"pip install '{one.name}{bounds}'"
             self.missing.append((f"{one.name} {bounds} (here is {version}, which was not tried)", install))
             return one.name, f"{version}  not {bounds}"
-        return one.name, f"{version}  ({_build_of_torch()})" if one.name == "torch" else version
+        if one.name == "torch":  # installed, and may still not load
+            return self.try_out("torch", lambda: f"{version}  ({_build_of_torch()})")
+        return one.name, version
 
     # ------------------------------------------------------------------------------------------------------- GPU
 
