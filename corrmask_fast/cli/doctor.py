@@ -12,7 +12,6 @@ import platform
 import re
 import shutil
 import subprocess
-import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -99,7 +98,7 @@ class _Report:
             print(f"\n{title}")
         for name, text in lines:
             print(_without_names(f"{'  ' if title else ''}{name.ljust(width)}  {text}").rstrip())
-        sys.stdout.flush()
+        print(end="", flush=True)
 
     def try_out(self, what: str, function: Callable[[], str]) -> tuple[str, str]:
         """Return what a function says of something that is installed; if it fails, that is broken."""

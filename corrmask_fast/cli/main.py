@@ -66,7 +66,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
             set_num_threads(arguments.threads)
         code = arguments.run(arguments) or 0
-        sys.stdout.flush()
+        print(end="", flush=True)  # standard output may be None
     except BrokenPipeError:
         # The reader (head, less) ended first; Python must not complain again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
