@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 Bar = Callable[[str, int, str], Any]  # (what, total, unit) -> a progress bar as tqdm makes it
 
-SECONDS = 10.0  # between two lines of a file
+SECONDS, SHARE = 10.0, 0.01  # between two lines of a file, at least: seconds, and a share of the time that has passed
 _state = {"shown": True}
 
 
@@ -30,19 +30,24 @@ def bars(*, shown: bool) -> Iterator[None]:
 
 
 def shows_progress() -> bool:
-    """Whether this process shows progress: of several ranks the first does, and none inside ``bars(shown=False)``."""
-    return _state["shown"] and os.environ.get("RANK", "0") == "0"
+    """Whether this process shows progress: of several ranks the first does, and none inside ``bars(shown=False)``.
+
+    Without standard error (``2>&-``, a service, ``pythonw``) none does.
+    """
+    return _state["shown"] and sys.stderr is not None and os.environ.get("RANK", "0") == "0"
 
 
 def is_live() -> bool:
     """Whether a line of standard error can be overwritten: on a terminal, and in a notebook."""
-    return sys.stderr.isatty() or hasattr(sys, "ps1")
+    isatty = getattr(sys.stderr, "isatty", None)  # what takes the place of standard error may have none
+    return isatty is not None and (isatty() or hasattr(sys, "ps1"))
 
 
 def progress_bar(what: str, total: int | None, unit: str, *, shown: bool) -> Any:
     """Return a bar on standard error: ``update(n)`` moves it; a context manager.
 
-    Without a terminal it is a line each ten seconds, and one at the end: a log file stays short.
+    Without a terminal it is a line each ten seconds, later fewer, and one at the end: a log file stays short. What was
+    done before, in a run that goes on, is set as ``bar.initial`` and ``bar.n``: the time left is then right.
     """
     shown = shown and shows_progress()
     if shown and not is_live():
@@ -61,13 +66,15 @@ class LineBar:
     """A progress bar that writes whole lines."""
 
     def __init__(self, what: str, total: int | None, unit: str) -> None:
-        self.what, self.total, self.unit, self.n = what, total, unit, 0
+        self.what, self.total, self.unit = what, total, unit
+        self.n = self.initial = 0
         self._began = self._told = time.monotonic()
 
     def update(self, n: int = 1) -> None:
         """Move the bar; write a line if the last one is old enough."""
         self.n += n
-        if time.monotonic() - self._told >= SECONDS:
+        now = time.monotonic()
+        if now - self._told >= max(SECONDS, SHARE * (now - self._began)):
             self._write()
 
     def close(self) -> None:
@@ -78,10 +85,9 @@ class LineBar:
         from tqdm import tqdm
 
         self._told = time.monotonic()
-        text = tqdm.format_meter(
-            self.n, self.total, self._told - self._began, 0, unit=self.unit, unit_scale=True, prefix=self.what
-        )
-        print(text, file=sys.stderr, flush=True)  # noqa: T201
+        elapsed, look = self._told - self._began, {"unit": self.unit, "unit_scale": True, "prefix": self.what}
+        text = tqdm.format_meter(self.n, self.total, elapsed, 0, initial=self.initial, **look)
+        write_line(text)
 
     def __enter__(self) -> Self:
         return self
@@ -91,12 +97,15 @@ class LineBar:
 
 
 def write_line(text: str) -> None:
-    """Write a line to standard error, above the bars that are there."""
+    """Write a line to standard error, above the bars that are there; where nobody can read it, nothing happens."""
+    if sys.stderr is None:  # print would take standard output
+        return
     tqdm = sys.modules.get("tqdm")
-    if tqdm is None or not is_live():
-        print(text, file=sys.stderr, flush=True)  # noqa: T201
-    else:
-        tqdm.tqdm.write(text, file=sys.stderr)
+    with suppress(OSError):  # a pipe that its reader left, a full disk: the work goes on
+        if tqdm is None or not is_live():
+            print(text, file=sys.stderr, flush=True)  # noqa: T201
+        else:
+            tqdm.tqdm.write(text, file=sys.stderr)
 
 
 def duration(seconds: float) -> str:

@@ -114,12 +114,13 @@ class _Announcement(event.Listener):
     """
 
     def __init__(self):
-        self._last = -math.inf
+        self._last, self._depth = -math.inf, 0
 
     def on_start(self, event):
         if not _is_ours(event):
             return
-        begins, self._last = time.monotonic() - self._last >= BURST, time.monotonic()
+        begins, self._last = self._depth == 0 and time.monotonic() - self._last >= BURST, time.monotonic()
+        self._depth += 1  # stages are compiled inside their kernel, under Numba's lock
         if not begins or multiprocessing.parent_process() is not None or os.environ.get("RANK", "0") != "0":
             return
         often = "once for this machine and version"
@@ -128,12 +129,12 @@ class _Announcement(event.Listener):
         text = f"compiling kernels, up to half a minute ({often})"
         if _log.isEnabledFor(logging.INFO):
             _log.info(text)
-        elif hasattr(sys, "ps1"):
+        elif hasattr(sys, "ps1") and sys.stderr is not None:
             print(f"corrmask-fast: {text}", file=sys.stderr)  # noqa: T201
 
     def on_end(self, event):
         if _is_ours(event):
-            self._last = time.monotonic()
+            self._last, self._depth = time.monotonic(), self._depth - 1
 
 
 def _is_ours(event):

@@ -85,6 +85,20 @@ def test_every_command_has_help_with_an_example():
             assert action.help, (parser.prog, action.dest)
 
 
+@pytest.mark.parametrize("arguments", [["audit", "--help"], ["doctor"]])
+def test_letters_that_the_locale_lacks(run, monkeypatch, arguments):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    result = run(sys.executable, "-m", "corrmask_fast", *arguments)
+    assert result.returncode == 0
+    assert "\\u2026" in result.stdout or "\\xb5s a cell" in result.stdout  # … and µs
+
+
+def test_standard_output_may_be_closed(run, cli_folder):
+    command = f"{sys.executable} -m corrmask_fast graph info {cli_folder}/graph.safetensors"
+    result = run("sh", "-c", f"exec {command} >&-")
+    assert (result.returncode, result.stderr) == (0, "")
+
+
 def test_version(capsys):
     with pytest.raises(SystemExit) as exit_:
         main(["--version"])

@@ -84,6 +84,14 @@ def test_every_file_is_completed_as_one():
         assert (action.dest in completion.FILES and action.nargs != 0) == is_file, action
 
 
+def test_names_are_those_that_the_library_takes():
+    from corrmask_fast.graph.plots import KINDS
+    from corrmask_fast.graph.reports import SORTS
+
+    assert set(completion.NAMES["kind"]) == set(KINDS)
+    assert set(completion.NAMES["sort"]) == set(SORTS)
+
+
 def test_without_shtab(monkeypatch, fails):
     monkeypatch.setitem(sys.modules, "shtab", None)
     assert "pip install 'corrmask-fast[completion]'" in fails("completion", "bash")

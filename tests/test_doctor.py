@@ -132,20 +132,54 @@ def test_broken_installations_end_in_lines(installed, monkeypatch, capsys):
     assert "Traceback" not in text
 
 
+def test_a_pytorch_that_does_not_load(installed, monkeypatch, capsys):
+    def broken():
+        raise OSError("libcudart.so.13: cannot open shared object file")
+
+    monkeypatch.setattr(doctor, "_build_of_torch", broken)
+    text = "\n".join(lines_of(capsys, 1))
+    assert re.search(r"\n  torch +does not work: OSError: libcudart.so.13: cannot open", text)
+    assert re.search(r"\n  transformers +", text)  # what follows is listed all the same
+
+
 def test_a_folder_that_is_not_installed(monkeypatch, capsys):
     def distribution():
         raise importlib.metadata.PackageNotFoundError
 
     replace_distribution(monkeypatch, distribution)
-    assert "corrmask-fast  is not installed (it runs from a folder)" in "\n".join(lines_of(capsys, 0))
+    text = "\n".join(lines_of(capsys, 0))
+    assert re.search(r"\n  corrmask-fast +is not installed \(it runs from a folder\)", text)
+    assert re.search(rf"\n  numba +{importlib.metadata.version('numba')}\n", text)
 
 
 def test_no_names_of_the_user_and_the_machine(monkeypatch):
     monkeypatch.setattr(Path, "home", lambda: Path("/home/anna"))
     monkeypatch.setattr(getpass, "getuser", lambda: "anna")
     monkeypatch.setattr(platform, "node", lambda: "lab-7")
-    text = doctor._without_names("/home/anna/cache /scratch/anna/x lab-7 hannah anna-lena lab-70")
-    assert text == "~/cache /scratch/USER/x HOST hannah anna-lena lab-70"
+    text = doctor._without_names("/home/anna/cache /home/anna-lena /scratch/anna/x lab-7 hannah lab-70")
+    assert text == "~/cache /home/anna-lena /scratch/USER/x HOST hannah lab-70"
+
+
+@pytest.mark.parametrize("home", ["/", "", None])
+def test_without_a_home_folder(monkeypatch, home):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(getpass, "getuser", lambda: "")
+    monkeypatch.setattr(platform, "node", lambda: "")
+    if home is None:
+        monkeypatch.setattr(Path, "home", no_home)
+    else:
+        monkeypatch.setenv("HOME", home)
+    assert doctor._without_names("/scratch/x.y") == "/scratch/x.y"
+
+
+def test_cupy_that_conda_installed(installed, monkeypatch, capsys):
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    installed["cupy"] = "13.6.0"
+    text = "\n".join(lines_of(capsys, 0))
+    assert re.search(r"\n  cupy-cuda13x +not installed; the package cupy is\n", text)
+    assert "pip install 'corrmask-fast[cuda13]'" not in text
 
 
 def test_nothing_but_the_report_is_printed(tmp_path):

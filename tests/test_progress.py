@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -39,6 +40,22 @@ def test_lines_where_there_is_no_terminal(clock, capsys):
     lines = err.splitlines()
     assert [re.search(r"\d+%", line)[0] for line in lines] == ["20%", "40%", "60%", "80%", "100%", "100%"]
     assert lines[0] == "audit:  20% 20.0/100 [00:10<00:40, 2.00cell/s]"
+
+
+def test_a_long_task_has_fewer_lines(clock, capsys):
+    with progress_bar("pretrain", None, "step", shown=True) as bar:
+        for _ in range(7200):  # two days
+            clock[0] += 24
+            bar.update(1)
+    assert 400 < len(capsys.readouterr().err.splitlines()) < 700
+
+
+def test_the_time_left_of_a_run_that_goes_on(clock, capsys):
+    with progress_bar("pretrain", 100, "step", shown=True) as bar:
+        bar.initial = bar.n = 50
+        clock[0] += 10
+        bar.update(10)
+    assert capsys.readouterr().err.startswith("pretrain:  60% 60.0/100 [00:10<00:40, 1.00step/s]\n")
 
 
 def test_a_short_task_is_one_line(clock, capsys):
@@ -102,6 +119,8 @@ def said(tmp_path):
         "jit": (Path(__file__).parents[1] / "kernels" / "jit.py").read_text(),
         "one": "from .jit import kernel\n@kernel\ndef one(x):\n    return x + 1\n",
         "two": "from .jit import kernel\n@kernel\ndef two(x):\n    return x + 2\n",
+        "three": "from .jit import kernel, stage\n@stage\ndef part(x):\n    return x\n"
+        "@kernel\ndef three(x):\n    return part(x)\n",
     }.items():
         (package / f"{name}.py").write_text(text)
 
@@ -122,6 +141,11 @@ def test_a_line_for_a_burst_of_compilations(said):
     assert said(INTERACTIVE, cache="newer", after=later) == 2 * f"corrmask-fast: {LINE}"
     info = "import logging; logging.basicConfig(level=logging.INFO)"
     assert said(info, cache="newest") == f"INFO:corrmask_fast:{LINE}"
+
+
+def test_a_slow_stage_of_a_kernel_is_not_told_again(said):
+    slow = "from small import jit\nfrom small.three import three\njit.BURST = 0\nthree(1)"
+    assert said(INTERACTIVE, cache="new", after=slow) == f"corrmask-fast: {LINE}"
 
 
 @pytest.mark.parametrize(
@@ -157,6 +181,31 @@ def test_the_command_line_says_that_kernels_are_compiled(made_up_cells, tmp_path
     assert "\r" not in first
     assert LINE not in medians("one")
     assert medians("two", "--no-progress") == ""
+
+
+@pytest.mark.parametrize("stderr", ["closed", "left"])
+def test_work_goes_on_where_nobody_reads_standard_error(made_up_cells, tmp_path, stderr):
+    """Closed before the start, or a pipe whose reader ends first, as in ``2>&1 >cells.txt | head -1``."""
+    made_up_cells.write_h5ad(tmp_path / "cells.h5ad")
+    program = [sys.executable, "-m", "corrmask_fast", "tokenize", "cells.h5ad", "-o", "cells.npz"]
+    shell = f"exec {shlex.join(program)} 2>&-" if stderr == "closed" else shlex.join(program)
+    read, write = os.pipe()
+    os.close(read)
+    result = subprocess.run(
+        ["sh", "-c", shell], stdout=subprocess.PIPE, stderr=write, text=True, check=True, cwd=tmp_path
+    )
+    os.close(write)
+    assert (tmp_path / "cells.npz").exists()
+    assert "it/s" not in result.stdout
+    assert result.stdout.startswith("300 of 300 cells written")
+
+
+def test_an_error_never_lands_on_standard_output(tmp_path):
+    program = [sys.executable, "-m", "corrmask_fast", "graph", "info", "none.safetensors"]
+    result = subprocess.run(
+        ["sh", "-c", f"exec {shlex.join(program)} 2>&-"], stdout=subprocess.PIPE, check=False, cwd=tmp_path
+    )
+    assert (result.returncode, result.stdout) == (2, b"")
 
 
 @pytest.mark.parametrize("options", [[], ["--no-progress"]])

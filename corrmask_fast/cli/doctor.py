@@ -12,7 +12,7 @@ import platform
 import re
 import shutil
 import subprocess
-import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,6 +44,15 @@ PURPOSES = {
 }
 CUDA_ASKED = "device='cuda': "  # how messages about it begin
 FOR_DEVELOPERS = {"dev", "docs"}
+ALWAYS_TOLD = (
+    "numpy",
+    "numba",
+    "scipy",
+    "torch",
+    "transformers",
+    "datasets",
+    "anndata",
+)  # in a folder without metadata
 BROUGHT_ALONG = {"anndata": ("zarr",)}  # by packages of an extra
 
 
@@ -89,7 +98,7 @@ class _Report:
             print(f"\n{title}")
         for name, text in lines:
             print(_without_names(f"{'  ' if title else ''}{name.ljust(width)}  {text}").rstrip())
-        sys.stdout.flush()
+        print(end="", flush=True)
 
     def try_out(self, what: str, function: Callable[[], str]) -> tuple[str, str]:
         """Return what a function says of something that is installed; if it fails, that is broken."""
@@ -108,6 +117,7 @@ class _Report:
             groups = _requirements()
         except importlib.metadata.PackageNotFoundError:
             yield PROGRAM, "is not installed (it runs from a folder): which packages it needs is not known"
+            yield from ((name, version) for name in ALWAYS_TOLD if (version := _version(name)))
             return
         for extra, requirements in groups.items():
             for one in requirements:
@@ -123,13 +133,17 @@ class _Report:
         if version is None:
             if extra.startswith("cuda") and extra != f"cuda{self.cuda}":
                 return one.name, "not installed; not needed by this PyTorch"
+            if extra.startswith("cuda") and _version("cupy"):  # built from source, or by conda
+                return one.name, "not installed; the package cupy is"
             self.missing.append((f"{one.name} ({purpose})", install))
             return one.name, "not installed"
         if not one.specifier.contains(version, prereleases=True):
             install = f"pip install '{one.name}{bounds}'"
             self.missing.append((f"{one.name} {bounds} (here is {version}, which was not tried)", install))
             return one.name, f"{version}  not {bounds}"
-        return one.name, f"{version}  ({_build_of_torch()})" if one.name == "torch" else version
+        if one.name == "torch":  # installed, and may still not load
+            return self.try_out("torch", lambda: f"{version}  ({_build_of_torch()})")
+        return one.name, version
 
     # ------------------------------------------------------------------------------------------------------- GPU
 
@@ -312,7 +326,10 @@ def _why(error: BaseException) -> str:
 
 def _without_names(text: str) -> str:
     """Return text without the user's home folder and name, and the machine's name."""
-    text = text.replace(str(Path.home()), "~")
+    with suppress(RuntimeError):  # no home folder; and "/" is the home of nobody
+        home = Path.home()
+        if len(home.parts) > 1:
+            text = re.sub(rf"{re.escape(str(home))}(?![\w-])", "~", text)
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # a user without a name, as in containers

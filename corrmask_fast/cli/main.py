@@ -6,6 +6,7 @@ Each command is a function that adds its parser, and one that runs it; heavy imp
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import sys
@@ -48,6 +49,8 @@ BAD_INPUT, INTERRUPTED = 2, 130  # exit codes: what argparse uses, and 128 + SIG
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0, 1 if a check failed, 2 for bad input, 130 if interrupted."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as standard error: letters that the locale lacks
     arguments = build_parser().parse_args(argv)
     with warnings.catch_warnings():
         warnings.showwarning = partial(_warn, vars(arguments))
@@ -63,7 +66,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
             set_num_threads(arguments.threads)
         code = arguments.run(arguments) or 0
-        sys.stdout.flush()
+        print(end="", flush=True)  # standard output may be None
     except BrokenPipeError:
         # The reader (head, less) ended first; Python must not complain again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -77,7 +80,7 @@ def _run(arguments: argparse.Namespace) -> int:
         named = error.filename is not None and error.strerror is not None
         return _fail(f"{error.filename}: {error.strerror}" if named else str(error))
     except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted", file=sys.stderr)
+        write_line(f"{PROGRAM}: interrupted")
         return INTERRUPTED
     return code
 
@@ -122,11 +125,11 @@ def _messages_shown() -> Iterator[None]:
 
 def _warn(options: Iterable[str], message: Warning | str, *_: object, **__: object) -> None:
     """Show a warning as a line of our own, not with the place in the code that it came from."""
-    print(f"{PROGRAM}: warning: {' '.join(in_options(str(message), options).split())}", file=sys.stderr)
+    write_line(f"{PROGRAM}: warning: {' '.join(in_options(str(message), options).split())}")
 
 
 def _fail(message: str) -> int:
-    print(f"{PROGRAM}: error: {' '.join(message.split())}", file=sys.stderr)
+    write_line(f"{PROGRAM}: error: {' '.join(message.split())}")
     return BAD_INPUT
 
 

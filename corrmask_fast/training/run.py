@@ -471,7 +471,7 @@ class _Lines(transformers.TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         self.bar = progress_bar("pretrain", state.max_steps, "step", shown=state.is_world_process_zero)
-        self.bar.update(state.global_step)  # of the run that goes on
+        self.bar.initial = self.bar.n = state.global_step  # not 0 where a run goes on
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         self.bar.update(state.global_step - self.bar.n)
