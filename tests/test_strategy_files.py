@@ -39,8 +39,9 @@ USERS = {
         "kernels/gene_sets.py",
     },
     "balanced": {"comparison/differences.py"},
-    # zeros are masked at random; weights stand in the random order; held-out cells are masked by it
+    # zeros are masked at random; weights stand in the random order; held-out cells and an audit's control go by it
     "random": {
+        "audit/masks.py",
         "masking/value_masking.py",
         "masking/strategies/weighted.py",
         "training/run.py",
