@@ -251,7 +251,8 @@ def test_schedules_follow_the_step(tmp_path, device):
 
 
 def test_the_docstring_s_example_runs():
-    assert doctest.testmod(integration) == (0, 4)
+    failed, tried = doctest.testmod(integration)
+    assert failed == 0 < tried
 
 
 @pytest.fixture(scope="module")
