@@ -34,6 +34,15 @@ pytest.register_assert_rewrite("graph_cases")
 collect_ignore_glob = ["ddp_rank.py", "guarded_rows.py", "trainers.py", "*_cases.py"]
 
 
+@pytest.fixture(autouse=True)
+def clean_environment():
+    """Old versions of transformers leave a compiled run's settings in the environment, where the next run takes them."""
+    before = {name for name in os.environ if name.startswith("ACCELERATE_")}
+    yield
+    for name in [name for name in os.environ if name.startswith("ACCELERATE_") and name not in before]:
+        del os.environ[name]
+
+
 @pytest.fixture(scope="session")
 def data_folder() -> Path:
     """Folder of real cells; the test is skipped where there is none."""
