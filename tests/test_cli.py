@@ -269,7 +269,7 @@ def test_a_whole_corpus_in_little_memory_with_a_checkpoint(cli_folder, tmp_path,
     other = fails(*build, "-o", output, "--n-cells", "100", "--checkpoint", state)
     assert "belongs to another build: --n-cells was None there and is 100 now" in other
     both = fails(*build, "-o", tmp_path / "graphs", "--by", "cell_type", "--checkpoint", state)
-    assert "--checkpoint is of one graph, and --by builds several; leave one of them out" in both
+    assert "--checkpoint saves the build of one graph, and --by builds several; leave one of them out" in both
 
 
 def test_audit_prints_and_saves(cli_folder, tmp_path, capsys):

@@ -120,7 +120,7 @@ def test_audit_of_a_strategy(folder, capsys, strategy):
         (["--weights", "missing"], "missing is not a readable file of weights"),
         (["--strategy", "span", "--weights", "w.csv"], "weights has no meaning for the strategy 'span'"),
         (["--partners", "strong"], "partners must be 'uniform' or 'weighted'; got 'strong'"),
-        (["--all", "--partners", "weighted"], "--partners would change some of the strategies alone"),
+        (["--all", "--partners", "weighted"], "--partners would change only some of the strategies"),
         (["--strategy", "pmi", "--pmi", "p.safetensors", "--graph", "other.safetensors"], "tokens"),
     ],
 )

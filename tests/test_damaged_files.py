@@ -150,7 +150,7 @@ def test_forms_that_are_no_corpus_name_the_fix(tmp_path):
     dataset = datasets.Dataset.from_dict({"input_ids": [[4, 5], [6, 7]]})
     for form, message in (
         (datasets.DatasetDict(train=dataset, test=dataset), r"holds splits \('train', 'test'\); give one of them"),
-        (dataset.to_iterable_dataset(), r"an IterableDataset hands out its cells in passing.*stream_corpus"),
+        (dataset.to_iterable_dataset(), r"an IterableDataset gives its cells one after the other.*stream_corpus"),
         ({"input_ids": [[4]], "length": [1]}, "a dict of columns; give its 'input_ids'"),
         (dataset.to_pandas(), "got a DataFrame; give the list in its column 'input_ids'"),
         (dataset.with_transform(lambda rows: rows), r"has a transform .*apply it with dataset\.map"),

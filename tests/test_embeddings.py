@@ -239,7 +239,7 @@ def test_the_command(corpus, folder, tmp_path, monkeypatch, capsys, fails):
 
     for options, message in (
         (["-o", "a.csv"], "embeddings are written to a file ending in .h5ad; got a.csv"),
-        (["-o", "a.h5ad", "--genes", "--pool", "cls"], "--pool cls is of cells; leave it out with --genes"),
+        (["-o", "a.h5ad", "--genes", "--pool", "cls"], "--pool cls applies to cells; leave it out with --genes"),
         (["-o", "a.h5ad", "--layer", "9"], "--layer must be in [-4, 3]"),
         (["-o", "a.h5ad", "--obs-names", "barcode"], "--obs-names must be one of the corpus's obs columns"),
     ):

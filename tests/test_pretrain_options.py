@@ -109,7 +109,7 @@ def test_a_size_beside_a_checkpoint_is_refused(corpus, tmp_path, capsys):  # noq
     given = ["pretrain", str(tmp_path / "cells.dataset"), "--out", str(tmp_path / "run"), "--strategy", "random"]
     given += ["--model", str(tmp_path / "start"), "--max-steps", "2", "--no-progress", "--device", "cpu"]
     assert main([*given, "--layers", "3"]) == 2
-    assert "--layers must be left out with --model: it is that of the checkpoint" in capsys.readouterr().err
+    assert "--layers must be left out with --model: it comes from the checkpoint" in capsys.readouterr().err
     assert main(given) == 0
     assert "2 steps; the model lies in" in capsys.readouterr().out
     assert f'model = "{tmp_path}/start"' in (tmp_path / "run" / "settings.toml").read_text()

@@ -41,7 +41,7 @@ __all__ = ["AuditReport", "StrategyAudit"]
 NOTE = (
     "Hit rates, hidden rate and shortcuts are over the masked genes that have a partner in the cell. Shortcut: the\n"
     "largest |rho| among a masked gene's partners in view (0 if none), on average. 'Residual' takes each line's own\n"
-    "masked genes, another mix in each line: CorrMask masks hubs more often. 'Same genes' weighs each gene as the\n"
+    "masked genes, which differ between lines: CorrMask masks hubs more often. 'Same genes' weighs each gene as the\n"
     "control does: compare lines by this one."
 )
 

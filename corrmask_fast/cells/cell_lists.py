@@ -28,7 +28,7 @@ def cells_in_memory(cells: Any) -> tuple[list[Any], list[Any]]:
     kind = type(cells).__name__
     if any(base.__name__ == "IterableDataset" for base in type(cells).__mro__):
         raise InputError(
-            "an IterableDataset hands out its cells in passing, and a corpus finds each by its number; use "
+            "an IterableDataset gives its cells one after the other, and a corpus finds each by its number; use "
             "stream_corpus, or save it first: CorpusWriter(…).write_cells(stream), and give that folder"
         )
     if isinstance(cells, Mapping):

@@ -365,7 +365,7 @@ class FolderSink:
             columns[VALUES] = self._lists(indptr, values, pa.float32())
         for name, (column, _, missing) in obs.items():
             if name in columns:
-                raise InputError(f"obs column {name!r} has a name that the corpus takes; rename it")
+                raise InputError(f"obs column {name!r} has a name that the corpus uses itself; rename it")
             with readable(f"obs column {name!r}", "column of numbers or text"):  # text may hold what UTF-8 cannot
                 columns[name] = pa.array(column, pa.string() if column.dtype == object else None, mask=missing)
         table = pa.table(columns)

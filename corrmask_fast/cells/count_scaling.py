@@ -58,7 +58,7 @@ def no_count(source: Source, rows: Rows, chosen: np.ndarray, code: int, row: int
         total = None if source.totals is None else source.totals[chosen[row]]
         of = f"cell {name} of {counts.name}"
         if total is None:
-            return InputError(f"the counts of {of} add up to more than a float64 holds; give counts")
+            return InputError(f"the counts of {of} add up to more than a float64 holds; give raw counts")
         return InputError(
             f"a cell's total must be a finite number above 0; {of} has {total}; give another column, or none (total)"
         )

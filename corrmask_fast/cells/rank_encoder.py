@@ -193,7 +193,9 @@ class RankEncoder:
         batch = encode_on_device(cells, tables, self._on_device[2], self.vocabulary, totals, multiple)
         if batch is None:  # the CPU says what is wrong
             self(given.cpu(), None if totals is None else totals.cpu().numpy())
-            raise InputError("a batch holds what is no count, on the device alone; encode it on the CPU to find it")
+            raise InputError(
+                "the device found a value that is not a count, and the CPU found none; encode the batch on the CPU"
+            )
         return dict(zip(("input_ids", "attention_mask"), batch, strict=True))
 
     def __getstate__(self) -> dict[str, Any]:

@@ -165,7 +165,7 @@ def tokenize(
     _check_columns(obs, obs_names, file_column)
     if shard[1] > 1 and (not in_parts or medians is None or not all(map(is_path, inputs))):
         raise InputError(
-            "shards need inputs on disk, a folder to write, and medians, the same for all; find them first: "
+            "shards need inputs on disk, a folder to write, and medians, the same for all; find the medians first: "
             "`corrmask-fast medians IN… -o medians.json`, or corpus_medians(inputs)"
         )
     if shard[1] == 1 or not path.is_dir():  # another shard may have finished the corpus

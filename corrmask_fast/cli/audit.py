@@ -136,7 +136,7 @@ def _check(arguments: argparse.Namespace) -> None:
     if arguments.all and arguments.max_partners and len(arguments.max_partners) > 1:
         raise InputError("--all audits every strategy with one --max-partners; give one number, or leave --all out")
     if arguments.all and arguments.partners is not None:
-        raise InputError("--partners would change some of the strategies alone; leave it out, or --all")
+        raise InputError("--partners would change only some of the strategies; leave it out, or --all")
     if arguments.step is not None and not any(
         isinstance(rate, Schedule) for rate in (arguments.mlm_probability, *(arguments.structural_ratio or ()))
     ):
@@ -254,7 +254,7 @@ def _every_strategy(arguments: argparse.Namespace, corpus: Corpus, graph: Depend
     lines = [
         f"PMI table: {pmi.at_least(npmi_min)[1].size:,} pairs with NPMI >= {npmi_min:g} ({origin})",
         f"rewired graph: {other.params['swaps']:,} swaps; {shared:,} of {graph.n_edges:,} edges stand in both graphs",
-        "Random is the control of the others: with lambda = 0 each strategy without weights masks the same columns.",
+        "Random is the control of the others: with lambda = 0 each strategy without weights masks the same genes.",
         "",
         windows_table(windows),
     ]

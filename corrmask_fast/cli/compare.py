@@ -47,8 +47,8 @@ def add_compare(commands: Any) -> None:
         summary="does a strategy help on these cells? models trained and scored alike, with intervals",
         text="Pretrain models that differ in their masks alone: the same initial weights, order of cells and steps. "
         "Score all on cells that none has seen: loss under common masks, how much the loss rises when partners are "
-        "hidden, cell types, neighbours; and baselines without a transformer. Differences are paired by seed and come "
-        "with confidence intervals.",
+        "hidden, cell types, nearest cells; and baselines without a transformer. Differences are paired by seed and "
+        "come with confidence intervals.",
         notes=CONTROLS,
         example="compare train.h5ad --test other.h5ad --labels cell_type --out comparison "
         "--strategies random random-matched corrmask",

@@ -69,7 +69,7 @@ def _embed(arguments: argparse.Namespace) -> None:
         raise InputError(f"embeddings are written to a file ending in .h5ad; got {arguments.output}")
     for option in ("pool", "obs_names") if arguments.of_genes else ():
         if getattr(arguments, option) is not None:
-            raise InputError(f"{option}={getattr(arguments, option)!r} is of cells; leave it out with --genes")
+            raise InputError(f"{option}={getattr(arguments, option)!r} applies to cells; leave it out with --genes")
     import_extra("transformers", "hf")
     import_extra("anndata", "anndata")
     from corrmask_fast.evaluation.embeddings import cells_to_anndata, embed_cells, embed_genes, genes_to_anndata

@@ -50,7 +50,7 @@ def _add_shortcut(commands: Any) -> None:
         commands,
         "shortcut",
         _shortcut,
-        summary="what partners in view are worth to a model, at the same genes",
+        summary="how much visible partners help a model, at the same genes",
         text="Predict the same masked genes (targets) of the same cells three times, with the same number of masked "
         "genes each time. First, random genes are masked beside the target. Then its partners in the graph are masked "
         "in place of some of these; and last, in place of the partners, random genes of the same frequency (placebo). "
@@ -59,9 +59,7 @@ def _add_shortcut(commands: Any) -> None:
         example="evaluate shortcut random/model corrmask/model held_out.dataset --graph graph.safetensors --plot s.png",
     )
     _add_models_and_corpus(parser)
-    parser.add_argument(
-        "--graph", required=True, metavar="GRAPH", help="graph file; a gene's neighbours in it are its partners"
-    )
+    parser.add_argument("--graph", required=True, metavar="GRAPH", help="graph file; it has the partners of each gene")
     setting(parser, "--mlm-probability", 0.15, "P", "share of a cell's genes masked")
     setting(parser, "--n-targets", 1_000, "N", "number of masked genes to score; fewer if there are no more")
     setting(parser, "--seed", 0, "N", "seed of targets and masks")

@@ -175,7 +175,7 @@ def _build_by(arguments: argparse.Namespace, parameters: dict[str, Any]) -> None
     from corrmask_fast.graph.groups import check_graph_folder, iter_graphs_by, save_graphs
 
     if arguments.checkpoint is not None:
-        raise InputError("--checkpoint is of one graph, and --by builds several; leave one of them out")
+        raise InputError("--checkpoint saves the build of one graph, and --by builds several; leave one of them out")
     with ProcessGroup(arguments.device, arguments.threads) as group:
         folder = check_graph_folder(arguments.output)
         graphs = iter_graphs_by(open_corpus(arguments), arguments.by, **parameters)

@@ -139,7 +139,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog=PROGRAM,
         description="Mask correlated genes together when you pretrain single-cell foundation models (CorrMask): from "
         "counts to tokenised cells, a gene dependency graph, masks, models, and audits of what masks hide.",
-        epilog=f"'{PROGRAM} COMMAND --help' says more of a command. Start with '{PROGRAM} demo'; if something fails, "
+        epilog=f"'{PROGRAM} COMMAND --help' describes a command. Start with '{PROGRAM} demo'; if something fails, "
         f"'{PROGRAM} doctor'.",
     )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")

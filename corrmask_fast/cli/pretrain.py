@@ -90,7 +90,7 @@ def _pretrain(arguments: argparse.Namespace) -> None:
     if settings.model:
         for name in OF_CHECKPOINT:
             if given[name] is not None:
-                raise InputError(f"{name} must be left out with --model: it is that of the checkpoint {settings.model}")
+                raise InputError(f"{name} must be left out with --model: it comes from the checkpoint {settings.model}")
         settings = replace(settings, model=str(Path(settings.model).absolute())).of_checkpoint()
     found = {} if config is None else read_config(config)[1]
     found = {name: value for name, value in found.items() if getattr(arguments, name) is None}

@@ -45,7 +45,10 @@ def add_tokenize(commands: Any) -> None:
     parser.add_argument("--medians", metavar="FILE", help="gene medians (.pkl or .json; default: of these cells)")
     _add_reading(parser)
     parser.add_argument(
-        "--max-length", type=int, metavar="N", help="most tokens of a cell (default: 2048; 4096 with <cls> and <eos>)"
+        "--max-length",
+        type=int,
+        metavar="N",
+        help="largest number of tokens of a cell (default: 2048; 4096 with <cls> and <eos>)",
     )
     parser.add_argument(
         "--values",

@@ -224,7 +224,7 @@ class Shortcut:
             f"{self.genes.size:,} targets in {np.unique(self.cells).size:,} cells; {self.mlm_probability:g} of a "
             f"cell's genes masked, always by <mask>.\n{textwrap.fill(self.refused.text(), 110)}.\n"
             "Nats; ± is the standard error over cells. loss, in view: at the target, with random genes hidden beside "
-            "it and\nall partners in view. shortcut: what the loss rises by if its partners are hidden in place of as "
+            "it and\nall partners in view. shortcut: the rise of the loss if its partners are hidden in place of as "
             "many of these.\nplacebo: the same for random genes of the partners' frequency. excess: shortcut less "
             "placebo."
         )

@@ -140,7 +140,7 @@ def rows_by_group(corpus: Corpus, column: str) -> dict[str, np.ndarray]:
         known = ", ".join(map(repr, corpus.obs)) or "none at all"
         raise InputError(
             f"the corpus has no obs column {column!r}{did_you_mean(column, corpus.obs)}; it has {known}. Columns "
-            "travel with the cells if they are named when tokenising (obs=, or --obs at the command line)"
+            "stay with the cells if they are named when tokenising (obs=, or --obs at the command line)"
         )
     # Millions of cells have few different values, so only these become text.
     number: dict[Any, int] = {}

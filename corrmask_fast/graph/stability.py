@@ -119,7 +119,7 @@ class EdgeStability:
             rows.append([f"{least} of {self.n_repeats}", f"{kept:,}", of_all, f"{others:,}"])
         never = int(np.count_nonzero(self.times == 0))
         rows = [row for i, row in enumerate(rows) if i == 0 or row[0] != rows[i - 1][0]]
-        note = f"{never:,} of {self.graph.n_edges:,} edges occur in none; others: edges of repeats, not of the graph"
+        note = f"{never:,} of {self.graph.n_edges:,} edges occur in no repeat; others: edges that only repeats have"
         return "\n".join([*align(rows), note])
 
     def save_csv(self, path: str | os.PathLike[str]) -> None:

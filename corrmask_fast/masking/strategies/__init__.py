@@ -82,7 +82,7 @@ OPTIONS = {
         "lambda: share of the masked genes that the strategy chooses; the rest is random. A number, "
         "a range or a schedule, as --mlm-probability",
     ),
-    "max_partners": Option(int, "K", "most partners masked with a gene (default: 5)"),
+    "max_partners": Option(int, "K", "largest number of partners masked with a seed gene (default: 5)"),
     "partners": Option(str, "HOW", "how partners are drawn: uniform, or weighted by |rho| (default: uniform)"),
     "weights": Option(
         str,
