@@ -123,10 +123,10 @@ class _Announcement(event.Listener):
         self._depth += 1  # stages are compiled inside their kernel, under Numba's lock
         if not begins or multiprocessing.parent_process() is not None or os.environ.get("RANK", "0") != "0":
             return
-        often = "once for this machine and version"
+        often = "they are kept for this machine and version"
         if not isinstance(event.data["dispatcher"]._cache, _Cache):  # noqa: SLF001
             often = "in every process, for they cannot be saved: set NUMBA_CACHE_DIR to a folder that can be written to"
-        text = f"compiling kernels, up to half a minute ({often})"
+        text = f"compiling kernels that are used here for the first time, up to half a minute ({often})"
         if _log.isEnabledFor(logging.INFO):
             _log.info(text)
         elif hasattr(sys, "ps1") and sys.stderr is not None:

@@ -36,7 +36,7 @@ collect_ignore_glob = ["ddp_rank.py", "guarded_rows.py", "trainers.py", "*_cases
 
 @pytest.fixture(autouse=True)
 def clean_environment():
-    """Old versions of transformers leave a compiled run's settings in the environment, where the next run takes them."""
+    """Old versions of transformers leave the settings of a compiled run in the environment, for the next run."""
     before = {name for name in os.environ if name.startswith("ACCELERATE_")}
     yield
     for name in [name for name in os.environ if name.startswith("ACCELERATE_") and name not in before]:

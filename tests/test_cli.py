@@ -117,7 +117,9 @@ def test_wrong_usage_exits_with_2(arguments, capsys):
 def test_graph_show_lists_partners_by_strength(cli_folder, capsys):
     graph = DependencyGraph.load(cli_folder / "graph.safetensors")
     hub = int(graph.degrees.argmax())
-    ids, rho = graph.neighbors(hub)
+    row = slice(graph.indptr[hub], graph.indptr[hub + 1])
+    order = np.lexsort((-np.abs(graph.rho[row]), -np.abs(graph.rho_global[row])))  # over all cells, the strongest first
+    ids, rho = graph.indices[row][order], graph.rho[row][order]
     name = graph.vocabulary.names[hub]
     assert main(["graph", "show", f"{cli_folder}/graph.safetensors", name, "-n", "2"]) == 0
     title, head, *lines = capsys.readouterr().out.splitlines()
@@ -125,7 +127,6 @@ def test_graph_show_lists_partners_by_strength(cli_folder, capsys):
     assert head.split() == ["partner", "token", "rho", "rho,", "all", "cells"]
     assert [line.split()[:2] for line in lines[:2]] == [[graph.vocabulary.names[i], str(i)] for i in ids[:2]]
     assert [float(line.split()[2]) for line in lines[:2]] == [round(float(value), 3) for value in rho[:2]]
-    row = slice(graph.indptr[hub], graph.indptr[hub + 1])
     everywhere = dict(zip(graph.indices[row].tolist(), graph.rho_global[row].tolist(), strict=True))
     assert [float(line.split()[3]) for line in lines[:2]] == [round(everywhere[int(i)], 3) for i in ids[:2]]
     assert lines[2] == f"... and {ids.size - 2} more"

@@ -286,7 +286,7 @@ def test_command_line(corpus, graph, tmp_path, capsys):
     assert "all partners hidden" in out
     assert (tmp_path / "run" / "loss.png").stat().st_size > 5000
     assert main([*made, "--max-steps", "3"]) == 2
-    assert "holds a run already; resume it" in capsys.readouterr().err
+    assert "holds a run already; continue it with --resume" in capsys.readouterr().err
     assert main([*made, "--heads", "3"]) == 2
     assert "--heads must be a divisor of --hidden-size" in capsys.readouterr().err
     assert main(common) == 2

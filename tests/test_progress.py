@@ -105,7 +105,8 @@ def test_nothing_is_shown(monkeypatch, capsys):
 
 # ------------------------------------------------------------------------------------------------ kernels are compiled
 
-LINE = "compiling kernels, up to half a minute (once for this machine and version)\n"
+WHEN = "for the first time, up to half a minute (they are kept for this machine and version)"
+LINE = f"compiling kernels that are used here {WHEN}\n"
 INTERACTIVE = "import sys; sys.ps1 = '>>> '"
 
 

@@ -466,7 +466,10 @@ class Vocabulary:
             where = f"{self.size} against {other.size} tokens"
         else:
             where = f"special tokens: {self._specials_shown()} against {other._specials_shown()}"
-        raise InputError(f"{mine} and {theirs} have different vocabularies ({where}); use the same token dictionary")
+        raise InputError(
+            f"{mine} and {theirs} have different vocabularies ({where}); "
+            "tokenise all cells with the same token dictionary, and build the graph from them"
+        )
 
     def _specials_shown(self) -> str:
         mask = "none" if self.mask is None else shown(self.mask)

@@ -42,7 +42,7 @@ def add_graph(commands: Any) -> None:
         summary="a gene's partners",
         text="List the partners of a gene, strongest first, with rho over the cells that hold both genes and rho over "
         "all cells. With --corpus also the number of cells that hold both, which a graph file does not store.",
-        example="graph show graph.safetensors RPL3 -n 10 --sort global",
+        example="graph show graph.safetensors RPL3 -n 10",
         computes=False,
     )
     show.add_argument("graph", metavar="GRAPH", help="graph file")
@@ -52,10 +52,9 @@ def add_graph(commands: Any) -> None:
     )
     show.add_argument(
         "--sort",
-        default="local",
         metavar="KEY",
-        help="local: |rho| over the cells that hold both genes; global: |rho| over all cells; overlap: number of cells "
-        "that hold both, with --corpus (default: %(default)s)",
+        help="global: |rho| over all cells; local: |rho| over the cells that hold both genes; overlap: number of cells "
+        "that hold both, with --corpus (default: global, where the graph stores it)",
     )
     show.add_argument(
         "--corpus", metavar="CORPUS", help="cells that the graph was built from, to count those that hold both genes"
@@ -216,7 +215,7 @@ def _graph_show(arguments: argparse.Namespace) -> None:
     try:
         token = graph.vocabulary.id_of(gene, any_case=True)
     except InputError as error:
-        if graph.vocabulary.symbols:
+        if graph.vocabulary.symbols or not graph.vocabulary.names[graph.vocabulary.gene_range[0]].startswith("ENS"):
             raise
         fix = "this graph has no symbols: build it with --vocabulary and --symbols, or tokenize with --symbols"
         raise InputError(f"{error}; {fix}") from error

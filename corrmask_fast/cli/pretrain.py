@@ -139,6 +139,8 @@ def _pretrain(arguments: argparse.Namespace) -> None:
                 batch_size=settings.batch_size, device=settings.device, progress=arguments.progress,
             )  # fmt: skip
             print(f"\nheld-out cells: {scores.table()}")
+            if scores.loss("this model").mean >= scores.loss("unigram").mean:
+                print("\nThis model is not better than the unigram: so far it has learnt nothing from the other genes.")
 
 
 def _eval_masker(arguments: argparse.Namespace, corpus: Corpus, graph: DependencyGraph | None) -> Masker | None:

@@ -55,20 +55,22 @@ def partner_table(
     gene: str | int,
     limit: int | None = None,
     *,
-    sort: str = "local",
+    sort: str | None = None,
     corpus: Corpus | None = None,
 ) -> str:
     """Return a gene's partners as an aligned table of at most ``limit`` lines.
 
-    ``sort``: by absolute rho over the cells that hold both genes (``"local"``) or over all cells (``"global"``), or by
-    the number of cells that hold both (``"overlap"``), the largest first. A graph does not store this number: it is
-    counted in ``corpus``, the cells that the graph was built from.
+    ``sort``: by absolute rho over all cells (``"global"``) or over the cells that hold both genes (``"local"``), or by
+    the number of cells that hold both (``"overlap"``), the largest first. None: global, where the graph stores it. A
+    graph does not store the number of cells: it is counted in ``corpus``, the cells that the graph was built from.
     """
 
     def label(token: int) -> str:
         name, symbol = vocabulary.names[token], vocabulary.name_of(token)
         return name if name == symbol else f"{symbol} ({name})"
 
+    if sort is None:
+        sort = "local" if graph.rho_global is None else "global"
     if sort not in SORTS:
         raise InputError(f"sort must be one of {', '.join(map(repr, SORTS))}; got {sort!r}{did_you_mean(sort, SORTS)}")
     vocabulary = graph.vocabulary
@@ -81,7 +83,9 @@ def partner_table(
     if overlap is not None:
         title += f", in {overlap[token]:,} of {graph.params['n_cells_used']:,} cells"
     if ids.size == 0:
-        return f"{title}; no other gene passed the thresholds of this graph"
+        used = [f"{name}={graph.params[name]}" for name in ("rho_min", "min_cooccurrence") if name in graph.params]
+        by = f" ({', '.join(used)})" if used else ""
+        return f"{title}; no other gene passed the thresholds of this graph{by}"
     key = {"local": np.abs(local), "global": overall, "overlap": None if overlap is None else overlap[ids]}[sort]
     if key is None:
         raise InputError(

@@ -384,7 +384,9 @@ def _checkpoint(folder: Path, resume: bool) -> Path | None:
             raise InputError(f"{folder} holds no whole checkpoint to resume from; leave out resume to begin a run")
         return folder / f"checkpoint-{found[-1]}"
     if found or (folder / MODEL).exists():
-        raise InputError(f"{folder} holds a run already; resume it, or choose another folder")
+        raise InputError(
+            f"{folder} holds a run already; continue it with --resume (in Python resume=True), or choose another folder"
+        )
     return None
 
 

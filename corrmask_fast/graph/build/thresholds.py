@@ -68,7 +68,8 @@ def advice_on_thresholds(n_cells: int, given: Container[str] = ()) -> str | None
     unfit = [name for name, value in suggested.items() if DEFAULTS[name] > HARDLY_FITS * value]
     if not unfit:
         return None
-    name, advised = unfit[0], " and ".join(f"{name}={suggested[name]}" for name in unfit)
+    name = unfit[0]
+    advised = " and ".join(f"{one}={value}" for one, value in suggested.items() if value < DEFAULTS[one])
     return (
         f"the default {name}={DEFAULTS[name]} is {100 * DEFAULTS[name] / n_cells:.1f} % of these {n_cells:,} cells, so "
         f"edges of rarer genes are left out; try {advised}"

@@ -146,7 +146,8 @@ def _tokens_of(vocabulary: Vocabulary, sets: Any, unknown: str | None) -> list[n
         few = sum(part.size < 2 for part in members)
         warnings.warn(
             f"{sets}: {len(lost):,} of {total:,} genes are not in the vocabulary, such as {shown(next(iter(lost)))}, "
-            f"and are left out; {few:,} of {len(members):,} sets have fewer than two genes left, and are not used",
+            "and are left out"
+            + (f"; {few:,} of {len(members):,} sets have fewer than two genes left, and are not used" if few else ""),
             stacklevel=4,
         )
     return members
