@@ -72,8 +72,18 @@ def test_cell_types_with_genes_of_their_own_are_named(typed_corpus, model):
 
 
 def test_without_training_nothing_is_known(typed_corpus, model):
-    untrained = annotate_cells(model, typed_corpus, settings=FineTuning(epochs=0, device="cpu"), progress=False)
+    settings = FineTuning(epochs=0, device="cpu")
+    untrained = annotate_cells(model, typed_corpus, settings=settings, progress=False)
     assert untrained.macro_f1[0] < 0.6
+
+
+def test_without_epochs_no_head_is_shown(typed_corpus, model):
+    settings = FineTuning(epochs=0, device="cpu")
+    found = annotate_cells(model, typed_corpus, settings=settings, baselines=True, progress=False)
+    assert found.method == "10 nearest cells, embeddings"
+    assert not {"fine-tuned", "fine-tuned, new weights"} & set(found.confusions)
+    assert "fine-tuned" not in found.table()
+    np.testing.assert_array_equal(found.f1, found.f1_of("10 nearest cells, embeddings"))
 
 
 def test_the_same_seed_gives_the_same_scores_and_leaves_torch_alone(typed_corpus, model):

@@ -58,7 +58,7 @@ class CellAnnotation:
     confusions
         Method → number of labelled cells that it learnt from → (repeats, n_types, n_types) int64. An entry is the
         number of held-out cells of the row's type that were given the column's type. The first method is
-        ``"fine-tuned"``, the model; the others are baselines.
+        ``"fine-tuned"``, the model, unless it had no epochs; the others are baselines.
     n_rare
         Number of types, the last ones, that count as rare.
 
@@ -78,14 +78,19 @@ class CellAnnotation:
     n_rare: int
 
     @property
+    def method(self) -> str:
+        """Method whose figures are shown first: ``"fine-tuned"``, the model; without epochs its nearest cells."""
+        return next(iter(self.confusions))
+
+    @property
     def sizes(self) -> list[int]:
         """Numbers of labelled cells that were learnt from, ascending; the last is all that are not held out."""
-        return sorted(self.confusions[FINE_TUNED])
+        return sorted(self.confusions[self.method])
 
     @property
     def f1(self) -> np.ndarray:
-        """(repeats, n_types) float64: F1 of each type in each repeat, of the fine-tuned model."""
-        return self.f1_of(FINE_TUNED)
+        """(repeats, n_types) float64: F1 of each type in each repeat, of ``method``."""
+        return self.f1_of(self.method)
 
     def f1_of(self, method: str, size: int | None = None) -> np.ndarray:
         """Return F1 of each type in each repeat.
@@ -113,16 +118,16 @@ class CellAnnotation:
     @property
     def confusion(self) -> np.ndarray:
         """(n_types, n_types) int64: the model's confusion matrix, summed over repeats; rows are the true types."""
-        return self.confusions[FINE_TUNED][self.sizes[-1]].sum(0)
+        return self.confusions[self.method][self.sizes[-1]].sum(0)
 
     @property
     def macro_f1(self) -> np.ndarray:
-        """(repeats,) float64: mean F1 over all types, of the fine-tuned model."""
+        """(repeats,) float64: mean F1 over all types, of ``method``."""
         return self.f1.mean(axis=1)
 
     @property
     def rare_f1(self) -> np.ndarray:
-        """(repeats,) float64: mean F1 over the rare types, of the fine-tuned model."""
+        """(repeats,) float64: mean F1 over the rare types, of ``method``."""
         return self.f1[:, -self.n_rare :].mean(axis=1)
 
     def table(self) -> str:
@@ -133,7 +138,7 @@ class CellAnnotation:
         str
             A table in plain text. With baselines, or several numbers of labelled cells, more tables follow.
         """
-        lines = [["cell type", "cells", "F1"]]
+        lines = [["cell type", "cells", "F1" if self.method == FINE_TUNED else f"F1 ({self.method})"]]
         for name, cells, f1 in zip(self.types, self.n_cells, self.f1.T, strict=True):
             lines.append([name, f"{cells:,}", plus_minus(f1)])
         lines.append([f"mean of the rarest {self.n_rare}", "", plus_minus(self.rare_f1)])
@@ -276,7 +281,7 @@ def annotate_cells(
     splits = stratified_splits(rows, codes, test_share, repeats, settings.seed)
     n_train = splits[0][0].size
     sizes = [*sorted({check_integer("sizes", size, 2, n_train - 1) for size in sizes}), n_train]
-    tuned = repeats * len(sizes) * (2 if baselines else 1)
+    tuned = repeats * len(sizes) * (2 if baselines else 1) if settings.epochs or not baselines else 0
     steps = tuned * settings.steps(n_train)
     found: dict[str, dict[int, list[np.ndarray]]] = {}
     if progress and (steps or baselines):
@@ -332,10 +337,12 @@ def _methods(
     def by_features(name: Callable[..., np.ndarray], features: Any, rows: np.ndarray) -> np.ndarray:
         return name(features[place[rows]], of_cell[rows], features[place[test]])
 
-    yield FINE_TUNED, partial(tuned, partial(load_encoder, model, corpus.vocabulary))
+    if settings.epochs or frozen is None:  # a head that was never trained names types at random
+        yield FINE_TUNED, partial(tuned, partial(load_encoder, model, corpus.vocabulary))
     if frozen is None:
         return
-    yield UNTRAINED, partial(tuned, partial(new_encoder, model, settings.seed))
+    if settings.epochs:
+        yield UNTRAINED, partial(tuned, partial(new_encoder, model, settings.seed))
     place = np.cumsum(of_cell >= 0) - 1  # among the labelled cells
     for method, (name, features) in frozen.items():
         yield method, partial(by_features, name, features)

@@ -79,7 +79,7 @@ def plot_cell_annotation(report: CellAnnotation, path: str | os.PathLike[str] | 
     repeats = f" ({len(report.f1)} repeats, ± s.d.)" if len(report.f1) > 1 else ""
     rarest = f"orange: the rarest {report.n_rare}, mean F1 {tail:.3f}"
     style_axis(axis, title="", x=f"F1 on cells held out{repeats}\n{rarest}")
-    head_figure(figure, "Cell types named")
+    head_figure(figure, f"Cell types named ({report.method})")
     _draw_confusion(matrix, report)
     for part in below:
         (_draw_curves if len(report.sizes) > 1 else _draw_methods)(part.subplots(), report)
