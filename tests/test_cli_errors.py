@@ -113,7 +113,10 @@ def test_graph_files_that_are_none(command, cli_folder, tmp_path, fails):
 def test_unknown_genes_and_files(cli_folder, tmp_path, fails):
     unknown = fails("graph", "show", cli_folder / "graph.safetensors", "NOPE")
     assert "no gene 'NOPE'" in unknown
-    assert "this graph has no symbols" in unknown
+    assert "symbols" not in unknown  # its names are symbols
+    ids = Vocabulary(("<pad>", "<mask>", *(f"ENSG{number:011}" for number in range(4))))
+    DependencyGraph.from_edges([(2, 3)], ids).save(tmp_path / "ids.safetensors")
+    assert "this graph has no symbols" in fails("graph", "show", tmp_path / "ids.safetensors", "CD3D")
     assert "-n must be an integer >= 0; got -1" in fails(
         "graph", "show", cli_folder / "graph.safetensors", "GENE0001", "-n", "-1"
     )

@@ -11,8 +11,7 @@ import torch
 from cells import DATASET, MASKER, Model, check
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from corrmask_fast import CorrMaskLightningCallback, DataCollatorForCorrMask, masked_lm_loss
-from corrmask_fast.training.sampling import ShuffledSampler
+from corrmask_fast import CorrMaskLightningCallback, DataCollatorForCorrMask, ShuffledSampler, masked_lm_loss
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,8 +9,7 @@ import torch
 from cells import DATASET, MASKER, Model, check
 from torch.utils.data import DataLoader
 
-from corrmask_fast import DataCollatorForCorrMask, masked_lm_loss
-from corrmask_fast.training.sampling import ShuffledSampler
+from corrmask_fast import DataCollatorForCorrMask, ShuffledSampler, masked_lm_loss
 
 if TYPE_CHECKING:
     from pathlib import Path

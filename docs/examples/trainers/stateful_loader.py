@@ -8,8 +8,7 @@ import torch
 from cells import DATASET, MASKER, Model, check
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from corrmask_fast import DataCollatorForCorrMask, masked_lm_loss
-from corrmask_fast.training.sampling import ShuffledSampler
+from corrmask_fast import DataCollatorForCorrMask, ShuffledSampler, masked_lm_loss
 
 if TYPE_CHECKING:
     from pathlib import Path
