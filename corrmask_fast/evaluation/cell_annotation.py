@@ -79,7 +79,7 @@ class CellAnnotation:
 
     @property
     def method(self) -> str:
-        """Method whose figures are shown first: ``"fine-tuned"``, the model; without epochs its nearest cells."""
+        """Method whose figures come first, ``"fine-tuned"`` or, without epochs, the nearest cells among embeddings."""
         return next(iter(self.confusions))
 
     @property
