@@ -90,7 +90,7 @@ def audit_masking(
     first = next(iter(named.values()))
     report = audit_strategies(
         {name: masks_of(each, label=each.label if several else "") for name, each in named.items()}
-        | {CONTROL: masks_of(_control(first), structural_ratio=0.0)},
+        | {CONTROL: masks_of(_control(first))},
         graph,
         corpus,
         controls=[CONTROL],
