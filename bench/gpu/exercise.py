@@ -1,6 +1,6 @@
 """Every CUDA kernel, on small inputs, checked against the CPU: what compute-sanitizer and a profiler are run on.
 
-compute-sanitizer --tool racecheck python bench/gpu/exercise.py
+compute-sanitizer --tool racecheck python bench/gpu/exercise.py --small --kernels corrmask
 """
 
 from __future__ import annotations
@@ -15,44 +15,104 @@ if __name__ == "__main__":
 # ruff: noqa: E402
 import argparse
 import copy
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 from unittest.mock import patch
 
 import numpy as np
 import torch
 from harness.parity import check_graph, first_rows, tensors_of
 
-from corrmask_fast import RankEncoder, cuda
+from corrmask_fast import DependencyGraph, RankEncoder, cuda, make_masker
 from corrmask_fast.cells import encode_device
+from corrmask_fast.graph.build import stages_cuda
+from corrmask_fast.kernels.layout import FUNCTION, KERNELS, SAMPLED
+from corrmask_fast.masking.base import Masker
+from corrmask_fast.masking.engine.tables import no_table
 from corrmask_fast.masking.strategies import STRATEGIES
-from corrmask_fast.testing import Case, assert_same, cases, make_graph, make_vocabulary
+from corrmask_fast.testing import Case, assert_same, cases, draw_ids, make_graph, make_vocabulary
 from gpu import devices, profiling
 from gpu.workloads import COMPARED, atlas
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
-    from corrmask_fast.masking.base import Masker
-
-KERNELS = Path(cuda.__file__).parent / "kernels"
+FOLDER = Path(cuda.__file__).parent / "kernels"
+FILES = tuple(path.stem for path in sorted(FOLDER.glob("*.cu")))
+MASKING = tuple(dict.fromkeys(kernels.stem for kernels in KERNELS))
+GRAPH, ENCODE = ("correlation", "overlap", "ranks"), "encode"
 ROWS = 24  # a few blocks on each of some multiprocessors
+MASKS = (np.uint8, np.bool_, np.int64, np.float32)  # the last one is converted first
 
 
-def batches() -> list[Case]:
-    """Rows as long as real ones, odd ones, and the tests' cases: padding on any side, masks, stray tokens."""
+class Given(NamedTuple):
+    """A masker, and what its batches are given beside the tokens."""
+
+    what: str
+    masker: Masker
+    graphs: int = 0  # rows name one of so many graphs, or none
+    priorities: bool = False
+
+    @property
+    def stem(self) -> str:
+        """The file of its kernels, without the ending."""
+        return KERNELS[self.masker._settings.strategy].stem
+
+
+def batches(*, small: bool = False) -> list[Case]:
+    """Rows as long as real ones, odd ones, and the tests' cases: padding on any side, masks, stray tokens.
+
+    ``small``: one batch that has some of each, for tools that slow a kernel down a hundred times.
+    """
     graph = make_graph(make_vocabulary(3_000), degree=30, seed=1)
     rng = np.random.default_rng(0)
     ids = np.stack([rng.permutation(3_000)[:2_048] + 2 for _ in range(ROWS)])
     ids[1, 900:] = 0
-    attention = (ids != 0).astype(np.uint8)
     odd = np.ascontiguousarray(ids[:, :397])
     protected = (rng.random(odd.shape) < 0.1).astype(np.uint8)
+    attention = (rng.random(odd.shape) < 0.9).astype(np.uint8)
+    if small:
+        return [Case("small", graph, odd[:4], attention[:4], protected[:4])]
     return [
         Case("long", graph, ids),
-        Case("long, attention", graph, ids[:4], attention[:4]),
-        Case("odd", graph, odd, None, protected),
+        Case("long, attention", graph, ids[:4], (ids[:4] != 0).astype(np.uint8)),
+        Case("odd", graph, odd, attention, protected),
         *[case for case in cases() if case.columns < 200],
+    ]
+
+
+def by_priorities(case: Case, strategy: int) -> Masker:
+    """Return a masker whose kernel goes by given priorities alone, as FunctionMasker's does and MAM's."""
+    vocabulary = case.graph.vocabulary
+    return Masker(
+        vocabulary, strategy, no_table(vocabulary), mlm_probability=0.3, structural_ratio=0.7, seed=0,
+        mask_replace_prob=0.8, random_replace_prob=0.1, validate=False,
+    )  # fmt: skip
+
+
+def maskers_of(case: Case) -> list[Given]:
+    """Every strategy at its defaults; CorrMask by each of its options; kernels that go by given priorities."""
+    many = {"structural_ratio": 1.0, "max_partners": 40, "mlm_probability": 0.4}
+    weighted = {"partners": "weighted", "weights": True}
+    several = [case.graph, make_graph(case.graph.vocabulary, degree=5, seed=2)]
+    several.append(DependencyGraph.from_edges([], case.graph.vocabulary))
+    ranges = {"mlm_probability": (0.1, 0.6), "structural_ratio": (0.2, 0.9)}
+    strategies = [name for name, each in STRATEGIES.items() if not each.control]
+    return [
+        *(Given(name, case.masker(name)) for name in strategies),
+        *(Given(f"{name}, groups replaced whole", case.masker(name, replace="group")) for name in strategies),
+        Given("many partners", case.masker("corrmask", **many)),
+        Given("many partners, by weight", case.masker("corrmask", **many, **weighted)),
+        Given("rates of ranges", case.masker("corrmask", **ranges)),
+        Given("several graphs", make_masker("corrmask", graph=several, validate=False), graphs=len(several)),
+        Given(
+            "several graphs, balanced", make_masker("corrmask-balanced", graph=several, validate=False), len(several)
+        ),
+        Given("given priorities", case.masker("corrmask"), priorities=True),
+        Given("columns by priority", by_priorities(case, FUNCTION), priorities=True),
+        Given("top-up by priority", by_priorities(case, SAMPLED), priorities=True),
     ]
 
 
@@ -67,51 +127,74 @@ def small_shared_memory(device: torch.device) -> Iterator[None]:
         ours.shared_limit = given
 
 
-def maskers_of(case: Case) -> list[Masker]:
-    """Every strategy at its defaults; CorrMask with more partners than a warp ranks at a time, also by weight."""
-    many = {"structural_ratio": 1.0, "max_partners": 40, "mlm_probability": 0.4}
-    weighted = {"partners": "weighted", "weights": True}
-    return [
-        *(case.masker(name) for name, each in STRATEGIES.items() if not each.control),
-        case.masker("corrmask", **many),
-        case.masker("corrmask", **many, **weighted),
-    ]
-
-
-def mask_everything(device: torch.device) -> int:
+def mask_everything(device: torch.device, files: Sequence[str] = FILES, *, small: bool = False) -> int:
     """Mask the batches by both dtypes, in shared and in device memory; return how many results were compared."""
     compared = 0
-    for case in batches():
-        for masker in maskers_of(case):
-            on_device = copy.deepcopy(masker).to(device)
+    for case in batches(small=small):
+        rng = np.random.default_rng(case.columns)
+        priorities = torch.from_numpy(rng.integers(0, 2**32, case.input_ids.shape))
+        for number, given in enumerate(maskers_of(case)):
+            if given.stem not in files:
+                continue
+            began = time.perf_counter()
             for dtype in (np.int64, np.int32):
-                tensors = tensors_of(case, dtype)
-                there = [None if tensor is None else tensor.to(device) for tensor in tensors]
-                want, what = masker(*tensors, epoch=3), f"{case.name}, {masker.label}, {np.dtype(dtype)}"
-                assert_same(want, first_rows(on_device(*there, epoch=3), case.rows), what)
-                with small_shared_memory(device):
-                    got = first_rows(on_device(*there, epoch=3), case.rows)
-                assert_same(want, got, f"{what}, in device memory")
-                compared += 2
+                compared += compare(device, case, given, number, dtype, priorities)
+            if small:
+                print(f"{given.what}: {time.perf_counter() - began:.1f} s", flush=True)
     return compared
 
 
-def build_graphs(device: torch.device) -> None:
-    """Build a small graph, in shared and in device memory."""
-    corpus = atlas(COMPARED, 400)
-    settings = {"n_cells": 600, "min_presence": 10, "min_cooccurrence": 20}
+def compare(device: torch.device, case: Case, given: Given, number: int, dtype: type, priorities: torch.Tensor) -> int:
+    """Mask a case on the CPU and on the device, each twice; draws and masks take turns in their kinds."""
+    ids, *masks = tensors_of(case, dtype)
+    kind = torch.from_numpy(np.zeros(1, MASKS[number % len(MASKS)])).dtype
+    tensors = ids, *(None if mask is None else mask.to(kind) for mask in masks)
+    more: dict[str, Any] = {"priorities": priorities} if given.priorities else {}
+    if given.graphs:
+        more["graph_ids"] = torch.arange(case.rows) % given.graphs
+    draws = ({"epoch": 3}, {"draw_ids": torch.from_numpy(draw_ids(case.rows, seed=7))}, {})[number % 3]
+    on_host, on_device = copy.deepcopy(given.masker), copy.deepcopy(given.masker).to(device)
+    there = [to(device, tensor) for tensor in tensors]
+    more_there = {name: to(device, value) for name, value in (more | draws).items()}
+    what = f"{case.name}, {given.what}, {np.dtype(dtype)}"
+    assert_same(on_host(*tensors, **more, **draws), first_rows(on_device(*there, **more_there), case.rows), what)
+    with small_shared_memory(device):
+        got = first_rows(on_device(*there, **more_there), case.rows)
+    assert_same(on_host(*tensors, **more, **draws), got, f"{what}, in device memory")
+    return 2
+
+
+def to(device: torch.device, value: Any) -> Any:
+    """Return a tensor on the device; anything else as it is."""
+    return value.to(device) if isinstance(value, torch.Tensor) else value
+
+
+def build_graphs(device: torch.device, *, small: bool = False) -> None:
+    """Build a small graph: in shared and in device memory, of tokens of 16 and 32 bits, with integer sums."""
+    corpus = atlas(COMPARED, 120 if small else 400)
+    settings = {"n_cells": 150 if small else 600, "min_presence": 10, "min_cooccurrence": 5 if small else 20}
     print(check_graph(corpus, device, **settings), flush=True)
     with small_shared_memory(device):
         print(check_graph(corpus, device, **settings), "with bins in device memory", flush=True)
+    with patch.object(stages_cuda, "EXACT", 2.0**26):
+        print(check_graph(corpus, device, **settings), "with sums of integers", flush=True)
+    print(check_graph(wide_tokens(corpus), device, **settings), "with tokens of 32 bits", flush=True)
 
 
-def encode_counts(device: torch.device) -> int:
+def wide_tokens(corpus: Any) -> Any:
+    """Return the same cells by a vocabulary so large that tokens take 32 bits."""
+    shift = 2**16
+    vocabulary = make_vocabulary(corpus.vocabulary.size - 2 + shift)
+    return type(corpus)(corpus.indptr, corpus.tokens.astype(np.int64) + shift, vocabulary)
+
+
+def encode_counts(device: torch.device, *, small: bool = False) -> int:
     """Encode cells with sums of columns and without, in shared and in device memory; return how many were compared."""
-    rng, n_genes = np.random.default_rng(0), 3_000
+    rng, n_genes = np.random.default_rng(0), 300 if small else 3_000
     vocabulary = make_vocabulary(n_genes)
     names = list(vocabulary.names[slice(*vocabulary.gene_range)])
     medians = dict(zip(names, rng.gamma(2, 1, n_genes) + 0.1, strict=True))
-    counts = torch.from_numpy(rng.poisson(0.8, (ROWS, n_genes)).astype(np.float64))
+    counts = torch.from_numpy(rng.poisson(0.8, (4 if small else ROWS, n_genes)).astype(np.float64))
     compared = 0
     for columns in (names, names[:-1] + names[:1]):
         encoder = RankEncoder(vocabulary, medians, columns)
@@ -125,39 +208,76 @@ def encode_counts(device: torch.device) -> int:
     return compared
 
 
-def unlaunched(launches: list[profiling.Launch]) -> list[str]:
-    """Kernels of ``kernels/*.cu`` that were not launched."""
+def exercise(device: torch.device, files: Sequence[str] = FILES, *, small: bool = False) -> None:
+    """Launch every kernel of the files and compare what it gives with the CPU."""
+    if ENCODE in files:
+        print(f"{encode_counts(device, small=small)} tensors of encoded cells are the CPU's", flush=True)
+    if set(MASKING) & set(files):
+        print(f"{mask_everything(device, files, small=small)} masked batches are the CPU's", flush=True)
+    if set(GRAPH) & set(files):
+        build_graphs(device, small=small)
+
+
+def unlaunched(launches: list[profiling.Launch], files: Sequence[str] = FILES) -> list[str]:
+    """Kernels of the files that were not launched."""
     launched = {(one.file, one.name) for one in launches}
     return [
-        f"{path.name}: {name}"
-        for path in sorted(KERNELS.glob("*.cu"))
-        for name in cuda.kernel_names(cuda.kernel_source(path.name))
-        if (path.name, name) not in launched
+        f"{stem}.cu: {name}"
+        for stem in files
+        for name in cuda.kernel_names(cuda.kernel_source(f"{stem}.cu"))
+        if (f"{stem}.cu", name) not in launched
     ]
+
+
+def compile_kernels(device: torch.device, files: Sequence[str] = FILES) -> None:
+    """Compile the files beside each other, and say what each kernel takes of the device."""
+    ours = cuda.open_device(device)
+
+    def compiled(stem: str) -> list[str]:
+        began, file = time.perf_counter(), f"{stem}.cu"
+        with torch.cuda.device(device):
+            found = profiling.taken_by(ours, file)
+        return [f"{file}: {time.perf_counter() - began:.1f} s", *found]
+
+    began = time.perf_counter()
+    with ThreadPoolExecutor() as pool:
+        for lines in pool.map(compiled, files):
+            print("\n  ".join(lines), flush=True)
+    print(f"{len(files)} files compiled in {time.perf_counter() - began:.1f} s", flush=True)
 
 
 def main() -> int:
     """Run the kernels; exit code 1 if one of them was not reached, 2 without a device."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--only", choices=("masking", "graph"), help="default: both")
-    arguments = parser.parse_args()
+    arguments = _arguments()
     if reason := devices.why_not():
         print(f"no kernel can be launched here: {reason}", file=sys.stderr)
         return 2
     device = torch.device("cuda", torch.cuda.current_device())
+    compile_kernels(device, arguments.kernels)
     with profiling.watched_launches() as launches:
-        if arguments.only != "graph":
-            print(f"{encode_counts(device)} tensors of encoded cells are the CPU's", flush=True)
-            print(f"{mask_everything(device)} masked batches are the CPU's", flush=True)
-        if arguments.only != "masking":
-            build_graphs(device)
+        exercise(device, arguments.kernels, small=arguments.small)
     torch.cuda.synchronize()
     print(f"{len(launches)} launches of {len({one.name for one in launches})} kernels")
-    missed = unlaunched(launches)
-    if missed and not arguments.only:
+    if missed := unlaunched(launches, arguments.kernels):
         print(f"not launched: {', '.join(missed)}", file=sys.stderr)
         return 1
     return 0
+
+
+def _arguments() -> argparse.Namespace:
+    def files(text: str) -> list[str]:
+        asked = [name.removesuffix(".cu") for name in text.split(",")]
+        if unknown := set(asked) - set(FILES):
+            raise argparse.ArgumentTypeError(
+                f"{', '.join(sorted(unknown))}: no such file; there are {', '.join(FILES)}"
+            )
+        # A graph is built by all of its files.
+        return [*asked, *(name for name in GRAPH if set(asked) & set(GRAPH) and name not in asked)]
+
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--kernels", type=files, default=list(FILES), help=f"any of {','.join(FILES)} (default: all)")
+    parser.add_argument("--small", action="store_true", help="one small batch for each kernel")
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

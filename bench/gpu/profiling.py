@@ -96,6 +96,16 @@ def blocks_race(workload: Workload, ids: torch.Tensor) -> list[Contestant]:
     return [Contestant(f"{threads} threads a block", partial(run, threads), 1) for threads in BLOCKS]
 
 
+def taken_by(ours: cuda.CudaDevice, file: str) -> list[str]:
+    """Compile a file of kernels; return what each of them takes of a multiprocessor, a line each."""
+    lines = []
+    for name in cuda.kernel_names(cuda.kernel_source(file)):
+        taken = ours._module(file).get_function(name).attributes
+        registers, spilled = taken["num_regs"], taken["local_size_bytes"]
+        lines.append(f"{name}: {registers} registers, {spilled} bytes of local memory")
+    return lines
+
+
 def resources(device: torch.device, launch: Launch) -> dict[str, Any]:
     """Return registers, shared and spilled bytes of a kernel, and how many of its blocks live on a multiprocessor."""
     from cupy.cuda import driver
