@@ -32,6 +32,7 @@ if __name__ == "__main__":
 
 # ruff: noqa: E402
 import argparse
+import importlib.util
 import json
 import os
 import shutil
@@ -46,6 +47,7 @@ from gpu import devices
 from gpu.pages import write_report
 
 BENCH, RESULTS = "bench/gpu/run.py", records.RESULTS / "gpu.csv"
+LIMIT_S = 240  # of a step: a GPU is lent for minutes
 
 
 class Step(NamedTuple):
@@ -54,9 +56,12 @@ class Step(NamedTuple):
     what: str
     command: tuple[str, ...]
     expected_s: int
-    limit_s: int
+    limit_s: int = LIMIT_S
     tool: str = ""  # without this program the step is left out
     environment: dict[str, str] = {}  # noqa: RUF012 (a NamedTuple's default, never changed)
+
+
+PARITY_TESTS = "tests/test_parity.py"  # these ask the oracle, which is plain Python and takes its time
 
 
 def tests_on_a_gpu() -> tuple[str, ...]:
@@ -65,34 +70,65 @@ def tests_on_a_gpu() -> tuple[str, ...]:
     return tuple(str(path.relative_to(ROOT)) for path in files if "mark.gpu" in path.read_text(encoding="utf-8"))
 
 
+PYTHON = sys.executable
+# -P keeps the root of the repository off the path, as find_package does.
+PYTEST = (PYTHON, "-P", "-m", "pytest", "-m", "gpu", "-q")
+SPREAD = ("-n", "8") if importlib.util.find_spec("xdist") else ()
+EXERCISE = (PYTHON, "bench/gpu/exercise.py")
+MORE = os.environ.get("SANITIZER_OPTIONS", "").split()
+SANITIZER = ("compute-sanitizer", *MORE, "--error-exitcode", "66", "--print-limit", "20", "--tool")
+NCU = ("ncu", "--clock-control", "none", "--set", "full", "--kernel-name", "regex:corrmask", "--launch-count", "2")
 # With its own allocator PyTorch asks for large pieces, inside which memcheck sees no overrun.
 PLAIN_MEMORY = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-PYTHON = sys.executable
-EXERCISE = (PYTHON, "bench/gpu/exercise.py")
-MORE = os.environ.get("SANITIZER_OPTIONS", "").split()  # such as a filter of kernels, where it takes too long
-SANITIZER = ("compute-sanitizer", *MORE, "--error-exitcode", "66", "--print-limit", "20", "--tool")
-NCU = ("ncu", "--clock-control", "none", "--set", "full", "--kernel-name", "regex:corrmask", "--launch-count", "4")
-# -P keeps the root of the repository off the path, as find_package does.
+
+
+def bench(what: str, cases: str, expected_s: int, rounds: int = 25) -> Step:
+    """Return a step of the bench."""
+    return Step(what, (PYTHON, BENCH, "--rounds", str(rounds), "--cases", *cases.split()), expected_s)
+
+
+def sanitizer(tool: str, what: str, expected_s: int) -> Step:
+    """Return a step of compute-sanitizer: one small batch for each kernel, which it slows down a hundred times."""
+    return Step(f"{tool}: {what}", (*SANITIZER, tool, *EXERCISE, "--small"), expected_s, tool="compute-sanitizer",
+                environment=PLAIN_MEMORY)  # fmt: skip
+
+
+# What a GPU is wanted for most comes first: whatever is cut off was the least of it.
 STEPS = {
-    "tests": Step("tests marked gpu", (PYTHON, "-P", "-m", "pytest", "-m", "gpu", "-q", *tests_on_a_gpu()), 150, 480),
-    "memcheck": Step("memcheck", (*SANITIZER, "memcheck", *EXERCISE), 90, 420, SANITIZER[0], PLAIN_MEMORY),
-    "racecheck": Step("racecheck", (*SANITIZER, "racecheck", *EXERCISE), 180, 540, SANITIZER[0], PLAIN_MEMORY),
-    "masking": Step("masking, parity and times", (PYTHON, BENCH, "--cases", "masking"), 90, 300),
-    "graph": Step("graphs, stage by stage", (PYTHON, BENCH, "--cases", "graph"), 90, 420),
-    "training": Step("training steps", (PYTHON, BENCH, "--cases", "training"), 90, 300),
-    "profile": Step("kernels, their resources, parts", (PYTHON, BENCH, "--cases", "profile"), 45, 240),
-    "ncu": Step(
-        "counters of Nsight Compute",
-        (*NCU, *EXERCISE, "--only", "masking"),
-        90,
-        300,
-        "ncu",
+    "parity": Step("every kernel compiled, and compared with the CPU", EXERCISE, 75),
+    "masking": bench("masking beside the device's copy", "masking", 75),
+    "graph": bench("a graph of 2 000 genes, stage by stage", "graph", 40),
+    "atlas": bench("a graph of 25 000 genes, stage by stage", "atlas", 90),
+    "training": bench("training steps", "training", 90, rounds=15),
+    "strategies": bench("every strategy and option beside the copy", "strategies", 75),
+    "counts": bench("counts to masked tokens, hidden values", "counts", 45),
+    "profile": bench("kernels, their resources, parts", "profile", 45),
+    "tests": Step(
+        "tests marked gpu, without the oracle's", (*PYTEST, *sorted({*tests_on_a_gpu()} - {PARITY_TESTS})), 90
     ),
-}
+    "oracle": Step("tests of parity with the oracle", (*PYTEST, *SPREAD, PARITY_TESTS), 60 if SPREAD else 150),
+    "memcheck": sanitizer("memcheck", "accesses outside memory", 90),
+    "racecheck": sanitizer("racecheck", "races in shared memory", 150),
+    "synccheck": sanitizer("synccheck", "barriers that not all threads reach", 60),
+    "initcheck": sanitizer("initcheck", "memory that was never written", 90),
+    "ncu": Step(
+        "counters of Nsight Compute", (*NCU, PYTHON, BENCH, "--dry", "--cases", "launch"), 60, tool="ncu"
+    ),
+}  # fmt: skip
 SMOKE = {
     "tests": STEPS["tests"],
-    "bench": Step("the bench itself, tiny", (PYTHON, BENCH, "--smoke"), 20, 120),
+    "bench": Step("the bench itself, tiny", (PYTHON, BENCH, "--smoke"), 60),
 }
+
+
+def command_of(step: Step, arguments: argparse.Namespace) -> tuple[str, ...]:
+    """Return a step's command: its rows go where the report goes; kernels are those that were asked for."""
+    command = step.command
+    if BENCH in command and not arguments.smoke:
+        command += ("--results", str(arguments.out / RESULTS.name))
+    if EXERCISE[1] in command and "--kernels" not in command and arguments.kernels:
+        command += ("--kernels", arguments.kernels)
+    return command
 
 
 def run_step(name: str, step: Step, folder: Path) -> dict[str, object]:
@@ -106,7 +142,7 @@ def run_step(name: str, step: Step, folder: Path) -> dict[str, object]:
     if step.tool and not shutil.which(step.tool):
         outcome |= {"status": "left out", "why": f"{step.tool} is not on the PATH", "seconds": 0.0}
     else:
-        print(f"\n== {name}: {step.what} (about {step.expected_s} s, at most {step.limit_s} s)", flush=True)
+        print(f"== {name}: {step.what} (about {step.expected_s} s, at most {step.limit_s} s)", flush=True)
         path = os.pathsep.join(filter(None, (str(KEPT / "path"), os.environ.get("PYTHONPATH"))))
         environment = os.environ | step.environment | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
         with log.open("wb") as file:
@@ -148,11 +184,22 @@ def main() -> int:
     if arguments.smoke:
         print("A smoke run: nothing is recorded." + f" ({reason})" * bool(reason))
     asked = arguments.steps or [*steps, "report"]
-    outcomes = [run_step(name, steps[name], folder) for name in steps if name in asked]
+    to_run, outcomes, began = [name for name in steps if name in asked], [], time.monotonic()
+    for number, name in enumerate(to_run):
+        left = [steps[each] for each in to_run[number:]]
+        print(
+            f"\n{time.monotonic() - began:.0f} s so far; {len(left)} of {len(to_run)} steps to go, "
+            f"about {sum(each.expected_s for each in left)} s (an estimate), at most "
+            f"{sum(each.limit_s for each in left)} s",
+            flush=True,
+        )
+        step = steps[name]._replace(command=command_of(steps[name], arguments))
+        outcomes.append(run_step(name, step, folder))
     if "report" in asked:
         ended = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
         ended.sort(key=lambda one: list(steps).index(one["step"]) if one["step"] in steps else len(steps))
-        rows = records.newest(records.read(RESULTS)) if RESULTS.exists() and not arguments.smoke else []
+        path = arguments.out / RESULTS.name
+        rows = records.newest(records.read(path)) if path.exists() and not arguments.smoke else []
         for path in write_report(rows, ended, folder if arguments.smoke else arguments.out):
             print(f"written: {path}")
     failed = [str(one["step"]) for one in outcomes if one["status"] == "failed"]
@@ -173,9 +220,11 @@ def _arguments() -> argparse.Namespace:
 
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--steps", type=steps, help=f"any of {','.join(STEPS)},report (default: all)")
+    parser.add_argument("--kernels", help="files of kernels for parity and the sanitizers (default: all)")
     parser.add_argument("--smoke", action="store_true", help="on the CPU, what can be tried there; records nothing")
     parser.add_argument("--keep", type=Path, default=KEPT, help="where each step's output is kept")
-    parser.add_argument("--out", type=Path, default=RESULTS.parent, help="where the report is written")
+    resolved = lambda text: Path(text).resolve()  # noqa: E731 (steps run in the root of the repository)
+    parser.add_argument("--out", type=resolved, default=RESULTS.parent, help="where rows and the report are written")
     return parser.parse_args()
 
 

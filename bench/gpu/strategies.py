@@ -10,7 +10,8 @@ from harness.goals import Goal
 from harness.timing import Contestant
 from strategies import gene_sets
 
-from corrmask_fast import CorrMasker, DependencyGraph, PMITable, make_masker
+from corrmask_fast import CorrMasker, PMITable, make_masker
+from corrmask_fast.graph.dependency_graph import graph_of_pairs
 from corrmask_fast.kernels.layout import FUNCTION, SAMPLED
 from corrmask_fast.testing import Case, assert_same
 from gpu import exercise, masking
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from harness.workload import Workload
 
+    from corrmask_fast import DependencyGraph
     from corrmask_fast.masking.base import Masker
 
 PMI_CELLS, MIN_COUNT = 1_000, 5  # the table of pairs is made from so many cells
@@ -74,7 +76,7 @@ def permuted(graph: DependencyGraph, seed: int) -> DependencyGraph:
     new[lo:hi] = rng.permutation(new[lo:hi])
     first = np.repeat(np.arange(vocabulary.size), graph.degrees)
     once = first < graph.indices
-    return DependencyGraph.from_edges(np.stack([new[first[once]], new[graph.indices[once]]], 1).tolist(), vocabulary)
+    return graph_of_pairs(new[first[once]], new[graph.indices[once]], graph.rho[once], vocabulary)
 
 
 def strategies_race(workload: Workload, batch: int, device: torch.device) -> list[Contestant]:

@@ -17,9 +17,21 @@ from torch_corrmask import TorchCorrMask
 
 from corrmask_fast import CorrMasker, DependencyGraph, Vocabulary, get_num_threads, reference, set_num_threads
 from corrmask_fast.masking.stock import stock_collator
-from corrmask_fast.masking.strategies import STRATEGIES
 from corrmask_fast.testing import Case, cases, draw_ids, make_graph, make_vocabulary
-from gpu import devices, exercise, graphs, masking, pages, profiling, report, run, training, workloads
+from gpu import (
+    counts,
+    devices,
+    exercise,
+    graphs,
+    masking,
+    pages,
+    profiling,
+    report,
+    run,
+    strategies,
+    training,
+    workloads,
+)
 
 CPU = torch.device("cpu")
 
@@ -236,7 +248,7 @@ def test_the_report_shows_what_was_measured(tmp_path):
     written = pages.write_report(records.newest(records.read(path)), [], tmp_path / "out")
     assert [one.name for one in written] == ["gpu.md", "gpu-masking.png", "gpu-graph.png"]
     page = written[0].read_text()
-    (line,) = [line for line in page.splitlines() if "beside the copy" in line]
+    (line,) = [line for line in page.splitlines() if "mask a batch, beside the copy" in line]
     cells = [cell.strip() for cell in line.split("|")[1:-1]]
     assert cells == [
         "mask a batch, beside the copy",
@@ -273,17 +285,73 @@ def test_every_kernel_is_to_be_reached():
     assert "corrmask.cu: corrmask_i64" not in missed
 
 
-def test_the_steps_name_files_that_exist():
-    assert "tests/test_gpu.py" in report.tests_on_a_gpu()
+def test_the_steps_name_files_that_exist_and_end_in_time():
+    asked = [word for step in report.STEPS.values() for word in step.command if word.endswith(".py")]
+    assert set(report.tests_on_a_gpu()) <= set(asked)
+    for word in asked:
+        assert (report.ROOT / word).is_file(), word
     for step in report.STEPS.values():
-        for word in step.command:
-            assert not word.endswith(".py") or (report.ROOT / word).is_file(), word
+        assert 1.5 * step.expected_s <= step.limit_s <= 240, step
+    assert list(report.STEPS)[:2] == ["parity", "masking"]
+
+
+def test_steps_are_given_what_was_asked_for(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["report.py", "--kernels", "span", "--out", str(tmp_path)])
+    arguments = report._arguments()
+    for name, step in report.STEPS.items():
+        words = report.command_of(step, arguments)
+        assert (str(tmp_path / "gpu.csv") in words) == (report.BENCH in words), name
+        assert ("span" in words) == (report.EXERCISE[1] in words), name
 
 
 def test_the_exercise_goes_through_every_strategy_and_dtype(monkeypatch):
     """On the CPU in the device's place: the same batches, maskers and comparisons."""
     monkeypatch.setattr(exercise, "small_shared_memory", lambda _device: nullcontext())
-    n_batches, n_maskers = len(exercise.batches()), sum(not each.control for each in STRATEGIES.values()) + 2
-    assert exercise.mask_everything(CPU) == n_batches * n_maskers * 4
+    every = [exercise.maskers_of(case) for case in exercise.batches()]
+    assert {given.stem for given in every[0]} == set(exercise.MASKING)
+    assert exercise.mask_everything(CPU) == 4 * sum(map(len, every))
+    assert exercise.mask_everything(CPU, ["span"], small=True) == 4 * sum(given.stem == "span" for given in every[0])
     assert exercise.encode_counts(CPU) == 8
     exercise.build_graphs(CPU)
+
+
+def test_every_kernel_is_timed(workload):
+    """Those of masking in the race of strategies, those of counts and of graphs in cases of their own."""
+    timed = {exercise.Given("", entry.masker).stem: name for name, entry in strategies.entries(workload, 4).items()} | {
+        "encode": counts.COUNTS,
+        **dict.fromkeys(exercise.GRAPH, "graph"),
+    }
+    assert set(timed) == set(exercise.FILES), "a file of kernels is timed in no case of bench/gpu/run.py"
+    assert {counts.COUNTS, "graph"} <= set(run.RUN)
+
+
+def test_strategies_and_counts_mask_as_the_cpu_does(workload):
+    for race in (strategies.strategies_race, counts.counts_race, counts.values_race):
+        for contestant in race(workload, 3, CPU):
+            contestant.run()
+
+
+def test_tokens_of_torch_are_the_encoder_s(workload):
+    found = counts.counts_of(workload, 3)
+    want = found.encoder.padded(found.csr)["input_ids"]
+    assert torch.equal(counts.torch_encoder(found, CPU)(found.csr), want)
+
+
+def test_a_graph_of_other_genes_has_as_many_partners(workload):
+    graph = workload.graph
+    other = strategies.permuted(graph, 1)
+    assert sorted(other.degrees) == sorted(graph.degrees)
+    assert not np.array_equal(other.indices, graph.indices)
+
+
+def test_rows_of_all_cases_have_the_same_columns(monkeypatch, tmp_path):
+    """They are appended to one file, by processes that run different cases."""
+    monkeypatch.setattr(sys, "argv", ["run.py", "--smoke", "--results", str(tmp_path / "gpu.csv")])
+    arguments = run.parser_of("", "gpu.csv", tuple(run.RUN), rounds=3).parse_args()
+    columns = set()
+    for which in (["graph"], ["counts"], ["counts", "graph"]):
+        bench = run.GpuBench(arguments, CPU)
+        for case in which:
+            run.RUN[case](bench)
+        columns |= {tuple(row) for row in bench.rows}
+    assert len(columns) == 1

@@ -26,6 +26,8 @@ class Sizes(Size):
 
     n_modules: int = 80
     batches: tuple[int, ...] = (12, 64, 1_024, 16_384)
+    strategy_batches: tuple[int, ...] = (64, 16_384)
+    count_batches: tuple[int, ...] = (64, 1_024)
     min_presence: int = 20
     density: float = 0.13
     atlas_cells: int = 100_000
@@ -38,6 +40,8 @@ class Sizes(Size):
 
 SMOKE = Sizes(
     batches=(3, 8),
+    strategy_batches=(8,),
+    count_batches=(8,),
     length=48,
     n_genes=600,
     n_cells=240,
