@@ -52,7 +52,7 @@ def launched_of_masking(exercise, emulated_cuda, monkeypatch):
     monkeypatch.setattr(encoder, "padded", padded_there)
     files = [stem for stem in exercise.FILES if stem not in exercise.GRAPH]
     with exercise.profiling.watched_launches() as launches:
-        exercise.exercise(torch.device("cpu"), files, small=True)
+        assert not exercise.exercise(torch.device("cpu"), files, small=True).wrong
     assert len(launches) == len(emulated_cuda.launches)
     return launches
 
@@ -77,7 +77,8 @@ def launched_of_graphs(exercise, cuda_host, monkeypatch):
     monkeypatch.setattr(building, "_kind_of_device", lambda device: device)
     monkeypatch.setattr(exercise, "small_shared_memory", small_shared_memory)
     with cuda_host.graph.in_place(emulated):
-        exercise.build_graphs(SimpleNamespace(type="cuda"), small=True)
+        exercise.build_graphs(SimpleNamespace(type="cuda"), tally := exercise.Tally(), small=True)
+    assert not tally.wrong
     return launches
 
 

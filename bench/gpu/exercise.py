@@ -17,7 +17,8 @@ import argparse
 import copy
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 from unittest.mock import patch
 
@@ -127,9 +128,28 @@ def small_shared_memory(device: torch.device) -> Iterator[None]:
         ours.shared_limit = given
 
 
-def mask_everything(device: torch.device, files: Sequence[str] = FILES, *, small: bool = False) -> int:
-    """Mask the batches by both dtypes, in shared and in device memory; return how many results were compared."""
-    compared = 0
+class Tally:
+    """What was compared, and what was wrong: one fault does not hide the others, for a GPU is lent for minutes."""
+
+    def __init__(self) -> None:
+        self.compared = 0
+        self.wrong: list[str] = []
+
+    @contextmanager
+    def comparing(self, what: str, n: int = 1) -> Iterator[None]:
+        """Count ``n`` results, or keep what went wrong; raise where the device can no longer be used."""
+        try:
+            yield
+            self.compared += n
+        except Exception as error:  # noqa: BLE001 (whatever it was: other kernels may be right)
+            self.wrong.append(what)
+            print(f"WRONG: {what}: {type(error).__name__}: {error}", flush=True)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()  # an illegal access ends every later call too
+
+
+def mask_everything(device: torch.device, tally: Tally, files: Sequence[str] = FILES, *, small: bool = False) -> None:
+    """Mask the batches by both dtypes, in shared and in device memory."""
     for case in batches(small=small):
         rng = np.random.default_rng(case.columns)
         priorities = torch.from_numpy(rng.integers(0, 2**32, case.input_ids.shape))
@@ -138,13 +158,14 @@ def mask_everything(device: torch.device, files: Sequence[str] = FILES, *, small
                 continue
             began = time.perf_counter()
             for dtype in (np.int64, np.int32):
-                compared += compare(device, case, given, number, dtype, priorities)
+                compare(device, tally, case, given, number, dtype, priorities)
             if small:
                 print(f"{given.what}: {time.perf_counter() - began:.1f} s", flush=True)
-    return compared
 
 
-def compare(device: torch.device, case: Case, given: Given, number: int, dtype: type, priorities: torch.Tensor) -> int:
+def compare(
+    device: torch.device, tally: Tally, case: Case, given: Given, number: int, dtype: type, priorities: torch.Tensor
+) -> None:
     """Mask a case on the CPU and on the device, each twice; draws and masks take turns in their kinds."""
     ids, *masks = tensors_of(case, dtype)
     kind = torch.from_numpy(np.zeros(1, MASKS[number % len(MASKS)])).dtype
@@ -152,16 +173,15 @@ def compare(device: torch.device, case: Case, given: Given, number: int, dtype: 
     more: dict[str, Any] = {"priorities": priorities} if given.priorities else {}
     if given.graphs:
         more["graph_ids"] = torch.arange(case.rows) % given.graphs
-    draws = ({"epoch": 3}, {"draw_ids": torch.from_numpy(draw_ids(case.rows, seed=7))}, {})[number % 3]
-    on_host, on_device = copy.deepcopy(given.masker), copy.deepcopy(given.masker).to(device)
-    there = [to(device, tensor) for tensor in tensors]
-    more_there = {name: to(device, value) for name, value in (more | draws).items()}
-    what = f"{case.name}, {given.what}, {np.dtype(dtype)}"
-    assert_same(on_host(*tensors, **more, **draws), first_rows(on_device(*there, **more_there), case.rows), what)
-    with small_shared_memory(device):
-        got = first_rows(on_device(*there, **more_there), case.rows)
-    assert_same(on_host(*tensors, **more, **draws), got, f"{what}, in device memory")
-    return 2
+    more |= ({"epoch": 3}, {"draw_ids": torch.from_numpy(draw_ids(case.rows, seed=7))}, {})[number % 3]
+    there = [to(device, tensor) for tensor in tensors], {name: to(device, value) for name, value in more.items()}
+    for memory in (nullcontext, partial(small_shared_memory, device)):
+        where = "shared" if memory is nullcontext else "device"
+        what = f"{case.name}, {given.what}, {np.dtype(dtype)}, in {where} memory"
+        want = copy.deepcopy(given.masker)(*tensors, **more)
+        with tally.comparing(what), memory():
+            masked = copy.deepcopy(given.masker).to(device)(*there[0], **there[1])
+            assert_same(want, first_rows(masked, case.rows), what)
 
 
 def to(device: torch.device, value: Any) -> Any:
@@ -169,16 +189,18 @@ def to(device: torch.device, value: Any) -> Any:
     return value.to(device) if isinstance(value, torch.Tensor) else value
 
 
-def build_graphs(device: torch.device, *, small: bool = False) -> None:
-    """Build a small graph: in shared and in device memory, of tokens of 16 and 32 bits, with integer sums."""
+def build_graphs(device: torch.device, tally: Tally, *, small: bool = False) -> None:
+    """Build a small graph: in shared and in device memory, with sums of integers, of tokens of 16 and 32 bits."""
     corpus = atlas(COMPARED, 120 if small else 400)
     settings = {"n_cells": 150 if small else 600, "min_presence": 10, "min_cooccurrence": 5 if small else 20}
-    print(check_graph(corpus, device, **settings), flush=True)
-    with small_shared_memory(device):
-        print(check_graph(corpus, device, **settings), "with bins in device memory", flush=True)
-    with patch.object(stages_cuda, "EXACT", 2.0**26):
-        print(check_graph(corpus, device, **settings), "with sums of integers", flush=True)
-    print(check_graph(wide_tokens(corpus), device, **settings), "with tokens of 32 bits", flush=True)
+    for what, cells, changed in (
+        ("a graph", corpus, nullcontext()),
+        ("a graph, bins in device memory", corpus, small_shared_memory(device)),
+        ("a graph, sums of integers", corpus, patch.object(stages_cuda, "EXACT", 2.0**26)),
+        ("a graph, tokens of 32 bits", wide_tokens(corpus), nullcontext()),
+    ):
+        with tally.comparing(what), changed:
+            print(f"{what}: {check_graph(cells, device, **settings)}", flush=True)
 
 
 def wide_tokens(corpus: Any) -> Any:
@@ -188,34 +210,35 @@ def wide_tokens(corpus: Any) -> Any:
     return type(corpus)(corpus.indptr, corpus.tokens.astype(np.int64) + shift, vocabulary)
 
 
-def encode_counts(device: torch.device, *, small: bool = False) -> int:
-    """Encode cells with sums of columns and without, in shared and in device memory; return how many were compared."""
+def encode_counts(device: torch.device, tally: Tally, *, small: bool = False) -> None:
+    """Encode cells with sums of columns and without, in shared and in device memory."""
     rng, n_genes = np.random.default_rng(0), 300 if small else 3_000
     vocabulary = make_vocabulary(n_genes)
     names = list(vocabulary.names[slice(*vocabulary.gene_range)])
     medians = dict(zip(names, rng.gamma(2, 1, n_genes) + 0.1, strict=True))
     counts = torch.from_numpy(rng.poisson(0.8, (4 if small else ROWS, n_genes)).astype(np.float64))
-    compared = 0
     for columns in (names, names[:-1] + names[:1]):
         encoder = RankEncoder(vocabulary, medians, columns)
         want = encoder.padded(counts)
         for capacity in (encode_device.IN_SHARED, 16):
-            with patch.object(encode_device, "IN_SHARED", capacity):
+            what = f"cells of {len(set(columns))} genes, {capacity} entries in shared memory"
+            with tally.comparing(what), patch.object(encode_device, "IN_SHARED", capacity):
                 got = encoder.padded(counts.to(device))
-            for name, tensor in want.items():
-                assert torch.equal(tensor, got[name].cpu()), f"{name}, {capacity} entries in shared memory"
-                compared += 1
-    return compared
+                for name, tensor in want.items():
+                    assert torch.equal(tensor, got[name].cpu()), name
 
 
-def exercise(device: torch.device, files: Sequence[str] = FILES, *, small: bool = False) -> None:
+def exercise(device: torch.device, files: Sequence[str] = FILES, *, small: bool = False) -> Tally:
     """Launch every kernel of the files and compare what it gives with the CPU."""
+    tally = Tally()
     if ENCODE in files:
-        print(f"{encode_counts(device, small=small)} tensors of encoded cells are the CPU's", flush=True)
+        encode_counts(device, tally, small=small)
     if set(MASKING) & set(files):
-        print(f"{mask_everything(device, files, small=small)} masked batches are the CPU's", flush=True)
+        mask_everything(device, tally, files, small=small)
     if set(GRAPH) & set(files):
-        build_graphs(device, small=small)
+        build_graphs(device, tally, small=small)
+    print(f"{tally.compared} results are the CPU's, {len(tally.wrong)} are not", flush=True)
+    return tally
 
 
 def unlaunched(launches: list[profiling.Launch], files: Sequence[str] = FILES) -> list[str]:
@@ -229,9 +252,9 @@ def unlaunched(launches: list[profiling.Launch], files: Sequence[str] = FILES) -
     ]
 
 
-def compile_kernels(device: torch.device, files: Sequence[str] = FILES) -> None:
-    """Compile the files beside each other, and say what each kernel takes of the device."""
-    ours = cuda.open_device(device)
+def compile_kernels(device: torch.device, files: Sequence[str] = FILES) -> list[str]:
+    """Compile the files beside each other, and say what each kernel takes of the device; return those that fail."""
+    ours, failed = cuda.open_device(device), []
 
     def compiled(stem: str) -> list[str]:
         began, file = time.perf_counter(), f"{stem}.cu"
@@ -241,27 +264,33 @@ def compile_kernels(device: torch.device, files: Sequence[str] = FILES) -> None:
 
     began = time.perf_counter()
     with ThreadPoolExecutor() as pool:
-        for lines in pool.map(compiled, files):
-            print("\n  ".join(lines), flush=True)
+        for stem, future in [(stem, pool.submit(compiled, stem)) for stem in files]:
+            try:
+                print("\n  ".join(future.result()), flush=True)
+            except Exception as error:  # noqa: BLE001 (the others may be right)
+                failed.append(stem)
+                print(f"WRONG: {stem}.cu does not compile: {error}", flush=True)
     print(f"{len(files)} files compiled in {time.perf_counter() - began:.1f} s", flush=True)
+    return failed
 
 
 def main() -> int:
-    """Run the kernels; exit code 1 if one of them was not reached, 2 without a device."""
+    """Run the kernels; exit code 1 if one of them was wrong or not reached, 2 without a device."""
     arguments = _arguments()
     if reason := devices.why_not():
         print(f"no kernel can be launched here: {reason}", file=sys.stderr)
         return 2
     device = torch.device("cuda", torch.cuda.current_device())
-    compile_kernels(device, arguments.kernels)
+    failed = compile_kernels(device, arguments.kernels)
     with profiling.watched_launches() as launches:
-        exercise(device, arguments.kernels, small=arguments.small)
+        tally = exercise(device, [stem for stem in arguments.kernels if stem not in failed], small=arguments.small)
     torch.cuda.synchronize()
     print(f"{len(launches)} launches of {len({one.name for one in launches})} kernels")
-    if missed := unlaunched(launches, arguments.kernels):
-        print(f"not launched: {', '.join(missed)}", file=sys.stderr)
-        return 1
-    return 0
+    missed = unlaunched(launches, arguments.kernels)
+    for what, found in (("not launched", missed), ("WRONG", tally.wrong)):
+        if found:
+            print(f"{what}: {len(found)}\n  " + "\n  ".join(found[:20]), file=sys.stderr)
+    return 1 if missed or tally.wrong or failed else 0
 
 
 def _arguments() -> argparse.Namespace:

@@ -26,7 +26,7 @@ from harness.parity import check_emulated, check_graph, check_masker
 from harness.timing import Timing
 
 from corrmask_fast import CorrMasker, get_num_threads
-from gpu import counts, devices, graphs, masking, profiling, strategies, training
+from gpu import counts, devices, exercise, graphs, masking, profiling, strategies, training
 from gpu.workloads import COMPARED, SMOKE, Sizes, atlas, masking_workload
 
 if TYPE_CHECKING:
@@ -105,12 +105,14 @@ def run_masking(bench: GpuBench) -> None:
 
 
 def run_strategies(bench: GpuBench) -> None:
-    """Every strategy and every option: the masks are the CPU's; then each is timed."""
+    """Every strategy and every option: those whose masks are the CPU's are timed."""
+    tally = exercise.Tally()
     for batch in bench.sizes.strategy_batches:
-        contestants = strategies.strategies_race(bench.workload, batch, bench.device)
+        contestants = strategies.strategies_race(bench.workload, batch, bench.device, tally)
         bench.time("strategies", batch, contestants, masking.bytes_moved(bench.workload.rows(batch)))
         del contestants
         devices.free_memory()
+    assert not tally.wrong, f"not the CPU's masks: {', '.join(tally.wrong)}"
 
 
 def run_counts(bench: GpuBench) -> None:

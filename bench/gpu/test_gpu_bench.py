@@ -309,10 +309,25 @@ def test_the_exercise_goes_through_every_strategy_and_dtype(monkeypatch):
     monkeypatch.setattr(exercise, "small_shared_memory", lambda _device: nullcontext())
     every = [exercise.maskers_of(case) for case in exercise.batches()]
     assert {given.stem for given in every[0]} == set(exercise.MASKING)
-    assert exercise.mask_everything(CPU) == 4 * sum(map(len, every))
-    assert exercise.mask_everything(CPU, ["span"], small=True) == 4 * sum(given.stem == "span" for given in every[0])
-    assert exercise.encode_counts(CPU) == 8
-    exercise.build_graphs(CPU)
+    tally = exercise.exercise(CPU)
+    assert (tally.compared, tally.wrong) == (4 * sum(map(len, every)) + 4 + 4, [])
+    tally = exercise.exercise(CPU, ["span"], small=True)
+    assert tally.compared == 4 * sum(given.stem == "span" for given in every[0])
+
+
+def test_one_wrong_kernel_does_not_hide_the_others(monkeypatch, capsys):
+    monkeypatch.setattr(exercise, "small_shared_memory", lambda _device: nullcontext())
+    right = exercise.first_rows
+
+    def wrong(masked, rows):
+        found = right(masked, rows)
+        return found._replace(labels=found.labels + 1) if found.input_ids.dtype == torch.int32 else found
+
+    monkeypatch.setattr(exercise, "first_rows", wrong)
+    tally = exercise.exercise(CPU, ["span"], small=True)
+    assert tally.compared == len(tally.wrong) == 4
+    assert tally.wrong[0] == "small, span, int32, in shared memory"
+    assert "WRONG: small, span, int32, in shared memory: AssertionError" in capsys.readouterr().out
 
 
 def test_every_kernel_is_timed(workload):
@@ -326,9 +341,12 @@ def test_every_kernel_is_timed(workload):
 
 
 def test_strategies_and_counts_mask_as_the_cpu_does(workload):
-    for race in (strategies.strategies_race, counts.counts_race, counts.values_race):
-        for contestant in race(workload, 3, CPU):
-            contestant.run()
+    tally = exercise.Tally()
+    contestants = strategies.strategies_race(workload, 3, CPU, tally)
+    assert (tally.compared, tally.wrong) == (len(strategies.entries(workload, 3)), [])
+    assert len(contestants) == tally.compared + 2  # the copy, and tokens of int32
+    for contestant in [*contestants, *counts.counts_race(workload, 3, CPU), *counts.values_race(workload, 3, CPU)]:
+        contestant.run()
 
 
 def test_tokens_of_torch_are_the_encoder_s(workload):
