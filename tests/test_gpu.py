@@ -14,9 +14,10 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from corrmask_fast import CorrMasker, DataCollatorForCorrMask, InputError
+from corrmask_fast import CorrMasker, DataCollatorForCorrMask, InputError, Linear, RandomMasker, ValueReplacement
 from corrmask_fast.masking.base import MaskedBatch
 from corrmask_fast.masking.engine import ops
+from corrmask_fast.masking.strategies import STRATEGIES
 from corrmask_fast.testing import PARAMETERS, Case, assert_same, cases, draw_ids, make_graph, make_vocabulary
 
 CASES = [case for case in cases() if case.columns < 200]
@@ -71,14 +72,25 @@ class Place:
 
 
 class RefusedReads(TorchFunctionMode):
-    """Refuse what would copy values of a CUDA tensor to the host."""
+    """Refuse what copies values of a CUDA tensor to the host, or of the host's memory to the device: both wait."""
 
-    READS = {"item", "tolist", "numpy", "cpu", "to", "nonzero", "masked_select", "unique", "equal", "allclose"}  # noqa: RUF012
-    READS |= {"__bool__", "__int__", "__float__", "__index__", "__array__", "__contains__", "is_nonzero"}
+    READS = {"item", "tolist", "numpy", "cpu", "nonzero", "argwhere", "masked_select", "equal", "allclose"}  # noqa: RUF012
+    READS |= {"__bool__", "__int__", "__float__", "__index__", "__array__", "__contains__", "__format__", "is_nonzero"}
+    READS |= {"unique", "unique_consecutive", "bincount", "synchronize"}
+    COPIES = {"tensor", "as_tensor", "cuda", "pin_memory"}  # noqa: RUF012
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         name = getattr(func, "__name__", "")
-        assert name not in self.READS, f"the host waits for the device: {name}"
+        waits = name in self.READS or name in self.COPIES
+        if name in {"__getitem__", "__setitem__"}:  # by a mask of bools: how many are set decides the shape
+            index = args[1] if isinstance(args[1], tuple) else (args[1],)
+            waits = any(isinstance(each, torch.Tensor) and each.dtype in {torch.bool, torch.uint8} for each in index)
+        places = [*args[1:], *(kwargs or {}).values()]  # to another dtype it does not wait
+        waits |= name == "to" and any(isinstance(each, str | torch.device | torch.Tensor) for each in places)
+        waits |= name == "copy_" and [type(each) is torch.Tensor for each in args[:2]] == [False, True]  # from the host
+        waits |= name == "where" and len(args) + len(kwargs or {}) == 1
+        waits |= name == "repeat_interleave" and isinstance(args[1], torch.Tensor)
+        assert not waits, f"the host waits for the device: {name}"
         return func(*args, **(kwargs or {}))
 
 
@@ -180,10 +192,29 @@ def test_the_current_stream_is_used(place):
     assert_same(EXPECTED, place.get(got), "side stream")
 
 
-@pytest.mark.parametrize("place", ["emulated", pytest.param("cuda", marks=pytest.mark.gpu)], indirect=True)
-def test_the_host_does_not_wait(place):
+AWAY = pytest.mark.parametrize("place", ["emulated", pytest.param("cuda", marks=pytest.mark.gpu)], indirect=True)
+WAITS = {  # what a call must not do; the last two wait only where the tensor is on a device
+    "bool": lambda ids: bool(ids.any()),
+    "int": lambda ids: int(ids[0, 0]),
+    "item": lambda ids: ids.max().item(),
+    "a mask of bools": lambda ids: ids[ids > 3],
+    "where": lambda ids: torch.where(ids > 3),
+    "repeats of a tensor": lambda ids: ids[0].repeat_interleave(ids[0]),
+    "a number of the host": lambda ids: ids + torch.tensor([1], device=ids.device),
+    "an array of the host": lambda ids: torch.from_numpy(np.zeros(3)).to(ids.device),
+}
+
+
+@AWAY
+@pytest.mark.parametrize("wait", WAITS.values(), ids=WAITS)
+def test_waiting_is_noticed(place, wait):
+    ids = place.put(HUB.input_ids)
     with place.no_waiting(), pytest.raises((AssertionError, RuntimeError), match=r"wait|sync"):
-        bool(place.put(HUB.input_ids).any())
+        wait(ids)
+
+
+@AWAY
+def test_the_host_does_not_wait(place):
     masker, ids, draws = place.masker(), place.put(HUB.input_ids), place.put(np.arange(4))
     attention = ids != 0
     masker(ids)
@@ -191,6 +222,37 @@ def test_the_host_does_not_wait(place):
         masker(ids)
         masker(ids, epoch=3)
         masker(ids, attention, draw_ids=draws)
+
+
+@AWAY
+@pytest.mark.parametrize("strategy", [name for name, each in STRATEGIES.items() if not each.control])
+def test_the_host_does_not_wait_for_any_strategy(place, strategy):
+    """Nor for a schedule's step, groups replaced whole, priorities, a mask that the kernels cannot read as it is."""
+    rate = Linear(0.1, 0.3, 10)
+    masker = HUB.masker(strategy, mlm_probability=rate, replace="group").to(place.device)
+    masker.validate = False
+    ids, step = place.put(HUB.input_ids), place.put(np.array([3]))
+    attention, priorities = (ids != 0).half(), ids * 1
+    masker(ids)
+    with place.no_waiting():
+        masker.set_step(step)
+        masker(ids, attention, epoch=step, priorities=priorities)
+    several = CorrMasker([GRAPH, GRAPH], validate=False).to(place.device)
+    several(ids, graph_ids=step.repeat(4) * 0)
+    with place.no_waiting():
+        several(ids, graph_ids=step.repeat(4) * 0)
+
+
+@AWAY
+def test_the_host_does_not_wait_for_values(place):
+    masker = RandomMasker(GRAPH.vocabulary, mask_replace_prob=1.0, random_replace_prob=0.0, validate=False)
+    hide, ids = ValueReplacement.scfoundation(masker).to(place.device), place.put(HUB.input_ids)
+    hide.zero_masker.validate = False  # as on a device
+    values, epoch = ids % 5 * 0.5, place.put(np.array([3]))
+    hide(ids, values)
+    with place.no_waiting():
+        hide(ids, values)
+        hide(ids, values, epoch=epoch)
 
 
 def test_replays_of_a_captured_graph_count_on(place):

@@ -10,6 +10,7 @@ import pytest
 import scipy.sparse as sp
 import torch
 from count_cases import GENES, NAMES, cells_of, some_counts, tokenize, write_h5ad
+from torch.overrides import TorchFunctionMode
 from torch.utils.data import DataLoader
 
 from corrmask_fast import (
@@ -444,6 +445,29 @@ def test_a_device_gives_the_cells_of_the_cpu(device, v2, max_length):
     assert_padded(encoder.padded(on(device, COUNTS), totals), ragged(encoder(COUNTS, totals)), max(map(len, cells)))
     empty = encoder.padded(on(device, COUNTS[:3] * 0))
     assert empty["input_ids"].tolist() == [[2, 3]] * 3 if v2 else empty["input_ids"].shape == (3, 0)
+
+
+class CountedReads(TorchFunctionMode):
+    """Counts what copies values of a CUDA tensor to the host."""
+
+    READS = ("tolist", "item", "numpy", "cpu", "nonzero", "__bool__", "__int__", "__float__", "__index__")
+
+    def __init__(self):
+        super().__init__()
+        self.reads = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.reads += [func.__name__] if func.__name__ in self.READS else []
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_host_waits_twice(device):
+    """For the pointers, and for the longest cell."""
+    counts = on(device, COUNTS)
+    ENCODER.padded(counts)
+    with CountedReads() as counted:
+        ENCODER.padded(counts)
+    assert counted.reads == ["tolist", "tolist"]
 
 
 @pytest.mark.parametrize("case", CASES)
