@@ -19,7 +19,7 @@ help:
 	@echo "make lint         format, lint, types"
 	@echo "make bench        time it against Hugging Face's collator, NumPy, SciPy …; appends to bench/results"
 	@echo "make bench-smoke  does the bench run, and agree?"
-	@echo "make gpu-report   on a machine with a GPU: its tests, sanitizers, benches and a report (STEPS=tests,masking …)"
+	@echo "make gpu-report   on a machine with a GPU: its parity, benches, tests, sanitizers, report (STEPS=parity,masking …)"
 	@echo "make clean        remove the environment and everything built"
 
 $(READY): pyproject.toml constraints.txt corrmask_fast/__init__.py # which has the version

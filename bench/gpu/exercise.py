@@ -285,7 +285,10 @@ def main() -> int:
     with profiling.watched_launches() as launches:
         tally = exercise(device, [stem for stem in arguments.kernels if stem not in failed], small=arguments.small)
     torch.cuda.synchronize()
-    print(f"{len(launches)} launches of {len({one.name for one in launches})} kernels")
+    largest = {one.name: one for one in sorted(launches, key=lambda one: one.shared_bytes)}
+    print(f"{len(launches)} launches of {len(largest)} kernels; what the largest launch of each takes:")
+    for name in sorted(largest):
+        print(f"  {name}: {profiling.resources(device, largest[name])}")
     missed = unlaunched(launches, arguments.kernels)
     for what, found in (("not launched", missed), ("WRONG", tally.wrong)):
         if found:

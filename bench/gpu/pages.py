@@ -10,7 +10,7 @@ from harness.records import conditions_text
 
 from corrmask_fast import plots
 from corrmask_fast.files import atomic_file
-from gpu import masking
+from gpu import graphs, masking
 from gpu.run import GOALS, HOW, rows_table
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def draw_graphs(rows: Sequence[Row], folder: Path) -> Path | None:
     found: dict[str, list[tuple[str, float]]] = {}
     for row in rows:
         where, _, stage = row["contestant"].rpartition(", ")
-        if row["case"].startswith("graph: ") and stage != "end to end":
+        if row["case"].startswith("graph: ") and stage not in {graphs.TOTAL, graphs.PRODUCT}:
             place = "CPU" if "CPU" in where else "GPU"
             label = f"{row['case'].removeprefix('graph: ')}\n{place}"
             found.setdefault(label, []).append((stage, float(row["p50_us"]) / 1e6))

@@ -1,7 +1,7 @@
-"""Everything that a GPU is wanted for, step by step: tests, sanitizers, benches, then a report. ``make gpu-report``.
+"""Everything that a GPU is wanted for, step by step: parity, benches, tests, sanitizers, a report. ``make gpu-report``.
 
 A step that fails or takes too long does not stop the others. Its output is kept, so that steps may be run in
-several commands (``--steps tests,memcheck``, then the rest): the report is made of whatever there is.
+several commands (``--steps parity,masking``, then the rest): the report is made of whatever there is.
 Exit code 0: every step that was asked for went well, or its tool is not here; 1: one failed; 2: there is no GPU.
 """
 
