@@ -33,7 +33,17 @@ from corrmask_fast.kernels.layout import FUNCTION, KERNELS, SAMPLED
 from corrmask_fast.masking.base import Masker
 from corrmask_fast.masking.engine.tables import no_table
 from corrmask_fast.masking.strategies import STRATEGIES
-from corrmask_fast.testing import Case, assert_same, cases, draw_ids, make_graph, make_vocabulary
+from corrmask_fast.testing import (
+    PARAMETERS,
+    STRATEGY_PARAMETERS,
+    WEIGHTED_PARAMETERS,
+    Case,
+    assert_same,
+    cases,
+    draw_ids,
+    make_graph,
+    make_vocabulary,
+)
 from gpu import devices, profiling
 from gpu.workloads import COMPARED, atlas
 
@@ -93,10 +103,14 @@ def by_priorities(case: Case, strategy: int) -> Masker:
     )  # fmt: skip
 
 
-def maskers_of(case: Case) -> list[Given]:
-    """Every strategy at its defaults; CorrMask by each of its options; kernels that go by given priorities."""
+def maskers_of(case: Case, *, small: bool = False) -> list[Given]:
+    """Every strategy at its defaults; CorrMask by each of its options; kernels that go by given priorities.
+
+    Not ``small``: all parameters of the tests too.
+    """
     many = {"structural_ratio": 1.0, "max_partners": 40, "mlm_probability": 0.4}
     weighted = {"partners": "weighted", "weights": True}
+    others = () if small else (*PARAMETERS[1:], *STRATEGY_PARAMETERS, *WEIGHTED_PARAMETERS)
     several = [case.graph, make_graph(case.graph.vocabulary, degree=5, seed=2)]
     several.append(DependencyGraph.from_edges([], case.graph.vocabulary))
     ranges = {"mlm_probability": (0.1, 0.6), "structural_ratio": (0.2, 0.9)}
@@ -114,6 +128,7 @@ def maskers_of(case: Case) -> list[Given]:
         Given("given priorities", case.masker("corrmask"), priorities=True),
         Given("columns by priority", by_priorities(case, FUNCTION), priorities=True),
         Given("top-up by priority", by_priorities(case, SAMPLED), priorities=True),
+        *(Given(str(each), case.masker(**each)) for each in others if len(each) > 1 or "strategy" not in each),
     ]
 
 
@@ -153,7 +168,7 @@ def mask_everything(device: torch.device, tally: Tally, files: Sequence[str] = F
     for case in batches(small=small):
         rng = np.random.default_rng(case.columns)
         priorities = torch.from_numpy(rng.integers(0, 2**32, case.input_ids.shape))
-        for number, given in enumerate(maskers_of(case)):
+        for number, given in enumerate(maskers_of(case, small=small)):
             if given.stem not in files:
                 continue
             began = time.perf_counter()
@@ -175,13 +190,15 @@ def compare(
         more["graph_ids"] = torch.arange(case.rows) % given.graphs
     more |= ({"epoch": 3}, {"draw_ids": torch.from_numpy(draw_ids(case.rows, seed=7))}, {})[number % 3]
     there = [to(device, tensor) for tensor in tensors], {name: to(device, value) for name, value in more.items()}
+    vocabulary = given.masker.vocabulary
+    on_device = copy.deepcopy(given.masker, {id(vocabulary): vocabulary}).to(device)
     for memory in (nullcontext, partial(small_shared_memory, device)):
         where = "shared" if memory is nullcontext else "device"
         what = f"{case.name}, {given.what}, {np.dtype(dtype)}, in {where} memory"
-        want = copy.deepcopy(given.masker)(*tensors, **more)
+        for masker in (given.masker, on_device):
+            masker.draw_counter.zero_()  # whatever went wrong before
         with tally.comparing(what), memory():
-            masked = copy.deepcopy(given.masker).to(device)(*there[0], **there[1])
-            assert_same(want, first_rows(masked, case.rows), what)
+            assert_same(given.masker(*tensors, **more), first_rows(on_device(*there[0], **there[1]), case.rows), what)
 
 
 def to(device: torch.device, value: Any) -> Any:

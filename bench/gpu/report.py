@@ -104,7 +104,7 @@ STEPS = {
     "counts": bench("counts to masked tokens, hidden values", "counts", 45),
     "profile": bench("kernels, their resources, parts", "profile", 45),
     "tests": Step(
-        "tests marked gpu, without the oracle's", (*PYTEST, *sorted({*tests_on_a_gpu()} - {PARITY_TESTS})), 90
+        "tests marked gpu, without the oracle's", (*PYTEST, *sorted({*tests_on_a_gpu()} - {PARITY_TESTS})), 120
     ),
     "oracle": Step("tests of parity with the oracle", (*PYTEST, *SPREAD, PARITY_TESTS), 60 if SPREAD else 150),
     "memcheck": sanitizer("memcheck", "accesses outside memory", 90),
@@ -180,7 +180,8 @@ def main() -> int:
         return 2
     steps = SMOKE if arguments.smoke else STEPS
     folder = arguments.keep / "smoke" if arguments.smoke else arguments.keep
-    folder.mkdir(parents=True, exist_ok=True)
+    for needed in (folder, arguments.out):
+        needed.mkdir(parents=True, exist_ok=True)
     if arguments.smoke:
         print("A smoke run: nothing is recorded." + f" ({reason})" * bool(reason))
     asked = arguments.steps or [*steps, "report"]
@@ -229,4 +230,5 @@ def _arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the step that runs is ended too
     sys.exit(main())

@@ -18,7 +18,7 @@ from corrmask_fast import (
     get_num_threads,
     set_num_threads,
 )
-from corrmask_fast.testing import LONG_PARAMETERS, PARAMETERS, Case, assert_same, cases, draw_ids, long_cases
+from corrmask_fast.testing import Case, assert_same
 from harness.records import ROOT
 
 if TYPE_CHECKING:
@@ -121,25 +121,6 @@ def tensors_of(case: Case, dtype: type) -> list[torch.Tensor | None]:
     narrow = case.astype(dtype)
     arrays = narrow.input_ids, narrow.attention_mask, narrow.special_tokens_mask
     return [None if array is None else torch.from_numpy(array) for array in arrays]
-
-
-def check_cases(device: torch.device) -> int:
-    """Mask every case of the tests on the device and on the CPU; return how many results were compared."""
-    compared = 0
-    for case in [*cases(), *long_cases()]:
-        draws = torch.from_numpy(draw_ids(case.rows, seed=7))
-        for parameters in PARAMETERS if case.columns < 500 else LONG_PARAMETERS:
-            host, ours = (CorrMasker(case.graph, validate=False, **parameters).to(where) for where in (CPU, device))
-            for dtype in (np.int64, np.int32):
-                tensors = tensors_of(case, dtype)
-                there = [None if tensor is None else tensor.to(device) for tensor in tensors]
-                what = f"{case.name}, {parameters}, {dtype.__name__}"
-                by_draw = host(*tensors, draw_ids=draws), first_rows(ours(*there, draw_ids=draws.to(device)), case.rows)
-                by_epoch = host(*tensors, epoch=3), first_rows(ours(*there, epoch=3), case.rows)
-                assert_same(*by_draw, f"{what}, draw_ids")
-                assert_same(*by_epoch, f"{what}, epoch")
-                compared += 2
-    return compared
 
 
 def check_emulated(workload: Workload) -> str:
