@@ -33,6 +33,16 @@ def why_not() -> str:
     return ""
 
 
+def works() -> bool:
+    """Return whether the device can still be used: after an illegal access every call fails. True without one."""
+    try:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+    except RuntimeError:
+        return False
+    return True
+
+
 def event_clock(run: Callable[[], Any], repeats: int) -> float:
     """Seconds between two events on the current stream, around ``repeats`` calls issued as fast as the host can.
 

@@ -15,6 +15,7 @@ if __name__ == "__main__":
 # ruff: noqa: E402
 import argparse
 import copy
+import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
@@ -143,6 +144,10 @@ def small_shared_memory(device: torch.device) -> Iterator[None]:
         ours.shared_limit = given
 
 
+class LostDeviceError(RuntimeError):
+    """A kernel ended the process' use of the device; the message is its file, without the ending."""
+
+
 class Tally:
     """What was compared, and what was wrong: one fault does not hide the others, for a GPU is lent for minutes."""
 
@@ -151,16 +156,16 @@ class Tally:
         self.wrong: list[str] = []
 
     @contextmanager
-    def comparing(self, what: str, n: int = 1) -> Iterator[None]:
-        """Count ``n`` results, or keep what went wrong; raise where the device can no longer be used."""
+    def comparing(self, what: str, stem: str) -> Iterator[None]:
+        """Count a result of a file's kernels, or keep what went wrong."""
         try:
             yield
-            self.compared += n
-        except Exception as error:  # noqa: BLE001 (whatever it was: other kernels may be right)
+            self.compared += 1
+        except Exception as error:
             self.wrong.append(what)
             print(f"WRONG: {what}: {type(error).__name__}: {error}", flush=True)
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()  # an illegal access ends every later call too
+            if not devices.works():
+                raise LostDeviceError(stem) from error
 
 
 def mask_everything(device: torch.device, tally: Tally, files: Sequence[str] = FILES, *, small: bool = False) -> None:
@@ -197,7 +202,7 @@ def compare(
         what = f"{case.name}, {given.what}, {np.dtype(dtype)}, in {where} memory"
         for masker in (given.masker, on_device):
             masker.draw_counter.zero_()  # whatever went wrong before
-        with tally.comparing(what), memory():
+        with tally.comparing(what, given.stem), memory():
             assert_same(given.masker(*tensors, **more), first_rows(on_device(*there[0], **there[1]), case.rows), what)
 
 
@@ -216,7 +221,7 @@ def build_graphs(device: torch.device, tally: Tally, *, small: bool = False) -> 
         ("a graph, sums of integers", corpus, patch.object(stages_cuda, "EXACT", 2.0**26)),
         ("a graph, tokens of 32 bits", wide_tokens(corpus), nullcontext()),
     ):
-        with tally.comparing(what), changed:
+        with tally.comparing(what, GRAPH[0]), changed:
             print(f"{what}: {check_graph(cells, device, **settings)}", flush=True)
 
 
@@ -239,7 +244,7 @@ def encode_counts(device: torch.device, tally: Tally, *, small: bool = False) ->
         want = encoder.padded(counts)
         for capacity in (encode_device.IN_SHARED, 16):
             what = f"cells of {len(set(columns))} genes, {capacity} entries in shared memory"
-            with tally.comparing(what), patch.object(encode_device, "IN_SHARED", capacity):
+            with tally.comparing(what, ENCODE), patch.object(encode_device, "IN_SHARED", capacity):
                 got = encoder.padded(counts.to(device))
                 for name, tensor in want.items():
                     assert torch.equal(tensor, got[name].cpu()), name
@@ -299,18 +304,38 @@ def main() -> int:
         return 2
     device = torch.device("cuda", torch.cuda.current_device())
     failed = compile_kernels(device, arguments.kernels)
-    with profiling.watched_launches() as launches:
-        tally = exercise(device, [stem for stem in arguments.kernels if stem not in failed], small=arguments.small)
+    files = [stem for stem in arguments.kernels if stem not in failed]
+    try:
+        with profiling.watched_launches() as launches:
+            tally = exercise(device, files, small=arguments.small)
+    except LostDeviceError as lost:
+        return run_others(str(lost), files, small=arguments.small)
     torch.cuda.synchronize()
     largest = {one.name: one for one in sorted(launches, key=lambda one: one.shared_bytes)}
     print(f"{len(launches)} launches of {len(largest)} kernels; what the largest launch of each takes:")
     for name in sorted(largest):
-        print(f"  {name}: {profiling.resources(device, largest[name])}")
+        try:
+            taken: Any = profiling.resources(device, largest[name])
+        except Exception as error:  # noqa: BLE001 (it decides nothing)
+            taken = f"not known: {error}"
+        print(f"  {name}: {taken}")
     missed = unlaunched(launches, arguments.kernels)
     for what, found in (("not launched", missed), ("WRONG", tally.wrong)):
         if found:
             print(f"{what}: {len(found)}\n  " + "\n  ".join(found[:20]), file=sys.stderr)
     return 1 if missed or tally.wrong or failed else 0
+
+
+def run_others(lost: str, files: Sequence[str], *, small: bool) -> int:
+    """Run the files without those of the kernel that ended the use of the device, in a new process; return 1."""
+    others = [stem for stem in files if stem != lost and not {stem, lost} <= set(GRAPH)]
+    print(
+        f"LOST: the device, by a kernel of {lost}.cu. A new process runs: {', '.join(others) or 'nothing'}", flush=True
+    )
+    if others:
+        more = ["--small"] if small else []
+        subprocess.run([sys.executable, __file__, "--kernels", ",".join(others), *more], check=False)
+    return 1
 
 
 def _arguments() -> argparse.Namespace:

@@ -159,7 +159,7 @@ def run_step(name: str, step: Step, folder: Path) -> dict[str, object]:
                     os.killpg(process.pid, signal.SIGKILL)
                     process.wait()
         text = log.read_text(encoding="utf-8", errors="replace")
-        print("\n".join(text.splitlines()[-40:]), flush=True)
+        print("\n".join(text.splitlines()[-60:]), flush=True)
         outcome |= {"status": "failed" if why else "ok", "why": why, "seconds": round(time.monotonic() - began, 1)}
     (folder / f"{name}.json").write_text(json.dumps(outcome), encoding="utf-8")
     print(f"== {name}: {outcome['status']} {outcome['why']} ({outcome['seconds']} s)", flush=True)

@@ -88,7 +88,7 @@ def strategies_race(workload: Workload, batch: int, device: torch.device, tally:
         want = masker(on_host, epoch=1, **given)
         there, given_there = masker.to(device), {key: tensor.to(device) for key, tensor in given.items()}
         right = len(tally.wrong)
-        with tally.comparing(f"{name}, batch {batch}"):
+        with tally.comparing(f"{name}, batch {batch}", exercise.Given(name, masker).stem):
             assert_same(want, exercise.first_rows(there(ids, epoch=1, **given_there), batch), name)
         if len(tally.wrong) > right:
             continue

@@ -332,6 +332,19 @@ def test_one_wrong_kernel_does_not_hide_the_others(monkeypatch, capsys):
     assert "WRONG: small, span, int32, in shared memory: AssertionError" in capsys.readouterr().out
 
 
+def test_where_a_kernel_ends_the_use_of_the_device_the_others_run_in_a_new_process(monkeypatch):
+    ran = []
+    monkeypatch.setattr(exercise, "first_rows", lambda *_: 1 / 0)
+    monkeypatch.setattr(devices, "works", lambda: False)
+    monkeypatch.setattr(exercise.subprocess, "run", lambda command, **_: ran.append(command[2:]))
+    with pytest.raises(exercise.LostDeviceError, match=r"^span$"):
+        exercise.exercise(CPU, ["span", "pmi"], small=True)
+    assert exercise.run_others("span", ["random", "span", "ranks"], small=True) == 1
+    assert exercise.run_others("overlap", ["random", *exercise.GRAPH], small=False) == 1
+    assert exercise.run_others("span", ["span"], small=False) == 1
+    assert ran == [["--kernels", "random,ranks", "--small"], ["--kernels", "random"]]
+
+
 def test_every_kernel_is_timed(workload):
     """Those of masking in the race of strategies, those of counts and of graphs in cases of their own."""
     timed = {exercise.Given("", entry.masker).stem: name for name, entry in strategies.entries(workload, 4).items()} | {
