@@ -47,18 +47,12 @@ def id_of(tokens, column, ids):
 
 
 @inline
-def place_genes(tokens, first, begin, end, pool, known, ids, base, pos):
+def place_genes(tokens, first, begin, end, pool, ids, base, pos):
     """pos[id] = base + its column, from the last column to the first, so that a gene's first column stays."""
     bits = pool[begin >> 6] >> np.uint64(begin & 63)
-    if end - begin == AT_ONCE and ~bits & np.uint64(2**AT_ONCE - 1) == U0 and known:
-        here = np.uint64(first + begin)
-        for k in range(AT_ONCE):
-            r = np.uint64(AT_ONCE - 1 - k)
-            pos[np.uint64(ids[np.uint64(tokens[here + r])])] = base + begin + np.int64(r)
-    else:
-        for r in range(end - 1, begin - 1, -1):
-            if (bits >> np.uint64(r - begin)) & U1:
-                pos[id_of(tokens, first + r, ids)] = base + r
+    for r in range(end - 1, begin - 1, -1):
+        if (bits >> np.uint64(r - begin)) & U1:
+            pos[id_of(tokens, first + r, ids)] = base + r
 
 
 @stage

@@ -1,6 +1,7 @@
 """Loops over explicit vectors of 64-bit lanes, where a compiler left alone takes gathers, scatters or one at a time.
 
     fill_words         lane = column:    the random words of columns
+    fill_words_placing lane = column:    the same, and genes are put into the gene table meanwhile
     weigh_words        lane = word:      words become keys by weight
     neighbor_words     lane = block:     the random words of a seed's neighbours
     first_words        lane = column:    the first random word of any number of columns
@@ -8,9 +9,11 @@
     smallest_by_rank   lane = key:       the same, for the few smallest in any order
     write_replaced     lane = column:    tokens and labels after replacement
 
-Philox is written once: ``Lanes`` has the operators that ``philox`` uses. LLVM makes of all this what the CPU has
+Philox is written once: ``Lanes`` has the operators that ``philox_round`` uses. LLVM makes of all this what the CPU has
 (AVX-512, AVX2, NEON). Assumed: little-endian, as every CPU that Numba supports.
 """
+
+from itertools import islice
 
 import numpy as np
 from llvmlite import ir
@@ -19,7 +22,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .layout import AT_ONCE
-from .philox import LOW, philox
+from .philox import LOW, ROUNDS, philox_round
 from .weights import race_key
 
 LANES = 8  # of 64 bits
@@ -116,21 +119,72 @@ def _times(builder, index, factor):
     return builder.mul(index, I64(factor))
 
 
+def _philox(counter, key, after_round=None):
+    """Return the four words of a counter and a key in lanes; ``after_round`` is called with each round's number."""
+    state = *counter, *key
+    for number in range(ROUNDS):
+        state = philox_round.py_func(*state)
+        if after_round is not None:
+            after_round(number)
+    return state[:4]
+
+
+def _fill_words(context, builder, kinds, args, after_round=None):
+    """Emit what ``fill_words`` does; ``args`` are its own."""
+    block, low, high, *key = (Lanes.copies(builder, word, AT_ONCE) & LOW for word in args[5:10])
+    column = Lanes.copies(builder, args[4], AT_ONCE) + Lanes.constant(builder, range(AT_ONCE))
+    words = _philox((column & LOW, block, low, high), key, after_round)
+    for kind, array, word in zip(kinds, args, words, strict=False):
+        # The lower halves by a shuffle, one instruction for two vectors; a truncation takes more.
+        halves = builder.bitcast(word.value, ir.VectorType(I32, 2 * AT_ONCE))
+        lower = builder.shuffle_vector(halves, halves, _places(range(0, 2 * AT_ONCE, 2)))
+        builder.store(lower, _vector_from(context, builder, kind, array, args[4], AT_ONCE), align=4)
+    return context.get_dummy_value()
+
+
 @intrinsic
 def fill_words(typingctx, w0, w1, w2, w3, begin, block, low, high, key_low, key_high):
     """w0[r] … w3[r] = words of (column r, block), AT_ONCE columns from ``begin`` on; the halves of draw and seed."""
     signature = types.void(w0, w1, w2, w3, types.int64, *[types.uint64] * 5)
 
     def codegen(context, builder, signature, args):
-        block, *counter_key = (Lanes.copies(builder, word, AT_ONCE) & LOW for word in args[5:])
-        column = Lanes.copies(builder, args[4], AT_ONCE) + Lanes.constant(builder, range(AT_ONCE))
-        words = philox.py_func(column & LOW, block, *counter_key)
-        for kind, array, word in zip(signature.args, args, words, strict=False):
-            # The lower halves by a shuffle, one instruction for two vectors; a truncation takes more.
-            halves = builder.bitcast(word.value, ir.VectorType(I32, 2 * AT_ONCE))
-            lower = builder.shuffle_vector(halves, halves, _places(range(0, 2 * AT_ONCE, 2)))
-            builder.store(lower, _vector_from(context, builder, kind, array, args[4], AT_ONCE), align=4)
-        return context.get_dummy_value()
+        return _fill_words(context, builder, signature.args, args)
+
+    return signature, codegen
+
+
+@intrinsic
+def fill_words_placing(
+    typingctx, w0, w1, w2, w3, begin, block, low, high, key_low, key_high, tokens, first, ids, base, pos
+):
+    """``fill_words``, and pos[ids[tokens[first + r]]] = base + r for these columns, from the last one to the first.
+
+    Columns are placed between the rounds. Before or after them the processor would do either alone: the vectors of 32
+    columns fill its queue.
+    """
+    signature = types.void(w0, w1, w2, w3, types.int64, *[types.uint64] * 5, tokens, types.int64, ids, types.int64, pos)
+
+    def codegen(context, builder, signature, args):
+        tokens, numbers, table = (_pointer(context, builder, signature.args[i], args[i]) for i in (10, 12, 14))
+        here = cgutils.gep(builder, tokens, builder.add(args[11], args[4]))
+        entry = builder.add(args[13], args[4])
+        unchanged = builder.module.add_metadata([])  # by what is written here: loads need not wait for stores
+        columns = iter(range(AT_ONCE - 1, -1, -1))
+
+        def load(pointer):
+            value = builder.load(pointer)
+            value.set_metadata("invariant.load", unchanged)
+            return value
+
+        def place(number):
+            """Place a share of the columns, so that none is left after the last round."""
+            for column in islice(columns, AT_ONCE * (number + 1) // ROUNDS - AT_ONCE * number // ROUNDS):
+                token = load(cgutils.gep(builder, here, I64(column)))
+                gene = builder.zext(load(cgutils.gep(builder, numbers, token)), I64)
+                value = builder.trunc(builder.add(entry, I64(column)), table.type.pointee)
+                builder.store(value, cgutils.gep(builder, table, gene))
+
+        return _fill_words(context, builder, signature.args, args, place)
 
     return signature, codegen
 
@@ -147,7 +201,7 @@ def first_words(typingctx, size, block, low, high, key_low, key_high, words):
         with cgutils.for_range(builder, steps) as loop:
             begin = _times(builder, loop.index, AT_ONCE)
             column = Lanes.copies(builder, begin, AT_ONCE) + places
-            first = philox.py_func(column & LOW, block, *counter_key)[0].value
+            first = _philox((column & LOW, block, *counter_key[:2]), counter_key[2:])[0].value
             result = _vector_from(context, builder, signature.args[6], args[6], begin, AT_ONCE)
             builder.store(builder.trunc(first, result.type.pointee), result, align=4)
         return context.get_dummy_value()
@@ -171,6 +225,17 @@ def weigh_words(typingctx, words, begin, costs, place):
     return signature, codegen
 
 
+def _side_by_side(builder, low, high):
+    """Return the lower halves of two vectors of lanes, in one: the first in the lower half of each lane."""
+    halves = ir.VectorType(I32, 2 * LANES)
+    both = builder.shuffle_vector(
+        builder.bitcast(low.value, halves),
+        builder.bitcast(high.value, halves),
+        _places(place for lane in range(LANES) for place in (2 * lane, 2 * (LANES + lane))),
+    )
+    return builder.bitcast(both, low.value.type)
+
+
 @intrinsic
 def neighbor_words(typingctx, column, size, low, high, key_low, key_high, words):
     """words[j] = the word of a seed's neighbour j, for ``size`` neighbours, rounded up to 32; the halves of draw, seed.
@@ -186,12 +251,10 @@ def neighbor_words(typingctx, column, size, low, high, key_low, key_high, words)
         steps = builder.udiv(builder.add(args[1], I64(4 * LANES - 1)), I64(4 * LANES))
         with cgutils.for_range(builder, steps) as loop:
             block = blocks + Lanes.copies(builder, _times(builder, loop.index, LANES))
-            w0, w1, w2, w3 = philox.py_func(column, block & LOW, *counter_key)
-            front, back = w0 | w1 << 32, w2 | w3 << 32
+            w0, w1, w2, w3 = _philox((column, block & LOW, *counter_key[:2]), counter_key[2:])
+            front, back = _side_by_side(builder, w0, w1), _side_by_side(builder, w2, w3)
             even, odd = (
-                builder.shuffle_vector(
-                    front.value, back.value, _places(LANES * (i % 2) + k + i - i % 2 for i in range(LANES))
-                )
+                builder.shuffle_vector(front, back, _places(LANES * (i % 2) + k + i - i % 2 for i in range(LANES)))
                 for k in range(2)
             )
             both = builder.shuffle_vector(even, odd, _places(range(2 * LANES)))
@@ -213,8 +276,8 @@ def _rank(builder, keys, n, group):
     builder.store(zero.value, rank)
     with cgutils.for_range(builder, n) as other:
         key = Lanes.copies(builder, builder.load(cgutils.gep(builder, keys, other.index)), width)
-        smaller = one.where(key.below(mine), zero)
-        builder.store((Lanes(builder, builder.load(rank)) + smaller).value, rank)
+        before = Lanes(builder, builder.load(rank))
+        builder.store((before + one).where(key.below(mine), before).value, rank)
     return mine, Lanes(builder, builder.load(rank))
 
 

@@ -23,7 +23,7 @@ from .function import add_proposed
 from .gene_sets import add_sets
 from .groups import follow_leaders
 from .jit import inline, kernel, stage
-from .lanes import AT_ONCE, weigh_words
+from .lanes import AT_ONCE, fill_words_placing, weigh_words
 from .layout import (
     BALANCED,
     CORRMASK,
@@ -59,6 +59,8 @@ from .rows import (
 )
 from .span import add_spans
 
+ALL_AT_ONCE = np.uint64(2**AT_ONCE - 1)
+
 
 @stage
 def row_rates(rates, draw, seed):
@@ -80,22 +82,39 @@ def begin_row(
 
     Where genes have ``costs``, w1 become keys by weight, and so do w0 that order seeds, where the gene table is filled.
 
-    All in one loop: the words keep the vector units busy, the rest is reading and writing, and takes no time beside it.
+    All in one loop: the words keep the vector units busy, the rest is reading and writing, and takes little time beside it.
     """
-    for begin in range(64 * words_for(width) - AT_ONCE, -1, -AT_ONCE):
-        if placing:
-            place_genes(tokens, first, begin, min(begin + AT_ONCE, width), pool, known, ids, base, pos)
-        if linking:
-            find_pairs(tokens, first, begin, min(begin + AT_ONCE, width - 1), size, lookup, found)
-        for c in range(first + begin, first + begin + AT_ONCE, 8):
-            prefetch(out, c)
-            prefetch(labels, c)
-        column_words(w0, w1, w2, w3, begin, U0, draw, seed)
-        if costs.size:
+    if placing:
+        for begin in range(64 * words_for(width) - AT_ONCE, -1, -AT_ONCE):
+            ask_for(out, labels, first + begin)
+            if known and ~(pool[begin >> 6] >> np.uint64(begin & 63)) & ALL_AT_ONCE == U0:
+                fill_words_placing(
+                    w0, w1, w2, w3, begin, U0, draw & LOW, draw >> S32, seed & LOW, seed >> S32,
+                    tokens, first, ids, base, pos,
+                )  # fmt: skip
+            else:
+                place_genes(tokens, first, begin, min(begin + AT_ONCE, width), pool, ids, base, pos)
+                column_words(w0, w1, w2, w3, begin, U0, draw, seed)
+    else:
+        for begin in range(0, 64 * words_for(width), AT_ONCE):
+            ask_for(out, labels, first + begin)
+            if linking:
+                find_pairs(tokens, first, begin, min(begin + AT_ONCE, width - 1), size, lookup, found)
+            column_words(w0, w1, w2, w3, begin, U0, draw, seed)
+    if costs.size:
+        for begin in range(0, 64 * words_for(width), AT_ONCE):
             find_costs(tokens, first + begin, first + width - 1, costs, column_costs)
             weigh_words(w1, begin, column_costs, 0)
             if placing:
                 weigh_words(w0, begin, column_costs, 0)
+
+
+@inline
+def ask_for(out, labels, column):
+    """Ask for the memory that AT_ONCE columns are written to."""
+    for c in range(column, column + AT_ONCE, 8):
+        prefetch(out, c)
+        prefetch(labels, c)
 
 
 @inline

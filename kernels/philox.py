@@ -14,6 +14,7 @@ from .jit import inline, kernel
 M0, M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 W0, W1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
 LOW = np.uint64(0xFFFFFFFF)
+ROUNDS = 10
 S32 = np.uint64(32)
 
 SAMPLE_COLUMN = np.uint64(2**32 - 1)  # the column of section 2: which cells a graph is built from
@@ -23,14 +24,18 @@ SETS_BLOCK = np.uint64(2**32 - 2)  # the block of gene sets, whose numbers stand
 
 
 @inline
+def philox_round(c0, c1, c2, c3, k0, k1):
+    """Return the counter and the key after one round."""
+    p0 = M0 * c0
+    p1 = M1 * c2
+    return (p1 >> S32) ^ c1 ^ k0, p1 & LOW, (p0 >> S32) ^ c3 ^ k1, p0 & LOW, (k0 + W0) & LOW, (k1 + W1) & LOW
+
+
+@inline
 def philox(c0, c1, c2, c3, k0, k1):
     """Return four words, each in a uint64, of four counter words and two key words (uint64, upper half zero)."""
-    for _ in range(10):
-        p0 = M0 * c0
-        p1 = M1 * c2
-        c0, c1, c2, c3 = (p1 >> S32) ^ c1 ^ k0, p1 & LOW, (p0 >> S32) ^ c3 ^ k1, p0 & LOW
-        k0 = (k0 + W0) & LOW
-        k1 = (k1 + W1) & LOW
+    for _ in range(ROUNDS):
+        c0, c1, c2, c3, k0, k1 = philox_round(c0, c1, c2, c3, k0, k1)
     return c0, c1, c2, c3
 
 
