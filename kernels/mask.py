@@ -82,7 +82,7 @@ def begin_row(
 
     Where genes have ``costs``, w1 become keys by weight, and so do w0 that order seeds, where the gene table is filled.
 
-    All in one loop: the words keep the vector units busy, the rest is reading and writing, and takes little time beside it.
+    All in one loop: the words keep the vector units busy, the rest is reading and writing beside it.
     """
     if placing:
         for begin in range(64 * words_for(width) - AT_ONCE, -1, -AT_ONCE):
