@@ -57,6 +57,7 @@ bench: $(READY)
 	$(BIN)/python bench/streams.py
 	$(BIN)/python bench/counts/run.py
 	$(BIN)/python bench/values.py
+	$(BIN)/python bench/growth.py
 	$(BIN)/python bench/graph/run.py
 	$(BIN)/python bench/pretrain/run.py
 
@@ -65,6 +66,7 @@ bench-smoke: $(READY)
 	$(BIN)/python bench/run.py --smoke --keep build/bench-smoke
 	$(BIN)/python bench/counts/run.py --smoke
 	$(BIN)/python bench/values.py --smoke
+	$(BIN)/python bench/growth.py --smoke --keep build/bench-smoke
 	$(BIN)/python bench/gpu/run.py --smoke
 
 # The Python that has PyTorch for CUDA and CuPy, in any environment; without a GPU the report prints why it cannot run, and ends with 2.

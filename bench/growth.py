@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from contestants import COPY, FLOORS, MASKER, PHILOX, TORCH_MASK
-from harness import records
 from harness.bench import Bench, parser_of
 from harness.floors import copy_masked, philox_words
 from harness.timing import Contestant
@@ -142,9 +141,21 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
     figure.supylabel("nanoseconds a gene", fontsize=9)
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=4, frameon=False)
+    figure.legend(
+        *figure.axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=4, fontsize=8, frameon=False
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
+
+
+def print_table(rows: Sequence[Row]) -> None:
+    """Print nanoseconds a gene."""
+    for case in dict.fromkeys(row["case"] for row in rows):
+        sizes = nanoseconds(rows, case, MASKER)[0]
+        print(f"\n{case:<34}" + "".join(f"{size:>9,}" for size in sizes))
+        for name in (TORCH_MASK, MASKER, RANDOM, COPY, PHILOX):
+            if times := nanoseconds(rows, case, name)[1]:
+                print(f"{name:<34}" + "".join(f"{time:>9.2f}" for time in times))
 
 
 def main() -> None:
@@ -158,6 +169,8 @@ def main() -> None:
             if case != "threads" or size <= bench.shared["cores"]:
                 measure(bench, case, size)
     bench.finish()
+    if not arguments.smoke:
+        print_table(bench.rows)
     draw(
         bench.rows,
         arguments.keep / "growth.png" if arguments.smoke or arguments.dry else arguments.results.with_suffix(".png"),

@@ -94,7 +94,8 @@ class Bench:
         """Print goals and conditions, and record."""
         if self.rows:
             how = self.how.format(**self.rows[0])
-            print(f"\n{table(self.rows, self.goals, self.floors)}\n\n{conditions_text(self.rows[0], how)}")
+            goals = f"\n{table(self.rows, self.goals, self.floors)}\n" if self.goals else ""
+            print(f"{goals}\n{conditions_text(self.rows[0], how)}")
         self.record()
         if self.smoke:
             print("\nA smoke run: nothing is recorded, and the figures mean nothing.")
