@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cuda_cases import nvrtc
+from cuda_host import nvrtc
 
 from corrmask_fast import cuda
 
 cupy = pytest.importorskip("cupy", reason="CuPy is not installed here: .ci/floors tries it in environments of its own")
-if nvrtc() is None:
+if nvrtc.library() is None:
     pytest.skip("no NVRTC here: pip install nvidia-cuda-nvrtc", allow_module_level=True)
 from cupy.cuda import compiler, driver, function, runtime
 
