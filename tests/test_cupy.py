@@ -32,7 +32,7 @@ def test_cupy_compiles_the_kernels(name, monkeypatch):
 def test_modules_and_kernels_have_what_the_loader_and_the_bench_use():
     module = cupy.RawModule(code=cuda.kernel_source(KERNELS[0]), options=cuda.OPTIONS)
     assert callable(module.get_function)
-    for name in ("max_dynamic_shared_size_bytes", "kernel", "attributes"):
+    for name in ("max_dynamic_shared_size_bytes", "preferred_shared_memory_carveout", "kernel", "attributes"):
         assert hasattr(cupy.RawKernel, name), name
     # The names of Device.attributes are those of these constants.
     for name in ("MaxSharedMemoryPerBlockOptin", "MultiProcessorCount"):

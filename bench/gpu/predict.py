@@ -106,6 +106,7 @@ class Row(NamedTuple):
     """What a row takes, of the mean row."""
 
     parts: dict[str, float]  # instructions by part
+    phases: dict[str, float]  # cycles of a block alone, by the part that has the barrier they end with
     issued: float
     pipes: dict[str, float]
     shared_cycles: float  # of loads, stores, atomics
@@ -157,6 +158,9 @@ def count(nvdisasm: str, case: Case, **emulated) -> Row:
     n, counts = case.rows, module.counts
     code = module.kernels[kernel_of(kernels, case.input_ids.itemsize)[1]]
     known, parts, pipes, ideal = functions(), Counter(), Counter(), 0
+    phases = Counter()
+    for at, cycles in counts.phases.items():
+        phases[part_of(code[at].chain, known) if at >= 0 else "end"] += cycles / n
     for one, issued in zip(code, counts.issued, strict=True):
         if issued:
             parts[part_of(one.chain, known)] += issued / n
@@ -164,6 +168,7 @@ def count(nvdisasm: str, case: Case, **emulated) -> Row:
             ideal += issued if one.pipe == "shared" else 0
     return Row(
         parts=dict(parts.most_common()),
+        phases=dict(phases),
         issued=counts.issued.sum() / n,
         pipes=dict(pipes),
         shared_cycles=counts.waves.sum() / n,
@@ -233,7 +238,9 @@ def main() -> int:
     attention = np.ones(ids.shape, np.uint8) if args.attention else None
     row = count(args.nvdisasm, Case("bench", workload.graph, ids, attention), mask_dtype=np.int64)
     print(f"\nCorrMask, int64, {args.rows} rows executed; the masks are the oracle's. Warp instructions a row:\n")
-    print(table(("part", "instructions"), [*row.parts.items(), ("together", row.issued)]))
+    parts = [(name, n, row.phases.get(name, 0.0)) for name, n in row.parts.items() if n >= 50 or name in row.phases]
+    parts += [("end", 0.0, row.phases["end"]), ("together", row.issued, row.cycles)]
+    print(table(("part", "instructions", "cycles up to its barriers, alone"), parts))
     counted = [(f"instructions: {name}", n) for name, n in sorted(row.pipes.items(), key=lambda one: -one[1])]
     counted += [
         ("cycles of shared memory", row.shared_cycles),

@@ -18,7 +18,9 @@ def test_blocks_of_a_multiprocessor():
 
 
 def test_time_is_bound_by_bytes_issue_or_latency():
-    row = predict.Row({}, 4_000, {"alu": 1_000, "fma": 0, "slow": 0, "shuffle": 0}, 0, 0, 0, 0, 0, 10_000.0, 10_000.0)
+    row = predict.Row(
+        {}, {}, 4_000, {"alu": 1_000, "fma": 0, "slow": 0, "shuffle": 0}, 0, 0, 0, 0, 0, 10_000.0, 10_000.0
+    )
     short, long = (predict.predicted_s(row, n, 5, 50_000) for n in (12, 132 * 1_000))
     assert short == pytest.approx(3e-6 + 10_000 / 1.98e9)
     assert long == pytest.approx(3e-6 + 132 * 1_000 * 50_000 / 4.3e12)

@@ -1,7 +1,7 @@
 """Machine code of sm_90 executed on the CPU: the instructions that a GPU would issue, counted one by one.
 
-``nvdisasm`` disassembles what NVRTC compiled. The warps of a block run one after another from barrier to barrier, the 32
-lanes of a warp as NumPy arrays. Global addresses are this process's own. Results are the kernel's, so an instruction
+``nvdisasm`` disassembles what NVRTC compiled. The warps of a block run one after another from barrier to barrier, the
+32 lanes of a warp as NumPy arrays. Global addresses are this process's own. Results are the kernel's, so an instruction
 that is read wrongly shows in them. An instruction that the masking kernels do not use raises KeyError.
 
 Time of a block that has a multiprocessor to itself: a warp issues in order, an instruction when its operands are there
@@ -66,6 +66,7 @@ class Counts:
     distinct: Counter = field(default_factory=Counter)  # those a block touched, each once
     cycles: list[int] = field(default_factory=list)  # of each block, alone on its multiprocessor
     barriers: int = 0
+    phases: Counter = field(default_factory=Counter)  # cycles of all blocks, by the barrier (its place) that ends them
 
 
 # ----------------------------------------------------------------------------------------------------- reading the code
@@ -740,18 +741,21 @@ class Block:
         self.warps = [Warp(self, first) for first in range(0, threads, 32)]
 
     def run(self) -> None:
+        before = 0
         while True:
             alive = [warp.run() for warp in self.warps]
             assert all(alive) or not any(alive), "some warps end before a barrier of the others"
             now = max(warp.now for warp in self.warps)
+            self.counts.phases[max(warp.groups[-1][0] if warp.groups else 0 for warp in self.warps) - 1] += now - before
             if not any(alive):
                 self.counts.cycles.append(now)
                 for what, sectors in self.touched.items():
                     self.counts.distinct[what] += len(sectors)
                 return
             self.counts.barriers += 1
+            before = now + 20
             for warp in self.warps:
-                warp.now = now + 20
+                warp.now = before
 
 
 class SassModule:
