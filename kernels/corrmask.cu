@@ -19,14 +19,15 @@ constexpr u32 ROUND = POOL / 2;        // partners that it keeps of them: there 
 constexpr u32 PASS = 64;               // neighbours that it looks up at a time
 constexpr u32 SMALL_KEY = 3u << 29;    // three in eight are smaller
 constexpr float FIRST_YIELD = 0.8f;    // partners that a seed is expected to add, of max_partners
-constexpr float WAVE_MARGIN = 4.0f;    // seeds that a wave takes beyond those expected to fill the quota
+constexpr float WAVE_MARGIN = 2.0f;    // seeds that a wave expands beyond those expected to fill the quota
+constexpr float LISTED = 3.0f;         // columns that it lists for each: a third or more have neighbours
 constexpr float WAVE_FILLING = 0.75f;  // of its list: chance must not make it overflow often
 
 struct Seed {
   u64 key;    // (w0, column)
   i64 begin;  // of its neighbours
   u32 degree;
-  u32 order;  // its place in the wave
+  u32 sorted;  // in entry i of the list: where the i-th seed stands
 };
 
 struct Pool {
@@ -38,7 +39,8 @@ static_assert(sizeof(Seed) == 24 && sizeof(Pool) == 640, "engine/device.py count
 
 struct Wave {
   Pool* pools;     // (warps,)
-  Seed* seeds;     // (capacity,)
+  u64* listed;     // (2 · capacity,) columns as keys
+  Seed* seeds;     // (2 · capacity,) of them, those that have neighbours
   u32* proposals;  // (capacity, stride) columns: a seed, then its partners, then NO_COLUMN
   u32 capacity, stride;
 };
@@ -54,11 +56,11 @@ __device__ __forceinline__ u64 list_wave(const Row& row, const Wave& wave, u64 l
         const u64 key = (u64)(k ? w0.y : w0.x) << 32 | (c + k);
         if (!has_bit(k ? maskable.y : maskable.x, lane_id()) || key - low >= high - low) continue;
         const u32 i = atomicAdd(&row.state->listed, 1u);
-        if (i < wave.capacity) wave.seeds[i].key = key;
+        if (i < 2 * wave.capacity) wave.listed[i] = key;
       }
     }
     __syncthreads();
-    if (row.state->listed <= wave.capacity) return high;
+    if (row.state->listed <= 2 * wave.capacity) return high;
     __syncthreads();
     if (threadIdx.x == 0) row.state->listed = 0;
     high = low + (high - low) / 2;
@@ -66,20 +68,28 @@ __device__ __forceinline__ u64 list_wave(const Row& row, const Wave& wave, u64 l
   }
 }
 
-// Finds each listed column's place in the order and its neighbours: none if it is no seed.
+// Finds the seeds among the listed columns, their number (`spare` of the row's state), neighbours and order.
 __device__ __forceinline__ void look_up_seeds(const Batch& batch, const Row& row, const Genes& genes,
                                               const Graph& graph, const Wave& wave, u32 listed) {
+#pragma unroll 1
   for (u32 i = threadIdx.x; i < listed; i += blockDim.x) {
-    const u64 key = wave.seeds[i].key;
-    u32 order = 0;
-    for (u32 k = 0; k < listed; ++k) order += wave.seeds[k].key < key;
-    wave.seeds[i].order = order;
-    wave.seeds[i].begin = wave.seeds[i].degree = 0;
+    const u64 key = wave.listed[i];
     const i64 token = input_token(batch, row.start + (u32)key);
     if ((u64)token >= batch.vocab_size || column_of(genes, token) != (u32)key) continue;
     const i64 begin = neighbours_begin(graph, token);
-    wave.seeds[i].begin = begin;
-    wave.seeds[i].degree = neighbours_begin(graph, token + 1) - begin;
+    const u32 degree = neighbours_begin(graph, token + 1) - begin;
+    if (degree) wave.seeds[atomicAdd(&row.state->spare, 1u)] = {key, begin, degree, 0};
+  }
+  __syncthreads();
+  const u32 found = row.state->spare;
+#pragma unroll 1
+  for (u32 i = threadIdx.x / 4; i < (found + 7) / 8 * 8; i += blockDim.x / 4) {  // four threads count for one seed
+    const u64 key = wave.seeds[min(i, found - 1)].key;
+    u32 rank = 0;
+    for (u32 k = threadIdx.x % 4; k < found; k += 4) rank += wave.seeds[k].key < key;
+    rank += __shfl_xor_sync(FULL_WARP, rank, 1);
+    rank += __shfl_xor_sync(FULL_WARP, rank, 2);
+    if (threadIdx.x % 4 == 0 && i < found) wave.seeds[rank].sorted = i;
   }
   __syncthreads();
 }
@@ -187,19 +197,19 @@ __device__ __forceinline__ void choose_partners(const Row& row, const Genes& gen
 }
 
 __device__ __forceinline__ void expand_wave(const Row& row, const Genes& genes, const Graph& graph, const Wave& wave,
-                                            u32 listed) {
-  for (u32 i = warp_id(); i < listed; i += warp_count()) {
-    const Seed& seed = wave.seeds[i];  // read where it is needed: registers are short
-    u32* proposals = wave.proposals + seed.order * wave.stride;
-    if (lane_id() == 0) proposals[0] = seed.degree ? (u32)seed.key : NO_COLUMN;
+                                            u32 expanded) {
+  for (u32 i = warp_id(); i < expanded; i += warp_count()) {
+    const Seed& seed = wave.seeds[wave.seeds[i].sorted];  // read where it is needed: registers are short
+    u32* proposals = wave.proposals + i * wave.stride;
+    if (lane_id() == 0) proposals[0] = (u32)seed.key;
     choose_partners(row, genes, graph, seed, wave.pools[warp_id()], proposals + 1);
   }
   __syncthreads();
 }
 
 // Adds the proposed columns in their order, each once, while fewer than the quota are in. For warp 0.
-__device__ __forceinline__ void accept_wave(const Row& row, const Wave& wave, u32 listed, u32 count) {
-  const u32 proposed = listed * wave.stride, quota = row.state->quota;
+__device__ __forceinline__ void accept_wave(const Row& row, const Wave& wave, u32 expanded, u32 count) {
+  const u32 proposed = expanded * wave.stride, quota = row.state->quota;
   for (u32 begin = 0; begin < proposed && count < quota; begin += 32) {
     const u32 i = begin + lane_id(), column = i < proposed ? wave.proposals[i] : NO_COLUMN;
     const bool fresh = column != NO_COLUMN && !has_bit(row.masked[word_of(column)], bit_of(column));
@@ -216,7 +226,7 @@ __device__ __forceinline__ void accept_wave(const Row& row, const Wave& wave, u3
   }
   if (lane_id() == 0) {
     row.state->masked = count;
-    row.state->listed = 0;
+    row.state->listed = row.state->spare = 0;
   }
 }
 
@@ -227,19 +237,20 @@ __device__ __forceinline__ void expand_seeds(const Batch& batch, const Row& row,
   float yield = 1.0f + FIRST_YIELD * graph.max_partners;
   u64 low = 0;
   while (count < row.state->quota && low != LAST_KEY) {
-    // Any bound is right; this one lets the wave hold about as many seeds as the quota still needs.
-    const float wanted = min((row.state->quota - count) / yield + WAVE_MARGIN, WAVE_FILLING * wave.capacity);
-    const float share = wanted / row.state->n;
+    // Any bound is right; this one lists as many columns as may hold the seeds that the quota still needs.
+    const float wanted = min((row.state->quota - count) / yield + WAVE_MARGIN, (float)wave.capacity);
+    const float share = min(LISTED * wanted, 2 * WAVE_FILLING * wave.capacity) / row.state->n;
     const u64 width = share < 1.0f ? (u64)(share * 18446744073709551616.0f) : LAST_KEY;
-    low = list_wave(row, wave, low, width < LAST_KEY - low ? low + width : LAST_KEY);
-    const u32 listed = row.state->listed;
-    look_up_seeds(batch, row, genes, graph, wave, listed);
-    expand_wave(row, genes, graph, wave, listed);
-    if (warp_id() == 0) accept_wave(row, wave, listed, count);
+    const u64 high = list_wave(row, wave, low, width < LAST_KEY - low ? low + width : LAST_KEY);
+    look_up_seeds(batch, row, genes, graph, wave, row.state->listed);
+    const u32 found = row.state->spare, expanded = min(found, (u32)wanted);
+    low = expanded < found ? wave.seeds[wave.seeds[expanded].sorted].key : high;  // others are for the next wave
+    expand_wave(row, genes, graph, wave, expanded);
+    if (warp_id() == 0) accept_wave(row, wave, expanded, count);
     __syncthreads();
     count = row.state->masked;
-    seen += listed;
-    yield = max(0.25f, (float)count / max(seen, 1u));
+    seen += expanded;
+    if (seen) yield = max(0.25f, (float)count / seen);
   }
 }
 
@@ -251,8 +262,9 @@ __device__ __forceinline__ void mask_row(const Batch& batch, const Graph& graphs
   Pool* pools = (Pool*)row.end;
   RankedWord* present = (RankedWord*)(pools + warp_count());
   const Genes genes = {present, row.own, (batch.vocab_size + 63) / 64 * 2};  // fill() takes two
-  Seed* seeds = (Seed*)(present + genes.words);
-  const Wave wave = {pools, seeds, (u32*)(seeds + wave_capacity), wave_capacity, 1 + graph.max_partners};
+  u64* listed = (u64*)(present + genes.words);
+  Seed* seeds = (Seed*)(listed + 2 * wave_capacity);
+  const Wave wave = {pools, listed, seeds, (u32*)(seeds + 2 * wave_capacity), wave_capacity, 1 + graph.max_partners};
 
   clear_row(batch, row);
   fill((u32*)genes.present, 2 * genes.words, 0);

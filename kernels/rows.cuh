@@ -67,7 +67,7 @@ struct RowState {
   u32 listed;               // entries of a list that is being made
   u32 masked;               // columns masked by the strategy
   u32 bin, before, inside;  // of the histogram
-  u32 spare;
+  u32 spare;                // the strategy's
   u32 warp_sums[MAX_WARPS];
   u32 histogram[RADIX];
 };
@@ -150,7 +150,7 @@ __device__ __forceinline__ void clear_row(const Batch& batch, const Row& row) {
   if (threadIdx.x) return;
   row.state->content = 0;
   row.state->first = batch.columns;
-  row.state->n = row.state->listed = row.state->masked = 0;
+  row.state->n = row.state->listed = row.state->masked = row.state->spare = 0;
 }
 
 // Takes out of `maskable` the columns whose mask element is not as wanted; returns the thread's first that stays.

@@ -51,7 +51,7 @@ class Arena(NamedTuple):
         if kernels.reads in {"graph", "gene sets"}:
             size += 8 * (-(-vocab_size // 64) * 2)
         if kernels.waves:
-            size += POOL * (threads // 32) + capacity * (SEED + 4 * (partners + 1))
+            size += POOL * (threads // 32) + capacity * (2 * 8 + 2 * SEED + 4 * (partners + 1))
         return cls(-(-size // 16) * 16, partners, capacity)
 
 
