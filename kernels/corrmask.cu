@@ -51,13 +51,13 @@ __device__ __forceinline__ u64 list_wave(const Row& row, const Wave& wave, u64 l
 #pragma unroll 1
     for (u32 c = 2 * threadIdx.x; c < row.width; c += 2 * blockDim.x) {
       const uint2 w0 = pair_of(row.w0, c), maskable = pair_of(row.maskable, word_of(c));
-#pragma unroll
-      for (u32 k = 0; k < 2; ++k) {
-        const u64 key = (u64)(k ? w0.y : w0.x) << 32 | (c + k);
-        if (!has_bit(k ? maskable.y : maskable.x, lane_id()) || key - low >= high - low) continue;
-        const u32 i = atomicAdd(&row.state->listed, 1u);
-        if (i < 2 * wave.capacity) wave.listed[i] = key;
-      }
+      const u64 even = (u64)w0.x << 32 | c, odd = (u64)w0.y << 32 | (c + 1);
+      const bool first = has_bit(maskable.x, lane_id()) && even - low < high - low;
+      const bool second = has_bit(maskable.y, lane_id()) && odd - low < high - low;
+      if (!first && !second) continue;
+      const u32 i = atomicAdd(&row.state->listed, first + second);
+      if (first && i < 2 * wave.capacity) wave.listed[i] = even;
+      if (second && i + first < 2 * wave.capacity) wave.listed[i + first] = odd;
     }
     __syncthreads();
     if (row.state->listed <= 2 * wave.capacity) return high;
