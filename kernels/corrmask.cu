@@ -233,7 +233,7 @@ __device__ __forceinline__ void accept_wave(const Row& row, const Wave& wave, u3
 // Puts seeds and partners into `masked` until the quota is reached or no seed is left.
 __device__ __forceinline__ void expand_seeds(const Batch& batch, const Row& row, const Genes& genes, const Graph& graph,
                                              const Wave& wave) {
-  u32 count = 0, seen = 0;
+  u32 count = 0;
   float yield = 1.0f + FIRST_YIELD * graph.max_partners;
   u64 low = 0;
   while (count < row.state->quota && low != LAST_KEY) {
@@ -248,23 +248,20 @@ __device__ __forceinline__ void expand_seeds(const Batch& batch, const Row& row,
     expand_wave(row, genes, graph, wave, expanded);
     if (warp_id() == 0) accept_wave(row, wave, expanded, count);
     __syncthreads();
+    if (expanded) yield = max(0.25f, (float)(row.state->masked - count) / expanded);
     count = row.state->masked;
-    seen += expanded;
-    if (seen) yield = max(0.25f, (float)count / seen);
   }
 }
 
 __device__ __forceinline__ void mask_row(const Batch& batch, const Graph& graphs, uint4* arena, u32 wave_capacity,
                                          i64 index) {
-  Graph graph = graphs;
-  const bool has_graph = graph_of_row(batch, graph, index);
   const Row row = row_in_arena(batch, arena, index);
   Pool* pools = (Pool*)row.end;
   RankedWord* present = (RankedWord*)(pools + warp_count());
   const Genes genes = {present, row.own, (batch.vocab_size + 63) / 64 * 2};  // fill() takes two
   u64* listed = (u64*)(present + genes.words);
   Seed* seeds = (Seed*)(listed + 2 * wave_capacity);
-  const Wave wave = {pools, listed, seeds, (u32*)(seeds + 2 * wave_capacity), wave_capacity, 1 + graph.max_partners};
+  const Wave wave = {pools, listed, seeds, (u32*)(seeds + 2 * wave_capacity), wave_capacity, 1 + graphs.max_partners};
 
   clear_row(batch, row);
   fill((u32*)genes.present, 2 * genes.words, 0);
@@ -272,7 +269,8 @@ __device__ __forceinline__ void mask_row(const Batch& batch, const Graph& graphs
   __syncthreads();
   read_row(batch, row, true, genes.present);
   draw_row(batch, row);
-  const bool expands = has_graph && row.state->quota;
+  Graph graph = graphs;
+  const bool expands = row.state->quota && graph_of_row(batch, graph, index);
   if (expands) place_genes(row, genes);
   if (row.state->budget) draw_words(batch, row);
   if (expands) expand_seeds(batch, row, genes, graph, wave);
