@@ -37,6 +37,16 @@ __device__ __forceinline__ u32 warp_sum(u32 value) {
 #endif
 }
 
+// The least of a warp's values, in every lane.
+__device__ __forceinline__ u32 warp_min(u32 value) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+  for (int d = 16; d; d >>= 1) value = min(value, __shfl_xor_sync(FULL_WARP, value, d));
+  return value;
+#else
+  return __reduce_min_sync(FULL_WARP, value);
+#endif
+}
+
 // The sum of a warp's values up to and including the lane's own.
 __device__ __forceinline__ u32 warp_running_sum(u32 value) {
 #pragma unroll

@@ -17,7 +17,6 @@ constexpr u64 LAST_KEY = ~0ull;
 constexpr u32 POOL = 32;               // neighbours that a warp ranks at a time, one a lane
 constexpr u32 ROUND = POOL / 2;        // partners that it keeps of them: there must be room for others
 constexpr u32 PASS = 64;               // neighbours that it looks up at a time
-constexpr u32 SMALL_KEY = 3u << 29;    // three in eight are smaller
 constexpr float FIRST_YIELD = 0.8f;    // partners that a seed is expected to add, of max_partners
 constexpr float WAVE_MARGIN = 2.0f;    // seeds that a wave expands beyond those expected to fill the quota
 constexpr float LISTED = 3.0f;         // columns that it lists for each: a third or more have neighbours
@@ -31,7 +30,7 @@ struct Seed {
 };
 
 struct Pool {
-  u32 key[POOL], j[POOL];  // of neighbour j of the CSR row
+  uint2 best[POOL];          // (key, j) of neighbour j of the CSR row, in order
   u32 pending[POOL + PASS];  // neighbours in the cell that have no key yet
 };
 
@@ -94,68 +93,34 @@ __device__ __forceinline__ void look_up_seeds(const Batch& batch, const Row& row
   __syncthreads();
 }
 
-// How many of a pool's keys come before the caller's. Equal keys are rare (one pool in some ten million): whether they
-// count, those of earlier slots, is asked only then.
-__device__ __forceinline__ u32 rank_in_pool(const Pool& pool, u32 total, u32 key, bool equal_too) {
-  u32 rank = 0;
-#pragma unroll 1
-  for (u32 i = 0; i < total; i += 4) {
-    const uint4 other = *(const uint4*)(pool.key + i);
-    rank += (other.x < key) + (other.y < key) + (other.z < key) + (other.w < key);
-  }
-#pragma unroll 1
-  for (u32 i = 0; equal_too && i < min(total, lane_id()); ++i) rank += pool.key[i] == key;
-  return rank;
-}
-
-// Takes `count` pending neighbours into the best so far and keeps `take` of all; lane l < found holds the l-th best of
-// them as (key, j). `costs`: of all edges, or null. Only (key, j) >= after count: those below are partners already. For one warp.
+// Ranks `count` pending neighbours with the `found` best so far, and keeps `take` of them: lane l < found holds the l-th as
+// (key, j). `costs`: of all edges, or null. Only (key, j) >= after count: those below are partners already. For one warp.
 __device__ __forceinline__ void rank_pending(const Row& row, const Seed& seed, const u32* costs, Pool& pool,
                                              const u32* pending, u32 count, u64 after, u32 take, u32& found,
                                              u32& key, u32& j) {
-  const u32 lane = lane_id(), worst = __shfl_sync(FULL_WARP, key, take - 1);
-  const bool best = lane < found, fresh = !best && lane < found + count;
+  const u32 lane = lane_id();
+  const bool fresh = lane >= found && lane < found + count;
   if (fresh) j = pending[lane - found];
   const uint4 w = row_words(row, (u32)seed.key, 1 + j / 4);
   if (fresh) key = j & 2 ? (j & 1 ? w.w : w.z) : (j & 1 ? w.y : w.x);
   if (fresh && costs) key = race_key(key, costs[seed.begin + j]);
-  bool enters = fresh && ((u64)key << 32 | j) >= after && (found < take || key < worst);
-  u32 entering = __ballot_sync(FULL_WARP, enters);
-  // Where small keys suffice, the others need not be ranked.
-  const u32 small = __ballot_sync(FULL_WARP, (best || enters) && key < SMALL_KEY);
-  if ((u32)__popc(small) >= take) {
-    entering &= small;
-    enters = has_bit(entering, lane);
-  }
-  const u32 total = found + __popc(entering);
-  __syncwarp();  // all have read `pending` before it changes
-  if (!entering) return;
-  // Slots: the best so far, then those that enter in the order of j, so that of equal keys the smaller j comes first.
-  const u32 slot = best ? lane : found + votes_before(entering);
-  if (lane >= total) pool.key[lane] = 0xFFFFFFFFu;
-  if (best || enters) {
-    pool.key[slot] = key;
-    pool.j[slot] = j;
+  // Of equal keys the first lane's comes first: lanes stand in the order of j, but for the best, which have their own.
+  u32 open = __ballot_sync(FULL_WARP, lane < found || (fresh && ((u64)key << 32 | j) >= after));
+  found = min(take, (u32)__popc(open));
+  if (!has_bit(open, lane)) key = 0xFFFFFFFFu;
+#pragma unroll 1
+  for (u32 i = 0; i < found; ++i) {
+    const u32 least = warp_min(key), equal = open & __ballot_sync(FULL_WARP, key == least);
+    const u32 first = equal & (0u - equal);
+    open ^= first;
+    if (first != 1u << lane) continue;
+    pool.best[i] = make_uint2(key, j);
+    key = 0xFFFFFFFFu;
   }
   __syncwarp();
-  key = pool.key[lane];
-  j = pool.j[lane];
-  u32 rank = rank_in_pool(pool, total, key, false);
-  bool wins = lane < total && rank < take;
-  __syncwarp();
-  if (wins) atomicExch(&pool.j[rank], j);  // equal keys have equal ranks: one of them will miss its j
-  __syncwarp();
-  if (__any_sync(FULL_WARP, wins && pool.j[rank] != j)) {
-    rank = rank_in_pool(pool, total, key, true);
-    wins = lane < total && rank < take;
-    __syncwarp();
-    if (wins) pool.j[rank] = j;
-  }
-  if (wins) pool.key[rank] = key;
-  __syncwarp();
-  key = pool.key[lane];
-  j = pool.j[lane];
-  found = min(total, take);
+  key = pool.best[lane].x;
+  j = pool.best[lane].y;
+  __syncwarp();  // all have read before the next ones are written
 }
 
 // Writes the seed's partners to out[0 … max_partners), NO_COLUMN after them: ROUND at a time. For one warp.
@@ -165,10 +130,24 @@ __device__ __forceinline__ void choose_partners(const Row& row, const Genes& gen
   u64 after = 0;
   for (u32 chosen = 0; chosen < graph.max_partners; chosen += ROUND) {
     const u32 take = min(ROUND, graph.max_partners - chosen), lane = lane_id();
-    u32 key = 0, j = 0, found = 0, pending = 0;
+    u32 key = 0, j = 0, found = 0, begin = 0, ranked = 0, pending = 0;
     const u32 degree = after == LAST_KEY ? 0 : seed.degree;
 #pragma unroll 1
-    for (u32 begin = 0; begin < degree; begin += PASS) {
+    while (begin < degree || pending > ranked) {
+      if (begin >= degree || pending - ranked >= POOL - found) {
+        const u32 count = min(pending - ranked, POOL - found);
+        rank_pending(row, seed, graph.edge_costs, pool, pool.pending + ranked, count, after, take, found, key, j);
+        ranked += count;
+        continue;
+      }
+      if (ranked) {  // fewer than POOL are left: to the front
+        pending -= ranked;
+        const u32 left = lane < pending ? pool.pending[ranked + lane] : 0;
+        __syncwarp();
+        pool.pending[lane] = left;
+        __syncwarp();
+        ranked = 0;
+      }
 #pragma unroll
       for (u32 neighbour = begin + lane; neighbour < begin + PASS + lane; neighbour += 32) {
         const u32 gene = neighbour < degree ? neighbours[neighbour] : 0;
@@ -177,18 +156,7 @@ __device__ __forceinline__ void choose_partners(const Row& row, const Genes& gen
         if (present) pool.pending[pending + votes_before(votes)] = neighbour;
         pending += __popc(votes);
       }
-      __syncwarp();
-      u32 used = 0;
-      while (pending >= used + POOL - found || (begin + PASS >= degree && pending > used)) {
-        const u32 count = min(pending - used, POOL - found);
-        rank_pending(row, seed, graph.edge_costs, pool, pool.pending + used, count, after, take, found, key, j);
-        used += count;
-      }
-      pending -= used;
-      if (used == 0 || begin + PASS >= degree) continue;
-      const u32 left = lane < pending ? pool.pending[used + lane] : 0;  // fewer than POOL
-      __syncwarp();
-      pool.pending[lane] = left;
+      begin += PASS;
       __syncwarp();
     }
     if (lane < take) out[chosen + lane] = lane < found ? column_of(genes, neighbours[j]) : NO_COLUMN;
