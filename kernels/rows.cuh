@@ -408,14 +408,15 @@ __device__ __forceinline__ void choose_replacements(const Batch& batch, const Ro
     if (row.grouped && leaders_of(row)[c] != c) w.z = row_words(row, leaders_of(row)[c], 0).z;
     const u32 gene = batch.gene_lo + __umulhi(w.w, batch.gene_hi - batch.gene_lo);
     row.replacement[c] = w.z < batch.mask_below ? batch.mask_token : w.z < batch.random_below ? gene : KEEP_TOKEN;
-    if (i < batch.max_masked) positions[i] = c;
+    if (i < batch.max_masked) __stcs(positions + i, (i64)c);
   }
 #pragma unroll 1
-  for (i64 i = budget + threadIdx.x; i < batch.max_masked; i += blockDim.x) positions[i] = -1;
+  for (i64 i = budget + threadIdx.x; i < batch.max_masked; i += blockDim.x) __stcs(positions + i, -1ll);
   __syncthreads();
 }
 
-// Writes input_ids and labels, each element once. The tokens are read again, from the cache that read_row has filled.
+// Writes input_ids and labels, each element once, and first out of the cache: nobody here reads them again. The tokens are
+// read again, from the cache that read_row has filled.
 __device__ __forceinline__ void write_row(const Batch& batch, const Row& row, bool paired) {
 #pragma unroll 1
   for (u32 c = 2 * threadIdx.x; c < batch.columns; c += 2 * blockDim.x) {
@@ -431,9 +432,9 @@ __device__ __forceinline__ void write_row(const Batch& batch, const Row& row, bo
     }
     const i64 at = row.start + c;
     if (paired) {
-      *(longlong2*)(batch.labels + at) = make_longlong2(label[0], label[1]);
-      if (batch.wide) *(longlong2*)((i64*)batch.out_ids + at) = make_longlong2(token[0], token[1]);
-      else *(int2*)((int*)batch.out_ids + at) = make_int2((int)token[0], (int)token[1]);
+      __stcs((longlong2*)(batch.labels + at), make_longlong2(label[0], label[1]));
+      if (batch.wide) __stcs((longlong2*)((i64*)batch.out_ids + at), make_longlong2(token[0], token[1]));
+      else __stcs((int2*)((int*)batch.out_ids + at), make_int2((int)token[0], (int)token[1]));
       continue;
     }
 #pragma unroll
