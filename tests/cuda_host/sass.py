@@ -101,7 +101,7 @@ def _parse(body: str) -> list[Instruction]:
             guard, name, rest = found.groups()
             op, *kinds = name.split(".")
             operands = [one.strip().replace(".reuse", "") for one in rest.split(",") if one.strip()]
-            code.append(Instruction(op, kinds, guard or "PT", operands, chain))
+            code.append(Instruction(op, kinds, "PT" if guard in {None, "UPT"} else guard, operands, chain))
             fresh = True
     for one in code:
         if one.op.startswith("U") or one.op in {"S2UR", "VOTEU"}:
@@ -186,7 +186,7 @@ def _translate(one: Instruction) -> None:
     op, kinds, args, reads, writes = one.op, one.kinds, list(one.operands), [], []
     lines: list[str] = []
     uniform = register(args[0]) >= UNIFORM or 8 <= predicate(args[0]) < 16
-    mask = "True" if uniform else "m"
+    mask = "m" if not uniform else "True" if one.guard == "PT" else p(one.guard)  # uniform registers have no lanes
 
     def v(i: int, kind: str = "u32") -> str:
         return value(args[i], kind, reads=reads)
