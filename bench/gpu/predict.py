@@ -27,7 +27,7 @@ import re
 import shutil
 import tempfile
 from collections import Counter
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import masking
 import numpy as np
@@ -38,6 +38,11 @@ from corrmask_fast import cuda
 from corrmask_fast.kernels.layout import CORRMASK, KERNELS
 from corrmask_fast.masking.engine.device import Arena, kernel_of
 from corrmask_fast.testing import Case, assert_same, draw_ids
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from corrmask_fast.kernels.layout import Kernels
 
 MODEL = """\
 A row needs T cycles of a multiprocessor: the most of instructions / 4 schedulers; instructions of the ALU, or of the
@@ -82,10 +87,10 @@ def smallest_carveout(arch: int, shared: int) -> int:
     return next(i for i, size in enumerate(SM[arch].carveouts) if 1024 * size >= shared + 1024)
 
 
-def needs(arch: int) -> list[tuple]:
+def needs(arch: int, strategies: Sequence[Kernels] = KERNELS) -> list[tuple]:
     """(kernel, registers, spilled bytes, static and dynamic shared bytes, blocks, occupancy, blocks by default)."""
     rows = []
-    for kernels in dict.fromkeys(KERNELS):
+    for kernels in dict.fromkeys(strategies):
         arena = Arena.make(COLUMNS, VOCABULARY, 5, cuda.THREADS, kernels)
         found = nvrtc.properties(nvrtc.compiled(f"{kernels.stem}.cu", arch)[1])
         for token_bytes in (4, 8):
@@ -227,7 +232,7 @@ def main() -> int:
         "occupancy",
         "blocks in the least carve-out",
     )
-    print(table(head, needs(args.arch)))
+    print(table(head, needs(args.arch, KERNELS[CORRMASK : CORRMASK + 1] if args.smoke else KERNELS)))
     if args.nvdisasm is None:
         print("\nno nvdisasm here, so nothing is executed: pip install nvidia-cuda-nvdisasm", file=sys.stderr)
         return 0
