@@ -264,7 +264,7 @@ extern "C" __global__ void FIVE_BLOCKS corrmask_i64(ROW_PARAMETERS(i64), CORRMAS
   mask_row(batch, graph, arena, wave_capacity, blockIdx.x);
 }
 
-extern "C" __global__ void __launch_bounds__(MAX_THREADS)
+extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1)
 corrmask_i32_scratch(ROW_PARAMETERS(int), CORRMASK_PARAMETERS, uint4* scratch, i64 scratch_size) {
   ROW_BATCH(false, false);
   CORRMASK_GRAPH;
@@ -272,7 +272,7 @@ corrmask_i32_scratch(ROW_PARAMETERS(int), CORRMASK_PARAMETERS, uint4* scratch, i
     mask_row(batch, graph, scratch + blockIdx.x * scratch_size, wave_capacity, index);
 }
 
-extern "C" __global__ void __launch_bounds__(MAX_THREADS)
+extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1)
 corrmask_i64_scratch(ROW_PARAMETERS(i64), CORRMASK_PARAMETERS, uint4* scratch, i64 scratch_size) {
   ROW_BATCH(true, false);
   CORRMASK_GRAPH;
