@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 __all__ = ["Buffer", "CudaDevice", "can_use_cuda", "kernel_source", "open_device"]
 
 THREADS = 256  # of a block
+GLOBAL = 'extern "C" __global__ void'  # how a kernel begins
+# Per cent of what shared memory and the L1 cache share. By default the driver may choose as little as one block needs:
+# then one row of CorrMask lives on a multiprocessor in place of five.
+MOST_SHARED = 100
 OPTIONS = ("-std=c++17", "-lineinfo")
 
 
@@ -103,10 +107,13 @@ class CudaDevice:
                 f"the kernel {name} is not loaded yet, and cannot be while a CUDA graph is captured; "
                 "mask one batch of the same dtype on this device before the capture"
             )
-        for key in [(file, found) for found in kernel_names(kernel_source(file))]:
-            kernel = self._module(file).get_function(key[1])
+        source = kernel_source(file)
+        for found, after in zip(kernel_names(source), source.split(GLOBAL)[1:], strict=True):
+            kernel = self._module(file).get_function(found)
             kernel.max_dynamic_shared_size_bytes = self.shared_limit
-            self._functions[key] = kernel.kernel
+            if "SHARED_ARENA" in after:  # others gain from a large L1 cache
+                kernel.preferred_shared_memory_carveout = MOST_SHARED
+            self._functions[file, found] = kernel.kernel
         return self._functions[file, name]
 
     @functools.cache  # noqa: B019 (devices live as long as the process)
@@ -116,7 +123,7 @@ class CudaDevice:
 
 def kernel_names(source: str) -> list[str]:
     """Return the names of the kernels of a source: ``extern "C" __global__ void [attribute] name(``."""
-    return re.findall(r'extern "C" __global__ void\s+(?:\w+(?:\([^)]*\))?\s+)?(\w+)\(', source)
+    return re.findall(GLOBAL + r"\s+(?:\w+(?:\([^)]*\))?\s+)?(\w+)\(", source)
 
 
 @functools.cache

@@ -27,6 +27,26 @@ __device__ __forceinline__ bool has_bit(u32 word, u32 i) { return word >> (i & 3
 // How many of a warp's votes come from lanes before the caller.
 __device__ __forceinline__ u32 votes_before(u32 votes) { return __popc(votes & ((1u << lane_id()) - 1u)); }
 
+// The sum of a warp's values, in every lane.
+__device__ __forceinline__ u32 warp_sum(u32 value) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+  for (int d = 16; d; d >>= 1) value += __shfl_xor_sync(FULL_WARP, value, d);
+  return value;
+#else
+  return __reduce_add_sync(FULL_WARP, value);
+#endif
+}
+
+// The least of a warp's values, in every lane.
+__device__ __forceinline__ u32 warp_min(u32 value) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+  for (int d = 16; d; d >>= 1) value = min(value, __shfl_xor_sync(FULL_WARP, value, d));
+  return value;
+#else
+  return __reduce_min_sync(FULL_WARP, value);
+#endif
+}
+
 // The sum of a warp's values up to and including the lane's own.
 __device__ __forceinline__ u32 warp_running_sum(u32 value) {
 #pragma unroll

@@ -53,12 +53,11 @@ struct Batch {
   i64* labels;                   // (rows, columns)
   i64* masked_positions;         // (rows, max_masked)
   i64 max_masked;
-  bool paired;  // every pair of columns can be loaded and stored at once
 };
 
 // What all threads of a block know of their row. It lies in the arena, since registers are what limits how many rows
 // a multiprocessor works on at a time.
-struct RowState {
+struct alignas(16) RowState {
   u64 seed, draw, content;
   u64 ties[MAX_TIES];
   u32 first;                // the first column that is not padding
@@ -67,11 +66,12 @@ struct RowState {
   u32 listed;               // entries of a list that is being made
   u32 masked;               // columns masked by the strategy
   u32 bin, before, inside;  // of the histogram
-  u32 spare;
+  u32 spare;                // the strategy's
+  u32 paired;               // whether every pair of columns can be loaded and stored at once
   u32 warp_sums[MAX_WARPS];
   u32 histogram[RADIX];
 };
-static_assert(sizeof(RowState) == 1472, "engine/device.py counts on it");
+static_assert(sizeof(RowState) == 1488, "engine/device.py counts on it");
 
 // A row: its arrays in the arena. Those that share memory live in turn.
 struct Row {
@@ -101,25 +101,37 @@ __device__ __forceinline__ i64 input_token(const Batch& batch, i64 index) {
   return batch.wide ? ((const i64*)batch.input_ids)[index] : ((const int*)batch.input_ids)[index];
 }
 
-// The tokens of columns c and c + 1 of the row that starts at `start`; <pad> after the last column.
-__device__ __forceinline__ void input_pair(const Batch& batch, i64 start, u32 c, i64 (&token)[2]) {
+// The tokens of columns c and c + 1; <pad> after the last column.
+__device__ __forceinline__ void input_pair(const Batch& batch, const Row& row, bool paired, u32 c, i64 (&token)[2]) {
   token[0] = token[1] = batch.pad_token;
-  if (batch.paired && batch.wide && c < batch.columns) {
-    const longlong2 pair = *(const longlong2*)((const i64*)batch.input_ids + start + c);
+  if (paired && batch.wide && c < batch.columns) {
+    const longlong2 pair = *(const longlong2*)((const i64*)batch.input_ids + row.start + c);
     token[0] = pair.x, token[1] = pair.y;
-  } else if (batch.paired && c < batch.columns) {
-    const int2 pair = *(const int2*)((const int*)batch.input_ids + start + c);
+  } else if (paired && c < batch.columns) {
+    const int2 pair = *(const int2*)((const int*)batch.input_ids + row.start + c);
     token[0] = pair.x, token[1] = pair.y;
   } else {
 #pragma unroll
     for (u32 k = 0; k < 2; ++k)
-      if (c + k < batch.columns) token[k] = input_token(batch, start + c + k);
+      if (c + k < batch.columns) token[k] = input_token(batch, row.start + c + k);
   }
 }
 
 __device__ __forceinline__ bool mask_element(const void* mask, int bytes, i64 index) {
   if (bytes == 1) return ((const u8*)mask)[index] != 0;
   return bytes == 4 ? ((const u32*)mask)[index] != 0 : ((const u64*)mask)[index] != 0;
+}
+
+// Whether a mask's elements of columns c and c + 1 are as wanted; after the last column they are not.
+__device__ __forceinline__ void mask_pair(const Batch& batch, const Row& row, bool paired, const void* mask, int bytes,
+                                          u32 c, bool wanted, bool (&is)[2]) {
+  if (paired && bytes == 8 && c < batch.columns) {
+    const longlong2 pair = *(const longlong2*)((const i64*)mask + row.start + c);
+    is[0] = (pair.x != 0) == wanted, is[1] = (pair.y != 0) == wanted;
+  } else {
+#pragma unroll
+    for (u32 k = 0; k < 2; ++k) is[k] = c + k < batch.columns && mask_element(mask, bytes, row.start + c + k) == wanted;
+  }
 }
 
 __device__ __forceinline__ Row row_in_arena(const Batch& batch, uint4* arena, i64 index) {
@@ -146,65 +158,48 @@ __device__ __forceinline__ u32* leaders_of(const Row& row) { return row.masked +
 
 // No barrier: the caller clears more, then has one.
 __device__ __forceinline__ void clear_row(const Batch& batch, const Row& row) {
-  fill(row.maskable, row.words, FULL_WARP);
   if (threadIdx.x) return;
+  const u64 addresses = (u64)batch.input_ids | (u64)batch.attention_mask | (u64)batch.special_tokens_mask |
+                        (u64)batch.out_ids | (u64)batch.labels;
+  row.state->paired = batch.columns % 2 == 0 && addresses % 16 == 0;
   row.state->content = 0;
   row.state->first = batch.columns;
-  row.state->n = row.state->listed = row.state->masked = 0;
-}
-
-// Takes out of `maskable` the columns whose mask element is not as wanted; returns the thread's first that stays.
-__device__ __forceinline__ u32 apply_mask(const Batch& batch, const Row& row, const void* mask, int bytes,
-                                          bool wanted) {
-  u32 first = batch.columns;
-#pragma unroll 1
-  for (u32 c = 2 * threadIdx.x; c < row.width; c += 2 * blockDim.x) {
-    const uint2 before = pair_of(row.maskable, word_of(c));
-    u32 stays[2];
-#pragma unroll
-    for (u32 k = 0; k < 2; ++k) {
-      const bool is_wanted = c + k < batch.columns && mask_element(mask, bytes, row.start + c + k) == wanted;
-      if (is_wanted) first = min(first, c + k);
-      stays[k] = __ballot_sync(FULL_WARP, is_wanted);
-    }
-    __syncwarp();  // all have read the words before they change
-    if (lane_id() == 0) set_pair(row.maskable, word_of(c), before.x & stays[0], before.y & stays[1]);
-  }
-  __syncwarp();  // the next pass gives each word to the same warp
-  return first;
+  row.state->n = row.state->listed = row.state->masked = row.state->spare = 0;
 }
 
 // Finds first and n, the maskable columns and their tokens; marks their genes in `genes`, one bit a token of the
 // vocabulary, if `mark` (a constant) says so.
 __device__ __forceinline__ void read_row(const Batch& batch, const Row& row, bool mark, RankedWord* genes) {
+  const bool paired = row.state->paired;
   u32 first = batch.columns, n = 0;
-  if (batch.attention_mask) first = apply_mask(batch, row, batch.attention_mask, batch.attention_bytes, true);
-  if (batch.special_tokens_mask) apply_mask(batch, row, batch.special_tokens_mask, batch.special_bytes, false);
 #pragma unroll 1
   for (u32 c = 2 * threadIdx.x; c < row.width; c += 2 * blockDim.x) {
     i64 input[2];
-    input_pair(batch, row.start, c, input);
-    const uint2 admitted = pair_of(row.maskable, word_of(c));
+    bool seen[2] = {true, true}, open[2] = {true, true};
+    input_pair(batch, row, paired, c, input);
+    if (batch.attention_mask)
+      mask_pair(batch, row, paired, batch.attention_mask, batch.attention_bytes, c, true, seen);
+    if (batch.special_tokens_mask)
+      mask_pair(batch, row, paired, batch.special_tokens_mask, batch.special_bytes, c, false, open);
     u32 bits[2], kept[2];
 #pragma unroll
-    for (u32 k = 0; k < 2; ++k) {
-      const u32 token = (u32)input[k];
-      const bool known = (u64)input[k] < batch.vocab_size;
-      if (!batch.attention_mask && !(known && token == batch.pad_token)) first = min(first, c + k);
-      const bool maskable = has_bit(k ? admitted.y : admitted.x, lane_id()) &&
-                            (!known || token - batch.gene_lo < batch.gene_hi - batch.gene_lo);
+    for (u32 k = 0; k < 2; ++k) {  // no && and ||: they would be branches
+      const u32 token = (u64)input[k] < batch.vocab_size ? (u32)input[k] : STRAY_TOKEN;
+      const bool gene = (token - batch.gene_lo < batch.gene_hi - batch.gene_lo) | (token == STRAY_TOKEN);
+      if (batch.attention_mask ? seen[k] : token != batch.pad_token) first = min(first, c + k);
+      const bool maskable = gene & seen[k] & open[k];
       bits[k] = __ballot_sync(FULL_WARP, maskable);
-      kept[k] = !maskable ? NO_TOKEN : known ? token : STRAY_TOKEN;
+      kept[k] = maskable ? token : NO_TOKEN;
+      n += maskable;
       if (mark && kept[k] < STRAY_TOKEN) atomicOr(&genes[token >> 5].bits, 1u << (token & 31));
     }
-    n += __popc(bits[0]) + __popc(bits[1]);
     set_pair(row.token, c, kept[0], kept[1]);
-    __syncwarp();  // all have read the words before they change
     if (lane_id() == 0) {
       set_pair(row.maskable, word_of(c), bits[0], bits[1]);
       set_pair(row.masked, word_of(c), 0, 0);
     }
   }
+  n = warp_sum(n);
   for (int d = 16; d; d >>= 1) first = min(first, __shfl_xor_sync(FULL_WARP, first, d));
   if (lane_id() == 0) {
     atomicMin(&row.state->first, first);
@@ -382,24 +377,21 @@ __device__ __forceinline__ void top_up(const Row& row, u32 want) {
   __syncthreads();
 }
 
-// Lists the columns of a set of bits, ascending.
+// Lists the columns of a set of bits, ascending. A warp takes 64 columns at a time, a lane a pair of them.
 __device__ __forceinline__ void list_columns(const Row& row, const u32* set, u32* columns) {
-  u32 begin, end, ones = 0;
-  run_of_thread(row.words / 2, begin, end);
+  u32 rank = 0, counted = 0;  // ones before a word, and the words that they are of
 #pragma unroll 1
-  for (u32 i = begin; i < end; ++i) ones += __popc(set[2 * i]) + __popc(set[2 * i + 1]);
-  u32 rank = block_sum_before(ones, row.state->warp_sums);
+  for (u32 c = 2 * threadIdx.x; c < row.width; c += 2 * blockDim.x) {
+    const u32 word = word_of(c);
+    u32 ones = 0;
 #pragma unroll 1
-  for (u32 i = begin; i < end; ++i) {
-    uint2 bits = pair_of(set, 2 * i);
-#pragma unroll 1
-    while (bits.x | bits.y) {  // of the next even and the next odd column, the first
-      const u32 even = 2 * (u32)(__ffs(bits.x) - 1), odd = 2 * (u32)(__ffs(bits.y) - 1) + 1;
-      const bool is_odd = !bits.x || (bits.y && odd < even);
-      columns[rank++] = 64 * i + (is_odd ? odd : even);
-      if (is_odd) bits.y &= bits.y - 1;
-      else bits.x &= bits.x - 1;
-    }
+    for (u32 i = counted + lane_id(); i < word; i += 32) ones += __popc(set[i]);
+    rank += warp_sum(ones);
+    counted = word;
+    const uint2 bits = pair_of(set, word);
+    u32 at = rank + votes_before(bits.x) + votes_before(bits.y);
+    if (has_bit(bits.x, lane_id())) columns[at++] = c;
+    if (has_bit(bits.y, lane_id())) columns[at] = c + 1;
   }
   __syncthreads();
 }
@@ -416,19 +408,20 @@ __device__ __forceinline__ void choose_replacements(const Batch& batch, const Ro
     if (row.grouped && leaders_of(row)[c] != c) w.z = row_words(row, leaders_of(row)[c], 0).z;
     const u32 gene = batch.gene_lo + __umulhi(w.w, batch.gene_hi - batch.gene_lo);
     row.replacement[c] = w.z < batch.mask_below ? batch.mask_token : w.z < batch.random_below ? gene : KEEP_TOKEN;
-    if (i < batch.max_masked) positions[i] = c;
+    if (i < batch.max_masked) __stcs(positions + i, (i64)c);
   }
 #pragma unroll 1
-  for (i64 i = budget + threadIdx.x; i < batch.max_masked; i += blockDim.x) positions[i] = -1;
+  for (i64 i = budget + threadIdx.x; i < batch.max_masked; i += blockDim.x) __stcs(positions + i, -1ll);
   __syncthreads();
 }
 
-// Writes input_ids and labels, each element once. The tokens are read again, from the cache that read_row has filled.
-__device__ __forceinline__ void write_row(const Batch& batch, const Row& row) {
+// Writes input_ids and labels, each element once, and first out of the cache: nobody here reads them again. The tokens are
+// read again, from the cache that read_row has filled.
+__device__ __forceinline__ void write_row(const Batch& batch, const Row& row, bool paired) {
 #pragma unroll 1
   for (u32 c = 2 * threadIdx.x; c < batch.columns; c += 2 * blockDim.x) {
     i64 token[2], label[2];
-    input_pair(batch, row.start, c, token);
+    input_pair(batch, row, paired, c, token);
     const uint2 masked = pair_of(row.masked, word_of(c)), replacement = pair_of(row.replacement, c);
 #pragma unroll
     for (u32 k = 0; k < 2; ++k) {
@@ -438,10 +431,10 @@ __device__ __forceinline__ void write_row(const Batch& batch, const Row& row) {
       if (is_masked && other != KEEP_TOKEN) token[k] = other;
     }
     const i64 at = row.start + c;
-    if (batch.paired) {
-      *(longlong2*)(batch.labels + at) = make_longlong2(label[0], label[1]);
-      if (batch.wide) *(longlong2*)((i64*)batch.out_ids + at) = make_longlong2(token[0], token[1]);
-      else *(int2*)((int*)batch.out_ids + at) = make_int2((int)token[0], (int)token[1]);
+    if (paired) {
+      __stcs((longlong2*)(batch.labels + at), make_longlong2(label[0], label[1]));
+      if (batch.wide) __stcs((longlong2*)((i64*)batch.out_ids + at), make_longlong2(token[0], token[1]));
+      else __stcs((int2*)((int*)batch.out_ids + at), make_int2((int)token[0], (int)token[1]));
       continue;
     }
 #pragma unroll
@@ -526,8 +519,9 @@ __device__ __forceinline__ void finish_row(const Batch& batch, const Row& row) {
   if (row.grouped) lead_others(row);
   top_up(row, row.state->budget - row.state->masked);
   list_columns(row, row.masked, row.masked_list);
+  const bool paired = row.state->paired;  // before the last barrier: after it, another warp may begin with the next row
   choose_replacements(batch, row);
-  write_row(batch, row);
+  write_row(batch, row, paired);
 }
 
 // The kernels of a strategy: tokens of int32 or int64; the arena in shared memory or, where that is too small (a huge
@@ -557,6 +551,4 @@ constexpr u32 MAX_THREADS = 32 * MAX_WARPS;
   const Batch batch = {input_ids, wide, attention_mask, special_tokens_mask, attention_bytes, special_bytes, rows,     \
                        columns, draws, draw_mode, draw_offset, seed, rates, costs, priorities, ranks_top_up,           \
                        grouped != 0, vocab_size, gene_lo, gene_hi, pad_token, mask_token, mask_below, random_below,    \
-                       out_ids, labels,                                                                                \
-                       masked_positions, max_masked,                                                                   \
-                       columns % 2 == 0 && (((u64)input_ids | (u64)out_ids | (u64)labels) & 15) == 0}
+                       out_ids, labels, masked_positions, max_masked}

@@ -70,14 +70,14 @@ extern "C" __global__ void FIVE_BLOCKS span_i64(ROW_PARAMETERS(i64)) {
   mask_row(batch, arena, blockIdx.x);
 }
 
-extern "C" __global__ void __launch_bounds__(MAX_THREADS)
+extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1)
 span_i32_scratch(ROW_PARAMETERS(int), uint4* scratch, i64 scratch_size) {
   ROW_BATCH(false, false);
   for (i64 index = blockIdx.x; index < rows; index += gridDim.x)
     mask_row(batch, scratch + blockIdx.x * scratch_size, index);
 }
 
-extern "C" __global__ void __launch_bounds__(MAX_THREADS)
+extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1)
 span_i64_scratch(ROW_PARAMETERS(i64), uint4* scratch, i64 scratch_size) {
   ROW_BATCH(true, false);
   for (i64 index = blockIdx.x; index < rows; index += gridDim.x)

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import functools
-import importlib.util
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -50,15 +46,3 @@ def as_result(tensors):
     """Tensors, wherever they lie, under the names of the oracle's arrays."""
     arrays = (tensor.cpu() for tensor in tensors)
     return SimpleNamespace(**dict(zip(("input_ids", "labels", "masked_positions"), arrays, strict=True)))
-
-
-@functools.cache
-def nvrtc():
-    """The library of the wheel nvidia-cuda-nvrtc, or None."""
-    spec = importlib.util.find_spec("nvidia")
-    for root in spec.submodule_search_locations if spec else ():
-        for library in sorted(Path(root).glob("*/lib/libnvrtc.so.*"), reverse=True):
-            for builtins in library.parent.glob("libnvrtc-builtins.so.*"):
-                ctypes.CDLL(str(builtins), mode=ctypes.RTLD_GLOBAL)  # it does not find them by itself
-            return ctypes.CDLL(str(library))
-    return None

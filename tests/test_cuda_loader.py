@@ -38,6 +38,7 @@ def test_the_module_is_compiled_once_and_gets_all_shared_memory(emulated_cuda):
         ops.mask_on_device(*arguments(case))
     assert emulated_cuda.compiled == [SOURCE]
     assert set(emulated_cuda.limits) == {227 * 1024}
+    assert emulated_cuda.carveouts == {"corrmask_i32": 100, "corrmask_i64": 100}  # not those in device memory
 
 
 def test_a_row_too_long_for_shared_memory_takes_device_memory(emulated_cuda):

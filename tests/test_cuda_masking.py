@@ -158,9 +158,9 @@ def test_rates_that_a_device_cannot_refuse_do_no_harm(cuda_host, module, rates):
 
 FAULTS = {
     "a barrier is missing (ranks of genes)": ("    before += __popc(words[i].bits);\n  }\n  __syncthreads();", ""),
-    "a barrier is missing (seeds)": ("neighbours_begin(graph, token + 1) - begin;\n  }\n  __syncthreads();", ""),
+    "a barrier is missing (seeds)": ("{key, begin, degree, 0};\n  }\n  __syncthreads();", ""),
     "a barrier is missing (waves)": ("wave.pools[warp_id()], proposals + 1);\n  }\n  __syncthreads();", ""),
-    "a syncwarp is missing (pools)": ("pool.j[slot] = j;\n  }\n  __syncwarp();", ""),
+    "a syncwarp is missing (pools)": ("    key = 0xFFFFFFFFu;\n  }\n  __syncwarp();", ""),
     "first columns are not kept": ("token.x < STRAY_TOKEN) atomicMin", "token.x < STRAY_TOKEN) atomicExch"),
     "an overrun of the arena": ("  row.end = row.masked", "  row.end = 1024 + row.masked"),
     "an overrun of the labels": ("      if (c + k >= batch.columns) break;", "      "),

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cuda_cases import nvrtc
+from cuda_host import nvrtc
 
 from corrmask_fast import cuda
 
 cupy = pytest.importorskip("cupy", reason="CuPy is not installed here: .ci/floors tries it in environments of its own")
-if nvrtc() is None:
+if nvrtc.library() is None:
     pytest.skip("no NVRTC here: pip install nvidia-cuda-nvrtc", allow_module_level=True)
 from cupy.cuda import compiler, driver, function, runtime
 
@@ -32,7 +32,7 @@ def test_cupy_compiles_the_kernels(name, monkeypatch):
 def test_modules_and_kernels_have_what_the_loader_and_the_bench_use():
     module = cupy.RawModule(code=cuda.kernel_source(KERNELS[0]), options=cuda.OPTIONS)
     assert callable(module.get_function)
-    for name in ("max_dynamic_shared_size_bytes", "kernel", "attributes"):
+    for name in ("max_dynamic_shared_size_bytes", "preferred_shared_memory_carveout", "kernel", "attributes"):
         assert hasattr(cupy.RawKernel, name), name
     # The names of Device.attributes are those of these constants.
     for name in ("MaxSharedMemoryPerBlockOptin", "MultiProcessorCount"):

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import ctypes
-import functools
-import re
 from pathlib import Path
 
 import pytest
-from cuda_cases import nvrtc
+from cuda_host import nvrtc
 
 from corrmask_fast import cuda
 from corrmask_fast.kernels.layout import CORRMASK
 from corrmask_fast.kernels.layout import KERNELS as STRATEGY_KERNELS
 from corrmask_fast.masking.engine import device
+
+if nvrtc.library() is None:
+    pytest.skip("no NVRTC here: pip install nvidia-cuda-nvrtc", allow_module_level=True)
 
 KERNELS = sorted(path.name for path in (Path(__file__).parents[1] / "kernels").glob("*.cu"))
 ARCHITECTURES = (75, 80, 90, 100)
@@ -30,48 +30,10 @@ REGISTERS_ON_SM_75 = 64  # all that 1 024 threads, the most of a multiprocessor,
 SM_90 = {"registers": 65536, "shared_bytes": 228 * 1024, "shared_of_block": 227 * 1024, "reserved_of_block": 1024}
 
 
-@functools.cache
-def compiled(name: str, arch: int) -> tuple[bytes, str]:
-    """Compile a kernel file as CuPy would; return the machine code and the compiler's log."""
-    library = nvrtc()
-    if library is None:
-        pytest.skip("no NVRTC here: pip install nvidia-cuda-nvrtc")
-    program = ctypes.c_void_p()
-    source = cuda.kernel_source(name).encode()
-    assert library.nvrtcCreateProgram(ctypes.byref(program), source, name.encode(), 0, None, None) == 0
-    options = [*cuda.OPTIONS, f"-arch=sm_{arch}", "--ptxas-options=-v", "-ftz=true"]  # the last is CuPy's own
-    failed = library.nvrtcCompileProgram(
-        program, len(options), (ctypes.c_char_p * len(options))(*map(str.encode, options))
-    )
-    log = result_of(library, program, "ProgramLog").decode().strip("\0\n ")
-    assert not failed, log
-    return result_of(library, program, "CUBIN"), log
-
-
-def result_of(library, program, what):
-    size = ctypes.c_size_t()
-    assert getattr(library, f"nvrtcGet{what}Size")(program, ctypes.byref(size)) == 0
-    text = ctypes.create_string_buffer(size.value)
-    assert getattr(library, f"nvrtcGet{what}")(program, text) == 0
-    return text.raw
-
-
-def properties(log):
-    """Kernel → (registers, spilled bytes, static shared bytes), as ptxas tells them."""
-    found = {}
-    for part in log.split("Function properties for ")[1:]:
-        name = part.split()[0]
-        numbers = {
-            key: int(value) for value, key in re.findall(r"(\d+) (bytes spill stores|registers|bytes smem)", part)
-        }
-        found[name] = (numbers["registers"], numbers["bytes spill stores"], numbers.get("bytes smem", 0))
-    return found
-
-
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("name", KERNELS)
 def test_compiles_without_a_warning(name, arch):
-    binary, log = compiled(name, arch)
+    binary, log = nvrtc.compiled(name, arch)
     assert binary[:4] == b"\x7fELF"
     said = [line for line in log.splitlines() if line and not line.startswith("ptxas")]
     assert not said, log
@@ -81,7 +43,7 @@ def test_compiles_without_a_warning(name, arch):
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_registers_stay_within_budget(arch):
     for name in KERNELS:
-        found = properties(compiled(name, arch)[1])
+        found = nvrtc.properties(nvrtc.compiled(name, arch)[1])
         assert set(found) == set(cuda.kernel_names(cuda.kernel_source(name)))
         for kernel, (registers, spills, shared) in found.items():
             most = REGISTERS_ON_SM_75 if arch == 75 else REGISTERS[kernel]

@@ -26,6 +26,7 @@ HOST_PATH = "CorrMasker on the CPU, results copied to the device"
 FROM_HOST = "tokens copied to the device, CorrMasker there"
 MASKER = "CorrMasker"
 MASKER_EPOCH = "CorrMasker, draws from the epoch"
+MASKER_ATTENTION = "CorrMasker, int64 attention mask"  # what CorrMaskTrainer always passes
 REPLAY = "CorrMasker, graph replay"
 
 SMALL, LARGE = (12, 12), (16_384, 16_384)
@@ -95,7 +96,7 @@ def masking_race(workload: Workload, batch: int, device: torch.device) -> list[C
     def host_path() -> list[torch.Tensor]:
         return [tensor.to(device, non_blocking=True) for tensor in host_masker(on_host)]
 
-    threads = get_num_threads()
+    threads, attention = get_num_threads(), torch.ones_like(ids)
     eager = [
         Contestant(COPY, copy, 1),
         Contestant(TORCH_MASK, lambda: torch_mask_tokens(theirs, special, **stock), 1),
@@ -103,6 +104,7 @@ def masking_race(workload: Workload, batch: int, device: torch.device) -> list[C
         Contestant(HOST_PATH, host_path, 1, threads),
         Contestant(FROM_HOST, lambda: masker(on_host.to(device, non_blocking=True)), 1),
         Contestant(MASKER_EPOCH, lambda: masker(ids, epoch=1), 1),
+        Contestant(MASKER_ATTENTION, lambda: masker(ids, attention_mask=attention), 1),
         Contestant(MASKER, lambda: masker(ids), 1),
     ]
     if device.type != "cuda":

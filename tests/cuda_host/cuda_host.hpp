@@ -186,6 +186,8 @@ ATOMIC_EXTREME(atomicMin, <)
 ATOMIC_EXTREME(atomicMax, >)
 #undef ATOMIC_EXTREME
 
+template <class T> void __stcs(T* address, T value) { *address = value; }  // which caches keep it is no result
+
 // ---------------------------------------------------------------------------------------------------- arithmetic
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __popcll(unsigned long long x) { return __builtin_popcountll(x); }

@@ -87,11 +87,11 @@ class FakeCuPy:
     """CuPy's calling convention in front of the emulation, so that a loader of kernels runs from end to end.
 
     ``launches``: (kernel, grid, block, shared bytes, stream) of each; ``compiled``: the sources; ``limits``: the shared
-    memory that kernels were allowed.
+    memory that kernels were allowed; ``carveouts``: kernel → the share of shared memory that it asked for.
     """
 
     def __init__(self):
-        self.launches, self.compiled, self.limits = [], [], []
+        self.launches, self.compiled, self.limits, self.carveouts = [], [], [], {}
         fake = self
 
         class RawModule:
@@ -118,6 +118,8 @@ class FakeCuPy:
             def __setattr__(self, name, value):
                 if name == "max_dynamic_shared_size_bytes":
                     fake.limits.append(value)
+                if name == "preferred_shared_memory_carveout":
+                    fake.carveouts[self.name] = value
                 super().__setattr__(name, value)
 
         attributes = {"MaxSharedMemoryPerBlockOptin": 227 * 1024, "MultiProcessorCount": 2}

@@ -22,7 +22,7 @@ __all__ = ["Arena", "DevicePlan", "kernel_arguments", "kernel_of", "make_plan", 
 
 THREADS = cuda.THREADS  # of a block: a multiple of 32, up to 1024
 # Sizes in bytes of structures in kernels/rows.cuh and kernels/corrmask.cu, which assert them.
-ROW_STATE, SEED, POOL = 1472, 24, 640
+ROW_STATE, SEED, POOL = 1488, 24, 640
 INT64 = ("int64",)
 FIXED = {"seed": INT64, "rates": INT64, "lookup": INT64, "indptr": ("int32", "int64"), "indices": ("int32",)}
 FIXED |= {"costs": ("int32",), "edge_costs": ("int32",)}
@@ -51,7 +51,7 @@ class Arena(NamedTuple):
         if kernels.reads in {"graph", "gene sets"}:
             size += 8 * (-(-vocab_size // 64) * 2)
         if kernels.waves:
-            size += POOL * (threads // 32) + capacity * (SEED + 4 * (partners + 1))
+            size += POOL * (threads // 32) + capacity * (2 * 8 + 2 * SEED + 4 * (partners + 1))
         return cls(-(-size // 16) * 16, partners, capacity)
 
 
