@@ -192,7 +192,8 @@ def run_training(bench: GpuBench) -> None:
         check_masker(bench.workload, batch, device=bench.device)
         contestants = training.training_race(bench.workload, batch, bench.sizes, bench.device)
         model = replace(bench.sizes.model, max_length=bench.sizes.length)
-        print(f"predicted for an H200, before any measurement:\n\n{predicted.table_of((batch,), model)}\n", flush=True)
+        table = predicted.table_of((batch,), model, bench.workload.graph.vocabulary.size)
+        print(f"predicted for an H200, before any measurement:\n\n{table}\n", flush=True)
         timings = bench.time("training", batch, contestants)
         off, ours = timings[training.OFF].p50, timings[training.OURS].p50
         print(f"masking on the device adds {100 * (ours - off) / ours:.2f} % to a step of {batch}", flush=True)

@@ -57,10 +57,7 @@ def label(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def steps_of(workload: Workload, batch: int, *, small: bool) -> dict[str, Callable[[], None]]:
-    """Return a training step for each dropout and head: masking by CorrMask, forward, backward, AdamW.
-
-    AdamW is the fused one, as transformers takes it by default.
-    """
+    """Return a training step for each dropout and head: masking by CorrMask, forward, backward, AdamW."""
     rows, epochs = torch.from_numpy(workload.rows(batch)), count()
     masker, attention = CorrMasker(workload.graph), torch.ones_like(rows)
 
@@ -133,25 +130,26 @@ def memory_kept() -> Iterator[None]:
         libc.malloc_trim(0)
 
 
-def profile_all(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, dict[str, float]]:
-    """Profile all steps; then, where the C library is glibc, again with memory that is kept."""
-    found = profile_steps(steps, rounds)
-    if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
-        with memory_kept():
-            found |= {name + KEPT: seconds for name, seconds in profile_steps(steps, rounds).items()}
-    return found
-
-
 def profile_steps(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, dict[str, float]]:
-    """Return the quickest of several steps of each kind; they take turns, after one of each as a warm-up."""
+    """Return the quickest of several steps of each kind, in turns; with glibc also with memory that is kept.
+
+    A step that is not profiled comes before the first, and before each whose memory is kept.
+    """
     quickest: dict[str, dict[str, float]] = {}
+
+    def keep(name: str, seconds: dict[str, float]) -> None:
+        if name not in quickest or seconds[STEP] < quickest[name][STEP]:
+            quickest[name] = seconds
+
     for step in steps.values():
         step()
     for _ in range(rounds):
         for name, step in steps.items():
-            seconds = profiled(step)
-            if name not in quickest or seconds[STEP] < quickest[name][STEP]:
-                quickest[name] = seconds
+            keep(name, profiled(step))
+            if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
+                with memory_kept():
+                    step()
+                    keep(name + KEPT, profiled(step))
     return quickest
 
 
@@ -165,10 +163,13 @@ def timings_of(found: dict[str, dict[str, float]], batch: int) -> dict[str, Timi
 
 
 def table_of(found: dict[str, dict[str, float]]) -> str:
-    """Return seconds a step and shares as a Markdown table: a line for each kind of step, a column for each group."""
-    columns = (*ALL, STEP, SYSTEM)
-    lines = [f"| | {' | '.join(columns)} |", f"|---|{'---:|' * len(columns)}"]
-    for name, seconds in found.items():
-        cells = [f"{seconds[each]:.3f} s, {seconds[each] / seconds[STEP]:.1%}" for each in columns]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    """Return seconds a step and shares as Markdown tables: a line for each group, a column for each kind of step."""
+    tables = []
+    for kept in (False, True):
+        some = {name: seconds for name, seconds in found.items() if name.endswith(KEPT) == kept}
+        lines = [f"| | {' | '.join(some)} |", f"|---|{'---:|' * len(some)}"]
+        for group in (*ALL, STEP, SYSTEM):
+            cells = [f"{each[group]:.3f} s, {each[group] / each[STEP]:.1%}" for each in some.values()]
+            lines.append(f"| {group} | {' | '.join(cells)} |")
+        tables += ["\n".join(lines)] if some else []
+    return "\n\n".join(tables)

@@ -18,7 +18,7 @@ from harness.workload import SMOKE, Size, Workload, make_workload
 
 from corrmask_fast import get_num_threads, set_num_threads
 from pretrain.contestants import GOALS, KINDS, STEPS, head_race, input_race, learned_race, step_race
-from pretrain.profiling import profile_all, steps_of, table_of, timings_of
+from pretrain.profiling import profile_steps, steps_of, table_of, timings_of
 
 CASES = ("input", *STEPS, "mam", "heads", "profile")
 STEP_BATCH = 4
@@ -67,7 +67,7 @@ def time_heads(bench: Bench, workload: Workload) -> None:
 
 def profile_training(bench: Bench, workload: Workload) -> None:
     """Print where the time of a step goes, with all threads of PyTorch; keep the quickest step of each kind."""
-    found = profile_all(steps_of(workload, STEP_BATCH, small=bench.smoke), bench.rounds)
+    found = profile_steps(steps_of(workload, STEP_BATCH, small=bench.smoke), bench.rounds)
     timings = timings_of(found, STEP_BATCH)
     bench.keep("profile", STEP_BATCH, timings, dict.fromkeys(timings, torch.get_num_threads()), bench.shared)
     print(f"\n{table_of(found)}\n", flush=True)
