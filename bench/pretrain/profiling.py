@@ -169,7 +169,7 @@ def table_of(found: dict[str, dict[str, float]]) -> str:
         some = {name: seconds for name, seconds in found.items() if name.endswith(KEPT) == kept}
         lines = [f"| | {' | '.join(some)} |", f"|---|{'---:|' * len(some)}"]
         for group in (*ALL, STEP, SYSTEM):
-            cells = [f"{each[group]:.3f} s, {each[group] / each[STEP]:.1%}" for each in some.values()]
+            cells = [f"{each[group]:.2f} s, {each[group] / each[STEP]:.0%}" for each in some.values()]
             lines.append(f"| {group} | {' | '.join(cells)} |")
         tables += ["\n".join(lines)] if some else []
     return "\n\n".join(tables)
