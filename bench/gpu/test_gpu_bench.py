@@ -13,11 +13,13 @@ from harness import records
 from harness.atlas import made_up_corpus
 from harness.goals import compare
 from harness.timing import Timing
+from torch.utils.flop_counter import FlopCounterMode
 from torch_corrmask import TorchCorrMask
 
 from corrmask_fast import CorrMasker, DependencyGraph, Vocabulary, get_num_threads, reference, set_num_threads
 from corrmask_fast.masking.stock import stock_collator
 from corrmask_fast.testing import Case, cases, draw_ids, make_graph, make_vocabulary
+from corrmask_fast.training.run import make_model
 from gpu import (
     counts,
     devices,
@@ -25,6 +27,7 @@ from gpu import (
     graphs,
     masking,
     pages,
+    predicted,
     profiling,
     report,
     run,
@@ -194,6 +197,30 @@ def test_training_steps_are_of_the_paper_s_model(workload):
     whole = workloads.Sizes().model
     assert (whole.hidden_size, whole.layers, whole.heads, whole.intermediate_size) == (256, 6, 4, 512)  # Table 5
     assert (whole.dropout, whole.max_length, whole.head) == (0.02, workloads.Sizes().length, "full")
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_what_is_predicted_counts_the_operations_and_weights_of_the_model(sparse):
+    head, length, vocabulary = "masked" if sparse else "full", 40, 500
+    settings = replace(workloads.SMOKE.model, max_length=length, head=head, dropout=0.02)
+    model = make_model(vocabulary, 0, settings).train()
+    ids = torch.arange(2, 2 + length).repeat(3, 1)
+    positions = torch.arange(int(0.15 * length)).repeat(3, 1)
+    labels = torch.full_like(ids, -100).scatter(1, positions, ids.gather(1, positions))
+    with FlopCounterMode(display=False) as counted:
+        model(ids, labels=labels, **({"masked_positions": positions} if sparse else {})).loss.backward()
+    parts = {part.name: part for part in predicted.groups_of(3, settings, vocabulary=vocabulary, sparse=sparse)}
+    # With dropout the CPU multiplies twice forward and four times backward; flash attention computes the scores again.
+    flops = parts["linear layers"].flops + parts["prediction head"].flops + parts["attention"].flops * 3 / 3.5
+    assert counted.get_total_flops() == pytest.approx(flops)
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    assert parts["AdamW"].bytes / 34 == pytest.approx(weights, rel=0.03)  # biases and layer norms are left out
+
+
+def test_the_readme_shows_what_is_predicted():
+    table = predicted.table_of(workloads.Sizes().training_batches, workloads.Sizes().model)
+    assert table in (records.ROOT / "bench" / "gpu" / "README.md").read_text(encoding="utf-8")
+    assert predicted.logits_gib(64, workloads.PAPER, sparse=False) == pytest.approx(64 * 2048 * 25_426 * 14 / 2**30)
 
 
 def test_parts_differ_by_what_they_leave_out(workload):

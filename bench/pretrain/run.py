@@ -18,8 +18,9 @@ from harness.workload import SMOKE, Size, Workload, make_workload
 
 from corrmask_fast import get_num_threads, set_num_threads
 from pretrain.contestants import GOALS, KINDS, STEPS, head_race, input_race, learned_race, step_race
+from pretrain.profiling import profile_steps, steps_of, table_of, timings_of
 
-CASES = ("input", *STEPS, "mam", "heads")
+CASES = ("input", *STEPS, "mam", "heads", "profile")
 STEP_BATCH = 4
 
 
@@ -33,6 +34,8 @@ def main() -> None:
             time_input(bench, workload)
         elif case == "heads":
             time_heads(bench, workload)
+        elif case == "profile":
+            profile_training(bench, workload)
         else:
             time_steps(bench, workload, case)
     bench.finish()
@@ -60,6 +63,14 @@ def time_heads(bench: Bench, workload: Workload) -> None:
         for name, timing in bench.race("heads", STEP_BATCH, contestants).items():
             next(row for row in bench.rows if row["contestant"] == name)["kept_mib"] = round(kept[name])
             print(f"{name}: {timing.p50 * STEP_BATCH / 1e6:.3g} s, keeps {kept[name]:,.0f} MiB", flush=True)
+
+
+def profile_training(bench: Bench, workload: Workload) -> None:
+    """Print where the time of a step goes, with all threads of PyTorch; keep the quickest step of each kind."""
+    found = profile_steps(steps_of(workload, STEP_BATCH, small=bench.smoke), bench.rounds)
+    timings = timings_of(found, STEP_BATCH)
+    bench.keep("profile", STEP_BATCH, timings, dict.fromkeys(timings, torch.get_num_threads()), bench.shared)
+    print(f"\n{table_of(found)}\n", flush=True)
 
 
 def time_steps(bench: Bench, workload: Workload, case: str) -> None:

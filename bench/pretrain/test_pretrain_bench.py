@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 
 import pytest
 import torch
 
 from corrmask_fast import BertForSparseMaskedLM
-from pretrain import contestants, run
+from pretrain import contestants, profiling, run
 from pretrain.contestants import GOALS, MAM_STEP, OUR_STEP
 
 
@@ -50,3 +51,35 @@ def test_a_masker_that_learns_nothing_is_not_timed(workload, monkeypatch):
     monkeypatch.setattr(contestants.MultinomialAttentionMasker, "context", deaf)
     with pytest.raises(AssertionError, match="the latents do not learn"):
         contestants.learned_race(workload, 4, small=True)
+
+
+def test_a_profile_adds_up_and_finds_what_dropout_draws(workload):
+    batch = 4
+    found = {name: profiling.profiled(step) for name, step in profiling.steps_of(workload, batch, small=True).items()}
+    assert len(found) == 4
+    for name, seconds in found.items():
+        assert sum(seconds[group] for group in profiling.ALL) == pytest.approx(seconds[profiling.STEP])
+        drops = "0.02" in name
+        for group in (*profiling.GROUPS, profiling.REST):
+            drawn = group == "random numbers of dropout"
+            assert (seconds[group] > 0) == (drops or not drawn), f"{name}: {group}"
+    timings = profiling.timings_of(found, batch)
+    step = f"{OUR_STEP}, dropout 0.0"
+    assert timings[f"{step}: {profiling.STEP}"].p50 == found[step][profiling.STEP] * 1e6 / batch
+
+
+def test_gradients_belong_to_what_they_are_the_gradients_of():
+    body, head = torch.nn.Linear(8, 64), torch.nn.Linear(64, 50)
+    labelled = profiling.label("head", head.forward)
+    scores = torch.nn.functional.scaled_dot_product_attention
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
+        hidden = body(torch.randn(1, 1, 16, 8))
+        labelled(scores(hidden, hidden, hidden, dropout_p=0.5)).square().mean().backward()
+    products = Counter(
+        group for group, event in profiling.grouped(found.events()) if event.name.split("::")[-1] in ("addmm", "mm")
+    )
+    # Forward, and for weights and input of the head, but for the weights of the body: its input needs no gradient.
+    assert products == {"prediction head": 3, "linear layers of the encoder": 2}
+    attention = Counter(event.name for group, event in profiling.grouped(found.events()) if group == "attention")
+    assert attention["aten::bmm"] == 6  # two products, and the gradients for both of their factors
+    assert "aten::bernoulli_" not in attention
