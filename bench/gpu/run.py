@@ -28,7 +28,7 @@ from harness.parity import check_emulated, check_graph, check_masker
 from harness.timing import Timing
 
 from corrmask_fast import CorrMasker, get_num_threads
-from gpu import counts, devices, exercise, graphs, masking, predicted, profiling, strategies, training
+from gpu import counts, devices, exercise, graphs, masking, predict_step, profiling, strategies, training
 from gpu.workloads import COMPARED, SMOKE, Sizes, atlas, masking_workload
 
 if TYPE_CHECKING:
@@ -192,7 +192,7 @@ def run_training(bench: GpuBench) -> None:
         check_masker(bench.workload, batch, device=bench.device)
         contestants = training.training_race(bench.workload, batch, bench.sizes, bench.device)
         model = replace(bench.sizes.model, max_length=bench.sizes.length)
-        table = predicted.table_of((batch,), model, bench.workload.graph.vocabulary.size)
+        table = predict_step.table_of((batch,), model, bench.workload.graph.vocabulary.size)
         print(f"predicted for an H200, before any measurement:\n\n{table}\n", flush=True)
         timings = bench.time("training", batch, contestants)
         off, ours = timings[training.OFF].p50, timings[training.OURS].p50

@@ -27,7 +27,7 @@ from gpu import (
     graphs,
     masking,
     pages,
-    predicted,
+    predict_step,
     profiling,
     report,
     run,
@@ -189,6 +189,7 @@ def test_training_steps_are_of_the_paper_s_model(workload):
         training.STOCK,
         training.COLLATOR,
         training.OURS,
+        training.SPARSE,
         training.ALONE,
         training.LEARNED,
     ]
@@ -209,7 +210,7 @@ def test_what_is_predicted_counts_the_operations_and_weights_of_the_model(sparse
     labels = torch.full_like(ids, -100).scatter(1, positions, ids.gather(1, positions))
     with FlopCounterMode(display=False) as counted:
         model(ids, labels=labels, **({"masked_positions": positions} if sparse else {})).loss.backward()
-    parts = {part.name: part for part in predicted.groups_of(3, settings, vocabulary=vocabulary, sparse=sparse)}
+    parts = {part.name: part for part in predict_step.groups_of(3, settings, vocabulary=vocabulary, sparse=sparse)}
     # With dropout the CPU multiplies twice forward and four times backward; flash attention computes the scores again.
     flops = parts["linear layers"].flops + parts["prediction head"].flops + parts["attention"].flops * 3 / 3.5
     assert counted.get_total_flops() == pytest.approx(flops)
@@ -218,9 +219,9 @@ def test_what_is_predicted_counts_the_operations_and_weights_of_the_model(sparse
 
 
 def test_the_readme_shows_what_is_predicted():
-    table = predicted.table_of(workloads.Sizes().training_batches, workloads.Sizes().model)
+    table = predict_step.table_of(workloads.Sizes().training_batches, workloads.Sizes().model)
     assert table in (records.ROOT / "bench" / "gpu" / "README.md").read_text(encoding="utf-8")
-    assert predicted.logits_gib(64, workloads.PAPER, sparse=False) == pytest.approx(64 * 2048 * 25_426 * 14 / 2**30)
+    assert predict_step.logits_gib(64, workloads.PAPER, sparse=False) == pytest.approx(64 * 2048 * 25_426 * 14 / 2**30)
 
 
 def test_parts_differ_by_what_they_leave_out(workload):

@@ -10,7 +10,13 @@ from harness.goals import Goal
 from harness.timing import Contestant
 from pretrain.contestants import training
 
-from corrmask_fast import CorpusDataset, CorrMasker, DataCollatorForCorrMask, MultinomialAttentionMasker
+from corrmask_fast import (
+    CorpusDataset,
+    CorrMasker,
+    DataCollatorForCorrMask,
+    MultinomialAttentionMasker,
+    with_sparse_head,
+)
 from corrmask_fast.masking.stock import stock_collator
 from corrmask_fast.training.mam_model import attach
 from corrmask_fast.training.run import make_model
@@ -28,12 +34,14 @@ OFF = "step, masked beforehand"
 STOCK = "step, stock collator on the CPU"
 COLLATOR = "step, our collator on the CPU"
 OURS = "step, CorrMasker on the device"
+SPARSE = "step, CorrMasker on the device, sparse head"
 ALONE = "CorrMasker alone"
 LEARNED = "step, MultinomialAttentionMasker on the device"
 
 GOALS = (
     Goal("masking alone, of a step", "training", ALONE, (OURS,), at_most=0.5, unit="%"),
     Goal("what masking adds to a step", "training", OURS, (OURS,), at_most=0.5, unit="%", minus=OFF),
+    Goal("sparse head beside full head", "training", SPARSE, (OURS,), 1.8),
     Goal("what MAM adds to a step", "training", LEARNED, (LEARNED,), at_most=5, unit="%", minus=OFF),
 )
 
@@ -42,6 +50,7 @@ def training_race(workload: Workload, batch: int, sizes: Sizes, device: torch.de
     """A step over the same cells, masked beforehand, by the stock collator, by ours, on the device, by MAM there."""
     vocabulary, settings = workload.graph.vocabulary, replace(sizes.model, max_length=sizes.length)
     model, learning = (make_model(vocabulary.size, vocabulary.pad_token_id, settings) for _ in range(2))
+    with_sparse_head(model)  # for those who give it masked positions; for the others it stays as it is
     mam = MultinomialAttentionMasker(vocabulary, settings.hidden_size, n_heads=settings.heads)
     attach(mam, learning)
     for each in (model, learning):
@@ -69,13 +78,15 @@ def training_race(workload: Workload, batch: int, sizes: Sizes, device: torch.de
         Contestant(STOCK, step(lambda: collated(stock(lists))), 1),
         Contestant(COLLATOR, step(lambda: collated(ours(dataset.__getitems__(cells)))), 1),
         Contestant(OURS, step(lambda: _inputs(masker(ids))), 1),
+        Contestant(SPARSE, step(lambda: _inputs(masker(ids), sparse=True)), 1),
         Contestant(ALONE, lambda: masker(ids), 1),
         Contestant(LEARNED, step(learned, learning), 1),
     ]
 
 
-def _inputs(masked: Any) -> dict[str, torch.Tensor]:
-    return {"input_ids": masked.input_ids, "labels": masked.labels}
+def _inputs(masked: Any, *, sparse: bool = False) -> dict[str, torch.Tensor]:
+    inputs = {"input_ids": masked.input_ids, "labels": masked.labels}
+    return inputs | {"masked_positions": masked.masked_positions} if sparse else inputs
 
 
 def fitting_batch(workload: Workload, batch: int, sizes: Sizes, device: torch.device) -> int:

@@ -1,4 +1,4 @@
-"""What a training step should take on an H200, from operations and bytes: ``python bench/gpu/predicted.py``.
+"""What a training step should take on an H200, from operations and bytes: ``python bench/gpu/predict_step.py``.
 
 Nothing of it was measured on a GPU. ``run.py --cases training`` prints it beside what it measures.
 """
@@ -24,11 +24,12 @@ if TYPE_CHECKING:
 MATRIX, TF32, FLOAT32, BANDWIDTH = 989e12, 494e12, 67e12, 4.8e12
 # Assumed: the share of a peak that is reached. Products here are narrow (256), and attention has heads of 64.
 OF_PRODUCTS, OF_ATTENTION, OF_BANDWIDTH = 0.5, 0.3, 0.8
-LAUNCHES, OF_HOST = (
-    1_000,
-    10e-6,
-)  # kernels in a step, by PyTorch's profiler on the CPU; assumed: seconds of the host each
-MASKING = (0.05e-3, 0.75e-3)  # seconds of the masking kernel: the range that is expected
+LAUNCHES = 1_000  # kernels in a step, by PyTorch's profiler on the CPU
+OF_HOST = 10e-6  # assumed: seconds of the host for each
+MASKING = (
+    0.02e-3,
+    0.08e-3,
+)  # seconds of the masking kernel: what predict.py says of up to 132 rows, and four times that
 VOCABULARY = 25_426
 
 
@@ -106,7 +107,7 @@ def table_of(batches: tuple[int, ...], model: PretrainingSettings, vocabulary: i
     others = [f"{1e3 * each / (TF32 * OF_PRODUCTS):.0f}; {1e3 * each / (FLOAT32 * 0.8):.0f} ms" for each in flops]
     line("operations alone, had they TF32; float32", others)
     line("host, eager", [f"{1e3 * host:.0f} ms"] * len(steps))
-    line("masking", [f"{100 * MASKING[0] / each:.1f} to {100 * MASKING[1] / each:.1f} %" for each in totals])
+    line("masking", [f"{100 * MASKING[0] / each:.2f} to {100 * MASKING[1] / each:.2f} %" for each in totals])
     line("logits at the peak", [f"{logits_gib(b, model, vocabulary=vocabulary, sparse=s):.1f} GiB" for b, s in steps])
     return "\n".join(lines)
 
