@@ -333,6 +333,19 @@ def test_one_wrong_kernel_does_not_hide_the_others(monkeypatch, capsys):
     assert "WRONG: small, odd, span, int32, in shared memory: AssertionError" in capsys.readouterr().out
 
 
+def test_working_memory_is_written_before_a_kernel_reads_it(monkeypatch):
+    monkeypatch.setattr(exercise, "small_shared_memory", lambda _device: nullcontext())
+    right, found = exercise.first_rows, []
+
+    def first_rows(masked, rows):
+        found.append(torch.empty(2, dtype=torch.uint8).tolist() + torch.empty((1,), dtype=torch.int64).tolist())
+        return right(masked, rows)
+
+    monkeypatch.setattr(exercise, "first_rows", first_rows)
+    assert not exercise.exercise(CPU, ["span"], small=True).wrong
+    assert found == [[0xCD] * 3] * 16
+
+
 def test_where_a_kernel_ends_the_use_of_the_device_the_others_run_in_a_new_process(monkeypatch):
     ran = []
     monkeypatch.setattr(exercise, "first_rows", lambda *_: 1 / 0)
