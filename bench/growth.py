@@ -40,20 +40,25 @@ CASES = {
 SMOKE = {"batch": (1, 4), "length": (64, 128), "degree": (4, 8), "threads": (1, 2)}
 LABELS = {
     "batch": "cells of a batch (2,048 genes each)",
-    "length": f"genes of a cell (batches of {TOKENS:,} genes)",
+    "length": f"genes of a cell ({TOKENS:,} genes a batch; one vocabulary)",
     "degree": "neighbours of a gene that has some",
     "threads": "threads (1,024 cells of 2,048 genes)",
 }
 STYLES = {TORCH_MASK: (ORANGE, "v"), MASKER: (BLUE, "s"), RANDOM: (GREY, "o"), FLOOR: ("#000000", "")}
 
 
-def made_up(rows: int, length: int, degree: int) -> tuple[DependencyGraph, torch.Tensor]:
-    """Return a graph of modules of ``degree`` + 1 genes, and cells, (rows, length) int64."""
+def made_up(rows: int, length: int, degree: int, longest: int) -> tuple[DependencyGraph, torch.Tensor]:
+    """Return a graph of modules of ``degree`` + 1 genes, and cells, (rows, length) int64.
+
+    The vocabulary has room for cells of ``longest`` genes.
+    """
     rng, size = np.random.default_rng(length + degree), degree + 1
     of_modules = round(LINKED * length)
-    active = -(-of_modules // round(INSIDE * size + 0.5))  # modules of a cell
-    modules = max(4 * active, 9_000 // size)  # of an atlas some 9 000 genes have neighbours
-    linked, others = modules * size, 2 * length + 16_000
+    inside = round(INSIDE * size + 0.5)
+    active = -(-of_modules // inside)  # modules of a cell
+    most = -(-round(LINKED * longest) // inside)
+    modules = max(4 * most, 9_000 // size)  # of an atlas some 9 000 genes have neighbours
+    linked, others = modules * size, 2 * longest + 16_000
     vocabulary = Vocabulary(("<pad>", "<mask>", *(f"G{i}" for i in range(linked + others))))
     members = 2 + np.arange(linked).reshape(modules, size)
     but_one = np.nonzero(~np.eye(size, dtype=np.bool_))[1]  # of each member the others
@@ -93,17 +98,19 @@ def contestants(graph: DependencyGraph, ids: torch.Tensor, threads: int = 1) -> 
 
 
 def measure(bench: Bench, case: str, size: int) -> None:
-    """Time one size of a case: the rest is as the constants say."""
+    """Time one size of a case: the rest is as the constants say; cells of all lengths have one graph."""
     rows, length, degree = BATCH, LENGTH, DEGREE
     if bench.smoke:
         rows, length, degree = 2, 64, 4
+    longest = length
     if case == "batch":
         rows = size
     elif case == "length":
         rows, length = max(1, TOKENS // size) if not bench.smoke else rows, size
+        longest = max((SMOKE if bench.smoke else CASES)[case])
     elif case == "degree":
         degree = size
-    graph, ids = made_up(1_024 if case == "threads" and not bench.smoke else rows, length, degree)
+    graph, ids = made_up(1_024 if case == "threads" and not bench.smoke else rows, length, degree, longest)
     threads = size if case == "threads" else 1
     described = {"size": size, "columns": length, "degree": degree}
     bench.race(case, len(ids), contestants(graph, ids, threads), more=described)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-
 import numpy as np
 import pytest
 from cuda_cases import MIXED
@@ -12,7 +9,7 @@ from cuda_host import nvrtc, sass
 
 from corrmask_fast.testing import Case, assert_same, cases, draw_ids, make_graph, make_vocabulary
 
-NVDISASM = os.environ.get("NVDISASM") or shutil.which("nvdisasm") or sass.from_wheel()
+NVDISASM = sass.find_nvdisasm()
 if nvrtc.library() is None or NVDISASM is None:
     pytest.skip("needs NVRTC and nvdisasm: pip install nvidia-cuda-nvrtc nvidia-cuda-nvdisasm", allow_module_level=True)
 SMALL = Case("small", make_graph(make_vocabulary(60), degree=9, seed=1), np.arange(2, 50).reshape(2, 24))

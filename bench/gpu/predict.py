@@ -22,9 +22,7 @@ sys.path.insert(0, str(ROOT / "tests" / "cuda_host"))
 
 # ruff: noqa: E402
 import argparse
-import os
 import re
-import shutil
 import tempfile
 from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
@@ -205,18 +203,13 @@ def table(head: tuple, rows: list[tuple]) -> str:
     )
 
 
-def find_nvdisasm() -> str | None:
-    """The disassembler of the environment variable NVDISASM, of a toolkit, or of the wheel nvidia-cuda-nvdisasm."""
-    return os.environ.get("NVDISASM") or shutil.which("nvdisasm") or sass.from_wheel()
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--arch", type=int, default=90, choices=sorted(SM))
     parser.add_argument("--rows", type=int, default=4, help="rows that are executed")
     parser.add_argument("--attention", action="store_true", help="with an int64 attention mask")
     parser.add_argument("--smoke", action="store_true", help="tiny cells")
-    parser.add_argument("--nvdisasm", default=find_nvdisasm())
+    parser.add_argument("--nvdisasm", default=sass.find_nvdisasm())
     args = parser.parse_args()
     if nvrtc.library() is None:
         print("no NVRTC here: pip install nvidia-cuda-nvrtc", file=sys.stderr)

@@ -88,7 +88,7 @@ def bench(what: str, cases: str, expected_s: int, rounds: int = 25) -> Step:
 
 
 def sanitizer(tool: str, what: str, expected_s: int) -> Step:
-    """Return a step of compute-sanitizer: one small batch for each kernel, which it slows down a hundred times."""
+    """Return a step of compute-sanitizer: two small batches for each kernel, which it slows down a hundred times."""
     return Step(f"{tool}: {what}", (*SANITIZER, tool, *EXERCISE, "--small"), expected_s, tool="compute-sanitizer",
                 environment=PLAIN_MEMORY)  # fmt: skip
 

@@ -340,9 +340,10 @@ def test_the_exercise_goes_through_every_strategy_and_dtype(monkeypatch):
     tally = exercise.exercise(CPU)
     assert (tally.compared, tally.wrong) == (4 * sum(map(len, every)) + 4 + 4, [])
     tally = exercise.exercise(CPU, ["span"], small=True)
-    assert tally.compared == 4 * sum(
-        given.stem == "span" for given in exercise.maskers_of(exercise.batches()[0], small=True)
-    )
+    cases = exercise.batches(small=True)
+    assert {case.columns % 2 for case in cases} == {0, 1}  # kernels read and write even rows in another way
+    n = sum(given.stem == "span" for case in cases for given in exercise.maskers_of(case, small=True))
+    assert tally.compared == 4 * n
 
 
 def test_one_wrong_kernel_does_not_hide_the_others(monkeypatch, capsys):
@@ -355,9 +356,22 @@ def test_one_wrong_kernel_does_not_hide_the_others(monkeypatch, capsys):
 
     monkeypatch.setattr(exercise, "first_rows", wrong)
     tally = exercise.exercise(CPU, ["span"], small=True)
-    assert tally.compared == len(tally.wrong) == 4
-    assert tally.wrong[0] == "small, span, int32, in shared memory"
-    assert "WRONG: small, span, int32, in shared memory: AssertionError" in capsys.readouterr().out
+    assert tally.compared == len(tally.wrong) == 8
+    assert tally.wrong[0] == "small, odd, span, int32, in shared memory"
+    assert "WRONG: small, odd, span, int32, in shared memory: AssertionError" in capsys.readouterr().out
+
+
+def test_working_memory_is_written_before_a_kernel_reads_it(monkeypatch):
+    monkeypatch.setattr(exercise, "small_shared_memory", lambda _device: nullcontext())
+    right, found = exercise.first_rows, []
+
+    def first_rows(masked, rows):
+        found.append(torch.empty(2, dtype=torch.uint8).tolist() + torch.empty((1,), dtype=torch.int64).tolist())
+        return right(masked, rows)
+
+    monkeypatch.setattr(exercise, "first_rows", first_rows)
+    assert not exercise.exercise(CPU, ["span"], small=True).wrong
+    assert found == [[0xCD] * 3] * 16
 
 
 def test_where_a_kernel_ends_the_use_of_the_device_the_others_run_in_a_new_process(monkeypatch):

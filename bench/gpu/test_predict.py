@@ -30,7 +30,7 @@ def test_time_is_bound_by_bytes_issue_or_latency():
 def test_a_run_from_end_to_end(monkeypatch, capsys):
     if predict.nvrtc.library() is None:
         pytest.skip("no NVRTC here: pip install nvidia-cuda-nvrtc")
-    if predict.find_nvdisasm() is None:
+    if predict.sass.find_nvdisasm() is None:
         pytest.skip("no nvdisasm here: pip install nvidia-cuda-nvdisasm")
     monkeypatch.setattr(sys, "argv", ["predict.py", "--smoke", "--rows", "1", "--attention"])
     assert predict.main() == 0

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import os
 import re
+import shutil
 import subprocess
 from collections import Counter
 from dataclasses import dataclass, field
@@ -72,11 +74,12 @@ class Counts:
 # ----------------------------------------------------------------------------------------------------- reading the code
 
 
-def from_wheel() -> str | None:
-    """The disassembler of the wheel nvidia-cuda-nvdisasm."""
+def find_nvdisasm() -> str | None:
+    """The disassembler of the environment variable NVDISASM, of a toolkit, or of the wheel nvidia-cuda-nvdisasm."""
     spec = importlib.util.find_spec("nvidia")
     roots = spec.submodule_search_locations if spec else ()
-    return next((str(path) for root in roots for path in Path(root).glob("*/bin/nvdisasm")), None)
+    in_wheel = (str(path) for root in roots for path in Path(root).glob("*/bin/nvdisasm"))
+    return os.environ.get("NVDISASM") or shutil.which("nvdisasm") or next(in_wheel, None)
 
 
 def disassemble(nvdisasm: str, cubin: str) -> dict[str, list[Instruction]]:
