@@ -7,7 +7,7 @@ all neighbours of each other, and a cell holds some of the genes of some modules
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,10 +22,12 @@ from corrmask_fast.plots import BLUE, GREY, ORANGE, PAGE
 from corrmask_fast.testing import Case, assert_same
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from harness.records import Row
+
+    from corrmask_fast import Masker
 
 RANDOM, FLOOR = "RandomMasker", "floor: copy and random words"
 TOKENS = 131_072  # of a batch where its cells grow longer
@@ -41,7 +43,7 @@ SMOKE = {"batch": (1, 4), "length": (64, 128), "degree": (4, 8), "threads": (1, 
 LABELS = {
     "batch": "cells of a batch (2,048 genes each)",
     "length": f"genes of a cell ({TOKENS:,} genes a batch; one vocabulary)",
-    "degree": "neighbours of a gene that has some",
+    "degree": "neighbours of a gene that has some (and a larger graph)",
     "threads": "threads (1,024 cells of 2,048 genes)",
 }
 STYLES = {TORCH_MASK: (ORANGE, "v"), MASKER: (BLUE, "s"), RANDOM: (GREY, "o"), FLOOR: ("#000000", "")}
@@ -76,25 +78,25 @@ def made_up(rows: int, length: int, degree: int, longest: int) -> tuple[Dependen
 
 
 def contestants(graph: DependencyGraph, ids: torch.Tensor, threads: int = 1) -> list[Contestant]:
-    """Return who masks these rows; with several threads ours alone."""
-    rows = len(ids)
-    masker, random = CorrMasker(graph), RandomMasker(graph.vocabulary)
-    one = Case("growth", graph, ids[:1].numpy())
-    assert_same(masker(ids[:1], draw_ids=torch.arange(1)), one.expected(draw_ids=np.arange(1)), str(ids.shape))
-    ready = partial(set_num_threads, threads)
-    ours = [
-        Contestant(name, partial(each, ids), rows, threads, ready)
-        for name, each in ((MASKER, masker), (RANDOM, random))
-    ]
-    if threads > 1:
-        return ours
+    """Return who masks these rows; the floors have one thread."""
+    rows, one = len(ids), Case("growth", graph, ids[:1].numpy())
+    ours: dict[str, Masker] = {MASKER: CorrMasker(graph), RANDOM: RandomMasker(graph.vocabulary)}
+    for masker, strategy in zip(ours.values(), ("corrmask", "random"), strict=True):
+        expected = one.expected(draw_ids=np.arange(1), strategy=strategy)
+        assert_same(masker(ids[:1], draw_ids=torch.arange(1)), expected, f"{strategy}, {tuple(ids.shape)}")
     stock, theirs, special = stock_collator(graph.vocabulary), ids.clone(), torch.zeros(ids.shape, dtype=torch.bool)
-    return [
-        Contestant(COPY, copy_masked(*ids.shape), rows),
-        Contestant(PHILOX, philox_words(*ids.shape), rows),
-        Contestant(TORCH_MASK, lambda: stock.torch_mask_tokens(theirs, special_tokens_mask=special), rows),
-        *ours,
-    ]
+    ways: dict[str, Callable[[], Any]] = {
+        TORCH_MASK: lambda: stock.torch_mask_tokens(theirs, special_tokens_mask=special),
+        **{name: partial(masker, ids) for name, masker in ours.items()},
+    }
+
+    def ready() -> None:
+        set_num_threads(threads)
+        torch.set_num_threads(threads)
+
+    masks = [Contestant(name, run, rows, threads, ready) for name, run in ways.items()]
+    floors = [Contestant(COPY, copy_masked(*ids.shape), rows), Contestant(PHILOX, philox_words(*ids.shape), rows)]
+    return masks if threads > 1 else [*floors, *masks]
 
 
 def measure(bench: Bench, case: str, size: int) -> None:
@@ -115,6 +117,7 @@ def measure(bench: Bench, case: str, size: int) -> None:
     described = {"size": size, "columns": length, "degree": degree}
     bench.race(case, len(ids), contestants(graph, ids, threads), more=described)
     set_num_threads(1)
+    torch.set_num_threads(1)
 
 
 def nanoseconds(rows: Sequence[Row], case: str, name: str) -> tuple[list[int], list[float]]:
