@@ -67,6 +67,7 @@ struct alignas(16) RowState {
   u32 masked;               // columns masked by the strategy
   u32 bin, before, inside;  // of the histogram
   u32 spare;                // the strategy's
+  float yield;              // columns that a seed gene is expected to add
   u32 paired;               // whether every pair of columns can be loaded and stored at once
   u32 warp_sums[MAX_WARPS];
   u32 histogram[RADIX];
