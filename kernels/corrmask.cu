@@ -251,7 +251,7 @@ __device__ __forceinline__ void mask_row(const Batch& batch, const Graph& graphs
   Graph graph = graphs;
   const bool expands = row.state->quota && graph_of_row(batch, graph, index);
   if (expands) place_genes(row, genes);
-  if (row.state->budget) draw_words(batch, row);
+  if (row.state->budget) draw_words(batch, row, true);
   if (expands) expand_seeds(batch, row, genes, graph, wave);
   finish_row(batch, row);
 }
