@@ -153,6 +153,7 @@ __device__ __forceinline__ void choose_partners(const Row& row, const Genes& gen
     keep_candidates(row, genes, graph, seed, degree, chosen, last, all);
     bool goes, blocked;
     do {  // the first of the team's candidates
+      __syncwarp();  // `last` has been read, or written by another lane
       u32 least = all.key[0];
 #pragma unroll
       for (u32 d = TEAM / 2; d; d >>= 1) least = min(least, __shfl_xor_sync(FULL_WARP, least, d));
