@@ -79,7 +79,7 @@ __device__ __forceinline__ void mask_row(const Batch& batch, const Graph& graphs
   read_row(batch, row, true, genes.present);
   draw_row(batch, row);
   if (row.state->quota) place_genes(row, genes);
-  if (row.state->budget) draw_words(batch, row);
+  if (row.state->budget) draw_words(batch, row, true);
   if (row.state->quota) {
     __syncthreads();  // positions and words are other threads'
     find_leaders(batch, row, genes, graph, has_graph, leader);

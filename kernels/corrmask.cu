@@ -6,7 +6,8 @@
 //   masked     the quota Q = floor(B·λ) of columns first hit in the order  seed, its partners, seed, its partners, …;
 //              then a random top-up to B = floor(n·p)
 //
-// Work split: block = row, a wave of seeds at a time; warp = seed, lane = neighbour; warp 0 = the order of first hits.
+// Work split: block = row, a wave of seeds at a time; eight lanes = seed, each takes four neighbours at a time, since one
+// Philox block has the keys of four; warp 0 = the order of first hits.
 // Partners do not depend on what is masked already, so the seeds of a wave are expanded in any order, and a wave may be
 // longer than needed: the quota cuts it.
 // CUDA version of kernels/corrmask.py. Assumed: see rows.cuh and graph.cuh.
@@ -14,9 +15,9 @@
 #include "graph.cuh"
 
 constexpr u64 LAST_KEY = ~0ull;
-constexpr u32 POOL = 32;               // neighbours that a warp ranks at a time, one a lane
-constexpr u32 ROUND = POOL / 2;        // partners that it keeps of them: there must be room for others
-constexpr u32 PASS = 64;               // neighbours that it looks up at a time
+constexpr u32 NO_NEIGHBOUR = 0xFFFFFFFFu;
+constexpr u32 TEAM = 8;                // lanes that expand a seed
+constexpr u32 KEPT = 4;                // neighbours that a lane keeps: few seeds choose more of them from one lane
 constexpr float FIRST_YIELD = 0.8f;    // partners that a seed is expected to add, of max_partners
 constexpr float WAVE_MARGIN = 2.0f;    // seeds that a wave expands beyond those expected to fill the quota
 constexpr float LISTED = 3.0f;         // columns that it lists for each: a third or more have neighbours
@@ -29,15 +30,9 @@ struct Seed {
   u32 sorted;  // in entry i of the list: where the i-th seed stands
 };
 
-struct Pool {
-  uint2 best[POOL];          // (key, j) of neighbour j of the CSR row, in order
-  u32 pending[POOL + PASS];  // neighbours in the cell that have no key yet
-};
-
-static_assert(sizeof(Seed) == 24 && sizeof(Pool) == 640, "engine/device.py counts on it");
+static_assert(sizeof(Seed) == 24, "engine/device.py counts on it");
 
 struct Wave {
-  Pool* pools;     // (warps,)
   u64* listed;     // (2 · capacity,) columns as keys
   Seed* seeds;     // (2 · capacity,) of them, those that have neighbours
   u32* proposals;  // (capacity, stride) columns: a seed, then its partners, then NO_COLUMN
@@ -93,91 +88,111 @@ __device__ __forceinline__ void look_up_seeds(const Batch& batch, const Row& row
   __syncthreads();
 }
 
-// Ranks `count` pending neighbours with the `found` best so far, and keeps `take` of them: lane l < found holds the l-th as
-// (key, j). `costs`: of all edges, or null. Only (key, j) >= after count: those below are partners already. For one warp.
-__device__ __forceinline__ void rank_pending(const Row& row, const Seed& seed, const u32* costs, Pool& pool,
-                                             const u32* pending, u32 count, u64 after, u32 take, u32& found,
-                                             u32& key, u32& j) {
-  const u32 lane = lane_id();
-  const bool fresh = lane >= found && lane < found + count;
-  if (fresh) j = pending[lane - found];
-  const uint4 w = row_words(row, (u32)seed.key, 1 + j / 4);
-  if (fresh) key = j & 2 ? (j & 1 ? w.w : w.z) : (j & 1 ? w.y : w.x);
-  if (fresh && costs) key = race_key(key, costs[seed.begin + j]);
-  // Of equal keys the first lane's comes first: lanes stand in the order of j, but for the best, which have their own.
-  u32 open = __ballot_sync(FULL_WARP, lane < found || (fresh && ((u64)key << 32 | j) >= after));
-  found = min(take, (u32)__popc(open));
-  if (!has_bit(open, lane)) key = 0xFFFFFFFFu;
-#pragma unroll 1
-  for (u32 i = 0; i < found; ++i) {
-    const u32 least = warp_min(key), equal = open & __ballot_sync(FULL_WARP, key == least);
-    const u32 first = equal & (0u - equal);
-    open ^= first;
-    if (first != 1u << lane) continue;
-    pool.best[i] = make_uint2(key, j);
-    key = 0xFFFFFFFFu;
+// Of the neighbours in the cell that a lane looks at: the first by (key, j), in this order.
+struct Candidates {
+  u32 key[KEPT], j[KEPT];  // NO_NEIGHBOUR after the last one
+  u32 count;               // of all, kept or not
+};
+
+// Puts neighbour j in its place if it is `open`. Called with falling j: of equal keys, that of the later call comes first.
+__device__ __forceinline__ void insert(Candidates& all, bool open, u32 key, u32 j) {
+  if (!open) key = 0xFFFFFFFFu;
+  all.count += open;
+#pragma unroll
+  for (u32 i = KEPT - 1; i > 0; --i) {
+    const bool here = open & (key <= all.key[i]), earlier = open & (key <= all.key[i - 1]);
+    all.j[i] = earlier ? all.j[i - 1] : here ? j : all.j[i];
+    all.key[i] = min(all.key[i], max(all.key[i - 1], key));
   }
-  __syncwarp();
-  key = pool.best[lane].x;
-  j = pool.best[lane].y;
-  __syncwarp();  // all have read before the next ones are written
+  all.j[0] = open & (key <= all.key[0]) ? j : all.j[0];
+  all.key[0] = min(all.key[0], key);
 }
 
-// Writes the seed's partners to out[0 … max_partners), NO_COLUMN after them: ROUND at a time. For one warp.
-__device__ __forceinline__ void choose_partners(const Row& row, const Genes& genes, const Graph& graph,
-                                                const Seed& seed, Pool& pool, u32* out) {
-  const int* neighbours = graph.indices + seed.begin;
-  u64 after = 0;
-  for (u32 chosen = 0; chosen < graph.max_partners; chosen += ROUND) {
-    const u32 take = min(ROUND, graph.max_partners - chosen), lane = lane_id();
-    u32 key = 0, j = 0, found = 0, begin = 0, ranked = 0, pending = 0;
-    const u32 degree = after == LAST_KEY ? 0 : seed.degree;
-#pragma unroll 1
-    while (begin < degree || pending > ranked) {
-      if (begin >= degree || pending - ranked >= POOL - found) {
-        const u32 count = min(pending - ranked, POOL - found);
-        rank_pending(row, seed, graph.edge_costs, pool, pool.pending + ranked, count, after, take, found, key, j);
-        ranked += count;
-        continue;
-      }
-      if (ranked) {  // fewer than POOL are left: to the front
-        pending -= ranked;
-        const u32 left = lane < pending ? pool.pending[ranked + lane] : 0;
-        __syncwarp();
-        pool.pending[lane] = left;
-        __syncwarp();
-        ranked = 0;
-      }
+// Finds a lane's candidates. It takes a run of neighbours, so that lanes stand in the order of j. If `again`, those up to
+// `last` are partners already.
+__device__ __forceinline__ void keep_candidates(const Row& row, const Genes& genes, const Graph& graph, const Seed& seed,
+                                                u32 degree, bool again, const u64& last, Candidates& all) {
+  const u32 blocks = (degree + 4 * TEAM - 1) / (4 * TEAM), first = lane_id() % TEAM * blocks;
 #pragma unroll
-      for (u32 neighbour = begin + lane; neighbour < begin + PASS + lane; neighbour += 32) {
-        const u32 gene = neighbour < degree ? neighbours[neighbour] : 0;
-        const bool present = neighbour < degree && has_bit(genes.present[gene >> 5].bits, gene);
-        const u32 votes = __ballot_sync(FULL_WARP, present);
-        if (present) pool.pending[pending + votes_before(votes)] = neighbour;
-        pending += __popc(votes);
-      }
-      begin += PASS;
-      __syncwarp();
+  for (u32 i = 0; i < KEPT; ++i) all.key[i] = all.j[i] = NO_NEIGHBOUR;
+  all.count = 0;
+#pragma unroll 1
+  for (u32 block = first + blocks; block-- > first;) {
+    const int* neighbours = graph.indices + seed.begin + 4 * block;
+    bool open[4];
+    asm volatile("" ::: "memory");  // the draw is read again: its twenty round keys would stay in registers
+#pragma unroll
+    for (u32 i = 0; i < 4; ++i) {
+      const u32 gene = 4 * block + i < degree ? neighbours[i] : 0;
+      open[i] = (4 * block + i < degree) & has_bit(genes.present[gene >> 5].bits, gene);
     }
-    if (lane < take) out[chosen + lane] = lane < found ? column_of(genes, neighbours[j]) : NO_COLUMN;
-    after = found < take ? LAST_KEY : __shfl_sync(FULL_WARP, ((u64)key << 32 | j) + 1, take - 1);
+    const uint4 w = row_words(row, (u32)seed.key, 1 + block);
+    u32 key[4] = {w.x, w.y, w.z, w.w};
+    if (graph.edge_costs) {
+#pragma unroll
+      for (u32 i = 0; i < 4; ++i)
+        if (open[i]) key[i] = race_key(key[i], graph.edge_costs[seed.begin + 4 * block + i]);
+    }
+    if (again) {
+#pragma unroll
+      for (u32 i = 0; i < 4; ++i) open[i] &= ((u64)key[i] << 32 | (4 * block + i)) > last;
+    }
+#pragma unroll
+    for (u32 i = 4; i-- > 0;) insert(all, open[i], key[i], 4 * block + i);
   }
+}
+
+// Writes the seed's partners to out[0 … max_partners), NO_COLUMN after them. A lane that has no candidate left, but had more
+// than it kept, makes its team look again. For a team; the teams of a warp call it together, also one without a seed.
+__device__ __forceinline__ void choose_partners(const Row& row, const Genes& genes, const Graph& graph,
+                                                const Seed& seed, bool has_seed, u64& last, u32* out) {
+  const u32 team = ((1u << TEAM) - 1) << (lane_id() / TEAM * TEAM);
+  u32 chosen = 0, degree = has_seed ? seed.degree : 0;
+  do {
+    Candidates all;
+    keep_candidates(row, genes, graph, seed, degree, chosen, last, all);
+    bool goes, blocked;
+    do {  // the first of the team's candidates
+      __syncwarp();  // `last` has been read, or written by another lane
+      u32 least = all.key[0];
+#pragma unroll
+      for (u32 d = TEAM / 2; d; d >>= 1) least = min(least, __shfl_xor_sync(FULL_WARP, least, d));
+      const bool any = all.j[0] != NO_NEIGHBOUR;
+      const u32 equal = __ballot_sync(FULL_WARP, any && all.key[0] == least) & team;
+      blocked = __ballot_sync(FULL_WARP, !any && all.count > KEPT) & team;  // its next one was not kept
+      goes = equal && !blocked && chosen < graph.max_partners;
+      if (goes && (equal & (0u - equal)) == 1u << lane_id()) {
+        out[chosen] = all.j[0];
+        last = (u64)least << 32 | all.j[0];
+#pragma unroll
+        for (u32 i = 0; i + 1 < KEPT; ++i) all.key[i] = all.key[i + 1], all.j[i] = all.j[i + 1];
+        all.key[KEPT - 1] = all.j[KEPT - 1] = NO_NEIGHBOUR;
+      }
+      chosen += goes;
+    } while (__any_sync(FULL_WARP, goes && chosen < graph.max_partners));
+    __syncwarp();
+    if (!blocked || chosen == graph.max_partners) degree = 0;
+  } while (__any_sync(FULL_WARP, degree != 0));
+  for (u32 i = lane_id() % TEAM; has_seed && i < graph.max_partners; i += TEAM)
+    out[i] = i < chosen ? column_of(genes, graph.indices[seed.begin + out[i]]) : NO_COLUMN;
 }
 
 __device__ __forceinline__ void expand_wave(const Row& row, const Genes& genes, const Graph& graph, const Wave& wave,
                                             u32 expanded) {
-  for (u32 i = warp_id(); i < expanded; i += warp_count()) {
-    const Seed& seed = wave.seeds[wave.seeds[i].sorted];  // read where it is needed: registers are short
+  for (u32 first = 32 / TEAM * warp_id(); first < expanded; first += blockDim.x / TEAM) {
+    const u32 i = first + lane_id() / TEAM;
+    const Seed& seed = wave.seeds[wave.seeds[min(i, expanded - 1)].sorted];  // read where it is needed: registers are short
     u32* proposals = wave.proposals + i * wave.stride;
-    if (lane_id() == 0) proposals[0] = (u32)seed.key;
-    choose_partners(row, genes, graph, seed, wave.pools[warp_id()], proposals + 1);
+    if (i < expanded && lane_id() % TEAM == 0) proposals[0] = (u32)seed.key;
+    choose_partners(row, genes, graph, seed, i < expanded, wave.listed[i], proposals + 1);
   }
   __syncthreads();
 }
 
 // Adds the proposed columns in their order, each once, while fewer than the quota are in. For warp 0.
-__device__ __forceinline__ void accept_wave(const Row& row, const Wave& wave, u32 expanded, u32 count) {
-  const u32 proposed = expanded * wave.stride, quota = row.state->quota;
+__device__ __forceinline__ void accept_wave(const Row& row, const Wave& wave, u32 expanded) {
+  const u32 proposed = expanded * wave.stride, quota = row.state->quota, before = row.state->masked;
+  u32 count = before;
   for (u32 begin = 0; begin < proposed && count < quota; begin += 32) {
     const u32 i = begin + lane_id(), column = i < proposed ? wave.proposals[i] : NO_COLUMN;
     const bool fresh = column != NO_COLUMN && !has_bit(row.masked[word_of(column)], bit_of(column));
@@ -193,6 +208,7 @@ __device__ __forceinline__ void accept_wave(const Row& row, const Wave& wave, u3
     __syncwarp();
   }
   if (lane_id() == 0) {
+    if (expanded) row.state->yield = max(0.25f, (float)(count - before) / expanded);
     row.state->masked = count;
     row.state->listed = row.state->spare = 0;
   }
@@ -201,12 +217,10 @@ __device__ __forceinline__ void accept_wave(const Row& row, const Wave& wave, u3
 // Puts seeds and partners into `masked` until the quota is reached or no seed is left.
 __device__ __forceinline__ void expand_seeds(const Batch& batch, const Row& row, const Genes& genes, const Graph& graph,
                                              const Wave& wave) {
-  u32 count = 0;
-  float yield = 1.0f + FIRST_YIELD * graph.max_partners;
   u64 low = 0;
-  while (count < row.state->quota && low != LAST_KEY) {
+  while (row.state->masked < row.state->quota && low != LAST_KEY) {
     // Any bound is right; this one lists as many columns as may hold the seeds that the quota still needs.
-    const float wanted = min((row.state->quota - count) / yield + WAVE_MARGIN, (float)wave.capacity);
+    const float wanted = min((row.state->quota - row.state->masked) / row.state->yield + WAVE_MARGIN, (float)wave.capacity);
     const float share = min(LISTED * wanted, 2 * WAVE_FILLING * wave.capacity) / row.state->n;
     const u64 width = share < 1.0f ? (u64)(share * 18446744073709551616.0f) : LAST_KEY;
     const u64 high = list_wave(row, wave, low, width < LAST_KEY - low ? low + width : LAST_KEY);
@@ -214,24 +228,22 @@ __device__ __forceinline__ void expand_seeds(const Batch& batch, const Row& row,
     const u32 found = row.state->spare, expanded = min(found, (u32)wanted);
     low = expanded < found ? wave.seeds[wave.seeds[expanded].sorted].key : high;  // others are for the next wave
     expand_wave(row, genes, graph, wave, expanded);
-    if (warp_id() == 0) accept_wave(row, wave, expanded, count);
+    if (warp_id() == 0) accept_wave(row, wave, expanded);
     __syncthreads();
-    if (expanded) yield = max(0.25f, (float)(row.state->masked - count) / expanded);
-    count = row.state->masked;
   }
 }
 
 __device__ __forceinline__ void mask_row(const Batch& batch, const Graph& graphs, uint4* arena, u32 wave_capacity,
                                          i64 index) {
   const Row row = row_in_arena(batch, arena, index);
-  Pool* pools = (Pool*)row.end;
-  RankedWord* present = (RankedWord*)(pools + warp_count());
+  RankedWord* present = (RankedWord*)row.end;
   const Genes genes = {present, row.own, (batch.vocab_size + 63) / 64 * 2};  // fill() takes two
   u64* listed = (u64*)(present + genes.words);
   Seed* seeds = (Seed*)(listed + 2 * wave_capacity);
-  const Wave wave = {pools, listed, seeds, (u32*)(seeds + 2 * wave_capacity), wave_capacity, 1 + graphs.max_partners};
+  const Wave wave = {listed, seeds, (u32*)(seeds + 2 * wave_capacity), wave_capacity, 1 + graphs.max_partners};
 
   clear_row(batch, row);
+  if (threadIdx.x == 0) row.state->yield = 1.0f + FIRST_YIELD * graphs.max_partners;
   fill((u32*)genes.present, 2 * genes.words, 0);
   fill(genes.position, row.width, NO_COLUMN);
   __syncthreads();
@@ -240,7 +252,7 @@ __device__ __forceinline__ void mask_row(const Batch& batch, const Graph& graphs
   Graph graph = graphs;
   const bool expands = row.state->quota && graph_of_row(batch, graph, index);
   if (expands) place_genes(row, genes);
-  if (row.state->budget) draw_words(batch, row);
+  if (row.state->budget) draw_words(batch, row, true);
   if (expands) expand_seeds(batch, row, genes, graph, wave);
   finish_row(batch, row);
 }

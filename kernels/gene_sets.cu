@@ -133,7 +133,7 @@ __device__ __forceinline__ void mask_row(const Batch& batch, const Graph& sets, 
   read_row(batch, row, true, genes.present);
   draw_row(batch, row);
   if (row.state->quota) place_genes(row, genes);
-  if (row.state->budget) draw_words(batch, row);
+  if (row.state->budget) draw_words(batch, row, true);
   if (row.state->quota) {
     __syncthreads();  // positions and words are other threads'
     add_sets(row, genes, sets, n_sets, first, inside);

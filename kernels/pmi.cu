@@ -74,7 +74,7 @@ __device__ __forceinline__ void mask_row(const Batch& batch, const u64* lookup, 
   read_row(batch, row, false, nullptr);
   draw_row(batch, row);
   if (row.state->quota) link_columns(batch, row, lookup, linked);
-  if (row.state->budget) draw_words(batch, row);
+  if (row.state->budget) draw_words(batch, row, false);
   if (row.state->quota) {
     __syncthreads();  // the first word of a run may be another thread's
     add_runs(row, linked, inside);

@@ -12,7 +12,7 @@ __device__ __forceinline__ void mask_row(const Batch& batch, uint4* arena, i64 i
   __syncthreads();
   read_row(batch, row, false, nullptr);
   draw_row(batch, row);
-  if (row.state->budget) draw_words(batch, row);
+  if (row.state->budget) draw_words(batch, row, false);
   finish_row(batch, row);
 }
 

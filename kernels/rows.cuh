@@ -67,6 +67,7 @@ struct alignas(16) RowState {
   u32 masked;               // columns masked by the strategy
   u32 bin, before, inside;  // of the histogram
   u32 spare;                // the strategy's
+  float yield;              // columns that a seed gene is expected to add
   u32 paired;               // whether every pair of columns can be loaded and stored at once
   u32 warp_sums[MAX_WARPS];
   u32 histogram[RADIX];
@@ -278,12 +279,18 @@ __device__ __forceinline__ void weigh_words(const Batch& batch, uint2 token, uin
 
 // Fills w0 and w1 of all columns in words that hold a maskable one. w0 takes the place of `token`, each by the thread
 // that takes its pair. No barrier: until the caller's next one, a thread may read what it wrote itself.
-__device__ __forceinline__ void draw_words(const Batch& batch, const Row& row) {
+// `keep_keys` (a constant): Philox's round keys stay in registers, where a block more would not live for less of them.
+__device__ __forceinline__ void draw_words(const Batch& batch, const Row& row, bool keep_keys) {
+  const u64 draw = row.state->draw;
+  u32 low = (u32)row.state->seed, high = (u32)(row.state->seed >> 32);
+  const u32 start = row.state->first;
 #pragma unroll 1
   for (u32 c = 2 * threadIdx.x; c < row.width; c += 2 * blockDim.x) {
     const uint2 maskable = pair_of(row.maskable, word_of(c));
     if (!(maskable.x | maskable.y)) continue;
-    uint4 even = row_words(row, c, 0), odd = row_words(row, c + 1, 0);
+    if (!keep_keys) asm volatile("" : "+r"(low), "+r"(high));  // as if the seed changed
+    const u64 seed = (u64)high << 32 | low;
+    uint4 even = philox_words(seed, draw, c - start, 0), odd = philox_words(seed, draw, c + 1 - start, 0);
     if (batch.costs) weigh_words(batch, pair_of(row.token, c), even, odd);
     set_pair(row.w0, c, even.x, odd.x);
     set_pair(row.w1, c, even.y, odd.y);

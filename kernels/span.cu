@@ -53,7 +53,7 @@ __device__ __forceinline__ void mask_row(const Batch& batch, uint4* arena, i64 i
   __syncthreads();
   read_row(batch, row, false, nullptr);
   draw_row(batch, row);
-  if (row.state->budget) draw_words(batch, row);
+  if (row.state->budget) draw_words(batch, row, true);
   if (row.state->quota) add_spans(row, row.end);
   finish_row(batch, row);
 }

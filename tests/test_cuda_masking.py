@@ -74,7 +74,7 @@ def test_a_hub_with_thousands_of_neighbors(check):
 def test_waves_that_overflow_their_list(check, capacity):
     """Seeds are then expanded in many waves, each halved until it fits."""
     for partners in (0, 5):
-        arena = device.Arena.make(MIXED.columns, MIXED.graph.vocabulary.size, partners, 256, KERNELS[CORRMASK])
+        arena = device.Arena.make(MIXED.columns, MIXED.graph.vocabulary.size, partners, KERNELS[CORRMASK])
         parameters = {"max_partners": partners, "structural_ratio": 1.0, "mlm_probability": 0.3}
         check(MIXED, parameters, arena=arena._replace(wave_capacity=capacity), schedule=RANDOM)
 
@@ -159,8 +159,8 @@ def test_rates_that_a_device_cannot_refuse_do_no_harm(cuda_host, module, rates):
 FAULTS = {
     "a barrier is missing (ranks of genes)": ("    before += __popc(words[i].bits);\n  }\n  __syncthreads();", ""),
     "a barrier is missing (seeds)": ("{key, begin, degree, 0};\n  }\n  __syncthreads();", ""),
-    "a barrier is missing (waves)": ("wave.pools[warp_id()], proposals + 1);\n  }\n  __syncthreads();", ""),
-    "a syncwarp is missing (pools)": ("    key = 0xFFFFFFFFu;\n  }\n  __syncwarp();", ""),
+    "a barrier is missing (waves)": ("wave.listed[i], proposals + 1);\n  }\n  __syncthreads();", ""),
+    "a syncwarp is missing (first hits)": ("count + __popc(leaders));\n    __syncwarp();", ""),
     "first columns are not kept": ("token.x < STRAY_TOKEN) atomicMin", "token.x < STRAY_TOKEN) atomicExch"),
     "an overrun of the arena": ("  row.end = row.masked", "  row.end = 1024 + row.masked"),
     "an overrun of the labels": ("      if (c + k >= batch.columns) break;", "      "),

@@ -55,14 +55,11 @@ def test_registers_stay_within_budget(arch):
 @pytest.mark.parametrize("vocab_size", [25_426, 20_275])
 def test_five_rows_of_2048_genes_live_on_a_multiprocessor_at_a_time(vocab_size):
     """By registers and by shared memory, on an H100 or H200."""
-    arena = device.Arena.make(2048, vocab_size, 5, cuda.THREADS, STRATEGY_KERNELS[CORRMASK])
+    arena = device.Arena.make(2048, vocab_size, 5, STRATEGY_KERNELS[CORRMASK])
     assert SM_90["registers"] // (REGISTERS["corrmask_i64"] * cuda.THREADS) >= 5
     assert SM_90["shared_bytes"] // (arena.bytes + SM_90["reserved_of_block"]) >= 5
 
 
 @pytest.mark.parametrize(("columns", "vocab_size"), [(8192, 25_426), (8192, 65_536), (2048, 500_000)])
 def test_long_rows_and_large_vocabularies_fit_shared_memory(columns, vocab_size):
-    assert (
-        device.Arena.make(columns, vocab_size, 5, cuda.THREADS, STRATEGY_KERNELS[CORRMASK]).bytes
-        <= SM_90["shared_of_block"]
-    )
+    assert device.Arena.make(columns, vocab_size, 5, STRATEGY_KERNELS[CORRMASK]).bytes <= SM_90["shared_of_block"]

@@ -89,7 +89,7 @@ def needs(arch: int, strategies: Sequence[Kernels] = KERNELS) -> list[tuple]:
     """(kernel, registers, spilled bytes, static and dynamic shared bytes, blocks, occupancy, blocks by default)."""
     rows = []
     for kernels in dict.fromkeys(strategies):
-        arena = Arena.make(COLUMNS, VOCABULARY, 5, cuda.THREADS, kernels)
+        arena = Arena.make(COLUMNS, VOCABULARY, 5, kernels)
         found = nvrtc.properties(nvrtc.compiled(f"{kernels.stem}.cu", arch)[1])
         for token_bytes in (4, 8):
             name = kernel_of(kernels, token_bytes)[1]
@@ -253,7 +253,7 @@ def main() -> int:
     copied, masks = 3 * 8 * COLUMNS, 8 * COLUMNS if args.attention else 0
     streamed = copied + masks + 8 * int(0.15 * COLUMNS)
     registers = nvrtc.properties(nvrtc.compiled("corrmask.cu", 90)[1])["corrmask_i64"][0]
-    shared = Arena.make(COLUMNS, VOCABULARY, 5, cuda.THREADS, KERNELS[CORRMASK]).bytes
+    shared = Arena.make(COLUMNS, VOCABULARY, 5, KERNELS[CORRMASK]).bytes
     blocks = blocks_of(90, registers, shared)
     least = blocks_of(90, registers, shared, carveout=smallest_carveout(90, shared))
     print(f"\nPredicted for an H200, µs ({blocks} blocks a multiprocessor). {MODEL}\n")

@@ -78,7 +78,7 @@ def emulate(
     rows, columns = case.input_ids.shape
     settings = masker._settings
     kernels = KERNELS[settings.strategy]
-    arena = arena or Arena.make(columns, settings.size, settings.max_partners, threads, kernels, settings.grouped)
+    arena = arena or Arena.make(columns, settings.size, settings.max_partners, kernels, settings.grouped)
     masks = [
         None if mask is None else mask.astype(mask_dtype) for mask in (case.attention_mask, case.special_tokens_mask)
     ]

@@ -43,7 +43,7 @@ def corrmask(sanitizer: str, left_out: str = "") -> None:
     masks = (ids != 0).astype(np.uint8), rng.choice([0, 1], ids.shape, p=[0.9, 0.1])
     plain, masked = Case("plain", graph, ids, known=False), Case("masks", graph, ids, *masks, known=False)
     draws = {"draw_ids": draw_ids(3), "mlm_probability": 0.4, "guard_bytes": 0}
-    small = Arena.make(300, graph.vocabulary.size, 5, 96, KERNELS[CORRMASK])._replace(
+    small = Arena.make(300, graph.vocabulary.size, 5, KERNELS[CORRMASK])._replace(
         wave_capacity=4
     )  # waves overflow, and are many
     emulate(module, plain, **draws, threads=128, schedule=REVERSE)

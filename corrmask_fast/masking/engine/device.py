@@ -22,7 +22,7 @@ __all__ = ["Arena", "DevicePlan", "kernel_arguments", "kernel_of", "make_plan", 
 
 THREADS = cuda.THREADS  # of a block: a multiple of 32, up to 1024
 # Sizes in bytes of structures in kernels/rows.cuh and kernels/corrmask.cu, which assert them.
-ROW_STATE, SEED, POOL = 1488, 24, 640
+ROW_STATE, SEED = 1488, 24
 INT64 = ("int64",)
 FIXED = {"seed": INT64, "rates": INT64, "lookup": INT64, "indptr": ("int32", "int64"), "indices": ("int32",)}
 FIXED |= {"costs": ("int32",), "edge_costs": ("int32",)}
@@ -39,9 +39,7 @@ class Arena(NamedTuple):
 
     @classmethod
     @lru_cache(maxsize=256)
-    def make(
-        cls, columns: int, vocab_size: int, max_partners: int, threads: int, kernels: Kernels, grouped: int = 0
-    ) -> Arena:
+    def make(cls, columns: int, vocab_size: int, max_partners: int, kernels: Kernels, grouped: int = 0) -> Arena:
         """Return what a row of ``columns`` needs; a multiple of 16 bytes."""
         words = -(-columns // 64) * 2
         each, bits = 4 * 32 * words, 16 * -(-words // 4)  # bytes of a number for each column, and of a set of columns
@@ -51,7 +49,7 @@ class Arena(NamedTuple):
         if kernels.reads in {"graph", "gene sets"}:
             size += 8 * (-(-vocab_size // 64) * 2)
         if kernels.waves:
-            size += POOL * (threads // 32) + capacity * (2 * 8 + 2 * SEED + 4 * (partners + 1))
+            size += capacity * (2 * 8 + 2 * SEED + 4 * (partners + 1))
         return cls(-(-size // 16) * 16, partners, capacity)
 
 
@@ -221,9 +219,8 @@ def mask_batch(
     if columns >= MAX_COLUMNS:
         raise InputError(f"rows must have fewer than {MAX_COLUMNS} columns on a device; got {columns}")
     device = cuda.open_device(plan.device)
-    arena = Arena.make(
-        columns, plan.settings.size, plan.settings.max_partners, THREADS, plan.kernels, plan.settings.grouped
-    )
+    settings = plan.settings
+    arena = Arena.make(columns, settings.size, settings.max_partners, plan.kernels, settings.grouped)
     # Held until the launch: torch may hand memory on to what this stream does next, not before.
     held = {
         "input_ids": ids,
