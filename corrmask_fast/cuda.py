@@ -86,6 +86,7 @@ class CudaDevice:
         self._functions: dict[tuple[str, str], Any] = {}
         attributes = self._cupy.cuda.Device(index).attributes
         self.shared_limit: int = attributes["MaxSharedMemoryPerBlockOptin"]
+        self._shared_of_device = self.shared_limit  # whatever the limit is set to later, kernels may have this much
         self.processors: int = attributes["MultiProcessorCount"]
 
     def launch(self, file: str, name: str, grid: int, block: int, args: Sequence[Any], shared_bytes: int = 0) -> None:
@@ -110,8 +111,8 @@ class CudaDevice:
         source = kernel_source(file)
         for found, after in zip(kernel_names(source), source.split(GLOBAL)[1:], strict=True):
             kernel = self._module(file).get_function(found)
-            kernel.max_dynamic_shared_size_bytes = self.shared_limit
-            if "SHARED_ARENA" in after:  # others gain from a large L1 cache
+            kernel.max_dynamic_shared_size_bytes = self._shared_of_device
+            if "ROW_PARAMETERS" in after and "SHARED_ARENA" in after:  # masking; for others nothing was predicted
                 kernel.preferred_shared_memory_carveout = MOST_SHARED
             self._functions[file, found] = kernel.kernel
         return self._functions[file, name]

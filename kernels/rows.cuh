@@ -160,8 +160,9 @@ __device__ __forceinline__ u32* leaders_of(const Row& row) { return row.masked +
 // No barrier: the caller clears more, then has one.
 __device__ __forceinline__ void clear_row(const Batch& batch, const Row& row) {
   if (threadIdx.x) return;
-  const u64 addresses = (u64)batch.input_ids | (u64)batch.attention_mask | (u64)batch.special_tokens_mask |
-                        (u64)batch.out_ids | (u64)batch.labels;
+  u64 addresses = (u64)batch.input_ids | (u64)batch.out_ids | (u64)batch.labels;
+  if (batch.attention_bytes == 8) addresses |= (u64)batch.attention_mask;  // others are not read by pairs
+  if (batch.special_bytes == 8) addresses |= (u64)batch.special_tokens_mask;
   row.state->paired = batch.columns % 2 == 0 && addresses % 16 == 0;
   row.state->content = 0;
   row.state->first = batch.columns;
@@ -201,7 +202,7 @@ __device__ __forceinline__ void read_row(const Batch& batch, const Row& row, boo
     }
   }
   n = warp_sum(n);
-  for (int d = 16; d; d >>= 1) first = min(first, __shfl_xor_sync(FULL_WARP, first, d));
+  first = warp_min(first);
   if (lane_id() == 0) {
     atomicMin(&row.state->first, first);
     atomicAdd(&row.state->n, n);
@@ -422,8 +423,8 @@ __device__ __forceinline__ void choose_replacements(const Batch& batch, const Ro
   __syncthreads();
 }
 
-// Writes input_ids and labels, each element once, and first out of the cache: nobody here reads them again. The tokens are
-// read again, from the cache that read_row has filled.
+// Writes input_ids and labels, each element once; pairs of them are the first to leave the cache, so that the graph stays.
+// The tokens are read again.
 __device__ __forceinline__ void write_row(const Batch& batch, const Row& row, bool paired) {
 #pragma unroll 1
   for (u32 c = 2 * threadIdx.x; c < batch.columns; c += 2 * blockDim.x) {

@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 if __name__ == "__main__":
     sys.path[0] = str(ROOT / "bench")
-sys.path.insert(0, str(ROOT / "tests" / "cuda_host"))
+sys.path.append(str(ROOT / "tests"))
 
 # ruff: noqa: E402
 import argparse
@@ -27,10 +27,8 @@ import tempfile
 from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
-import masking
 import numpy as np
-import nvrtc
-import sass
+from cuda_host import masking, nvrtc, sass
 
 from corrmask_fast import cuda
 from corrmask_fast.kernels.layout import CORRMASK, KERNELS
@@ -98,7 +96,8 @@ def needs(arch: int, strategies: Sequence[Kernels] = KERNELS) -> list[tuple]:
             least = blocks_of(arch, registers, arena.bytes, carveout=smallest_carveout(arch, arena.bytes))
             share = blocks * cuda.THREADS / 32 / SM[arch].warps
             row = (name, registers, spills, static, arena.bytes, blocks, f"{share:.0%}", least)
-            rows.append(row) if row not in rows else None
+            if row not in rows:
+                rows.append(row)
     return rows
 
 
