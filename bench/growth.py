@@ -41,10 +41,10 @@ CASES = {
 }
 SMOKE = {"batch": (1, 4), "length": (64, 128), "degree": (4, 8), "threads": (1, 2)}
 LABELS = {
-    "batch": "cells of a batch (2,048 genes each)",
-    "length": f"genes of a cell ({TOKENS:,} genes a batch; one vocabulary)",
-    "degree": "neighbours of a gene that has some (and a larger graph)",
-    "threads": "threads (1,024 cells of 2,048 genes)",
+    "batch": f"cells of a batch, {LENGTH:,} genes each",
+    "length": f"genes of a cell, {TOKENS:,} of a batch",
+    "degree": "neighbours of a gene that has some (of a larger graph)",
+    "threads": f"threads, 1,024 cells of {LENGTH:,} genes",
 }
 STYLES = {TORCH_MASK: (ORANGE, "v"), MASKER: (BLUE, "s"), RANDOM: (GREY, "o"), FLOOR: ("#000000", "")}
 
@@ -144,15 +144,16 @@ def draw(rows: Sequence[Row], path: Path) -> None:
                     sizes, times, color=color, marker=marker, markersize=4, linestyle="-" if marker else ":", label=name
                 )
         ticks = sorted({int(row["size"]) for row in rows if row["case"] == case})
-        axes.set(xscale="log", yscale="log", xlabel=label)
+        axes.set(xscale="log", yscale="log")
+        axes.set_xlabel(label, fontsize=8)
         axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks], fontsize=7)
         axes.minorticks_off()
-        axes.set_yticks([1, 2, 5, 10, 20, 50, 100], ["1", "2", "5", "10", "20", "50", "100"])
+        axes.set_yticks([1, 2, 5, 10, 20, 50, 100], ["1", "2", "5", "10", "20", "50", "100"], fontsize=7)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
     figure.supylabel("nanoseconds a gene", fontsize=9)
     figure.legend(
-        *figure.axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=4, fontsize=8, frameon=False
+        *figure.axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=4, fontsize=7, frameon=False
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
