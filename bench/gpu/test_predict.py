@@ -1,6 +1,7 @@
 """The tool that predicts: occupancy by the documented rules, and a run from end to end where its tools are."""
 
 import re
+import subprocess
 import sys
 
 import pytest
@@ -27,14 +28,13 @@ def test_time_is_bound_by_bytes_issue_or_latency():
     assert predict.predicted_s(row, 132 * 1_000, 1, 0) > predict.predicted_s(row, 132 * 1_000, 5, 0)
 
 
-def test_a_run_from_end_to_end(monkeypatch, capsys):
+def test_a_run_from_end_to_end():
     if predict.nvrtc.library() is None:
         pytest.skip("no NVRTC here: pip install nvidia-cuda-nvrtc")
     if predict.sass.find_nvdisasm() is None:
         pytest.skip("no nvdisasm here: pip install nvidia-cuda-nvdisasm")
-    monkeypatch.setattr(sys, "argv", ["predict.py", "--smoke", "--rows", "1", "--attention"])
-    assert predict.main() == 0
-    printed = capsys.readouterr().out
+    command = [sys.executable, predict.__file__, "--smoke", "--rows", "1", "--attention"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert re.search(r"\| corrmask_i64 \| \d+ \| 0 \| 0 \|", printed)
     assert re.search(r"\| draw_words \| [\d,]+ \|", printed)
     assert re.search(r"\| 16,384 \| [\d.]+ \|", printed)
