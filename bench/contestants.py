@@ -100,18 +100,27 @@ def input_race(workload: Workload, batch: int) -> list[Contestant]:
     ]
 
 
+def floors_of_masking(rows: torch.Tensor) -> list[Contestant]:
+    """Return what masking a padded tensor cannot beat."""
+    batch = len(rows)
+    return [Contestant(COPY, copy_masked(*rows.shape), batch), Contestant(PHILOX, philox_words(*rows.shape), batch)]
+
+
+def torch_mask(rows: torch.Tensor, vocabulary: Vocabulary) -> Contestant:
+    """Return Hugging Face's masking of a padded tensor."""
+    stock = stock_collator(vocabulary)
+    # It writes into the tensor it is given. Its special tokens are looked up beforehand: off the clock.
+    theirs, special = rows.clone(), torch.zeros(rows.shape, dtype=torch.bool)
+    return Contestant(TORCH_MASK, lambda: stock.torch_mask_tokens(theirs, special_tokens_mask=special), len(rows))
+
+
 def masking_race(workload: Workload, batch: int) -> list[Contestant]:
     """Mask a padded tensor."""
     rows = torch.from_numpy(workload.rows(batch))
     masker = CorrMasker(workload.graph)
-    stock = stock_collator(workload.graph.vocabulary)
-    # It writes into the tensor it is given. Its special tokens are looked up beforehand: off the clock.
-    theirs, special = rows.clone(), torch.zeros(rows.shape, dtype=torch.bool)
-    shape = batch, workload.size.length
     return [
-        Contestant(COPY, copy_masked(*shape), batch),
-        Contestant(PHILOX, philox_words(*shape), batch),
-        Contestant(TORCH_MASK, lambda: stock.torch_mask_tokens(theirs, special_tokens_mask=special), batch),
+        *floors_of_masking(rows),
+        torch_mask(rows, workload.graph.vocabulary),
         Contestant(MASKER_EPOCH, lambda: masker(rows, epoch=1), batch),
         Contestant(MASKER, lambda: masker(rows), batch),
     ]

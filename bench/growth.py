@@ -6,23 +6,22 @@ all neighbours of each other, and a cell holds some of the genes of some modules
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from contestants import COPY, FLOORS, MASKER, PHILOX, TORCH_MASK
+from contestants import COPY, FLOORS, MASKER, PHILOX, TORCH_MASK, floors_of_masking, torch_mask
 from harness.bench import Bench, parser_of
-from harness.floors import copy_masked, philox_words
 from harness.timing import Contestant
 
 from corrmask_fast import CorrMasker, DependencyGraph, RandomMasker, Vocabulary, set_num_threads
-from corrmask_fast.masking.stock import stock_collator
-from corrmask_fast.plots import BLUE, GREY, ORANGE, PAGE
+from corrmask_fast.plots import BLUE, GREY, ORANGE, PAGE, style_axis
 from corrmask_fast.testing import Case, assert_same
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from harness.records import Row
@@ -79,24 +78,20 @@ def made_up(rows: int, length: int, degree: int, longest: int) -> tuple[Dependen
 
 def contestants(graph: DependencyGraph, ids: torch.Tensor, threads: int = 1) -> list[Contestant]:
     """Return who masks these rows; the floors have one thread."""
-    rows, one = len(ids), Case("growth", graph, ids[:1].numpy())
+    one = Case("growth", graph, ids[:1].numpy())
     ours: dict[str, Masker] = {MASKER: CorrMasker(graph), RANDOM: RandomMasker(graph.vocabulary)}
     for masker, strategy in zip(ours.values(), ("corrmask", "random"), strict=True):
         expected = one.expected(draw_ids=np.arange(1), strategy=strategy)
         assert_same(masker(ids[:1], draw_ids=torch.arange(1)), expected, f"{strategy}, {tuple(ids.shape)}")
-    stock, theirs, special = stock_collator(graph.vocabulary), ids.clone(), torch.zeros(ids.shape, dtype=torch.bool)
-    ways: dict[str, Callable[[], Any]] = {
-        TORCH_MASK: lambda: stock.torch_mask_tokens(theirs, special_tokens_mask=special),
-        **{name: partial(masker, ids) for name, masker in ours.items()},
-    }
 
     def ready() -> None:
         set_num_threads(threads)
         torch.set_num_threads(threads)
 
-    masks = [Contestant(name, run, rows, threads, ready) for name, run in ways.items()]
-    floors = [Contestant(COPY, copy_masked(*ids.shape), rows), Contestant(PHILOX, philox_words(*ids.shape), rows)]
-    return masks if threads > 1 else [*floors, *masks]
+    masks = [torch_mask(ids, graph.vocabulary)]
+    masks += [Contestant(name, partial(masker, ids), len(ids)) for name, masker in ours.items()]
+    masks = [replace(each, threads=threads, prepare=ready) for each in masks]
+    return masks if threads > 1 else [*floors_of_masking(ids), *masks]
 
 
 def measure(bench: Bench, case: str, size: int) -> None:
@@ -145,11 +140,10 @@ def draw(rows: Sequence[Row], path: Path) -> None:
                 )
         ticks = sorted({int(row["size"]) for row in rows if row["case"] == case})
         axes.set(xscale="log", yscale="log")
-        axes.set_xlabel(label, fontsize=8)
-        axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks], fontsize=7)
+        style_axis(axes, title="", x=label)
+        axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
         axes.minorticks_off()
-        axes.set_yticks([1, 2, 5, 10, 20, 50, 100], ["1", "2", "5", "10", "20", "50", "100"], fontsize=7)
-        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_yticks([1, 2, 5, 10, 20, 50, 100], ["1", "2", "5", "10", "20", "50", "100"])
         axes.grid(alpha=0.25)
     figure.supylabel("nanoseconds a gene", fontsize=9)
     figure.legend(

@@ -75,7 +75,7 @@ __device__ __forceinline__ void add_wave(const Row& row, const Genes& genes, con
       else fresh += add_members(genes, genes_of_set, size_of_set, key_of_set, first);
     }
   }
-  for (int d = 16; d; d >>= 1) fresh += __shfl_xor_sync(FULL_WARP, fresh, d);
+  fresh = warp_sum(fresh);
   if (lane_id() == 0) atomicAdd(&row.state->listed, fresh);
   __syncthreads();
 }

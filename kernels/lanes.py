@@ -119,9 +119,8 @@ def _times(builder, index, factor):
     return builder.mul(index, I64(factor))
 
 
-def _philox(counter, key, after_round=None):
-    """Return the four words of a counter and a key in lanes; ``after_round`` is called with each round's number."""
-    state = *counter, *key
+def _philox(*state, after_round=None):
+    """Return the four words of ``philox`` in lanes; ``after_round`` is called with each round's number."""
     for number in range(ROUNDS):
         state = philox_round.py_func(*state)
         if after_round is not None:
@@ -131,9 +130,9 @@ def _philox(counter, key, after_round=None):
 
 def _fill_words(context, builder, kinds, args, after_round=None):
     """Emit what ``fill_words`` does; ``args`` are its own."""
-    block, low, high, *key = (Lanes.copies(builder, word, AT_ONCE) & LOW for word in args[5:10])
+    block, *counter_key = (Lanes.copies(builder, word, AT_ONCE) & LOW for word in args[5:10])
     column = Lanes.copies(builder, args[4], AT_ONCE) + Lanes.constant(builder, range(AT_ONCE))
-    words = _philox((column & LOW, block, low, high), key, after_round)
+    words = _philox(column & LOW, block, *counter_key, after_round=after_round)
     for kind, array, word in zip(kinds, args, words, strict=False):
         # The lower halves by a shuffle, one instruction for two vectors; a truncation takes more.
         halves = builder.bitcast(word.value, ir.VectorType(I32, 2 * AT_ONCE))
@@ -201,7 +200,7 @@ def first_words(typingctx, size, block, low, high, key_low, key_high, words):
         with cgutils.for_range(builder, steps) as loop:
             begin = _times(builder, loop.index, AT_ONCE)
             column = Lanes.copies(builder, begin, AT_ONCE) + places
-            first = _philox((column & LOW, block, *counter_key[:2]), counter_key[2:])[0].value
+            first = _philox(column & LOW, block, *counter_key)[0].value
             result = _vector_from(context, builder, signature.args[6], args[6], begin, AT_ONCE)
             builder.store(builder.trunc(first, result.type.pointee), result, align=4)
         return context.get_dummy_value()
@@ -251,7 +250,7 @@ def neighbor_words(typingctx, column, size, low, high, key_low, key_high, words)
         steps = builder.udiv(builder.add(args[1], I64(4 * LANES - 1)), I64(4 * LANES))
         with cgutils.for_range(builder, steps) as loop:
             block = blocks + Lanes.copies(builder, _times(builder, loop.index, LANES))
-            w0, w1, w2, w3 = _philox((column, block & LOW, *counter_key[:2]), counter_key[2:])
+            w0, w1, w2, w3 = _philox(column, block & LOW, *counter_key)
             front, back = _side_by_side(builder, w0, w1), _side_by_side(builder, w2, w3)
             even, odd = (
                 builder.shuffle_vector(front, back, _places(LANES * (i % 2) + k + i - i % 2 for i in range(LANES)))

@@ -82,7 +82,7 @@ def begin_row(
 
     Where genes have ``costs``, w1 become keys by weight, and so do w0 that order seeds, where the gene table is filled.
 
-    All in one loop: the words keep the vector units busy, the rest is reading and writing beside it.
+    The words keep the vector units busy; what is read and written beside them takes little time of its own.
     """
     if placing:
         for begin in range(64 * words_for(width) - AT_ONCE, -1, -AT_ONCE):

@@ -27,7 +27,6 @@ from gpu import exercise, masking
 if TYPE_CHECKING:
     from harness.workload import Workload
 
-COPY = "floor: copy of the same bytes"
 TORCH_TOKENS = "tokens in PyTorch operations"
 TORCH_MASKED = "tokens and random masks in PyTorch operations"
 TOKENS = "RankEncoder on the device"
@@ -109,7 +108,7 @@ def counts_race(workload: Workload, batch: int, device: torch.device) -> list[Co
 
     threads = get_num_threads()
     return [
-        Contestant(COPY, copy_of_counts(there), 1),
+        Contestant(masking.COPY, copy_of_counts(there), 1),
         Contestant(TORCH_TOKENS, lambda: in_torch(there), 1),
         Contestant(TORCH_MASKED, lambda: masking.torch_mask_tokens(in_torch(there), special, **stock), 1),
         Contestant(HOST_PATH, host_path, 1, threads),
@@ -177,7 +176,7 @@ def values_race(workload: Workload, batch: int, device: torch.device) -> list[Co
         return [tensor.to(device, non_blocking=True) for tensor in collator(ragged).values()]
 
     return [
-        Contestant(COPY, copied, 1),
+        Contestant(masking.COPY, copied, 1),
         Contestant(TORCH_VALUES, in_torch, 1),
         Contestant(HOST_VALUES, host_path, 1, get_num_threads()),
         Contestant(HIDE_EPOCH, lambda: hide(ids, there, epoch=1), 1),

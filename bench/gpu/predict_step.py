@@ -26,10 +26,7 @@ MATRIX, TF32, FLOAT32, BANDWIDTH = 989e12, 494e12, 67e12, 4.8e12
 OF_PRODUCTS, OF_ATTENTION, OF_BANDWIDTH = 0.5, 0.3, 0.8
 LAUNCHES = 1_000  # kernels in a step, by PyTorch's profiler on the CPU
 OF_HOST = 10e-6  # assumed: seconds of the host for each
-MASKING = (
-    0.02e-3,
-    0.08e-3,
-)  # seconds of the masking kernel: what predict.py says of up to 132 rows, and four times that
+MASKING = (0.02e-3, 0.08e-3)  # seconds of the kernel: what predict.py says of up to 132 rows, and four times that
 VOCABULARY = 25_426
 
 
